@@ -1,0 +1,164 @@
+-- The outbox: immutable events, slim messages partitioned by status, and the lanes that relays claim.
+-- docs/decisions/0002-slim-messages-partitioned-by-status.md tells why the tables look as they do.
+
+CREATE SCHEMA IF NOT EXISTS outbox;
+
+-- RFC 9562 version 7: 48 bits of milliseconds, then random bits. PostgreSQL has uuidv7() from version 18 only,
+-- and a time-ordered default keeps the unique index on event_id local and small.
+CREATE FUNCTION outbox.time_ordered_uuid() RETURNS uuid
+LANGUAGE sql VOLATILE PARALLEL SAFE
+AS $$
+    SELECT encode(
+        set_bit(
+            set_bit(
+                overlay(
+                    uuid_send(gen_random_uuid())
+                    PLACING substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3)
+                    FROM 1 FOR 6
+                ),
+                52, 1
+            ),
+            53, 1
+        ),
+        'hex'
+    )::uuid
+$$;
+
+COMMENT ON FUNCTION outbox.time_ordered_uuid() IS
+    'A UUID of version 7 (RFC 9562): ordered by time of creation, so that its index grows at one end.';
+
+CREATE TABLE outbox.events (
+    position       bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
+    recorded_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    stream_version bigint CHECK (stream_version >= 1),
+    transaction_id xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    event_id       uuid NOT NULL DEFAULT outbox.time_ordered_uuid() UNIQUE,
+    stream_id      text COLLATE "C" CHECK (stream_id <> ''),
+    event_type     text NOT NULL CHECK (event_type <> ''),
+    payload        jsonb NOT NULL,
+    metadata       jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
+    UNIQUE (stream_id, stream_version),
+    CONSTRAINT events_stream_has_version CHECK ((stream_id IS NULL) = (stream_version IS NULL))
+);
+
+COMMENT ON TABLE outbox.events IS
+    'Immutable facts. Never updated; a payload is stored here once, whatever the number of destinations.';
+COMMENT ON COLUMN outbox.events.position IS
+    'Order of insertion. CACHE 1, so that writers that wait for each other get their positions in that order.';
+COMMENT ON COLUMN outbox.events.recorded_at IS 'When the row was written (clock_timestamp, not the start of the transaction).';
+COMMENT ON COLUMN outbox.events.stream_version IS
+    'Number of the event in its stream, from 1; null when the event belongs to no stream.';
+COMMENT ON COLUMN outbox.events.transaction_id IS
+    'The writing transaction, for readers that must not pass one that is still running.';
+COMMENT ON COLUMN outbox.events.event_id IS
+    'Identity of the fact for consumers, sent as the attribute event_id; time-ordered unless the application sets it.';
+COMMENT ON COLUMN outbox.events.stream_id IS 'The aggregate the event belongs to, if any.';
+COMMENT ON COLUMN outbox.events.event_type IS 'Name of the fact, for example TicketPurchased; sent as an attribute.';
+COMMENT ON COLUMN outbox.events.payload IS 'The body of the published message, sent as payload::text byte for byte.';
+COMMENT ON COLUMN outbox.events.metadata IS
+    'A flat object; its members are sent as message attributes (traceparent, correlation_id and the like).';
+
+CREATE TABLE outbox.messages (
+    id             bigint GENERATED ALWAYS AS IDENTITY (CACHE 1),
+    event_position bigint NOT NULL,
+    enqueued_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    available_at   timestamptz,
+    delivered_at   timestamptz,
+    dead_at        timestamptz,
+    lane           smallint NOT NULL GENERATED ALWAYS AS
+                   ((hashtext(coalesce(group_id, event_position::text)) & 15)::smallint) STORED,
+    attempts       smallint NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+    destination    text COLLATE "C" NOT NULL CHECK (destination <> ''),
+    status         text COLLATE "C" NOT NULL DEFAULT 'pending',
+    group_id       text COLLATE "C" CHECK (group_id <> ''),
+    sqs_message_id text,
+    last_error     text,
+    PRIMARY KEY (destination, lane, id, status),
+    CONSTRAINT messages_delivered_has_time CHECK ((status = 'delivered') = (delivered_at IS NOT NULL)),
+    CONSTRAINT messages_dead_has_time_and_reason
+        CHECK ((status = 'dead') = (dead_at IS NOT NULL) AND (status <> 'dead' OR last_error IS NOT NULL)),
+    CONSTRAINT messages_only_pending_waits CHECK (available_at IS NULL OR status = 'pending'),
+    CONSTRAINT messages_only_delivered_has_sqs_id CHECK (sqs_message_id IS NULL OR status = 'delivered')
+) PARTITION BY LIST (status);
+
+-- The pending partition is a queue: small, all churn. Vacuum it by count, not by share, and let vacuum neither sleep
+-- nor take the exclusive lock that truncating the tail needs.
+CREATE TABLE outbox.messages_pending PARTITION OF outbox.messages FOR VALUES IN ('pending') WITH (
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 5000,
+    autovacuum_vacuum_cost_delay = 0,
+    autovacuum_analyze_scale_factor = 0,
+    autovacuum_analyze_threshold = 20000,
+    vacuum_truncate = off
+);
+
+-- Delivered rows come and go at the same rate once the retention is reached.
+CREATE TABLE outbox.messages_delivered PARTITION OF outbox.messages FOR VALUES IN ('delivered') WITH (
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_cost_delay = 0
+);
+
+CREATE TABLE outbox.messages_dead PARTITION OF outbox.messages FOR VALUES IN ('dead');
+
+-- The few rows that wait for a retry are found here, so that ordinary reads never step over them.
+CREATE INDEX messages_pending_deferred ON outbox.messages_pending (destination, available_at)
+    WHERE available_at IS NOT NULL;
+
+COMMENT ON TABLE outbox.messages IS
+    'An event''s delivery to one destination. UPDATE … SET status moves a row between the partitions.';
+COMMENT ON COLUMN outbox.messages.id IS
+    'Order of delivery within a group. CACHE 1, so that writers that wait for each other get their ids in that order.';
+COMMENT ON COLUMN outbox.messages.event_position IS 'outbox.events.position of the event. No foreign key, on purpose.';
+COMMENT ON COLUMN outbox.messages.enqueued_at IS 'When the row was written; lag and latency are counted from here.';
+COMMENT ON COLUMN outbox.messages.available_at IS 'Not before this time (set by a retry); null means now.';
+COMMENT ON COLUMN outbox.messages.delivered_at IS 'When the relay recorded that SQS accepted the message.';
+COMMENT ON COLUMN outbox.messages.dead_at IS 'When the relay gave the message up.';
+COMMENT ON COLUMN outbox.messages.lane IS
+    'hash(group) mod 16: what relays claim. PostgreSQL may change hashtext between major versions; stored values stay '
+    'under pg_upgrade, so let the outbox run empty before one, or messages of a group written before and after may be '
+    'published by two relays at a time.';
+COMMENT ON COLUMN outbox.messages.attempts IS 'Failed attempts that were the message''s own fault; outages cost none.';
+COMMENT ON COLUMN outbox.messages.destination IS 'Logical queue name; OUTBOX_RELAY_DESTINATIONS maps it to a queue URL.';
+COMMENT ON COLUMN outbox.messages.status IS 'pending, delivered or dead.';
+COMMENT ON COLUMN outbox.messages.group_id IS
+    'Messages of one group reach a FIFO queue in the order of their ids; null means no order is asked for.';
+COMMENT ON COLUMN outbox.messages.sqs_message_id IS 'The MessageId that SQS answered.';
+COMMENT ON COLUMN outbox.messages.last_error IS 'Why the last attempt failed; for a dead message the reason.';
+COMMENT ON TABLE outbox.messages_pending IS 'Messages that wait to be published.';
+COMMENT ON TABLE outbox.messages_delivered IS
+    'Messages that SQS accepted; pruned after OUTBOX_RELAY_DELIVERED_RETENTION.';
+COMMENT ON TABLE outbox.messages_dead IS 'Messages that were given up, kept for an operator.';
+
+-- Lane rows are locked, never updated: an updated lock row would bloat under a long transaction.
+CREATE TABLE outbox.lanes (
+    destination text COLLATE "C" NOT NULL CHECK (destination <> ''),
+    lane        smallint NOT NULL CHECK (lane BETWEEN 0 AND 15),
+    PRIMARY KEY (destination, lane)
+);
+
+COMMENT ON TABLE outbox.lanes IS
+    'One row for each slice of a destination. The relay that has it locked is the only one that publishes that lane.';
+COMMENT ON COLUMN outbox.lanes.destination IS 'Logical queue name.';
+COMMENT ON COLUMN outbox.lanes.lane IS '0 to 15, as outbox.messages.lane.';
+
+CREATE FUNCTION outbox.enqueue(
+    destination text,
+    event_type  text,
+    payload     jsonb,
+    group_id    text DEFAULT NULL,
+    metadata    jsonb DEFAULT '{}'
+) RETURNS bigint
+LANGUAGE sql VOLATILE
+AS $$
+    WITH event AS (
+        INSERT INTO outbox.events (event_type, payload, metadata)
+        VALUES (enqueue.event_type, enqueue.payload, coalesce(enqueue.metadata, '{}'))
+        RETURNING position
+    )
+    INSERT INTO outbox.messages (destination, event_position, group_id)
+    SELECT enqueue.destination, event.position, enqueue.group_id FROM event
+    RETURNING id
+$$;
+
+COMMENT ON FUNCTION outbox.enqueue(text, text, jsonb, text, jsonb) IS
+    'Records an event and one message that carries it to the destination, in the caller''s transaction. Returns the message id.';

@@ -1,0 +1,8 @@
+-- Makes sure that a destination has its sixteen lanes.
+--
+-- $1 destination. Guarantees: safe when many relays start at once; writes nothing when the lanes are there.
+INSERT INTO outbox.lanes (destination, lane)
+SELECT $1, g.lane::smallint
+FROM generate_series(0, 15) AS g (lane)
+WHERE NOT EXISTS (SELECT FROM outbox.lanes AS l WHERE l.destination = $1 AND l.lane = g.lane)
+ON CONFLICT DO NOTHING

@@ -1,0 +1,22 @@
+-- Reads the messages of claimed lanes that wait for a retry, due or not: those not due still block their group.
+--
+-- $1 destination, $2 lanes, $3 how many at most, $4 milliseconds: only those due within that time.
+-- Guarantees: what is due first comes first. "wait" is null for a message that is due.
+-- Index: messages_pending_deferred; events_pkey once a message.
+SELECT
+    s.xmax, s.now, m.lane, m.id, m.attempts, m.enqueued_at, m.group_id,
+    e.event_id::text, e.event_type, e.stream_id, e.stream_version, e.payload::text, e.metadata::text,
+    CASE WHEN m.available_at > s.now
+        THEN (extract(epoch FROM m.available_at - s.now) * 1000)::bigint END AS wait
+FROM (
+    SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS xmax, clock_timestamp() AS now OFFSET 0
+) AS s
+CROSS JOIN LATERAL (
+    SELECT p.lane, p.id, p.attempts, p.enqueued_at, p.group_id, p.event_position, p.available_at
+    FROM outbox.messages AS p
+    WHERE p.status = 'pending' AND p.destination = $1 AND p.available_at <= now() + $4 * interval '1 millisecond'
+        AND p.lane = ANY ($2::smallint[])
+    ORDER BY p.available_at
+    LIMIT $3
+) AS m
+LEFT JOIN outbox.events AS e ON e.position = m.event_position

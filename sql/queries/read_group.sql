@@ -1,0 +1,20 @@
+-- Reads on in one group whose later messages were left in the table because too many of them waited.
+--
+-- $1 destination, $2 lane, $3 group, $4 the last id in memory, $5 how many at most.
+-- Guarantees: the ids ascend and none of the group that this snapshot shows is left out between two of them.
+-- Index: messages_pending_pkey, from $4 upwards; events_pkey once a message.
+SELECT
+    s.xmax, s.now, m.lane, m.id, m.attempts, m.enqueued_at, m.group_id,
+    e.event_id::text, e.event_type, e.stream_id, e.stream_version, e.payload::text, e.metadata::text
+FROM (
+    SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS xmax, clock_timestamp() AS now OFFSET 0
+) AS s
+CROSS JOIN LATERAL (
+    SELECT p.lane, p.id, p.attempts, p.enqueued_at, p.group_id, p.event_position
+    FROM outbox.messages AS p
+    WHERE p.status = 'pending' AND p.destination = $1 AND p.lane = $2 AND p.id > $4 AND p.group_id = $3
+        AND p.available_at IS NULL
+    ORDER BY p.id
+    LIMIT $5
+) AS m
+LEFT JOIN outbox.events AS e ON e.position = m.event_position

@@ -1,0 +1,181 @@
+//! Turns text into values and collects what is wrong with it: the variable, its value, what is allowed.
+//!
+//! A parser here never stops at a mistake: it notes it, returns the default and lets the others be checked as well.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::DestinationConfig;
+use crate::message::QueueKind;
+
+/// The variables that exist. Kept beside the parser that suggests one of them; a test compares it with the flags.
+pub(super) const KNOWN: [&str; 14] = [
+    "OUTBOX_RELAY_DESTINATIONS",
+    "OUTBOX_RELAY_BATCH_SIZE",
+    "OUTBOX_RELAY_REQUEST_SIZE",
+    "OUTBOX_RELAY_MAX_IN_FLIGHT",
+    "OUTBOX_RELAY_POLL_INTERVAL",
+    "OUTBOX_RELAY_FIFO_MODE",
+    "OUTBOX_RELAY_MAX_ATTEMPTS",
+    "OUTBOX_RELAY_RETRY_INITIAL",
+    "OUTBOX_RELAY_RETRY_MAX",
+    "OUTBOX_RELAY_REQUEST_TIMEOUT",
+    "OUTBOX_RELAY_DELIVERED_RETENTION",
+    "OUTBOX_RELAY_DRAIN_TIMEOUT",
+    "OUTBOX_RELAY_HTTP_LISTEN",
+    "OUTBOX_RELAY_LOG_FORMAT",
+];
+
+/// All that is wrong with the configuration, one sentence each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(pub Vec<String>);
+
+/// A variable's name and what it was set to.
+type Setting<'a> = (&'static str, Option<&'a str>);
+
+/// The mistakes found so far.
+#[derive(Default)]
+pub(super) struct Problems(Vec<String>);
+
+impl Problems {
+    pub(super) fn add(&mut self, sentence: String) {
+        self.0.push(sentence);
+    }
+
+    pub(super) fn into_error(self) -> ConfigError {
+        ConfigError(self.0)
+    }
+
+    pub(super) fn finish<T>(self, value: T) -> Result<T, ConfigError> {
+        if self.0.is_empty() { Ok(value) } else { Err(self.into_error()) }
+    }
+
+    /// A misspelt variable would otherwise leave a default in force without a word.
+    pub(super) fn unknown_variables(&mut self) {
+        for (name, _) in std::env::vars_os() {
+            if let Some(sentence) = name.to_str().and_then(unknown_variable) {
+                self.add(sentence);
+            }
+        }
+    }
+
+    pub(super) fn number(&mut self, setting: Setting<'_>, (min, max): (usize, usize), default: usize) -> usize {
+        let Some(text) = present(setting) else { return default };
+        match text.parse::<usize>() {
+            Ok(value) if (min..=max).contains(&value) => value,
+            _ => {
+                let name = setting.0;
+                self.add(format!("{name}={text:?} is not allowed; use a whole number from {min} to {max}"));
+                default
+            }
+        }
+    }
+
+    pub(super) fn duration(
+        &mut self,
+        setting: Setting<'_>,
+        (min, max): (Duration, Duration),
+        default: Duration,
+    ) -> Duration {
+        let Some(text) = present(setting) else { return default };
+        match humantime::parse_duration(text) {
+            Ok(value) if (min..=max).contains(&value) => value,
+            parsed => {
+                let hint = if parsed.is_err() && text.parse::<f64>().is_ok() { " (the unit is missing)" } else { "" };
+                self.add(format!(
+                    "{}={text:?} is not allowed{hint}; use a duration with a unit, such as {}, from {} to {}",
+                    setting.0,
+                    humantime::format_duration(default),
+                    humantime::format_duration(min),
+                    humantime::format_duration(max),
+                ));
+                default
+            }
+        }
+    }
+
+    /// The first choice is the default.
+    pub(super) fn one_of<T: Copy>(&mut self, setting: Setting<'_>, choices: &[(&str, T)]) -> T {
+        let default = choices[0].1;
+        let Some(text) = present(setting) else { return default };
+        if let Some((_, value)) = choices.iter().find(|(word, _)| *word == text) {
+            return *value;
+        }
+        let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+        self.add(format!("{}={text:?} is not allowed; use {}", setting.0, words.join(" or ")));
+        default
+    }
+
+    pub(super) fn address(&mut self, setting: Setting<'_>, default: SocketAddr) -> SocketAddr {
+        let Some(text) = present(setting) else { return default };
+        text.parse().unwrap_or_else(|_| {
+            let name = setting.0;
+            self.add(format!("{name}={text:?} is not an address; use IP:PORT such as 0.0.0.0:9595 or [::]:9595"));
+            default
+        })
+    }
+
+    pub(super) fn destinations(&mut self, text: Option<&str>) -> Vec<DestinationConfig> {
+        const NAME: &str = "OUTBOX_RELAY_DESTINATIONS";
+        let Some(text) = present((NAME, text)) else {
+            self.add(format!("{NAME} is not set; name what to publish where, such as tickets=https://sqs.eu-west-1.amazonaws.com/123456789012/tickets.fifo"));
+            return Vec::new();
+        };
+        let mut destinations: Vec<DestinationConfig> = Vec::new();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            match destination(part) {
+                Ok(found) if destinations.iter().any(|known| known.name == found.name) => {
+                    self.add(format!("{NAME}: destination {:?} is named twice; keep one of them", found.name));
+                }
+                Ok(found) => destinations.push(found),
+                Err(problem) => self.add(format!("{NAME}: {part:?} {problem}")),
+            }
+        }
+        if destinations.is_empty() && self.0.is_empty() {
+            self.add(format!("{NAME}={text:?} names no destination; use NAME=QUEUE_URL, separated by commas"));
+        }
+        destinations
+    }
+}
+
+/// Empty counts as not set.
+fn present<'a>((_, text): Setting<'a>) -> Option<&'a str> {
+    text.map(str::trim).filter(|text| !text.is_empty())
+}
+
+fn destination(part: &str) -> Result<DestinationConfig, String> {
+    let Some((name, queue_url)) = part.split_once('=') else {
+        return Err("has no queue URL; use NAME=QUEUE_URL".to_owned());
+    };
+    let (name, queue_url) = (name.trim(), queue_url.trim());
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > 80 || !name.chars().all(is_plain) {
+        return Err("has a bad name; use 1 to 80 letters, digits, '-', '_' or '.'".to_owned());
+    }
+    let rest = queue_url.strip_prefix("https://").or_else(|| queue_url.strip_prefix("http://"));
+    let host_and_path = rest.and_then(|rest| rest.split_once('/'));
+    match host_and_path {
+        Some((host, path)) if !host.is_empty() && !path.is_empty() && !queue_url.contains(char::is_whitespace) => {
+            Ok(DestinationConfig {
+                name: name.to_owned(),
+                queue_url: queue_url.to_owned(),
+                kind: QueueKind::of(queue_url),
+            })
+        }
+        _ => Err("has a bad queue URL; use the URL that SQS shows, https://HOST/ACCOUNT/QUEUE".to_owned()),
+    }
+}
+
+/// The sentence about a variable that looks like ours and is not.
+pub(super) fn unknown_variable(name: &str) -> Option<String> {
+    let rest = name.strip_prefix("OUTBOX_RELAY_")?;
+    // Kubernetes sets these in every pod when a Service is called outbox-relay.
+    let by_kubernetes = rest == "PORT" || rest.starts_with("PORT_") || rest.starts_with("SERVICE_");
+    if by_kubernetes || KNOWN.contains(&name) {
+        return None;
+    }
+    let similarity = |known: &&&str| (strsim::jaro_winkler(name, known) * 1e6) as u64;
+    let nearest = KNOWN.iter().max_by_key(similarity)?;
+    Some(format!("{name} is not a variable of outbox-relay; did you mean {nearest}?"))
+}

@@ -1,0 +1,203 @@
+//! Where PostgreSQL is and how to trust it: `DATABASE_URL`, `DATABASE_URL_FILE`, or libpq's `PG*`.
+//!
+//! tokio-postgres parses the connection string but knows neither `sslmode=verify-full` nor `sslrootcert`, so these two are
+//! taken out first, with libpq's meaning (PostgreSQL documentation, 34.19 SSL Support).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::check::Problems;
+
+/// How much TLS protects the connection, as libpq's sslmode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsMode {
+    /// No TLS.
+    Disable,
+    /// TLS if the server offers it; the server is not verified.
+    Prefer,
+    /// TLS; the server is not verified unless a root certificate is given, then as `VerifyCa`.
+    Require,
+    /// TLS with a certificate chain that leads to a trusted root; any host name.
+    VerifyCa,
+    /// TLS with a trusted chain and the right host name.
+    VerifyFull,
+}
+
+/// A checked way to a database. Its `Debug` shows no password.
+#[derive(Clone, Debug)]
+pub struct DatabaseConfig {
+    /// Parsed by tokio-postgres, with our time limits filled in.
+    pub connection: tokio_postgres::Config,
+    /// Protection of the connection.
+    pub tls: TlsMode,
+    /// Roots to trust instead of the system's, a PEM file.
+    pub root_certificate: Option<PathBuf>,
+}
+
+impl DatabaseConfig {
+    /// Host, port and database for log lines; never user or password.
+    pub fn place(&self) -> String {
+        let hosts: Vec<String> = self.connection.get_hosts().iter().map(host).collect();
+        let port = self.connection.get_ports().first().copied().unwrap_or(5432);
+        format!("{}:{port}/{}", hosts.join(","), self.connection.get_dbname().unwrap_or(""))
+    }
+}
+
+fn host(host: &tokio_postgres::config::Host) -> String {
+    match host {
+        tokio_postgres::config::Host::Tcp(name) => name.clone(),
+        tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+    }
+}
+
+/// `None` when there is a problem, which is then noted.
+pub(super) fn read(url: Option<&str>, file: Option<&str>, problems: &mut Problems) -> Option<DatabaseConfig> {
+    let present = |text: &&str| !text.trim().is_empty();
+    let url = match (url.filter(present), file.filter(present)) {
+        (Some(_), Some(_)) => {
+            problems.add("DATABASE_URL and DATABASE_URL_FILE are both set; keep one of them".to_owned());
+            return None;
+        }
+        (Some(url), None) => Some(url.trim().to_owned()),
+        (None, Some(path)) => match std::fs::read_to_string(path) {
+            Ok(text) => Some(text.trim().to_owned()),
+            Err(error) => {
+                problems.add(format!("DATABASE_URL_FILE={path:?} cannot be read: {error}; check the path and its rights"));
+                return None;
+            }
+        },
+        (None, None) => None,
+    };
+    let parsed = match url {
+        Some(url) => from_url(&url),
+        None => from_libpq_variables(),
+    };
+    let parts = parsed.map_err(|problem| problems.add(problem)).ok()?;
+    let tls = parts.sslmode.or_else(|| variable("PGSSLMODE"));
+    let root_certificate = parts.sslrootcert.or_else(|| variable("PGSSLROOTCERT"));
+    let tls = tls_mode(tls.as_deref(), root_certificate.is_some()).map_err(|problem| problems.add(problem)).ok()?;
+    let mut connection = parts.connection;
+    fill_in(&mut connection, tls);
+    // libpq 16 spells "the system's roots" as sslrootcert=system.
+    let root_certificate = root_certificate.filter(|path| path != "system").map(PathBuf::from);
+    Some(DatabaseConfig { connection, tls, root_certificate })
+}
+
+struct Parts {
+    connection: tokio_postgres::Config,
+    sslmode: Option<String>,
+    sslrootcert: Option<String>,
+}
+
+fn from_url(url: &str) -> Result<Parts, String> {
+    let (rest, taken) = if url.contains("://") { take_from_query(url) } else { take_from_words(url) };
+    let mut connection: tokio_postgres::Config =
+        rest.parse().map_err(|error| format!("DATABASE_URL cannot be used: {}; use postgres://USER:PASSWORD@HOST:PORT/DATABASE", chain(&error)))?;
+    if connection.get_hosts().is_empty() && connection.get_hostaddrs().is_empty() {
+        return Err("DATABASE_URL names no host; use postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned());
+    }
+    if connection.get_password().is_none()
+        && let Some(password) = variable("PGPASSWORD")
+    {
+        connection.password(password);
+    }
+    let find = |name: &str| taken.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    Ok(Parts { connection, sslmode: find("sslmode"), sslrootcert: find("sslrootcert") })
+}
+
+fn from_libpq_variables() -> Result<Parts, String> {
+    let Some(host) = variable("PGHOST") else {
+        return Err("DATABASE_URL is not set (nor DATABASE_URL_FILE, nor PGHOST); set it to postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned());
+    };
+    let mut connection = tokio_postgres::Config::new();
+    connection.host(&host);
+    if let Some(port) = variable("PGPORT") {
+        let parsed = port.parse().map_err(|_| format!("PGPORT={port:?} is not a port; use a number from 1 to 65535"))?;
+        connection.port(parsed);
+    }
+    if let Some(user) = variable("PGUSER") {
+        connection.user(user);
+    }
+    if let Some(password) = variable("PGPASSWORD") {
+        connection.password(password);
+    }
+    if let Some(database) = variable("PGDATABASE") {
+        connection.dbname(database);
+    }
+    Ok(Parts { connection, sslmode: None, sslrootcert: None })
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+const TAKEN: [&str; 2] = ["sslmode", "sslrootcert"];
+
+type Taken = Vec<(String, String)>;
+
+fn take_from_query(url: &str) -> (String, Taken) {
+    let Some((place, query)) = url.split_once('?') else { return (url.to_owned(), Vec::new()) };
+    let (ours, theirs): (Vec<&str>, Vec<&str>) =
+        query.split('&').partition(|pair| TAKEN.contains(&pair.split('=').next().unwrap_or("")));
+    let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let taken = ours.iter().filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_owned(), decode(v))).collect();
+    let rest = if theirs.is_empty() { place.to_owned() } else { format!("{place}?{}", theirs.join("&")) };
+    (rest, taken)
+}
+
+fn take_from_words(words: &str) -> (String, Taken) {
+    let (ours, theirs): (Vec<&str>, Vec<&str>) =
+        words.split_whitespace().partition(|word| TAKEN.contains(&word.split('=').next().unwrap_or("")));
+    let taken = ours.iter().filter_map(|word| word.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+    (theirs.join(" "), taken)
+}
+
+fn tls_mode(text: Option<&str>, has_root: bool) -> Result<TlsMode, String> {
+    match text {
+        None | Some("prefer" | "allow") => Ok(TlsMode::Prefer),
+        Some("disable") => Ok(TlsMode::Disable),
+        // libpq: with a root certificate, require means verify-ca.
+        Some("require") if has_root => Ok(TlsMode::VerifyCa),
+        Some("require") => Ok(TlsMode::Require),
+        Some("verify-ca") => Ok(TlsMode::VerifyCa),
+        Some("verify-full") => Ok(TlsMode::VerifyFull),
+        Some(other) => Err(format!(
+            "sslmode={other:?} (in DATABASE_URL or PGSSLMODE) is not allowed; use disable, prefer, require, verify-ca or verify-full"
+        )),
+    }
+}
+
+/// Bounds what would otherwise wait for ever: tokio-postgres has no connect timeout by default, keepalives after two
+/// hours, and no limit for bytes that are never acknowledged.
+fn fill_in(connection: &mut tokio_postgres::Config, tls: TlsMode) {
+    use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+    connection.ssl_mode(match tls {
+        TlsMode::Disable => SslMode::Disable,
+        TlsMode::Prefer => SslMode::Prefer,
+        TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => SslMode::Require,
+    });
+    if connection.get_connect_timeout().is_none() {
+        connection.connect_timeout(Duration::from_secs(5));
+    }
+    if connection.get_tcp_user_timeout().is_none() {
+        connection.tcp_user_timeout(Duration::from_secs(15));
+    }
+    connection.keepalives(true).keepalives_idle(Duration::from_secs(10));
+    connection.keepalives_interval(Duration::from_secs(5)).keepalives_retries(3);
+    if connection.get_application_name().is_none() {
+        connection.application_name("outbox-relay");
+    }
+    // After a failover the old address may lead to a server that only reads.
+    connection.target_session_attrs(TargetSessionAttrs::ReadWrite);
+}
+
+/// An error with its causes, because tokio-postgres keeps the interesting half in `source`.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,27 @@
+//! How log lines look: text for people or JSON for machines, on standard error, levels by `RUST_LOG`.
+//!
+//! House rules: one line per change of state and per problem of a batch, never per message; a failure is logged once,
+//! where it is handled; no payload and no secret; identifiers are fields.
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::LogFormat;
+
+/// What is logged when `RUST_LOG` is not set. The SDK's own lines repeat what the relay says of the same failure.
+pub const DEFAULT_FILTER: &str = "info,aws_config=warn,aws_runtime=warn,aws_smithy_runtime=error";
+
+/// Installs the subscriber of the process.
+///
+/// # Errors
+///
+/// When the filter cannot be parsed, or a subscriber is installed already.
+pub fn install(format: LogFormat, filter: Option<&str>) -> Result<(), String> {
+    let filter = EnvFilter::try_new(filter.unwrap_or(DEFAULT_FILTER))
+        .map_err(|error| format!("RUST_LOG: {error}; use a level such as info, or target=level pairs"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_target(false).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    }
+    .map_err(|error| error.to_string())
+}

@@ -1,0 +1,235 @@
+//! From where each lane is read: the cursor of the reads and the low bound behind it.
+//!
+//! A read starts above its lane's *cursor* and so never walks the index entries of delivered rows that vacuum could not
+//! remove. But a transaction can take an id and commit after higher ids were read. So the cursor is only a promise, and
+//! the *low bound* follows it: between the two lies the gap, which is swept for late rows until every transaction that was
+//! running when the cursor passed has ended. A snapshot tells: once a later snapshot's xmin has reached the earlier
+//! snapshot's xmax, all writers of that moment are over (PostgreSQL documentation, 9.27, pg_snapshot). A writer that stays
+//! open longer than [`PATIENCE`] is left behind; the sweep from the bottom, which the relay makes every second, finds what
+//! it commits. So completeness rests on the sweep, and this file is only speed.
+//!
+//! Pure: no I/O and no clock of its own.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::message::{LANES, Lane};
+
+/// How long the low bound waits for a running transaction before it passes anyway.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+
+/// An id that becomes the low bound once the writers of its moment have ended.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    id: i64,
+    xmax: i64,
+    seen_at: Instant,
+}
+
+#[derive(Clone, Debug, Default)]
+struct LaneBound {
+    low: i64,
+    cursor: i64,
+    candidates: VecDeque<Candidate>,
+}
+
+impl LaneBound {
+    fn note(&mut self, candidate: Candidate) {
+        match self.candidates.back_mut() {
+            Some(last) if last.id >= candidate.id => {}
+            // Under the same snapshot horizon the higher id serves for both.
+            Some(last) if last.xmax == candidate.xmax => last.id = candidate.id,
+            _ => self.candidates.push_back(candidate),
+        }
+    }
+
+    fn settle(&mut self, upto: i64, xmin: i64, now: Instant) {
+        while let Some(first) = self.candidates.front() {
+            let is_waited_for = first.xmax > xmin && now.saturating_duration_since(first.seen_at) < PATIENCE;
+            if first.id > upto || is_waited_for {
+                break;
+            }
+            self.low = self.low.max(first.id);
+            self.candidates.pop_front();
+        }
+        self.cursor = self.cursor.max(self.low);
+    }
+}
+
+/// The cursors and low bounds of one destination's lanes.
+#[derive(Clone, Debug)]
+pub struct LowBounds {
+    lanes: Vec<LaneBound>,
+    /// The sequence's last value at the look before this one, see [`LowBounds::looked`].
+    last_id: Option<i64>,
+}
+
+impl Default for LowBounds {
+    fn default() -> Self {
+        Self { lanes: vec![LaneBound::default(); usize::try_from(LANES).unwrap_or(0)], last_id: None }
+    }
+}
+
+impl LowBounds {
+    fn lane(&self, lane: Lane) -> &LaneBound {
+        &self.lanes[usize::try_from(lane).unwrap_or(0)]
+    }
+
+    fn lane_mut(&mut self, lane: Lane) -> &mut LaneBound {
+        &mut self.lanes[usize::try_from(lane).unwrap_or(0)]
+    }
+
+    /// All lanes with their low bounds, for a look.
+    pub fn lows(&self) -> Vec<(Lane, i64)> {
+        (0..LANES).map(|lane| (lane, self.lane(lane).low)).collect()
+    }
+
+    /// Where the next read of a lane starts.
+    pub fn cursor(&self, lane: Lane) -> i64 {
+        self.lane(lane).cursor
+    }
+
+    /// Below this id a lane is only looked at by sweeps from the bottom.
+    pub fn low(&self, lane: Lane) -> i64 {
+        self.lane(lane).low
+    }
+
+    /// Whether rows of a lane may still appear between the low bound and the cursor.
+    pub fn has_gap(&self, lane: Lane) -> bool {
+        self.lane(lane).cursor > self.lane(lane).low
+    }
+
+    /// A claim begins: nothing of the lane is in memory, so reading starts at the low bound.
+    pub fn open(&mut self, lane: Lane) {
+        let bound = self.lane_mut(lane);
+        bound.cursor = bound.low;
+        bound.candidates.clear();
+    }
+
+    /// A read under a snapshot with this xmax returned the lane's messages up to `id`.
+    pub fn read(&mut self, lane: Lane, id: i64, xmax: i64, now: Instant) {
+        let bound = self.lane_mut(lane);
+        if id > bound.cursor {
+            bound.cursor = id;
+            bound.note(Candidate { id, xmax, seen_at: now });
+        }
+    }
+
+    /// A sweep under a snapshot with this xmin has looked at everything from the low bound of each lane up to this id.
+    pub fn swept(&mut self, lanes: &[(Lane, i64)], xmin: i64, started: Instant) {
+        for (lane, upto) in lanes {
+            self.lane_mut(*lane).settle(*upto, xmin, started);
+        }
+    }
+
+    /// A look found nothing above the low bounds of the `empty` lanes. What the sequence had reached at the look *before*
+    /// this one was taken by transactions that this look's snapshot knows, so it can become the bound.
+    pub fn looked(&mut self, empty: &[Lane], (xmin, xmax): (i64, i64), last_id: i64, now: Instant) {
+        let reached = self.last_id.replace(last_id);
+        for lane in empty {
+            let bound = self.lane_mut(*lane);
+            bound.settle(i64::MAX, xmin, now);
+            if let Some(id) = reached.filter(|id| *id > bound.low) {
+                bound.note(Candidate { id, xmax, seen_at: now });
+            }
+        }
+    }
+
+    /// Messages of the lane from `id` on were left in the table and have to be read again.
+    pub fn rewind(&mut self, lane: Lane, id: i64) {
+        let bound = self.lane_mut(lane);
+        bound.low = bound.low.min(id - 1);
+        bound.cursor = bound.cursor.min(id - 1);
+        bound.candidates.retain(|candidate| candidate.id < id);
+    }
+
+    /// Forgets everything: after a reconnect the database may be another one, with lower ids.
+    pub fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(start: Instant, millis: u64) -> Instant {
+        start + Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn the_bound_waits_until_the_writers_of_the_read_have_ended() {
+        let start = Instant::now();
+        let mut bounds = LowBounds::default();
+        bounds.read(3, 100, 50, start);
+        assert_eq!((bounds.low(3), bounds.cursor(3)), (0, 100));
+        assert!(bounds.has_gap(3));
+        bounds.swept(&[(3, 100)], 49, after(start, 10));
+        assert_eq!(bounds.low(3), 0, "transaction 49 still runs and may hold a lower id");
+        bounds.swept(&[(3, 100)], 50, after(start, 20));
+        assert_eq!(bounds.low(3), 100);
+        assert!(!bounds.has_gap(3));
+    }
+
+    #[test]
+    fn the_bound_does_not_wait_longer_than_its_patience() {
+        let start = Instant::now();
+        let mut bounds = LowBounds::default();
+        bounds.read(0, 100, 50, start);
+        bounds.swept(&[(0, 100)], 1, after(start, 1999));
+        assert_eq!(bounds.low(0), 0);
+        bounds.swept(&[(0, 100)], 1, after(start, 2000));
+        assert_eq!(bounds.low(0), 100);
+    }
+
+    #[test]
+    fn a_sweep_settles_only_what_its_snapshot_covers() {
+        let start = Instant::now();
+        let mut bounds = LowBounds::default();
+        bounds.read(0, 100, 50, start);
+        bounds.read(0, 200, 60, start);
+        bounds.swept(&[(0, 200)], 55, start);
+        assert_eq!((bounds.low(0), bounds.cursor(0)), (100, 200));
+        bounds.swept(&[(1, 200)], 99, start);
+        assert_eq!(bounds.low(0), 100, "another lane's sweep says nothing");
+        bounds.swept(&[(0, 150)], 99, start);
+        assert_eq!(bounds.low(0), 100, "the sweep ended before the second read's cursor");
+    }
+
+    #[test]
+    fn an_empty_look_moves_the_bound_to_what_the_sequence_had_reached_before() {
+        let start = Instant::now();
+        let mut bounds = LowBounds::default();
+        bounds.looked(&[5], (10, 10), 1000, start);
+        assert_eq!(bounds.low(5), 0);
+        bounds.looked(&[5], (11, 12), 1200, start);
+        assert_eq!(bounds.low(5), 0, "1000 is known to have been taken before a snapshot with xmax 12");
+        bounds.looked(&[5], (12, 12), 1300, start);
+        assert_eq!(bounds.low(5), 1000);
+        assert_eq!(bounds.cursor(5), 1000);
+    }
+
+    #[test]
+    fn what_was_left_is_read_again() {
+        let start = Instant::now();
+        let mut bounds = LowBounds::default();
+        bounds.read(0, 100, 50, start);
+        bounds.swept(&[(0, 100)], 50, start);
+        bounds.read(0, 200, 60, start);
+        bounds.rewind(0, 80);
+        assert_eq!((bounds.low(0), bounds.cursor(0)), (79, 79));
+        bounds.swept(&[(0, 200)], 60, start);
+        assert_eq!(bounds.low(0), 79, "a candidate above the left message is gone");
+    }
+
+    #[test]
+    fn a_new_claim_reads_the_gap_again() {
+        let start = Instant::now();
+        let mut bounds = LowBounds::default();
+        bounds.read(0, 100, 50, start);
+        bounds.open(0);
+        assert_eq!(bounds.cursor(0), 0);
+        bounds.swept(&[(0, 100)], 99, start);
+        assert_eq!(bounds.low(0), 0);
+    }
+}

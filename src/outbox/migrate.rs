@@ -1,0 +1,147 @@
+//! Migrations: forward only, embedded, recorded with a checksum, safe when many sidecars start at once.
+
+use sha2::{Digest as _, Sha256};
+use tokio_postgres::types::Type;
+
+use super::{Outbox, OutboxError, column, keep_if_ok};
+
+/// One step of the schema.
+#[derive(Clone, Copy, Debug)]
+pub struct Migration {
+    /// 1, 2, 3, …
+    pub version: i32,
+    /// The file's name without number and ending.
+    pub name: &'static str,
+    /// What to run.
+    pub sql: &'static str,
+}
+
+impl Migration {
+    /// SHA-256 of the text, in hexadecimal digits.
+    pub fn checksum(&self) -> String {
+        Sha256::digest(self.sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn record(&self) -> String {
+        format!(
+            "INSERT INTO outbox.migrations (version, name, checksum) VALUES ({}, '{}', '{}');\n",
+            self.version,
+            self.name,
+            self.checksum()
+        )
+    }
+}
+
+/// All migrations, in order. A released one is never changed.
+pub const MIGRATIONS: [Migration; 1] =
+    [Migration { version: 1, name: "outbox", sql: include_str!("../../sql/migrations/0001_outbox.sql") }];
+
+/// Where migrations are recorded; made before the first of them.
+const PRELUDE: &str = "\
+CREATE SCHEMA IF NOT EXISTS outbox;
+CREATE TABLE IF NOT EXISTS outbox.migrations (
+    version    integer PRIMARY KEY,
+    name       text NOT NULL,
+    checksum   text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE outbox.migrations IS 'Which migrations of outbox-relay have been applied.';
+COMMENT ON COLUMN outbox.migrations.version IS 'Number of the migration, from 1.';
+COMMENT ON COLUMN outbox.migrations.name IS 'Name of the migration.';
+COMMENT ON COLUMN outbox.migrations.checksum IS 'SHA-256 of its text; a difference means that it was changed afterwards.';
+COMMENT ON COLUMN outbox.migrations.applied_at IS 'When it was applied.';
+";
+
+/// One lock for everybody who migrates. Within the transaction, so that it works behind PgBouncer and cannot be forgotten.
+const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext('outbox-relay migrate'))";
+
+/// The whole schema as one script, for teams that run SQL themselves.
+pub fn script() -> String {
+    let mut script = format!("BEGIN;\n{LOCK};\n{PRELUDE}");
+    for migration in MIGRATIONS {
+        script.push_str(&format!("\n-- Migration {}: {}\n", migration.version, migration.name));
+        script.push_str(migration.sql);
+        script.push_str(&migration.record());
+    }
+    script.push_str("COMMIT;\n");
+    script
+}
+
+impl Outbox {
+    /// Brings the schema to this program's version; returns the migrations that were applied now.
+    ///
+    /// # Errors
+    ///
+    /// When the database is newer, a recorded migration differs, or a statement fails; then nothing has changed.
+    pub async fn migrate(&self) -> Result<Vec<Migration>, OutboxError> {
+        let connection = self.connection().await?;
+        let work = async {
+            self.bounded("migrate", connection.batch_execute(&format!("BEGIN; {LOCK}; {PRELUDE}"))).await?;
+            let recorded = connection
+                .query_typed("SELECT version, name, checksum FROM outbox.migrations ORDER BY version", &[])
+                .await
+                .map_err(|error| OutboxError::of_statement("migrate", &self.place, &error))?;
+            let applied = self.check_recorded(&recorded)?;
+            let missing: Vec<Migration> = MIGRATIONS.into_iter().filter(|migration| migration.version > applied).collect();
+            for migration in &missing {
+                self.bounded("migrate", connection.batch_execute(migration.sql)).await?;
+                self.bounded("migrate", connection.batch_execute(&migration.record())).await?;
+            }
+            self.bounded("migrate", connection.batch_execute("COMMIT")).await?;
+            Ok(missing)
+        };
+        // A failure leaves the transaction open, and closing the connection rolls it back.
+        let result = work.await;
+        keep_if_ok(connection, result)
+    }
+
+    /// Whether the schema is the one this program was built for.
+    ///
+    /// # Errors
+    ///
+    /// [`OutboxError::NotMigrated`] when it is older or missing. A newer schema is fine: migrations only add, so that the
+    /// old relays go on while the new version is rolled out.
+    pub async fn check_schema(&self) -> Result<(), OutboxError> {
+        let rows = self.query("check the schema", "SELECT coalesce(max(version), 0) FROM outbox.migrations", &[]).await?;
+        let version: i32 = match rows.first() {
+            Some(row) => column("check the schema", row, 0)?,
+            None => 0,
+        };
+        let known = MIGRATIONS.last().map_or(0, |migration| migration.version);
+        if version < known {
+            return Err(OutboxError::NotMigrated {
+                place: self.place.to_string(),
+                problem: format!("it has schema version {version}, {known} is needed"),
+            });
+        }
+        Ok(())
+    }
+
+    fn check_recorded(&self, rows: &[tokio_postgres::Row]) -> Result<i32, OutboxError> {
+        let known = MIGRATIONS.last().map_or(0, |migration| migration.version);
+        let mut applied = 0;
+        for row in rows {
+            let version: i32 = column("migrate", row, 0)?;
+            let Some(migration) = MIGRATIONS.iter().find(|migration| migration.version == version) else {
+                return Err(OutboxError::TooNew { place: self.place.to_string(), found: version, known });
+            };
+            if column::<String>("migrate", row, 2)? != migration.checksum() {
+                let name: String = column("migrate", row, 1)?;
+                return Err(OutboxError::Changed { place: self.place.to_string(), version, name });
+            }
+            applied = version;
+        }
+        Ok(applied)
+    }
+
+    /// The server's version as it names itself, for the start-up line.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn server_version(&self) -> Result<String, OutboxError> {
+        let parameters = [(&"server_version" as &(dyn tokio_postgres::types::ToSql + Sync), Type::TEXT)];
+        let row = self.query_one("ask the version", "SELECT current_setting($1)", &parameters).await?;
+        column("ask the version", &row, 0)
+    }
+}

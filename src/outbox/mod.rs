@@ -1,0 +1,96 @@
+//! The outbox in PostgreSQL: look, claim, read, settle, measure, prune, migrate. The only module that speaks to the database.
+//!
+//! One method a statement; the statements are `sql/queries/*.sql`. What to do with the rows is [`crate::relay`]'s business.
+//! Every statement is unnamed and none needs a session, so the relay runs behind PgBouncer in transaction mode. Every
+//! wait is bounded; a connection on which a statement failed is thrown away.
+
+mod claim;
+mod connect;
+mod low_bound;
+mod measure;
+mod migrate;
+mod read;
+mod settle;
+mod tls;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use deadpool_postgres::Object;
+use tokio_postgres::Row;
+use tokio_postgres::types::{ToSql, Type};
+
+pub use claim::Claim;
+pub use connect::OutboxError;
+pub use low_bound::LowBounds;
+pub use measure::Backlog;
+pub use migrate::{MIGRATIONS, Migration, script};
+pub use read::{Batch, Look, Position, Swept};
+pub use settle::Keep;
+
+/// How long a statement may take before its connection is given up.
+pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A parameter and its type: unnamed statements do not ask the server what they need.
+type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// The way to one database, cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    pool: deadpool_postgres::Pool,
+    generation: Arc<AtomicU64>,
+    place: Arc<str>,
+}
+
+impl Outbox {
+    /// Grows with every connection that is made. What was learnt under another generation may be about another server.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    async fn query(&self, name: &'static str, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, OutboxError> {
+        let connection = self.connection().await?;
+        let result = self.bounded(name, connection.query_typed(sql, parameters)).await;
+        keep_if_ok(connection, result)
+    }
+
+    async fn query_one(&self, name: &'static str, sql: &str, parameters: &[Parameter<'_>]) -> Result<Row, OutboxError> {
+        let rows = self.query(name, sql, parameters).await?;
+        rows.into_iter().next().ok_or(OutboxError::Answer { statement: name, problem: "no row".to_owned() })
+    }
+
+    async fn execute(&self, name: &'static str, sql: &str, parameters: &[Parameter<'_>]) -> Result<u64, OutboxError> {
+        let connection = self.connection().await?;
+        let result = self.bounded(name, connection.execute_typed(sql, parameters)).await;
+        keep_if_ok(connection, result)
+    }
+
+    async fn bounded<T>(
+        &self,
+        statement: &'static str,
+        work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, OutboxError> {
+        match tokio::time::timeout(STATEMENT_TIMEOUT, work).await {
+            Ok(result) => result.map_err(|error| OutboxError::of_statement(statement, &self.place, &error)),
+            Err(_) => Err(OutboxError::Timeout { statement, place: self.place.to_string() }),
+        }
+    }
+}
+
+/// After a failure nobody knows what the server will still answer on a connection, or whether it is the right server.
+fn keep_if_ok<T>(connection: Object, result: Result<T, OutboxError>) -> Result<T, OutboxError> {
+    if result.is_err() {
+        drop(Object::take(connection));
+    }
+    result
+}
+
+/// Reads a column; a mismatch is an error of a statement in `sql/queries`, reported and not a panic.
+fn column<'a, T: tokio_postgres::types::FromSql<'a>>(
+    statement: &'static str,
+    row: &'a Row,
+    index: usize,
+) -> Result<T, OutboxError> {
+    row.try_get(index).map_err(|error| OutboxError::Answer { statement, problem: error.to_string() })
+}

@@ -1,0 +1,132 @@
+//! Settling: writes back what became of messages. Idempotent, so an unknown answer is settled again.
+
+use tokio_postgres::types::Type;
+
+use super::{Outbox, OutboxError, Parameter};
+use crate::message::{Lane, MessageKey, Outcome, Settlement};
+
+const DELIVER: &str = include_str!("../../sql/queries/deliver.sql");
+const DELETE_DELIVERED: &str = include_str!("../../sql/queries/delete_delivered.sql");
+const DEFER: &str = include_str!("../../sql/queries/defer.sql");
+const BURY: &str = include_str!("../../sql/queries/bury.sql");
+
+/// What happens to a row at delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// It moves to the delivered partition, until it is pruned.
+    Delivered,
+    /// It is deleted.
+    Nothing,
+}
+
+/// The longest error text that is stored; SQS's sentences are far shorter.
+const ERROR_CHARS: usize = 1000;
+
+#[derive(Default)]
+struct Columns {
+    lanes: Vec<Lane>,
+    ids: Vec<i64>,
+    attempts: Vec<i16>,
+    waits: Vec<i64>,
+    texts: Vec<String>,
+}
+
+impl Columns {
+    fn key(&mut self, key: MessageKey) {
+        self.lanes.push(key.lane);
+        self.ids.push(key.id);
+    }
+}
+
+impl Outbox {
+    /// Writes outcomes back and returns how many delivered messages were no longer pending: somebody else had settled
+    /// them, so they were published twice.
+    ///
+    /// # Errors
+    ///
+    /// When a statement fails; then any part may have been written, and settling all of it again is right.
+    pub async fn settle(
+        &self,
+        destination: &str,
+        keep: Keep,
+        settlements: &mut [Settlement],
+    ) -> Result<u64, OutboxError> {
+        // One order for all relays: two that settle the same rows wait for each other and never deadlock.
+        settlements.sort_by_key(|settlement| settlement.key);
+        let (mut delivered, mut deferred, mut dead) = (Columns::default(), Columns::default(), Columns::default());
+        for settlement in settlements.iter() {
+            match &settlement.outcome {
+                Outcome::Delivered { sqs_message_id } => {
+                    delivered.key(settlement.key);
+                    delivered.texts.push(sqs_message_id.clone());
+                }
+                Outcome::Deferred { attempts, wait, error } => {
+                    deferred.key(settlement.key);
+                    deferred.attempts.push(*attempts);
+                    deferred.waits.push(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+                    deferred.texts.push(shorten(error));
+                }
+                Outcome::Dead { attempts, error } => {
+                    dead.key(settlement.key);
+                    dead.attempts.push(*attempts);
+                    dead.texts.push(shorten(error));
+                }
+            }
+        }
+        let missing = self.deliver(destination, keep, &delivered).await?;
+        self.defer(destination, &deferred).await?;
+        self.bury(destination, &dead).await?;
+        Ok(missing)
+    }
+
+    async fn deliver(&self, destination: &str, keep: Keep, rows: &Columns) -> Result<u64, OutboxError> {
+        if rows.ids.is_empty() {
+            return Ok(0);
+        }
+        let parameters: [Parameter<'_>; 4] = [
+            (&destination, Type::TEXT),
+            (&rows.lanes, Type::INT2_ARRAY),
+            (&rows.ids, Type::INT8_ARRAY),
+            (&rows.texts, Type::TEXT_ARRAY),
+        ];
+        let settled = match keep {
+            Keep::Delivered => self.execute("deliver", DELIVER, &parameters).await?,
+            Keep::Nothing => self.execute("delete delivered", DELETE_DELIVERED, &parameters[..3]).await?,
+        };
+        Ok(u64::try_from(rows.ids.len()).unwrap_or(u64::MAX).saturating_sub(settled))
+    }
+
+    async fn defer(&self, destination: &str, rows: &Columns) -> Result<(), OutboxError> {
+        if rows.ids.is_empty() {
+            return Ok(());
+        }
+        let parameters: [Parameter<'_>; 6] = [
+            (&destination, Type::TEXT),
+            (&rows.lanes, Type::INT2_ARRAY),
+            (&rows.ids, Type::INT8_ARRAY),
+            (&rows.attempts, Type::INT2_ARRAY),
+            (&rows.waits, Type::INT8_ARRAY),
+            (&rows.texts, Type::TEXT_ARRAY),
+        ];
+        self.execute("defer", DEFER, &parameters).await.map(drop)
+    }
+
+    async fn bury(&self, destination: &str, rows: &Columns) -> Result<(), OutboxError> {
+        if rows.ids.is_empty() {
+            return Ok(());
+        }
+        let parameters: [Parameter<'_>; 5] = [
+            (&destination, Type::TEXT),
+            (&rows.lanes, Type::INT2_ARRAY),
+            (&rows.ids, Type::INT8_ARRAY),
+            (&rows.attempts, Type::INT2_ARRAY),
+            (&rows.texts, Type::TEXT_ARRAY),
+        ];
+        self.execute("bury", BURY, &parameters).await.map(drop)
+    }
+}
+
+/// PostgreSQL's text cannot hold U+0000.
+fn shorten(text: &str) -> String {
+    text.chars().filter(|c| *c != '\0').take(ERROR_CHARS).collect()
+}

@@ -1,0 +1,147 @@
+//! One group of the schedule: what of it is in memory, what was left in the table, and whether it may go.
+//!
+//! Pure; [`super::schedule`] moves groups about.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::message::{Lane, MessageKey};
+use crate::sqs::Entry;
+
+/// A message on its way, with what is needed when it comes back.
+#[derive(Debug)]
+pub struct Item {
+    /// What is sent.
+    pub entry: Entry,
+    /// The group whose order counts; `None` on a standard queue and for messages without a group.
+    pub group: Option<Arc<str>>,
+    /// Failed attempts that were its own fault.
+    pub attempts: i16,
+    /// The last such failure if it was in this claim, so that it is recorded when the claim ends.
+    pub charged: Option<String>,
+    /// Age by the database's clock when it was read.
+    pub age_when_read: Duration,
+    /// When it was read, by this process's clock.
+    pub read_at: Instant,
+    /// Whether it has to be sent without neighbours, because a request with it was refused as a whole.
+    pub is_alone: bool,
+}
+
+impl Item {
+    /// Lane and id.
+    pub fn key(&self) -> MessageKey {
+        self.entry.key()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Nothing waits.
+    Idle,
+    /// In the list of ready groups.
+    Ready,
+    /// A request is under way.
+    InFlight,
+    /// Its head waits for a retry, and only the head is in memory.
+    Delayed,
+}
+
+/// The part of a group that was left in the table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rest {
+    /// Everything up to here is in memory or done.
+    pub(super) after: i64,
+    /// The highest id that was seen and left.
+    upto: i64,
+    /// What `upto` was when a read of the rest started; `None` when none is under way.
+    asked_upto: Option<i64>,
+}
+
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) lane: Lane,
+    pub(super) state: State,
+    pub(super) waiting: VecDeque<Item>,
+    pub(super) rest: Option<Rest>,
+}
+
+impl Group {
+    pub(super) fn new(lane: Lane) -> Self {
+        Self { lane, state: State::Idle, waiting: VecDeque::new(), rest: None }
+    }
+
+    /// Items and bytes that count as read ahead. A delayed group does not count, or a few of them would keep the relay
+    /// from reading what could go.
+    pub(super) fn counted(&self) -> (usize, usize) {
+        match self.state {
+            State::Delayed => (0, 0),
+            _ => (self.waiting.len(), self.waiting.iter().map(|item| item.entry.bytes()).sum()),
+        }
+    }
+
+    /// Whether a message has to stay in the table; remembers that it was seen.
+    pub(super) fn leaves_in_table(&mut self, id: i64, window: usize) -> bool {
+        if let Some(rest) = &mut self.rest {
+            if id > rest.after {
+                rest.upto = rest.upto.max(id);
+                return true;
+            }
+            return false;
+        }
+        let window = if self.state == State::Delayed { 1 } else { window };
+        match self.waiting.back() {
+            Some(last) if self.waiting.len() >= window && id > last.key().id => {
+                self.rest = Some(Rest { after: last.key().id, upto: id, asked_upto: None });
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Puts a message where its id belongs; returns whether that is the head.
+    pub(super) fn insert(&mut self, item: Item) -> bool {
+        let id = item.key().id;
+        let at = self.waiting.iter().rposition(|other| other.key().id < id).map_or(0, |at| at + 1);
+        self.waiting.insert(at, item);
+        at == 0
+    }
+
+    /// The head has to wait. All but the head is left in the table; returns what was in memory of it.
+    pub(super) fn delay(&mut self) -> Vec<Item> {
+        self.state = State::Delayed;
+        let Some(head) = self.waiting.front().map(|item| item.key().id) else { return Vec::new() };
+        let left: Vec<Item> = self.waiting.drain(1..).collect();
+        if let Some(last) = left.last() {
+            let upto = last.key().id.max(self.rest.map_or(0, |rest| rest.upto));
+            self.rest = Some(Rest { after: head, upto, asked_upto: None });
+        }
+        left
+    }
+
+    /// Whether it runs low and the rest should be read now; if so, that is taken as begun.
+    pub(super) fn begins_to_read_on(&mut self, window: usize) -> bool {
+        match &mut self.rest {
+            Some(rest)
+                if rest.asked_upto.is_none() && self.state != State::Delayed && self.waiting.len() <= window / 2 =>
+            {
+                rest.asked_upto = Some(rest.upto);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The rest was read up to `last`; `is_all` when that snapshot showed no more. Ignored when the group was delayed in
+    /// the meantime and gave its messages back.
+    pub(super) fn has_read_on(&mut self, last: Option<i64>, is_all: bool) -> bool {
+        let Some(rest) = &mut self.rest else { return false };
+        let Some(asked_upto) = rest.asked_upto.take() else { return false };
+        rest.after = rest.after.max(last.unwrap_or(rest.after));
+        // Only a read that began after the last message was left can have seen all of them.
+        if is_all && asked_upto == rest.upto {
+            self.rest = None;
+        }
+        true
+    }
+}

@@ -1,0 +1,3 @@
+//! x
+mod group;
+mod schedule;

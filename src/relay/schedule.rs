@@ -1,0 +1,380 @@
+//! The schedule: which message may go next. Pure; the order of groups is decided here and nowhere else.
+//!
+//! A group has at most one request in flight. What failed goes back to the front of its group, and nothing later of the
+//! group goes out before it. Other groups are not concerned. A group with more than a window of messages keeps the rest in
+//! the table: the schedule remembers where it stopped and asks for more when it runs low, so that neither a hot group nor a
+//! blocked one fills the memory.
+//!
+//! Messages without order (a standard queue, or no group) take part as groups of one without the bookkeeping.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::group::{Group, Item, State};
+use crate::message::MessageKey;
+use crate::sqs::Load;
+
+/// How many messages of a group go out at once, and how many wait in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Entries of a request.
+    pub request_size: usize,
+    /// Entries of one group in one request: 1 keeps the order whatever fails.
+    pub per_group: usize,
+    /// Messages of one group in memory.
+    pub window: usize,
+}
+
+#[derive(Debug)]
+enum Delayed {
+    Item(Item),
+    Group(Arc<str>),
+}
+
+/// Where to read on in a group.
+#[derive(Clone, Debug)]
+pub struct ReadOn {
+    /// The group.
+    pub group: Arc<str>,
+    /// Its lane, and the last id in memory.
+    pub after: MessageKey,
+    /// How many messages there is room for.
+    pub most: usize,
+}
+
+/// What was not sent when a claim ended.
+#[derive(Debug, Default)]
+pub struct Leftovers {
+    /// Messages in memory, with the time that those waiting for a retry were to be tried again.
+    pub items: Vec<(Item, Option<Instant>)>,
+    /// First ids that were left in the table.
+    pub rests: Vec<MessageKey>,
+}
+
+/// The messages of a claim that are not settled yet.
+#[derive(Debug)]
+pub struct Schedule {
+    limits: Limits,
+    free: VecDeque<Item>,
+    groups: HashMap<Arc<str>, Group>,
+    ready: VecDeque<Arc<str>>,
+    delayed: BTreeMap<(Instant, i64), Delayed>,
+    to_read_on: VecDeque<Arc<str>>,
+    known: HashSet<i64>,
+    waiting: usize,
+    waiting_bytes: usize,
+}
+
+impl Schedule {
+    /// An empty schedule.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            free: VecDeque::new(),
+            groups: HashMap::new(),
+            ready: VecDeque::new(),
+            delayed: BTreeMap::new(),
+            to_read_on: VecDeque::new(),
+            known: HashSet::new(),
+            waiting: 0,
+            waiting_bytes: 0,
+        }
+    }
+
+    /// Whether a message is in memory: waiting, in flight, or not settled yet.
+    pub fn knows(&self, id: i64) -> bool {
+        self.known.contains(&id)
+    }
+
+    /// Remembers a message that is settled without being sent; returns false when it is known already.
+    pub fn note(&mut self, id: i64) -> bool {
+        self.known.insert(id)
+    }
+
+    /// The message is settled in the table.
+    pub fn forget(&mut self, id: i64) {
+        self.known.remove(&id);
+    }
+
+    /// How many messages are in memory.
+    pub fn known(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Messages that wait to be sent.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Their bytes.
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
+    /// Groups of which messages were left in the table.
+    pub fn groups_with_rest(&self) -> Vec<Arc<str>> {
+        self.groups.iter().filter(|(_, group)| group.rest.is_some()).map(|(name, _)| Arc::clone(name)).collect()
+    }
+
+    /// Takes a message in, or leaves it in the table when its group has enough in memory. `until` is the time of a retry
+    /// that was recorded earlier.
+    pub fn admit(&mut self, item: Item, until: Option<Instant>) {
+        let id = item.key().id;
+        if !self.known.insert(id) {
+            return;
+        }
+        let bytes = item.entry.bytes();
+        let Some(name) = item.group.clone() else {
+            match until {
+                Some(until) => drop(self.delayed.insert((until, id), Delayed::Item(item))),
+                None => {
+                    self.free.push_back(item);
+                    self.count(1, bytes);
+                }
+            }
+            return;
+        };
+        let lane = item.key().lane;
+        let group = self.groups.entry(Arc::clone(&name)).or_insert_with(|| Group::new(lane));
+        if group.leaves_in_table(id, self.limits.window) {
+            self.known.remove(&id);
+            return;
+        }
+        let before = group.counted();
+        let is_head = group.insert(item);
+        match (group.state, until) {
+            (State::Idle | State::Ready, Some(until)) if is_head => {
+                // An entry in the list of ready groups may stay behind; it is passed over when its turn comes.
+                self.delayed.insert((until, id), Delayed::Group(Arc::clone(&name)));
+                let left = group.delay();
+                self.forget_all(&left);
+            }
+            (State::Idle, _) => {
+                group.state = State::Ready;
+                self.ready.push_back(Arc::clone(&name));
+            }
+            _ => {}
+        }
+        self.recount(&name, before);
+    }
+
+    /// Whether a full request could be made now.
+    pub fn can_fill_a_request(&self) -> bool {
+        let size = self.limits.request_size;
+        if self.free.len() + self.ready.len() >= size || self.waiting_bytes >= crate::sqs::MAX_BYTES {
+            return true;
+        }
+        let has_enough = |group: &Group| group.waiting.len() >= size;
+        self.limits.per_group > 1 && self.ready.iter().any(|name| self.groups.get(name).is_some_and(has_enough))
+    }
+
+    /// Whether anything could be sent now.
+    pub fn has_ready(&self) -> bool {
+        !self.free.is_empty() || !self.ready.is_empty()
+    }
+
+    /// The next request: as many entries as fit, in order within each group. `None` when nothing may go.
+    pub fn next_request(&mut self) -> Option<Vec<Item>> {
+        let mut items = Vec::with_capacity(self.limits.request_size);
+        let mut load = Load::new(self.limits.request_size);
+        while !load.is_full() {
+            if let Some(front) = self.free.front() {
+                if !takes(&load, front) {
+                    break;
+                }
+                items.extend(self.free.pop_front());
+            } else if let Some(name) = self.ready.front().cloned() {
+                let Some(group) = self.groups.get_mut(&name).filter(|group| group.state == State::Ready) else {
+                    self.ready.pop_front();
+                    continue;
+                };
+                let Some(front) = group.waiting.front() else { break };
+                if !takes(&load, front) {
+                    break;
+                }
+                group.state = State::InFlight;
+                self.ready.pop_front();
+                let before = items.len();
+                while items.len() - before < self.limits.per_group
+                    && let Some(next) = group.waiting.front()
+                    && takes(&load, next)
+                {
+                    load.add(next.entry.bytes());
+                    items.extend(group.waiting.pop_front());
+                }
+                if items.last().is_some_and(|item| item.is_alone) {
+                    break;
+                }
+                continue;
+            } else {
+                break;
+            }
+            let Some(taken) = items.last() else { break };
+            load.add(taken.entry.bytes());
+            if taken.is_alone {
+                break;
+            }
+        }
+        for item in &items {
+            self.waiting -= 1;
+            self.waiting_bytes -= item.entry.bytes();
+        }
+        (!items.is_empty()).then_some(items)
+    }
+
+    /// A request came back: `done` will be settled, `again` has to be sent again, at once or at a time.
+    pub fn finish(&mut self, done: &[Item], again: Vec<(Item, Option<Instant>)>) {
+        let mut blocked: HashMap<Arc<str>, Option<(Instant, i64)>> = HashMap::new();
+        for item in done {
+            if let Some(name) = &item.group {
+                blocked.entry(Arc::clone(name)).or_default();
+            }
+        }
+        for (item, until) in again {
+            let (id, bytes) = (item.key().id, item.entry.bytes());
+            match (item.group.clone(), until) {
+                (None, Some(until)) => drop(self.delayed.insert((until, id), Delayed::Item(item))),
+                (None, None) => {
+                    self.free.push_front(item);
+                    self.count(1, bytes);
+                }
+                (Some(name), until) => {
+                    let lane = item.key().lane;
+                    let group = self.groups.entry(Arc::clone(&name)).or_insert_with(|| Group::new(lane));
+                    group.insert(item);
+                    self.count(1, bytes);
+                    let wait = blocked.entry(name).or_default();
+                    *wait = (*wait).max(until.map(|until| (until, id)));
+                }
+            }
+        }
+        for (name, wait) in blocked {
+            self.release(&name, wait);
+        }
+    }
+
+    fn release(&mut self, name: &Arc<str>, wait: Option<(Instant, i64)>) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let before = group.counted();
+        match wait {
+            Some(key) => {
+                self.delayed.insert(key, Delayed::Group(Arc::clone(name)));
+                let left = group.delay();
+                self.forget_all(&left);
+            }
+            None if group.waiting.is_empty() => group.state = State::Idle,
+            None => {
+                group.state = State::Ready;
+                self.ready.push_back(Arc::clone(name));
+            }
+        }
+        self.recount(name, before);
+        self.look_after(name);
+    }
+
+    /// Asks for more of a group that runs low, and lets go of one that has nothing left.
+    fn look_after(&mut self, name: &Arc<str>) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        if group.begins_to_read_on(self.limits.window) {
+            self.to_read_on.push_back(Arc::clone(name));
+        } else if group.state == State::Idle && group.rest.is_none() {
+            self.groups.remove(name);
+        }
+    }
+
+    /// The next group that runs low and has more in the table; the answer goes to [`Schedule::read_on`].
+    pub fn next_to_read_on(&mut self) -> Option<ReadOn> {
+        loop {
+            let name = self.to_read_on.pop_front()?;
+            let Some(group) = self.groups.get(&name) else { continue };
+            let Some(rest) = group.rest else { continue };
+            let after = MessageKey { lane: group.lane, id: rest.after };
+            return Some(ReadOn { group: name, after, most: self.limits.window });
+        }
+    }
+
+    /// A group's next messages were read; `is_all` when there were no more under that snapshot.
+    pub fn read_on(&mut self, name: &Arc<str>, items: Vec<Item>, last: Option<i64>, is_all: bool) {
+        let is_wanted = self.groups.get_mut(name).is_some_and(|group| group.has_read_on(last, is_all));
+        if is_wanted {
+            items.into_iter().for_each(|item| self.admit(item, None));
+        }
+        self.look_after(name);
+    }
+
+    /// Makes ready what has waited long enough.
+    pub fn wake(&mut self, now: Instant) {
+        while let Some(first) = self.delayed.first_entry() {
+            if first.key().0 > now {
+                break;
+            }
+            match first.remove() {
+                Delayed::Item(item) => {
+                    self.count(1, item.entry.bytes());
+                    self.free.push_back(item);
+                }
+                Delayed::Group(name) => {
+                    if let Some(group) = self.groups.get_mut(&name).filter(|group| group.state == State::Delayed) {
+                        let before = group.counted();
+                        group.state = State::Ready;
+                        self.ready.push_back(Arc::clone(&name));
+                        self.recount(&name, before);
+                    }
+                }
+            }
+        }
+    }
+
+    /// When the next retry is due.
+    pub fn next_wake(&self) -> Option<Instant> {
+        self.delayed.first_key_value().map(|(key, _)| key.0)
+    }
+
+    /// Gives back everything that was not sent. Nothing may be in flight.
+    pub fn into_leftovers(self) -> Leftovers {
+        let mut leftovers = Leftovers::default();
+        let mut waits: HashMap<Arc<str>, Instant> = HashMap::new();
+        leftovers.items.extend(self.free.into_iter().map(|item| (item, None)));
+        for ((until, _), delayed) in self.delayed {
+            match delayed {
+                Delayed::Item(item) => leftovers.items.push((item, Some(until))),
+                Delayed::Group(name) => drop(waits.insert(name, until)),
+            }
+        }
+        for (name, group) in self.groups {
+            if let Some(rest) = group.rest {
+                leftovers.rests.push(MessageKey { lane: group.lane, id: rest.after + 1 });
+            }
+            let until = waits.get(&name).copied();
+            leftovers.items.extend(group.waiting.into_iter().map(|item| (item, until)));
+        }
+        leftovers
+    }
+
+    fn forget_all(&mut self, items: &[Item]) {
+        for item in items {
+            self.known.remove(&item.key().id);
+        }
+    }
+
+    /// Brings the totals up to date after a change of one group.
+    fn recount(&mut self, name: &Arc<str>, before: (usize, usize)) {
+        let after = self.groups.get(name).map_or((0, 0), Group::counted);
+        self.waiting = self.waiting + after.0 - before.0;
+        self.waiting_bytes = self.waiting_bytes + after.1 - before.1;
+    }
+
+    fn count(&mut self, items: usize, bytes: usize) {
+        self.waiting += items;
+        self.waiting_bytes += bytes;
+    }
+}
+
+/// An entry that must be alone starts a request and ends it.
+fn takes(load: &Load, item: &Item) -> bool {
+    load.fits(item.entry.bytes()) && (load.entries() == 0 || !item.is_alone)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,133 @@
+//! Reading failures: what kind of fault an error of SQS or of its SDK is.
+//!
+//! Codes come first. `SenderFault` is only a tie-break, because SQS reports throttling as the sender's fault too. A code
+//! that nobody knows costs attempts but never kills at once when it is about one entry, and halts the destination when it
+//! is about the whole request, so that a new kind of outage cannot burn through messages.
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_sqs::config::http::HttpResponse;
+use aws_sdk_sqs::error::{DisplayErrorContext, ProvideErrorMetadata as _, SdkError};
+use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchError;
+use aws_sdk_sqs::types::BatchResultErrorEntry;
+
+use crate::retry::{Fault, FaultKind};
+
+/// The longest sentence that is kept of an SDK error.
+const DETAIL_CHARS: usize = 300;
+
+/// The fault of one entry in an answer that succeeded as a whole.
+pub(super) fn entry(failed: &BatchResultErrorEntry) -> Fault {
+    let kind = kind_of_code(failed.code()).unwrap_or(FaultKind::MessageTransient);
+    Fault::new(kind, failed.code(), shorten(failed.message().unwrap_or("")))
+}
+
+/// The fault of a whole request.
+pub(super) fn request(error: &SdkError<SendMessageBatchError, HttpResponse>) -> Fault {
+    let detail = || shorten(&DisplayErrorContext(error).to_string());
+    match error {
+        SdkError::ConstructionFailure(_) => Fault::new(FaultKind::Ours, "RequestNotBuilt", detail()),
+        SdkError::TimeoutError(_) => Fault::new(FaultKind::Ambiguous, "Timeout", "no answer within the request timeout"),
+        SdkError::ResponseError(_) => Fault::new(FaultKind::Ambiguous, "UnreadableAnswer", detail()),
+        SdkError::DispatchFailure(_) => dispatch(error),
+        SdkError::ServiceError(context) => {
+            let status = context.raw().status().as_u16();
+            let code = context.err().code().unwrap_or("Unknown");
+            let message = context.err().message().unwrap_or("");
+            let kind = kind_of_code(code).unwrap_or(if status >= 500 {
+                FaultKind::ServerError
+            } else {
+                FaultKind::Destination
+            });
+            Fault::new(kind, code, shorten(&format!("{message} (HTTP {status})")))
+        }
+        // The SDK may grow variants; whether such a request was sent is not known.
+        _ => Fault::new(FaultKind::Ambiguous, "UnknownFailure", detail()),
+    }
+}
+
+/// The request did not get through: no credentials, no connection, or cut on the way.
+fn dispatch(error: &SdkError<SendMessageBatchError, HttpResponse>) -> Fault {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
+    let mut deepest = String::new();
+    while let Some(error) = cause {
+        deepest = error.to_string();
+        if error.is::<CredentialsError>() {
+            let detail = shorten(&DisplayErrorContext(error).to_string());
+            return Fault::new(FaultKind::Destination, "CredentialsNotAvailable", detail);
+        }
+        if error.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|error| error.is_connect()) {
+            return Fault::new(FaultKind::Outage, "NotConnected", shorten(&DisplayErrorContext(error).to_string()));
+        }
+        cause = error.source();
+    }
+    // The SDK resolves credentials with a time limit of its own, before it sends anything.
+    if DisplayErrorContext(error).to_string().contains("identity resolver timed out") {
+        return Fault::new(FaultKind::Destination, "CredentialsNotAvailable", "fetching credentials timed out");
+    }
+    Fault::new(FaultKind::Ambiguous, "ConnectionLost", shorten(&deepest))
+}
+
+/// What SQS's codes mean, for entries and requests alike. The names are those of the query protocol, which the SDK reports,
+/// and of the JSON protocol's types, without namespace.
+fn kind_of_code(code: &str) -> Option<FaultKind> {
+    let code = code.rsplit(['.', '#']).next().unwrap_or(code);
+    let kind = match code {
+        "InvalidMessageContents" | "InvalidParameterValue" | "MissingParameter" | "BatchRequestTooLong"
+        | "InvalidAttributeValue" | "InvalidAttributeName" => FaultKind::MessagePermanent,
+        "InternalError" | "InternalFailure" => return None,
+        "RequestThrottled" | "ThrottlingException" | "Throttling" | "ThrottledException" | "RequestThrottledException"
+        | "TooManyRequestsException" | "RequestLimitExceeded" | "BandwidthLimitExceeded" | "LimitExceededException"
+        | "KmsThrottled" | "OverLimit" | "SlowDown" | "PriorRequestNotComplete" => FaultKind::Throttle,
+        "ServiceUnavailable" | "ServiceUnavailableException" => FaultKind::ServerError,
+        "TooManyEntriesInBatchRequest" | "EmptyBatchRequest" | "BatchEntryIdsNotDistinct" | "InvalidBatchEntryId" => {
+            FaultKind::Ours
+        }
+        "NonExistentQueue" | "QueueDoesNotExist" | "QueueDeletedRecently" | "InvalidAddress" | "UnsupportedOperation"
+        | "InvalidSecurity" | "AccessDenied" | "AccessDeniedException" | "AuthFailure" | "InvalidClientTokenId"
+        | "UnrecognizedClientException" | "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidSignatureException"
+        | "IncompleteSignature" | "IncompleteSignatureException" | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException" | "ExpiredToken" | "ExpiredTokenException" | "RequestExpired"
+        | "RequestTimeTooSkewed" | "OptInRequired" | "KmsAccessDenied" | "KmsDisabled" | "KmsInvalidKeyUsage"
+        | "KmsInvalidState" | "KmsNotFound" | "KmsOptInRequired" | "DisabledException" | "InvalidStateException"
+        | "NotFoundException" | "InvalidKeyUsageException" => FaultKind::Destination,
+        _ => return None,
+    };
+    Some(kind)
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(DETAIL_CHARS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_mean_the_same_with_and_without_their_namespace() {
+        assert_eq!(kind_of_code("AWS.SimpleQueueService.NonExistentQueue"), Some(FaultKind::Destination));
+        assert_eq!(kind_of_code("com.amazonaws.sqs#QueueDoesNotExist"), Some(FaultKind::Destination));
+        assert_eq!(kind_of_code("KMS.ThrottlingException"), Some(FaultKind::Throttle));
+        assert_eq!(kind_of_code("RequestThrottled"), Some(FaultKind::Throttle));
+        assert_eq!(kind_of_code("KMS.AccessDeniedException"), Some(FaultKind::Destination));
+        assert_eq!(kind_of_code("AWS.SimpleQueueService.BatchRequestTooLong"), Some(FaultKind::MessagePermanent));
+        assert_eq!(kind_of_code("AWS.SimpleQueueService.TooManyEntriesInBatchRequest"), Some(FaultKind::Ours));
+        assert_eq!(kind_of_code("SomethingNew"), None);
+    }
+
+    #[test]
+    fn an_entry_with_an_unknown_code_is_tried_again_whoever_is_blamed() {
+        for sender_fault in [true, false] {
+            let failed =
+                BatchResultErrorEntry::builder().id("0").code("SomethingNew").sender_fault(sender_fault).build().unwrap();
+            assert_eq!(entry(&failed).kind, FaultKind::MessageTransient);
+        }
+    }
+
+    #[test]
+    fn a_throttled_entry_is_not_the_messages_fault_though_the_sender_is_blamed() {
+        let failed =
+            BatchResultErrorEntry::builder().id("0").code("RequestThrottled").sender_fault(true).build().unwrap();
+        assert_eq!(entry(&failed).kind, FaultKind::Throttle);
+    }
+}

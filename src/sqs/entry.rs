@@ -1,0 +1,204 @@
+//! Composing: from a message to what SQS takes, with every rule of SQS that can be checked before sending.
+//!
+//! A message that SQS can never accept is refused here, alone and with a reason, before it can spoil a request with nine
+//! neighbours. Rules: SendMessageBatch and "Amazon SQS message metadata" in the SQS documentation.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::MAX_BYTES;
+use crate::message::{Event, Message, MessageKey, QueueKind};
+use crate::retry::{Fault, FaultKind};
+
+/// Most attributes of a message.
+const MAX_ATTRIBUTES: usize = 10;
+
+/// Longest MessageGroupId.
+const MAX_GROUP: usize = 128;
+
+/// Longest attribute name.
+const MAX_NAME: usize = 256;
+
+/// Members of metadata that go first when there are more than fit.
+const FIRST: [&str; 4] = ["traceparent", "tracestate", "correlation_id", "causation_id"];
+
+/// The member of metadata that becomes SQS's system attribute, which counts neither as an attribute nor as bytes.
+const TRACE_HEADER: &str = "AWSTraceHeader";
+
+/// A message attribute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Attribute {
+    pub(super) name: String,
+    pub(super) kind: &'static str,
+    pub(super) value: String,
+}
+
+/// What FIFO queues want to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FifoIds {
+    pub(super) group: String,
+    pub(super) deduplication: String,
+}
+
+/// One item of a request: a message in SQS's words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    key: MessageKey,
+    bytes: usize,
+    pub(super) body: String,
+    pub(super) attributes: Vec<Attribute>,
+    pub(super) trace_header: Option<String>,
+    pub(super) fifo: Option<FifoIds>,
+}
+
+impl Entry {
+    /// The message it is made of.
+    pub fn key(&self) -> MessageKey {
+        self.key
+    }
+
+    /// What SQS counts: the body and each attribute's name, type and value.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// An entry and what could not be put into it.
+#[derive(Clone, Debug)]
+pub struct Composed {
+    /// The entry.
+    pub entry: Entry,
+    /// Members of metadata that SQS cannot take, or that are too many.
+    pub left_out: usize,
+}
+
+/// Makes an entry of a message.
+///
+/// # Errors
+///
+/// A permanent fault when SQS can never accept the message.
+pub fn compose(message: Message, kind: QueueKind) -> Result<Composed, Fault> {
+    let permanent = |code: &str, detail: String| Fault::new(FaultKind::MessagePermanent, code, detail);
+    let key = message.key;
+    let Some(event) = message.event else {
+        return Err(permanent("EventMissing", "the event of this message does not exist".to_owned()));
+    };
+    let fifo = match kind {
+        QueueKind::Standard => None,
+        QueueKind::Fifo => Some(FifoIds {
+            group: group_id(message.group.as_deref(), key.id),
+            // Unique for the message, so that two messages of one event (a replay) both arrive, and for the database, so
+            // that two outboxes can share a queue.
+            deduplication: format!("{}-{}", event.event_id, key.id),
+        }),
+    };
+    let (attributes, trace_header, left_out) = attributes(&event);
+    let body = printable(event.payload);
+    let bytes = body.len() + attributes.iter().map(attribute_bytes).sum::<usize>();
+    if bytes > MAX_BYTES {
+        let detail = format!("{bytes} bytes with attributes, SQS takes {MAX_BYTES}");
+        return Err(permanent("MessageTooLong", detail));
+    }
+    Ok(Composed { entry: Entry { key, bytes, body, attributes, trace_header, fifo }, left_out })
+}
+
+fn attribute_bytes(attribute: &Attribute) -> usize {
+    attribute.name.len() + attribute.kind.len() + attribute.value.len()
+}
+
+/// SQS allows letters, digits and ASCII punctuation, 128 at most. Anything else is replaced by its hash, which keeps groups
+/// apart and order within them. A message without a group is a group of its own.
+fn group_id(group: Option<&str>, id: i64) -> String {
+    match group {
+        None => id.to_string(),
+        Some(group) if group.len() <= MAX_GROUP && group.chars().all(|c| c.is_ascii_graphic()) => group.to_owned(),
+        Some(group) => {
+            let digest = Sha256::digest(group.as_bytes());
+            format!("sha256-{}", digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+        }
+    }
+}
+
+/// JSON text from PostgreSQL escapes control characters but not U+FFFE and U+FFFF, which SQS refuses. They can only stand
+/// inside strings, where the escape means the same.
+fn printable(payload: String) -> String {
+    if payload.contains(['\u{fffe}', '\u{ffff}']) {
+        payload.replace('\u{fffe}', "\\ufffe").replace('\u{ffff}', "\\uffff")
+    } else {
+        payload
+    }
+}
+
+fn attributes(event: &Event) -> (Vec<Attribute>, Option<String>, usize) {
+    let string = |name: &str, value: &str| Attribute { name: name.to_owned(), kind: "String", value: value.to_owned() };
+    let mut attributes = Vec::with_capacity(5);
+    let mut left_out = 0;
+    let mut add = |attributes: &mut Vec<Attribute>, attribute: Attribute| {
+        let is_new = attributes.iter().all(|known| known.name != attribute.name);
+        if attributes.len() < MAX_ATTRIBUTES && is_new && is_acceptable(&attribute) {
+            attributes.push(attribute);
+        } else {
+            left_out += 1;
+        }
+    };
+    add(&mut attributes, string("event_id", &event.event_id));
+    add(&mut attributes, string("event_type", &event.event_type));
+    if let Some((stream_id, version)) = &event.stream {
+        add(&mut attributes, string("stream_id", stream_id));
+        add(&mut attributes, Attribute { name: "stream_version".to_owned(), kind: "Number", value: version.to_string() });
+    }
+    if event.metadata == "{}" {
+        return (attributes, None, left_out);
+    }
+    // The column's CHECK makes it an object. Numbers stay exact enough for attributes: what needs every digit belongs into
+    // the payload, which is never parsed.
+    let mut members: BTreeMap<String, Value> = serde_json::from_str(&event.metadata).unwrap_or_default();
+    let trace_header = match members.remove(TRACE_HEADER) {
+        Some(Value::String(header)) if is_text(&header) => Some(header),
+        _ => None,
+    };
+    for name in FIRST {
+        if let Some((name, value)) = members.remove_entry(name) {
+            member(name, value).into_iter().for_each(|attribute| add(&mut attributes, attribute));
+        }
+    }
+    for (name, value) in members {
+        member(name, value).into_iter().for_each(|attribute| add(&mut attributes, attribute));
+    }
+    (attributes, trace_header, left_out)
+}
+
+/// Null means absent. What is neither text nor number is sent as its JSON text.
+fn member(name: String, value: Value) -> Option<Attribute> {
+    match value {
+        Value::Null => None,
+        Value::String(value) => Some(Attribute { name, kind: "String", value }),
+        Value::Number(value) => Some(Attribute { name, kind: "Number", value: value.to_string() }),
+        other => Some(Attribute { name, kind: "String", value: other.to_string() }),
+    }
+}
+
+fn is_acceptable(attribute: &Attribute) -> bool {
+    let name = attribute.name.as_str();
+    let lower = name.to_ascii_lowercase();
+    let has_good_name = !name.is_empty()
+        && name.len() <= MAX_NAME
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
+        && !name.starts_with('.')
+        && !name.ends_with('.')
+        && !name.contains("..")
+        && !lower.starts_with("aws.")
+        && !lower.starts_with("amazon.");
+    has_good_name && is_text(&attribute.value)
+}
+
+/// SQS: #x9 #xA #xD #x20 to #xD7FF #xE000 to #xFFFD #x10000 to #x10FFFF, at least one.
+fn is_text(value: &str) -> bool {
+    let is_allowed = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
+    !value.is_empty() && value.chars().all(is_allowed)
+}
+
+#[cfg(test)]
+mod tests;
