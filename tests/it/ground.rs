@@ -34,8 +34,8 @@ async fn connect(url: &str) -> Result<tokio_postgres::Client> {
 
 /// A proxy, a client that sends through it once and without retries, and a standard queue.
 async fn proxied() -> Result<(Proxy, Client, Queues, String)> {
-    let proxy = Proxy::start(emulator().endpoint()).await?;
-    let queues = Queues::new(emulator().endpoint());
+    let proxy = Proxy::start(emulator()?.endpoint()).await?;
+    let queues = Queues::new(emulator()?.endpoint());
     let queue_url = queues.create_standard("ground").await?;
     let through_proxy = Queues::new(&proxy.endpoint()).client().config().to_builder();
     let client = Client::from_conf(through_proxy.retry_config(RetryConfig::disabled()).build());
@@ -69,12 +69,12 @@ async fn bodies(queues: &Queues, queue_url: &str) -> Result<Vec<String>> {
 
 #[tokio::test]
 async fn a_cluster_lets_its_password_in_and_no_other() -> Result<()> {
-    let client = connect(&cluster().url("postgres")).await?;
+    let client = connect(&cluster()?.url("postgres")).await?;
     let version: String = client.query_one("SELECT version()", &[]).await?.get(0);
     if let Some(major) = chosen_major() {
         ensure!(version.starts_with(&format!("PostgreSQL {major}.")), "{version}");
     }
-    let refused = connect(&cluster().url("postgres").replace(PASSWORD, "wrong")).await;
+    let refused = connect(&cluster()?.url("postgres").replace(PASSWORD, "wrong")).await;
     let error = refused.err().context("a wrong password was let in")?;
     ensure!(
         format!("{error:?}").contains("password authentication failed"),
@@ -85,20 +85,20 @@ async fn a_cluster_lets_its_password_in_and_no_other() -> Result<()> {
 
 #[tokio::test]
 async fn a_database_is_a_copy_of_its_template() -> Result<()> {
-    cluster().create_database("ground_template").await?;
-    let client = connect(&cluster().url("ground_template")).await?;
+    cluster()?.create_database("ground_template").await?;
+    let client = connect(&cluster()?.url("ground_template")).await?;
     client
         .batch_execute("CREATE TABLE tickets AS SELECT generate_series(1, 7) AS id")
         .await?;
     drop(client);
-    cluster()
+    cluster()?
         .create_database_from_template("ground_copy", "ground_template")
         .await?;
-    let client = connect(&cluster().url("ground_copy")).await?;
+    let client = connect(&cluster()?.url("ground_copy")).await?;
     let tickets: i64 = client.query_one("SELECT count(*) FROM tickets", &[]).await?.get(0);
     ensure!(tickets == 7);
     drop(client);
-    cluster().drop_database("ground_copy").await
+    cluster()?.drop_database("ground_copy").await
 }
 
 #[tokio::test]
@@ -229,7 +229,7 @@ async fn messages_pass_the_proxy_with_all_they_carry() -> Result<()> {
 
 #[tokio::test]
 async fn a_drained_fifo_queue_shows_the_order_of_its_group() -> Result<()> {
-    let queues = Queues::new(emulator().endpoint());
+    let queues = Queues::new(emulator()?.endpoint());
     let queue_url = queues.create_fifo("ground").await?;
     let sent: Vec<_> = (0..100).map(|number| number.to_string()).collect();
     for request in sent.chunks(10) {
@@ -256,7 +256,7 @@ async fn a_drained_fifo_queue_shows_the_order_of_its_group() -> Result<()> {
 
 #[tokio::test]
 async fn the_emulator_remembers_more_than_ten_thousand_deduplication_ids() -> Result<()> {
-    let queues = Queues::new(emulator().endpoint());
+    let queues = Queues::new(emulator()?.endpoint());
     let queue_url = queues.create_fifo("ground").await?;
     for first in (0..10_100).step_by(10) {
         let request: Vec<_> = (first..first + 10).map(|number: usize| number.to_string()).collect();

@@ -9,16 +9,10 @@ fail() {
     exit 1
 }
 
-# The first folder that can be written: a checkout may be read-only.
-tools_folder() {
-    for folder in "${CARGO_TARGET_DIR:-$repository/target}/tools" "${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/outbox-relay" \
-        "${TMPDIR:-/tmp}/outbox-relay-tools-$(id -u)"; do
-        if mkdir -p "$folder" 2>/dev/null && [ -w "$folder" ]; then
-            (cd "$folder" && pwd)
-            return
-        fi
-    done
-    fail "no folder to install into can be written; set CARGO_TARGET_DIR to one that can"
+# Folders to install into, best first: a checkout may be read-only.
+each_tools_folder() {
+    echo "${CARGO_TARGET_DIR:-$repository/target}/tools"
+    echo "${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/outbox-relay"
 }
 
 # require_node MAJOR WHAT: Node of at least that major, and npm.
@@ -29,11 +23,31 @@ require_node() {
     [ "$node_major" -ge "$1" ] || fail "$2 needs Node.js >= $1, but $(command -v node) is $(node --version); install a newer one"
 }
 
+# find_tools NAME: prints where that is installed; else fails, having printed where it can be.
+find_tools() {
+    each_tools_folder | (
+        place=
+        while read -r folder; do
+            if [ -d "$folder/$1" ]; then
+                (cd "$folder/$1" && pwd)
+                exit 0
+            fi
+            if [ -z "$place" ] && mkdir -p "$folder" 2>/dev/null && [ -w "$folder" ]; then
+                place=$(cd "$folder" && pwd)
+            fi
+        done
+        echo "$place"
+        exit 1
+    )
+}
+
 # install_locked NAME MANIFESTS: prints the folder that holds node_modules.
 install_locked() {
-    tools=$(tools_folder)
-    installed="$tools/$1-$(cat "$2/package.json" "$2/package-lock.json" | cksum | cut -d ' ' -f 1)"
-    if [ ! -d "$installed" ]; then
+    named="$1-$(cat "$2/package.json" "$2/package-lock.json" | cksum | cut -d ' ' -f 1)"
+    if ! installed=$(find_tools "$named"); then
+        tools=$installed
+        [ -n "$tools" ] || fail "no folder to install into can be written; set CARGO_TARGET_DIR to one that can"
+        installed="$tools/$named"
         building="$tools/.$1.$$"
         trap 'rm -rf "$building"' EXIT
         trap 'exit 1' HUP INT TERM

@@ -11,7 +11,7 @@ use std::future::Future;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use emulator::Emulator;
 use postgres::{Cluster, Options};
@@ -20,7 +20,7 @@ use postgres::{Cluster, Options};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The cluster that all tests share. `PG_MAJOR` chooses the version; unset, the installed one serves.
-pub fn cluster() -> &'static Cluster {
+pub fn cluster() -> Result<&'static Cluster> {
     static CLUSTER: OnceLock<Result<Cluster, String>> = OnceLock::new();
     let started = CLUSTER.get_or_init(|| {
         let options = Options {
@@ -31,7 +31,7 @@ pub fn cluster() -> &'static Cluster {
     });
     started
         .as_ref()
-        .unwrap_or_else(|error| panic!("no PostgreSQL to test with: {error}"))
+        .map_err(|error| anyhow!("no PostgreSQL to test with: {error}"))
 }
 
 /// The version that `PG_MAJOR` asks for, for tests that start a cluster of their own.
@@ -40,12 +40,12 @@ pub fn chosen_major() -> Option<String> {
 }
 
 /// The emulator that all tests share.
-pub fn emulator() -> &'static Emulator {
+pub fn emulator() -> Result<&'static Emulator> {
     static EMULATOR: OnceLock<Result<Emulator, String>> = OnceLock::new();
     let started = EMULATOR.get_or_init(|| Emulator::start().map_err(|error| format!("{error:#}")));
     started
         .as_ref()
-        .unwrap_or_else(|error| panic!("no SQS emulator to test with: {error}"))
+        .map_err(|error| anyhow!("no SQS emulator to test with: {error}"))
 }
 
 /// Asks again and again until the answer is yes; what was awaited is named when it never is.
