@@ -18,7 +18,7 @@ obey() {
 }
 
 finish() {
-    trap '' HUP TERM
+    trap '' HUP TERM PIPE
     if [ -f "$home/data/postmaster.pid" ]; then
         server=$(head -n 1 "$home/data/postmaster.pid")
         obey stop immediate || kill -KILL "$server"
@@ -28,7 +28,8 @@ finish() {
     exit 0
 }
 
-trap finish HUP TERM
+# PIPE: the owner may be gone before it hears the answer.
+trap finish HUP TERM PIPE
 while read -r order mode; do
     if obey "$order" "$mode"; then
         echo done

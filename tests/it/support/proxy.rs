@@ -253,8 +253,8 @@ async fn listen(
             return;
         }
         let Ok(listener) = TcpListener::bind(address).await else {
-            // Somebody else has the port for the moment; the waiting side's timeout bounds this.
-            tokio::task::yield_now().await;
+            // Somebody else has the port for the moment; whoever waits for the listener has a timeout.
+            tokio::time::sleep(Duration::from_millis(5)).await;
             continue;
         };
         report.send_replace(true);
