@@ -8,7 +8,7 @@
 import { pathToFileURL } from "node:url";
 import path from "node:path";
 
-const [cli, port = "0"] = process.argv.slice(-2).filter((argument) => /cli\.js$|^\d+$/.test(argument));
+const [cli, port = "0"] = process.argv.slice(2);
 const load = (file) => import(pathToFileURL(path.join(path.dirname(cli), file)).href);
 const { buildApp } = await load("app.js");
 const { SqsStore } = await load("sqs/sqsStore.js");
