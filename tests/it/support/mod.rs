@@ -1,0 +1,64 @@
+//! The ground the tests stand on: PostgreSQL, an SQS emulator, and a proxy that breaks things on purpose.
+//!
+//! Cluster and emulator are started once for the whole run, when the first test asks, and end with the
+//! process. Tests share them without meeting: each has its own database and its own queues.
+
+pub mod emulator;
+pub mod postgres;
+pub mod proxy;
+
+use std::future::Future;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail};
+
+use emulator::Emulator;
+use postgres::{Cluster, Options};
+
+/// The longest that a state may keep a test waiting.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The cluster that all tests share. `PG_MAJOR` chooses the version; unset, the installed one serves.
+pub fn cluster() -> Result<&'static Cluster> {
+    static CLUSTER: OnceLock<Result<Cluster, String>> = OnceLock::new();
+    let started = CLUSTER.get_or_init(|| {
+        let options = Options {
+            major: chosen_major(),
+            ..Options::default()
+        };
+        Cluster::start(&options).map_err(|error| format!("{error:#}"))
+    });
+    started
+        .as_ref()
+        .map_err(|error| anyhow!("no PostgreSQL to test with: {error}"))
+}
+
+/// The version that `PG_MAJOR` asks for, for tests that start a cluster of their own.
+pub fn chosen_major() -> Option<String> {
+    std::env::var("PG_MAJOR").ok().filter(|major| !major.is_empty())
+}
+
+/// The emulator that all tests share.
+pub fn emulator() -> Result<&'static Emulator> {
+    static EMULATOR: OnceLock<Result<Emulator, String>> = OnceLock::new();
+    let started = EMULATOR.get_or_init(|| Emulator::start().map_err(|error| format!("{error:#}")));
+    started
+        .as_ref()
+        .map_err(|error| anyhow!("no SQS emulator to test with: {error}"))
+}
+
+/// Asks again and again until the answer is yes; what was awaited is named when it never is.
+pub async fn eventually<F>(what: &str, mut reached: impl FnMut() -> F) -> Result<()>
+where
+    F: Future<Output = Result<bool>>,
+{
+    let deadline = Instant::now() + PATIENCE;
+    while !reached().await? {
+        if Instant::now() > deadline {
+            bail!("waited {PATIENCE:?} in vain until {what}");
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,60 @@
+// Serves the SQS emulator on 127.0.0.1 and prints its address; ends when standard input ends.
+//
+//   node serve.mjs PATH_OF_CLI_JS [PORT]
+//
+// The emulator's own command listens on all interfaces and outlives the process that started it. Standard
+// input is the leash: when the owner dies in whatever way, the pipe ends, and so does this.
+
+import { pathToFileURL } from "node:url";
+import path from "node:path";
+
+const [cli, port = "0"] = process.argv.slice(2);
+const load = (file) => import(pathToFileURL(path.join(path.dirname(cli), file)).href);
+const { buildApp } = await load("app.js");
+const { SqsStore } = await load("sqs/sqsStore.js");
+const { INVALID_MESSAGE_BODY_CHAR } = await load("sqs/sqsTypes.js");
+const { SnsStore } = await load("sns/snsStore.js");
+const { S3Store } = await load("s3/s3Store.js");
+
+// SQS takes every character up to U+10FFFF but a few; the emulator refuses all beyond U+FFFF.
+const refused = /[^\t\n\r\u{20}-\u{D7FF}\u{E000}-\u{FFFD}\u{10000}-\u{10FFFF}]/u;
+INVALID_MESSAGE_BODY_CHAR.test = (body) => refused.test(body);
+
+// SQS remembers every deduplication id for five minutes; the emulator only the last 10,000 of a queue.
+class DeduplicationMemory {
+    #seen = new Map();
+
+    get(id) {
+        const entry = this.#seen.get(id);
+        return entry && entry.until > Date.now() ? entry.value : undefined;
+    }
+
+    set(id, value) {
+        const now = Date.now();
+        // Insertion order is order of expiry, so the outdated are all in front.
+        for (const [old, entry] of this.#seen) {
+            if (entry.until > now) break;
+            this.#seen.delete(old);
+        }
+        this.#seen.delete(id);
+        this.#seen.set(id, { value, until: now + 300_000 });
+    }
+}
+const createQueue = SqsStore.prototype.createQueue;
+SqsStore.prototype.createQueue = function (...specification) {
+    const queue = createQueue.apply(this, specification);
+    queue.deduplicationCache = new DeduplicationMemory();
+    return queue;
+};
+
+const sqsStore = new SqsStore();
+// Without a host, a queue's URL names the address that its creator used.
+sqsStore.host = "";
+const stores = { sqsStore, snsStore: new SnsStore(), s3Store: new S3Store() };
+const app = buildApp({ logger: false, stores });
+// The default of five seconds would close connections that a client's pool still believes in.
+app.server.keepAliveTimeout = 60_000;
+console.log(await app.listen({ port: Number(port), host: "127.0.0.1" }));
+
+process.stdin.resume();
+process.stdin.on("end", () => process.exit(0));
