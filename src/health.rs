@@ -2,7 +2,7 @@
 //!
 //! Written by the loops, read by [`crate::http`]. Nothing is decided here.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -37,50 +37,88 @@ impl Pulse {
     }
 }
 
-/// Whether a dependency answered when it was last asked.
+/// Whether a dependency answered when it was last asked. Several loops may report on the same one.
 #[derive(Debug)]
-pub struct Reachable {
+pub struct Dependency {
     name: String,
-    up: AtomicBool,
+    state: Mutex<State>,
 }
 
-impl Reachable {
-    /// Records the last answer; returns whether that is a change.
-    pub fn set(&self, up: bool) -> bool {
-        self.up.swap(up, Ordering::Relaxed) != up
+#[derive(Debug)]
+struct State {
+    is_up: Option<bool>,
+    last_line: Option<(Instant, String)>,
+}
+
+/// A failure that changes its wording is told again, but not more often than this.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
+
+impl Dependency {
+    /// It answered. Returns true once after it had not.
+    pub fn report_up(&self) -> bool {
+        let mut state = lock(&self.state);
+        let was_down = state.is_up == Some(false);
+        state.is_up = Some(true);
+        state.last_line = None;
+        was_down
     }
+
+    /// It did not answer. Returns true when that should be logged: at the first failure, and when the reason changed.
+    pub fn report_down(&self, reason: &str) -> bool {
+        let mut state = lock(&self.state);
+        state.is_up = Some(false);
+        let is_news = state.last_line.as_ref().is_none_or(|(at, told)| told != reason && at.elapsed() >= TELL_AGAIN);
+        if is_news {
+            state.last_line = Some((Instant::now(), reason.to_owned()));
+        }
+        is_news
+    }
+
+    fn is_up(&self) -> Option<bool> {
+        lock(&self.state).is_up
+    }
+}
+
+/// Whether silence about a dependency means that it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// Not ready before it answered: the database.
+    Answered,
+    /// Ready until it failed: a queue to which nothing was sent yet.
+    Failed,
 }
 
 /// Everything the probes ask about.
 #[derive(Debug, Default)]
 pub struct Health {
-    pulses: Mutex<Vec<std::sync::Arc<Pulse>>>,
-    dependencies: Mutex<Vec<std::sync::Arc<Reachable>>>,
+    pulses: Mutex<Vec<Arc<Pulse>>>,
+    dependencies: Mutex<Vec<(Until, Arc<Dependency>)>>,
 }
 
 impl Health {
     /// A new loop's pulse; counts as a tick.
-    pub fn pulse(&self, name: impl Into<String>) -> std::sync::Arc<Pulse> {
-        let pulse = std::sync::Arc::new(Pulse {
+    pub fn pulse(&self, name: impl Into<String>) -> Arc<Pulse> {
+        let pulse = Arc::new(Pulse {
             name: name.into(),
             started: Instant::now(),
             last_tick_millis: AtomicU64::new(0),
             finished: AtomicBool::new(false),
         });
-        lock(&self.pulses).push(std::sync::Arc::clone(&pulse));
+        lock(&self.pulses).push(Arc::clone(&pulse));
         pulse
     }
 
-    /// A dependency, not reachable until somebody says so.
-    pub fn dependency(&self, name: impl Into<String>) -> std::sync::Arc<Reachable> {
-        let reachable = std::sync::Arc::new(Reachable { name: name.into(), up: AtomicBool::new(false) });
-        lock(&self.dependencies).push(std::sync::Arc::clone(&reachable));
-        reachable
+    /// A dependency of which nothing is known yet.
+    pub fn dependency(&self, name: impl Into<String>, until: Until) -> Arc<Dependency> {
+        let state = Mutex::new(State { is_up: None, last_line: None });
+        let dependency = Arc::new(Dependency { name: name.into(), state });
+        lock(&self.dependencies).push((until, Arc::clone(&dependency)));
+        dependency
     }
 
     /// The loops that hang; empty when the process is alive.
     pub fn hanging(&self) -> Vec<String> {
-        let hangs = |pulse: &&std::sync::Arc<Pulse>| {
+        let hangs = |pulse: &&Arc<Pulse>| {
             !pulse.finished.load(Ordering::Relaxed) && pulse.silent_for() > HANGING
         };
         lock(&self.pulses).iter().filter(hangs).map(|pulse| pulse.name.clone()).collect()
@@ -88,8 +126,11 @@ impl Health {
 
     /// The dependencies that did not answer; empty when the process is ready.
     pub fn unreachable(&self) -> Vec<String> {
-        let is_down = |reachable: &&std::sync::Arc<Reachable>| !reachable.up.load(Ordering::Relaxed);
-        lock(&self.dependencies).iter().filter(is_down).map(|reachable| reachable.name.clone()).collect()
+        let is_down = |(until, dependency): &&(Until, Arc<Dependency>)| match dependency.is_up() {
+            Some(is_up) => !is_up,
+            None => *until == Until::Answered,
+        };
+        lock(&self.dependencies).iter().filter(is_down).map(|(_, dependency)| dependency.name.clone()).collect()
     }
 }
 
@@ -103,13 +144,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dependency_is_unreachable_until_it_answered() {
+    fn the_database_is_unreachable_until_it_answered_and_a_queue_until_it_failed() {
         let health = Health::default();
-        let database = health.dependency("database");
+        let database = health.dependency("database", Until::Answered);
+        let queue = health.dependency("queue tickets", Until::Failed);
         assert_eq!(health.unreachable(), ["database"]);
-        assert!(database.set(true));
-        assert!(!database.set(true), "no change");
+        assert!(!database.report_up(), "it had not been down");
         assert!(health.unreachable().is_empty());
+        assert!(queue.report_down("no such queue"));
+        assert_eq!(health.unreachable(), ["queue tickets"]);
+        assert!(queue.report_up());
+    }
+
+    #[test]
+    fn a_failure_is_told_once() {
+        let health = Health::default();
+        let database = health.dependency("database", Until::Answered);
+        assert!(database.report_down("refused"));
+        assert!(!database.report_down("refused"));
+        assert!(!database.report_down("starting up"), "another reason within a second");
+        assert!(database.report_up());
+        assert!(!database.report_up());
     }
 
     #[test]

@@ -1,1 +1,5 @@
-fn main() {}
+//! The binary; everything it does is in [`outbox_relay::cli`].
+
+fn main() -> std::process::ExitCode {
+    outbox_relay::cli::main()
+}

@@ -130,7 +130,7 @@ fn sslmode_and_root_certificate_come_from_the_url() {
         let mut flags = flags();
         flags.database_url = Some(url.to_owned());
         let database = flags.database().unwrap();
-        (database.tls, database.root_certificate.map(|path| path.display().to_string()), database.place())
+        (database.tls, database.root_certificate.clone().map(|path| path.display().to_string()), database.place())
     };
     let place = "db:5432/x".to_owned();
     assert_eq!(tls("postgres://u:p@db/x"), (TlsMode::Prefer, None, place.clone()));

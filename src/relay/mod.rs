@@ -1,3 +1,323 @@
-//! x
+//! The heart: looks for work, claims lanes, streams messages to SQS under the claim, and begins again.
+//!
+//! One [`Relay`] serves one destination, so that a slow or halted queue concerns nobody else. Read [`stream`] next for what
+//! happens under a claim, then [`schedule`] for the order of groups. No SQL and no SQS call stands here; those are
+//! [`crate::outbox`] and [`crate::sqs`].
+
+mod feed;
 mod group;
+mod probe;
 mod schedule;
+mod stream;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Tuning;
+use crate::health::{Dependency, Pulse};
+use crate::message::{LANES, Lane, Settlement};
+use crate::metrics::DestinationMetrics;
+use crate::outbox::{Keep, LowBounds, Outbox, OutboxError};
+use crate::retry::Delays;
+use crate::sqs::Queue;
+
+use feed::{FULL_SWEEP, FULL_SWEEP_SHARE};
+pub use probe::Probe;
+use stream::{Closing, Memory, STREAM_FOR, Stream, StreamEnd};
+
+/// First and longest pause after a database failure.
+const DATABASE_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How long `run --until-empty` bears a database or a queue that does not work, before it gives up.
+const UNTIL_EMPTY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a relay works with. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// Its name in the database.
+    pub name: Arc<str>,
+    /// The tables.
+    pub outbox: Outbox,
+    /// The queue.
+    pub queue: Queue,
+    /// Its series.
+    pub metrics: DestinationMetrics,
+    /// What steers the flow.
+    pub tuning: Tuning,
+    /// What happens to a row at delivery.
+    pub keep: Keep,
+}
+
+/// When a relay ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// Never; it drains when told to.
+    Drained,
+    /// When nothing of the destination is pending.
+    Empty,
+}
+
+/// How a relay ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// Messages that SQS accepted.
+    pub delivered: u64,
+    /// Messages given up.
+    pub dead: u64,
+}
+
+/// Why `--until-empty` did not get there.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The database does not work, and waiting did not help.
+    #[error(transparent)]
+    Database(#[from] OutboxError),
+    /// The queue does not work, and waiting did not help.
+    #[error("destination {destination} is halted: {reason}")]
+    Halted {
+        /// Which one.
+        destination: String,
+        /// What SQS said.
+        reason: String,
+    },
+}
+
+/// Publishes the messages of one destination.
+#[derive(Debug)]
+pub struct Relay {
+    destination: Destination,
+    database: Arc<Dependency>,
+    pulse: Arc<Pulse>,
+    probe: Probe,
+    bounds: LowBounds,
+    generation: u64,
+    is_prepared: bool,
+    unsettled: Vec<Settlement>,
+    most_lanes: usize,
+    next_sweep: Instant,
+    database_delays: Delays,
+    failing_since: Option<Instant>,
+    ended: Ended,
+}
+
+/// What a step found, and so when to take the next one.
+enum Step {
+    /// Something was done; there may be more.
+    Worked,
+    /// Nothing to do.
+    Idle,
+    /// Nothing is pending at all.
+    Empty,
+    /// The destination is halted for this long.
+    Halted(Duration, String),
+}
+
+impl Relay {
+    /// A relay that has not looked at anything yet.
+    pub fn new(destination: Destination, database: Arc<Dependency>, queue: Arc<Dependency>, pulse: Arc<Pulse>) -> Self {
+        let tuning = destination.tuning;
+        Self {
+            probe: Probe::new(queue, Delays::new(tuning.retry_initial, tuning.retry_max)),
+            database,
+            pulse,
+            bounds: LowBounds::default(),
+            generation: 0,
+            is_prepared: false,
+            unsettled: Vec::new(),
+            most_lanes: usize::try_from(LANES).unwrap_or(1),
+            next_sweep: Instant::now() + FULL_SWEEP,
+            database_delays: Delays::new(DATABASE_RETRY.0, DATABASE_RETRY.1),
+            failing_since: None,
+            ended: Ended::default(),
+            destination,
+        }
+    }
+
+    /// Publishes until it is told to drain, or until nothing is pending. A failure of database or queue is waited out,
+    /// for ever by the daemon, for a minute by `--until-empty`.
+    ///
+    /// # Errors
+    ///
+    /// Only with [`Until::Empty`]: when database or queue stayed unusable.
+    pub async fn run(mut self, until: Until, drain: CancellationToken) -> Result<Ended, RelayError> {
+        loop {
+            self.pulse.tick();
+            let pause = match self.step(until, &drain).await {
+                Ok(step) => {
+                    self.database_answered();
+                    match step {
+                        Step::Worked => Duration::ZERO,
+                        Step::Idle => self.destination.tuning.poll_interval.mul_f64(0.8 + 0.4 * fastrand::f64()),
+                        Step::Empty => break,
+                        Step::Halted(pause, reason) => {
+                            let destination = self.destination.name.to_string();
+                            self.give_up_after(until, RelayError::Halted { destination, reason })?;
+                            pause
+                        }
+                    }
+                }
+                Err(error) => self.database_failed(error, until)?,
+            };
+            // What SQS accepted is written before leaving, as long as the drain timeout allows.
+            if drain.is_cancelled() && self.unsettled.is_empty() {
+                break;
+            }
+            if !pause.is_zero() {
+                self.wait(pause, &drain).await;
+            }
+        }
+        self.pulse.finish();
+        Ok(self.ended)
+    }
+
+    async fn wait(&self, pause: Duration, drain: &CancellationToken) {
+        let mut left = pause;
+        // In pieces, so that a long pause does not look like a loop that hangs.
+        while !left.is_zero() {
+            let piece = left.min(Duration::from_secs(10));
+            tokio::select! {
+                () = tokio::time::sleep(piece) => {}
+                () = drain.cancelled(), if self.unsettled.is_empty() => return,
+            }
+            self.pulse.tick();
+            left -= piece;
+        }
+    }
+
+    /// One round: write back what could not be written, look, claim, stream.
+    async fn step(&mut self, until: Until, drain: &CancellationToken) -> Result<Step, OutboxError> {
+        self.settle_the_unsettled().await?;
+        if drain.is_cancelled() {
+            return Ok(Step::Idle);
+        }
+        self.prepare().await?;
+        let ready = self.look().await?;
+        if ready.is_empty() {
+            self.failing_since = None;
+            let is_empty = until == Until::Empty && !self.destination.outbox.is_pending(&self.destination.name).await?;
+            return Ok(if is_empty { Step::Empty } else { Step::Idle });
+        }
+        let all: Vec<Lane> = (0..LANES).collect();
+        // An idle relay takes every lane, so that quiet traffic fills requests. A saturated one takes fewer, those with
+        // work, and leaves the others free for a moment.
+        let wanted = if self.most_lanes < all.len() { &ready } else { &all };
+        let limit = STREAM_FOR + self.destination.tuning.request_timeout;
+        let claim = self.destination.outbox.claim(&self.destination.name, wanted, self.most_lanes, limit).await?;
+        let Some(claim) = claim else { return Ok(Step::Idle) };
+        let held = claim.lanes().len();
+        let memory = Memory { bounds: &mut self.bounds, probe: &mut self.probe, next_sweep: &mut self.next_sweep };
+        let end = Stream::new(&self.destination, claim, memory, &self.pulse).run(drain).await;
+        self.after(end, held)
+    }
+
+    fn after(&mut self, end: StreamEnd, held: usize) -> Result<Step, OutboxError> {
+        self.ended.delivered += end.delivered;
+        self.ended.dead += end.dead;
+        self.unsettled.extend(end.unsettled);
+        if end.delivered > 0 {
+            self.failing_since = None;
+        }
+        let all = usize::try_from(LANES).unwrap_or(1);
+        self.most_lanes = if end.is_saturated { (held / 2).max(1) } else { all };
+        match end.closing {
+            Closing::Time | Closing::Shutdown => Ok(Step::Worked),
+            // A claim that found nothing it could send may find the same again at once.
+            Closing::Idle => Ok(if end.delivered > 0 { Step::Worked } else { Step::Idle }),
+            Closing::Halted(fault) => {
+                let pause = self.probe.failed(&self.destination, &fault);
+                Ok(Step::Halted(pause, fault.to_string()))
+            }
+            Closing::Broken(error) => Err(error),
+        }
+    }
+
+    async fn settle_the_unsettled(&mut self) -> Result<(), OutboxError> {
+        if self.unsettled.is_empty() {
+            return Ok(());
+        }
+        let Destination { name, outbox, keep, metrics, .. } = &self.destination;
+        let published_twice = outbox.settle(name, *keep, &mut self.unsettled).await?;
+        let is_delivered = |settlement: &&Settlement| {
+            matches!(settlement.outcome, crate::message::Outcome::Delivered { .. })
+        };
+        let delivered = self.unsettled.iter().filter(is_delivered).count() as u64;
+        metrics.delivered.inc_by(delivered);
+        metrics.possible_duplicates.inc_by(published_twice);
+        self.ended.delivered += delivered;
+        self.unsettled.clear();
+        Ok(())
+    }
+
+    /// The schema must be there, and the destination's lanes.
+    async fn prepare(&mut self) -> Result<(), OutboxError> {
+        if !self.is_prepared {
+            self.destination.outbox.check_schema().await?;
+            self.destination.outbox.create_lanes(&self.destination.name).await?;
+            self.is_prepared = true;
+        }
+        Ok(())
+    }
+
+    /// Lanes with work.
+    async fn look(&mut self) -> Result<Vec<Lane>, OutboxError> {
+        let generation = self.destination.outbox.generation();
+        if generation != self.generation {
+            self.generation = generation;
+            self.bounds.reset();
+        }
+        let look = self.destination.outbox.look(&self.destination.name, &self.bounds.lows()).await?;
+        let empty: Vec<Lane> = (0..LANES).filter(|lane| !look.ready.contains(lane)).collect();
+        self.bounds.looked(&empty, (look.xmin, look.xmax), look.last_id, Instant::now());
+        let mut ready = look.ready;
+        ready.extend(look.due);
+        ready.sort_unstable();
+        ready.dedup();
+        if ready.is_empty() { self.sweep().await } else { Ok(ready) }
+    }
+
+    /// Now and then an idle relay looks below its low bounds, for what committed late; under a claim the stream does that.
+    async fn sweep(&mut self) -> Result<Vec<Lane>, OutboxError> {
+        let started = Instant::now();
+        if started < self.next_sweep {
+            return Ok(Vec::new());
+        }
+        let ranges: Vec<(Lane, i64, i64)> = self.bounds.lows().into_iter().map(|(lane, low)| (lane, 0, low)).collect();
+        let swept = self.destination.outbox.sweep(&self.destination.name, &ranges, 1, &[]).await?;
+        self.next_sweep = started + FULL_SWEEP.max(started.elapsed() * FULL_SWEEP_SHARE);
+        for key in &swept.keys {
+            self.bounds.rewind(key.lane, key.id);
+        }
+        Ok(swept.keys.iter().map(|key| key.lane).collect())
+    }
+
+    fn database_answered(&mut self) {
+        self.database_delays.reset();
+        if self.database.report_up() {
+            tracing::info!("PostgreSQL answers again");
+        }
+    }
+
+    /// Returns how long to wait.
+    fn database_failed(&mut self, error: OutboxError, until: Until) -> Result<Duration, RelayError> {
+        // Whatever failed, the next answer may come from another server.
+        self.bounds.reset();
+        self.is_prepared = false;
+        let is_final = error.is_final();
+        if self.database.report_down(&error.to_string()) {
+            let unsettled = self.unsettled.len();
+            tracing::warn!(error = %error, unsettled, "PostgreSQL does not answer as it should; trying again");
+        }
+        if is_final && until == Until::Empty {
+            return Err(RelayError::Database(error));
+        }
+        self.give_up_after(until, RelayError::Database(error))?;
+        Ok(self.database_delays.next_delay())
+    }
+
+    fn give_up_after(&mut self, until: Until, error: RelayError) -> Result<(), RelayError> {
+        let since = *self.failing_since.get_or_insert_with(Instant::now);
+        if until == Until::Empty && since.elapsed() >= UNTIL_EMPTY_PATIENCE { Err(error) } else { Ok(()) }
+    }
+}

@@ -331,18 +331,19 @@ impl Schedule {
         self.delayed.first_key_value().map(|(key, _)| key.0)
     }
 
-    /// Gives back everything that was not sent. Nothing may be in flight.
-    pub fn into_leftovers(self) -> Leftovers {
+    /// Gives back everything that was not sent and forgets it. Nothing may be in flight.
+    pub fn take_leftovers(&mut self) -> Leftovers {
+        let Self { free, groups, delayed, .. } = std::mem::replace(self, Self::new(self.limits));
         let mut leftovers = Leftovers::default();
         let mut waits: HashMap<Arc<str>, Instant> = HashMap::new();
-        leftovers.items.extend(self.free.into_iter().map(|item| (item, None)));
-        for ((until, _), delayed) in self.delayed {
+        leftovers.items.extend(free.into_iter().map(|item| (item, None)));
+        for ((until, _), delayed) in delayed {
             match delayed {
                 Delayed::Item(item) => leftovers.items.push((item, Some(until))),
                 Delayed::Group(name) => drop(waits.insert(name, until)),
             }
         }
-        for (name, group) in self.groups {
+        for (name, group) in groups {
             if let Some(rest) = group.rest {
                 leftovers.rests.push(MessageKey { lane: group.lane, id: rest.after + 1 });
             }

@@ -1,0 +1,409 @@
+//! Feeding the stream: opening lanes, reading, sweeping, and taking in what comes.
+//!
+//! [`Feed`] is the state of reading; the methods of [`Stream`] here start the tasks and apply their results. Only one task
+//! of a kind is under way. That matters for sweeps: their result is compared with what is in memory now, and two of them
+//! could bring the same message twice.
+
+use std::time::{Duration, Instant};
+
+use super::group::Item;
+use super::stream::{Closing, Event, Stream};
+use crate::message::{LANES, Lane, Message, MessageKey, QueueKind};
+use crate::outbox::{Batch, OutboxError, Position, Swept};
+use crate::sqs::compose;
+
+/// How soon to read again after a read that was not full: commits are seen within this time while traffic flows.
+const ACTIVE_POLL: Duration = Duration::from_millis(5);
+
+/// How often the gap between low bound and cursor is swept while reads are not full; it bounds how late a message comes
+/// whose transaction committed just after a higher id was read.
+const GAP_SWEEP: Duration = Duration::from_millis(10);
+
+/// The same while there is a backlog: nobody waits for a single message then, and the rows cost.
+const GAP_SWEEP_BUSY: Duration = Duration::from_millis(250);
+
+/// How often lanes are swept from the bottom, whatever the bounds say.
+pub(super) const FULL_SWEEP: Duration = Duration::from_secs(1);
+
+/// A sweep from the bottom may take one part in so many of the time.
+pub(super) const FULL_SWEEP_SHARE: u32 = 20;
+
+/// How often retries that others recorded are looked for.
+const DUE_POLL: Duration = Duration::from_millis(100);
+
+/// Retries read when a lane is opened.
+const MOST_DEFERRED: usize = 1000;
+
+/// When to ask for lanes that were left to others or held by them: a saturated relay leaves half of them free this long.
+const WIDEN_AFTER: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(400)];
+
+/// Bytes in memory that wait to be sent, beyond which no read is started.
+const MOST_WAITING_BYTES: usize = crate::outbox::READ_BYTES;
+
+/// All retries, due or not, as far as any calendar goes.
+const ANY_TIME: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// The state of reading.
+#[derive(Debug)]
+pub(super) struct Feed {
+    open: Vec<Lane>,
+    full: Vec<Lane>,
+    is_opening: bool,
+    is_reading: bool,
+    is_reading_on: bool,
+    is_sweeping: bool,
+    is_asking_for_due: bool,
+    is_widening: bool,
+    widened: usize,
+    claimed_at: Instant,
+    next_read: Instant,
+    next_gap_sweep: Instant,
+    next_due: Instant,
+}
+
+impl Feed {
+    pub(super) fn new(claimed_at: Instant) -> Self {
+        let now = Instant::now();
+        Self {
+            open: Vec::new(),
+            full: Vec::new(),
+            is_opening: false,
+            is_reading: false,
+            is_reading_on: false,
+            is_sweeping: false,
+            is_asking_for_due: false,
+            is_widening: false,
+            widened: 0,
+            claimed_at,
+            next_read: now,
+            next_gap_sweep: now + GAP_SWEEP,
+            next_due: now + DUE_POLL,
+        }
+    }
+
+    /// Whether a sweep or what follows from it is under way.
+    pub(super) fn is_sweeping(&self) -> bool {
+        self.is_sweeping || self.is_asking_for_due
+    }
+
+    /// Whether the last read left more in the table.
+    pub(super) fn was_full(&self) -> bool {
+        !self.full.is_empty()
+    }
+
+    /// Whether a read that is under way, or due at once, may bring more.
+    pub(super) fn expects_more(&self) -> bool {
+        self.is_opening || self.is_reading || self.is_reading_on
+    }
+
+    /// Whether nothing is under way and the last read took all there was.
+    pub(super) fn has_nothing_more(&self) -> bool {
+        !self.expects_more() && !self.is_sweeping() && self.full.is_empty()
+    }
+}
+
+impl Stream<'_> {
+    /// Lanes were claimed: first the retries that wait in them, because those may block their groups.
+    pub(super) fn open(&mut self, lanes: Vec<Lane>) {
+        self.feed.is_opening = true;
+        let destination = self.destination.clone();
+        self.tasks.push(Box::pin(async move {
+            let result = destination.outbox.read_deferred(&destination.name, &lanes, MOST_DEFERRED, ANY_TIME).await;
+            Event::Opened { lanes, result }
+        }));
+    }
+
+    pub(super) fn start_feeding(&mut self, now: Instant) {
+        self.start_widening(now);
+        if self.feed.open.is_empty() {
+            return;
+        }
+        self.start_reading(now);
+        self.start_reading_on();
+        self.start_sweeping(now);
+        if now >= self.feed.next_due && !self.feed.is_asking_for_due {
+            self.feed.is_asking_for_due = true;
+            let (destination, lanes) = (self.destination.clone(), self.feed.open.clone());
+            self.tasks.push(Box::pin(async move {
+                let due = destination.outbox.read_deferred(&destination.name, &lanes, MOST_DEFERRED, Duration::ZERO);
+                Event::Due { result: due.await }
+            }));
+        }
+    }
+
+    /// When the next of these is due, of those that could be started.
+    pub(super) fn next_feeding(&self) -> Option<Instant> {
+        let feed = &self.feed;
+        let widening = WIDEN_AFTER.get(feed.widened).filter(|_| !feed.is_widening).map(|after| feed.claimed_at + *after);
+        if feed.open.is_empty() {
+            return widening;
+        }
+        let reading = (!feed.is_reading && self.has_room()).then_some(feed.next_read);
+        let gap = (!feed.is_sweeping && self.has_gap()).then_some(feed.next_gap_sweep);
+        let sweep = (!feed.is_sweeping).then_some(*self.memory.next_sweep);
+        let due = (!feed.is_asking_for_due).then_some(feed.next_due);
+        [widening, reading, gap, sweep, due].into_iter().flatten().min()
+    }
+
+    fn has_room(&self) -> bool {
+        self.schedule.waiting() < self.destination.tuning.batch_size
+            && self.schedule.waiting_bytes() < MOST_WAITING_BYTES
+    }
+
+    fn has_gap(&self) -> bool {
+        self.feed.open.iter().any(|lane| self.memory.bounds.has_gap(*lane))
+    }
+
+    fn start_widening(&mut self, now: Instant) {
+        let held = self.claim.lanes();
+        let is_due = WIDEN_AFTER.get(self.feed.widened).is_some_and(|after| now >= self.feed.claimed_at + *after);
+        if !is_due || self.feed.is_widening {
+            return;
+        }
+        self.feed.widened += 1;
+        let others: Vec<Lane> = (0..LANES).filter(|lane| !held.contains(lane)).collect();
+        if others.is_empty() || self.feed.is_opening {
+            return;
+        }
+        self.feed.is_widening = true;
+        let asked = self.claim.take_more(&others, others.len());
+        self.tasks.push(Box::pin(async move { Event::Widened { result: asked.await } }));
+    }
+
+    fn start_reading(&mut self, now: Instant) {
+        let is_due = !self.feed.full.is_empty() || now >= self.feed.next_read;
+        if self.feed.is_reading || !self.has_room() || !is_due {
+            return;
+        }
+        self.feed.is_reading = true;
+        let positions = positions(&self.feed.open, &self.feed.full, self.destination.tuning.batch_size, |lane| {
+            self.memory.bounds.cursor(lane)
+        });
+        let destination = self.destination.clone();
+        self.tasks.push(Box::pin(async move {
+            let result = destination.outbox.read(&destination.name, &positions).await;
+            Event::Read { positions, result }
+        }));
+    }
+
+    fn start_reading_on(&mut self) {
+        if self.feed.is_reading_on {
+            return;
+        }
+        let Some(from) = self.schedule.next_to_read_on() else { return };
+        self.feed.is_reading_on = true;
+        let destination = self.destination.clone();
+        self.tasks.push(Box::pin(async move {
+            let result = destination.outbox.read_group(&destination.name, &from.group, from.after, from.most).await;
+            Event::ReadOn { from, result }
+        }));
+    }
+
+    fn start_sweeping(&mut self, now: Instant) {
+        let is_full = now >= *self.memory.next_sweep;
+        if self.feed.is_sweeping || !(is_full || self.has_gap() && now >= self.feed.next_gap_sweep) {
+            return;
+        }
+        self.feed.is_sweeping = true;
+        self.feed.next_gap_sweep = now + if self.feed.full.is_empty() { GAP_SWEEP } else { GAP_SWEEP_BUSY };
+        if is_full {
+            *self.memory.next_sweep = now + FULL_SWEEP;
+        }
+        let range = |lane: &Lane| (*lane, if is_full { 0 } else { self.memory.bounds.low(*lane) }, self.memory.bounds.cursor(*lane));
+        let ranges: Vec<(Lane, i64, i64)> = self.feed.open.iter().map(range).collect();
+        // Room for all that is known and some that is not, so that the known cannot hide the unknown.
+        let most = self.schedule.known() + 100;
+        let (destination, groups) = (self.destination.clone(), self.schedule.groups_with_rest());
+        self.tasks.push(Box::pin(async move {
+            let result = destination.outbox.sweep(&destination.name, &ranges, most, &groups).await;
+            Event::Swept { ranges, most, started: now, result }
+        }));
+    }
+
+    /// Applies the results of the tasks that are started here.
+    pub(super) fn fed(&mut self, event: Event) {
+        let applied = match event {
+            Event::Opened { lanes, result } => result.map(|batch| self.opened(&lanes, batch)),
+            Event::Read { positions, result } => result.map(|batch| self.read(&positions, batch)),
+            Event::ReadOn { from, result } => {
+                self.feed.is_reading_on = false;
+                result.map(|batch| {
+                    let is_all = batch.messages.len() < from.most && !batch.is_cut;
+                    let last = batch.messages.last().map(|message| message.key.id);
+                    let items = batch.messages.into_iter().filter_map(|message| self.item(message)).collect();
+                    self.schedule.read_on(&from.group, items, last, is_all);
+                })
+            }
+            Event::Swept { ranges, most, started, result } => {
+                result.map(|swept| self.swept(&ranges, most, started, &swept))
+            }
+            Event::Found { result } => {
+                self.feed.is_sweeping = false;
+                result.map(|batch| self.admit(batch))
+            }
+            Event::Due { result } => {
+                self.feed.is_asking_for_due = false;
+                self.feed.next_due = Instant::now() + DUE_POLL;
+                result.map(|batch| self.admit(batch))
+            }
+            Event::Widened { result } => {
+                self.feed.is_widening = false;
+                result.map(|lanes| self.widened(lanes))
+            }
+            Event::Published { .. } | Event::Settled { .. } => Ok(()),
+        };
+        self.forget_settled();
+        if let Err(error) = applied {
+            self.broke(error);
+        }
+    }
+
+    fn broke(&mut self, error: OutboxError) {
+        if !matches!(self.closing, Some(Closing::Broken(_))) {
+            self.closing = Some(Closing::Broken(error));
+        }
+    }
+
+    fn opened(&mut self, lanes: &[Lane], batch: Batch) {
+        self.feed.is_opening = false;
+        for lane in lanes {
+            self.memory.bounds.open(*lane);
+        }
+        self.feed.open.extend_from_slice(lanes);
+        self.feed.next_read = Instant::now();
+        self.admit(batch);
+    }
+
+    fn widened(&mut self, lanes: Vec<Lane>) {
+        if !lanes.is_empty() && self.closing.is_none() {
+            self.claim.add(&lanes);
+            self.open(lanes);
+        }
+    }
+
+    fn read(&mut self, positions: &[Position], batch: Batch) {
+        let now = Instant::now();
+        self.feed.is_reading = false;
+        self.feed.full.clear();
+        for position in positions {
+            let of_lane = batch.messages.iter().filter(|message| message.key.lane == position.lane);
+            let (count, last) = of_lane.fold((0, 0), |(count, _), message| (count + 1, message.key.id));
+            if last > 0 {
+                self.memory.bounds.read(position.lane, last, batch.xmax, now);
+            }
+            if count == position.most || batch.is_cut {
+                self.feed.full.push(position.lane);
+            }
+        }
+        let jitter = ACTIVE_POLL.mul_f64(0.8 + 0.4 * fastrand::f64());
+        self.feed.next_read = now + jitter;
+        if !batch.messages.is_empty() {
+            self.touch(now);
+        }
+        self.admit(batch);
+    }
+
+    fn swept(&mut self, ranges: &[(Lane, i64, i64)], most: usize, started: Instant, swept: &Swept) {
+        // A sweep from the bottom walks what vacuum could not remove, so it may not come too often.
+        *self.memory.next_sweep = (*self.memory.next_sweep).max(started + started.elapsed() * FULL_SWEEP_SHARE);
+        let is_complete = |lane: Lane| swept.keys.iter().filter(|key| key.lane == lane).count() < most;
+        let covered: Vec<(Lane, i64)> =
+            ranges.iter().filter(|range| is_complete(range.0)).map(|range| (range.0, range.2)).collect();
+        self.memory.bounds.swept(&covered, swept.xmin, started);
+        let found: Vec<MessageKey> = swept.keys.iter().copied().filter(|key| !self.schedule.knows(key.id)).collect();
+        if found.is_empty() || self.closing.is_some() {
+            self.feed.is_sweeping = false;
+            self.rewind_to_found(&found);
+            return;
+        }
+        let destination = self.destination.clone();
+        self.tasks.push(Box::pin(async move {
+            Event::Found { result: destination.outbox.read_found(&destination.name, &found).await }
+        }));
+    }
+
+    /// The stream closes: what a sweep found is left for the next claim.
+    fn rewind_to_found(&mut self, found: &[MessageKey]) {
+        for key in found {
+            self.memory.bounds.rewind(key.lane, key.id);
+        }
+    }
+
+    fn admit(&mut self, batch: Batch) {
+        for message in batch.messages {
+            let until = message.wait.map(|wait| message.read_at + wait);
+            if let Some(item) = self.item(message) {
+                self.schedule.admit(item, until);
+            }
+        }
+    }
+
+    /// Makes an item of a message that is not in memory yet; buries one that SQS can never accept.
+    fn item(&mut self, message: Message) -> Option<Item> {
+        let (key, attempts) = (message.key, message.attempts);
+        if self.schedule.knows(key.id) {
+            return None;
+        }
+        let group = match self.destination.queue.kind() {
+            QueueKind::Fifo => message.group.clone(),
+            QueueKind::Standard => None,
+        };
+        let (age_when_read, read_at) = (message.age_when_read, message.read_at);
+        match compose(message, self.destination.queue.kind()) {
+            Ok(composed) => {
+                self.destination.metrics.attributes_left_out.inc_by(composed.left_out as u64);
+                let entry = composed.entry;
+                Some(Item { entry, group, attempts, charged: None, age_when_read, read_at, is_alone: false })
+            }
+            Err(fault) => {
+                self.schedule.note(key.id);
+                self.bury(key, attempts, &fault);
+                None
+            }
+        }
+    }
+}
+
+/// From where and how much to read: lanes that had more last time share the batch, the others are asked for a little.
+fn positions(open: &[Lane], full: &[Lane], batch_size: usize, cursor: impl Fn(Lane) -> i64) -> Vec<Position> {
+    // With fewer messages wanted than lanes, a random part of the lanes is read.
+    let most_lanes = open.len().min(batch_size);
+    let first = fastrand::usize(0..open.len().max(1));
+    let lanes = open.iter().cycle().skip(first).take(most_lanes).copied();
+    let sharing = if full.is_empty() { most_lanes } else { full.len().min(most_lanes) };
+    let little = if full.is_empty() { 0 } else { (batch_size / usize::from(LANES.unsigned_abs()) / 4).max(1) };
+    let for_others = little * (most_lanes - sharing);
+    let share = (batch_size.saturating_sub(for_others) / sharing.max(1)).max(1);
+    let most = |lane: &Lane| if full.is_empty() || full.contains(lane) { share } else { little };
+    lanes.map(|lane| Position { lane, cursor: cursor(lane), most: most(&lane) }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn total(positions: &[Position]) -> usize {
+        positions.iter().map(|position| position.most).sum()
+    }
+
+    #[test]
+    fn a_read_never_asks_for_more_than_a_batch() {
+        let open: Vec<Lane> = (0..16).collect();
+        for batch_size in [1, 2, 7, 16, 17, 100, 1000, 10_000] {
+            for full in [vec![], vec![3], vec![1, 2, 3], open.clone()] {
+                let positions = positions(&open, &full, batch_size, |_| 0);
+                assert!(total(&positions) <= batch_size, "{batch_size} {full:?}: {positions:?}");
+                assert!(positions.iter().all(|position| position.most > 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_lane_with_a_backlog_gets_most_of_the_batch() {
+        let open: Vec<Lane> = (0..16).collect();
+        let positions = positions(&open, &[5], 1000, |_| 0);
+        let of_five = positions.iter().find(|position| position.lane == 5).unwrap();
+        assert!(of_five.most > 700, "{positions:?}");
+        assert_eq!(positions.len(), 16);
+    }
+}
