@@ -260,36 +260,49 @@ impl Relay {
         Ok(())
     }
 
-    /// Lanes with work.
+    /// Lanes with work. While nothing can have come since the last look, a far cheaper question takes its place.
     async fn look(&mut self) -> Result<Vec<Lane>, OutboxError> {
         let generation = self.destination.outbox.generation();
         if generation != self.generation {
             self.generation = generation;
             self.bounds.reset();
         }
-        let look = self.destination.outbox.look(&self.destination.name, &self.bounds.lows()).await?;
+        if Instant::now() >= self.next_sweep {
+            let found = self.sweep().await?;
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        let Destination { name, outbox, .. } = &self.destination;
+        let settled_to = self.bounds.lowest();
+        if settled_to > 0 {
+            let watch = outbox.watch(name).await?;
+            if watch.last_id <= settled_to && !watch.is_due {
+                return Ok(Vec::new());
+            }
+        }
+        let look = outbox.look(name, &self.bounds.lows()).await?;
         let empty: Vec<Lane> = (0..LANES).filter(|lane| !look.ready.contains(lane)).collect();
         self.bounds.looked(&empty, (look.xmin, look.xmax), look.last_id, Instant::now());
         let mut ready = look.ready;
         ready.extend(look.due);
         ready.sort_unstable();
         ready.dedup();
-        if ready.is_empty() { self.sweep().await } else { Ok(ready) }
+        Ok(ready)
     }
 
-    /// Now and then an idle relay looks below its low bounds, for what committed late; under a claim the stream does that.
+    /// Now and then a relay looks at everything that is pending in lanes it does not hold, for what committed below a low
+    /// bound or came with an id of its own; under a claim the stream does that.
     async fn sweep(&mut self) -> Result<Vec<Lane>, OutboxError> {
         let started = Instant::now();
-        if started < self.next_sweep {
-            return Ok(Vec::new());
-        }
-        let ranges: Vec<(Lane, i64, i64)> = self.bounds.lows().into_iter().map(|(lane, low)| (lane, 0, low)).collect();
+        let ranges: Vec<(Lane, i64, i64)> = (0..LANES).map(|lane| (lane, 0, i64::MAX)).collect();
         let swept = self.destination.outbox.sweep(&self.destination.name, &ranges, 1, &[]).await?;
         self.next_sweep = started + FULL_SWEEP.max(started.elapsed() * FULL_SWEEP_SHARE);
-        for key in &swept.keys {
+        let found: Vec<Lane> = swept.keys.iter().map(|key| key.lane).collect();
+        for key in swept.keys {
             self.bounds.rewind(key.lane, key.id);
         }
-        Ok(swept.keys.iter().map(|key| key.lane).collect())
+        Ok(found)
     }
 
     fn database_answered(&mut self) {
