@@ -2,8 +2,8 @@
 //!
 //! Written by the loops, read by [`crate::http`]. Nothing is decided here.
 
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A loop that has not ticked for this long hangs. Every wait in a loop is bounded well below it: a request may take
@@ -67,7 +67,10 @@ impl Dependency {
     pub fn report_down(&self, reason: &str) -> bool {
         let mut state = lock(&self.state);
         state.is_up = Some(false);
-        let is_news = state.last_line.as_ref().is_none_or(|(at, told)| told != reason && at.elapsed() >= TELL_AGAIN);
+        let is_news = state
+            .last_line
+            .as_ref()
+            .is_none_or(|(at, told)| told != reason && at.elapsed() >= TELL_AGAIN);
         if is_news {
             state.last_line = Some((Instant::now(), reason.to_owned()));
         }
@@ -110,18 +113,26 @@ impl Health {
 
     /// A dependency of which nothing is known yet.
     pub fn dependency(&self, name: impl Into<String>, until: Until) -> Arc<Dependency> {
-        let state = Mutex::new(State { is_up: None, last_line: None });
-        let dependency = Arc::new(Dependency { name: name.into(), state });
+        let state = Mutex::new(State {
+            is_up: None,
+            last_line: None,
+        });
+        let dependency = Arc::new(Dependency {
+            name: name.into(),
+            state,
+        });
         lock(&self.dependencies).push((until, Arc::clone(&dependency)));
         dependency
     }
 
     /// The loops that hang; empty when the process is alive.
     pub fn hanging(&self) -> Vec<String> {
-        let hangs = |pulse: &&Arc<Pulse>| {
-            !pulse.finished.load(Ordering::Relaxed) && pulse.silent_for() > HANGING
-        };
-        lock(&self.pulses).iter().filter(hangs).map(|pulse| pulse.name.clone()).collect()
+        let hangs = |pulse: &&Arc<Pulse>| !pulse.finished.load(Ordering::Relaxed) && pulse.silent_for() > HANGING;
+        lock(&self.pulses)
+            .iter()
+            .filter(hangs)
+            .map(|pulse| pulse.name.clone())
+            .collect()
     }
 
     /// The dependencies that did not answer; empty when the process is ready.
@@ -130,7 +141,11 @@ impl Health {
             Some(is_up) => !is_up,
             None => *until == Until::Answered,
         };
-        lock(&self.dependencies).iter().filter(is_down).map(|(_, dependency)| dependency.name.clone()).collect()
+        lock(&self.dependencies)
+            .iter()
+            .filter(is_down)
+            .map(|(_, dependency)| dependency.name.clone())
+            .collect()
     }
 }
 

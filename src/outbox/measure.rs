@@ -32,8 +32,11 @@ impl Outbox {
     /// When the statement fails.
     pub async fn backlog(&self, destination: &str) -> Result<Backlog, OutboxError> {
         let lanes: Vec<Lane> = (0..LANES).collect();
-        let parameters: [Parameter<'_>; 3] =
-            [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY), (&COUNT_LIMIT, Type::INT8)];
+        let parameters: [Parameter<'_>; 3] = [
+            (&destination, Type::TEXT),
+            (&lanes, Type::INT2_ARRAY),
+            (&COUNT_LIMIT, Type::INT8),
+        ];
         let row = self.query_one("measure the backlog", BACKLOG, &parameters).await?;
         Ok(Backlog {
             lag: column::<f64>("measure the backlog", &row, 0)?.max(0.0),

@@ -33,12 +33,17 @@ pub(super) fn connector(config: &DatabaseConfig) -> Result<MakeRustlsConnect, Ou
             let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(config)?), Arc::clone(&provider))
                 .build()
                 .map_err(|error| OutboxError::Tls(format!("the root certificates cannot be used: {error}")))?;
-            let chain_only = Lenient { provider, chain: Some(verifier) };
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(chain_only))
+            let chain_only = Lenient {
+                provider,
+                chain: Some(verifier),
+            };
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(chain_only))
         }
-        TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Lenient { provider, chain: None }))
-        }
+        TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Lenient { provider, chain: None })),
     };
     Ok(MakeRustlsConnect::new(builder.with_no_client_auth()))
 }
@@ -47,7 +52,10 @@ fn roots(config: &DatabaseConfig) -> Result<RootCertStore, OutboxError> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = &config.root_certificate {
         let problem = |error: String| {
-            OutboxError::Tls(format!("sslrootcert={} cannot be used: {error}; give a PEM file", path.display()))
+            OutboxError::Tls(format!(
+                "sslrootcert={} cannot be used: {error}; give a PEM file",
+                path.display()
+            ))
         };
         let certificates = CertificateDer::pem_file_iter(path).map_err(|error| problem(error.to_string()))?;
         for certificate in certificates {
@@ -85,7 +93,9 @@ impl ServerCertVerifier for Lenient {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
+        let Some(chain) = &self.chain else {
+            return Ok(ServerCertVerified::assertion());
+        };
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             // webpki checks the name last, so the chain is good when only the name is not.
             Err(Error::InvalidCertificate(

@@ -68,7 +68,12 @@ pub(super) struct Group {
 
 impl Group {
     pub(super) fn new(lane: Lane) -> Self {
-        Self { lane, state: State::Idle, waiting: VecDeque::new(), rest: None }
+        Self {
+            lane,
+            state: State::Idle,
+            waiting: VecDeque::new(),
+            rest: None,
+        }
     }
 
     /// Items and bytes that count as read ahead. A delayed group does not count, or a few of them would keep the relay
@@ -76,7 +81,10 @@ impl Group {
     pub(super) fn counted(&self) -> (usize, usize) {
         match self.state {
             State::Delayed => (0, 0),
-            _ => (self.waiting.len(), self.waiting.iter().map(|item| item.entry.bytes()).sum()),
+            _ => (
+                self.waiting.len(),
+                self.waiting.iter().map(|item| item.entry.bytes()).sum(),
+            ),
         }
     }
 
@@ -92,7 +100,11 @@ impl Group {
         let window = if self.state == State::Delayed { 1 } else { window };
         match self.waiting.back() {
             Some(last) if self.waiting.len() >= window && id > last.key().id => {
-                self.rest = Some(Rest { after: last.key().id, upto: id, asked_upto: None });
+                self.rest = Some(Rest {
+                    after: last.key().id,
+                    upto: id,
+                    asked_upto: None,
+                });
                 true
             }
             _ => false,
@@ -102,7 +114,11 @@ impl Group {
     /// Puts a message where its id belongs; returns whether that is the head.
     pub(super) fn insert(&mut self, item: Item) -> bool {
         let id = item.key().id;
-        let at = self.waiting.iter().rposition(|other| other.key().id < id).map_or(0, |at| at + 1);
+        let at = self
+            .waiting
+            .iter()
+            .rposition(|other| other.key().id < id)
+            .map_or(0, |at| at + 1);
         self.waiting.insert(at, item);
         at == 0
     }
@@ -110,11 +126,17 @@ impl Group {
     /// The head has to wait. All but the head is left in the table; returns what was in memory of it.
     pub(super) fn delay(&mut self) -> Vec<Item> {
         self.state = State::Delayed;
-        let Some(head) = self.waiting.front().map(|item| item.key().id) else { return Vec::new() };
+        let Some(head) = self.waiting.front().map(|item| item.key().id) else {
+            return Vec::new();
+        };
         let left: Vec<Item> = self.waiting.drain(1..).collect();
         if let Some(last) = left.last() {
             let upto = last.key().id.max(self.rest.map_or(0, |rest| rest.upto));
-            self.rest = Some(Rest { after: head, upto, asked_upto: None });
+            self.rest = Some(Rest {
+                after: head,
+                upto,
+                asked_upto: None,
+            });
         }
         left
     }
@@ -136,7 +158,9 @@ impl Group {
     /// the meantime and gave its messages back.
     pub(super) fn has_read_on(&mut self, last: Option<i64>, is_all: bool) -> bool {
         let Some(rest) = &mut self.rest else { return false };
-        let Some(asked_upto) = rest.asked_upto.take() else { return false };
+        let Some(asked_upto) = rest.asked_upto.take() else {
+            return false;
+        };
         rest.after = rest.after.max(last.unwrap_or(rest.after));
         // Only a read that began after the last message was left can have seen all of them.
         if is_all && asked_upto == rest.upto {

@@ -90,15 +90,41 @@ pub struct StreamEnd {
 
 /// The result of a task.
 pub(super) enum Event {
-    Opened { lanes: Vec<Lane>, result: Result<Batch, OutboxError> },
-    Read { positions: Vec<Position>, result: Result<Batch, OutboxError> },
-    ReadOn { from: ReadOn, result: Result<Batch, OutboxError> },
-    Swept { ranges: Vec<(Lane, i64, i64)>, most: usize, started: Instant, result: Result<Swept, OutboxError> },
-    Found { result: Result<Batch, OutboxError> },
-    Due { result: Result<Batch, OutboxError> },
-    Widened { result: Result<Vec<Lane>, OutboxError> },
-    Published { items: Vec<Item>, published: Published },
-    Settled { settlements: Vec<Settlement>, result: Result<u64, OutboxError> },
+    Opened {
+        lanes: Vec<Lane>,
+        result: Result<Batch, OutboxError>,
+    },
+    Read {
+        positions: Vec<Position>,
+        result: Result<Batch, OutboxError>,
+    },
+    ReadOn {
+        from: ReadOn,
+        result: Result<Batch, OutboxError>,
+    },
+    Swept {
+        ranges: Vec<(Lane, i64, i64)>,
+        most: usize,
+        started: Instant,
+        result: Result<Swept, OutboxError>,
+    },
+    Found {
+        result: Result<Batch, OutboxError>,
+    },
+    Due {
+        result: Result<Batch, OutboxError>,
+    },
+    Widened {
+        result: Result<Vec<Lane>, OutboxError>,
+    },
+    Published {
+        items: Vec<Item>,
+        published: Published,
+    },
+    Settled {
+        settlements: Vec<Settlement>,
+        result: Result<u64, OutboxError>,
+    },
 }
 
 /// A task of the stream.
@@ -134,16 +160,19 @@ pub(super) struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    pub(super) fn new(
-        destination: &'a Destination,
-        claim: Claim,
-        memory: Memory<'a>,
-        pulse: &'a Pulse,
-    ) -> Self {
+    pub(super) fn new(destination: &'a Destination, claim: Claim, memory: Memory<'a>, pulse: &'a Pulse) -> Self {
         let request_size = destination.tuning.request_size;
         let limits = match destination.tuning.fifo_mode {
-            FifoMode::Strict => Limits { request_size, per_group: 1, window: STRICT_WINDOW },
-            FifoMode::Batched => Limits { request_size, per_group: request_size, window: BATCHED_WINDOW },
+            FifoMode::Strict => Limits {
+                request_size,
+                per_group: 1,
+                window: STRICT_WINDOW,
+            },
+            FifoMode::Batched => Limits {
+                request_size,
+                per_group: request_size,
+                window: BATCHED_WINDOW,
+            },
         };
         Self {
             destination,
@@ -219,9 +248,15 @@ impl<'a> Stream<'a> {
     }
 
     fn start_requests(&mut self, now: Instant) {
-        let most = if self.memory.probe.is_on() { 1 } else { self.destination.tuning.max_in_flight };
+        let most = if self.memory.probe.is_on() {
+            1
+        } else {
+            self.destination.tuning.max_in_flight
+        };
         while self.publishing < most && self.may_send(now) {
-            let Some(items) = self.schedule.next_request() else { return };
+            let Some(items) = self.schedule.next_request() else {
+                return;
+            };
             let queue = self.destination.queue.clone();
             self.publishing += 1;
             self.tasks.push(Box::pin(async move {
@@ -263,7 +298,9 @@ impl<'a> Stream<'a> {
     fn start_settling(&mut self, now: Instant) {
         let is_due = self.outcomes.len() >= SETTLE_SIZE
             || self.publishing == 0
-            || self.oldest_outcome.is_some_and(|since| now.saturating_duration_since(since) >= SETTLE_AFTER);
+            || self
+                .oldest_outcome
+                .is_some_and(|since| now.saturating_duration_since(since) >= SETTLE_AFTER);
         if self.is_settling || self.outcomes.is_empty() || !is_due || matches!(self.closing, Some(Closing::Broken(_))) {
             return;
         }
@@ -272,7 +309,10 @@ impl<'a> Stream<'a> {
         let mut settlements: Vec<Settlement> = self.outcomes.drain(..).collect();
         let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
-            let result = destination.outbox.settle(&destination.name, destination.keep, &mut settlements).await;
+            let result = destination
+                .outbox
+                .settle(&destination.name, destination.keep, &mut settlements)
+                .await;
             Event::Settled { settlements, result }
         }));
     }
@@ -321,8 +361,13 @@ impl<'a> Stream<'a> {
         for (mut item, result) in items.into_iter().zip(published.results) {
             match result {
                 Ok(sqs_message_id) => {
-                    metrics.latency.observe((item.age_when_read + (now - item.read_at)).as_secs_f64());
-                    self.outcomes.push_back(Settlement { key: item.key(), outcome: Outcome::Delivered { sqs_message_id } });
+                    metrics
+                        .latency
+                        .observe((item.age_when_read + (now - item.read_at)).as_secs_f64());
+                    self.outcomes.push_back(Settlement {
+                        key: item.key(),
+                        outcome: Outcome::Delivered { sqs_message_id },
+                    });
                     done.push(item);
                 }
                 Err(_) if is_split => {
@@ -370,10 +415,14 @@ impl<'a> Stream<'a> {
             Conduct::RetryCharged => {
                 item.attempts = item.attempts.saturating_add(1);
                 item.charged = Some(fault.to_string());
-                Some(Some(now + delay_after(item.attempts, tuning.retry_initial, tuning.retry_max)))
+                Some(Some(
+                    now + delay_after(item.attempts, tuning.retry_initial, tuning.retry_max),
+                ))
             }
             Conduct::Resend => {
-                if self.failures_in_a_row >= FAILURES_IN_A_ROW || (self.memory.probe.is_on() && self.failures_in_a_row > 0) {
+                if self.failures_in_a_row >= FAILURES_IN_A_ROW
+                    || (self.memory.probe.is_on() && self.failures_in_a_row > 0)
+                {
                     self.halt(fault);
                 }
                 Some(Some(now + delay_after(1, tuning.retry_initial, tuning.retry_max)))
@@ -397,7 +446,13 @@ impl<'a> Stream<'a> {
         self.destination.metrics.dead_lettered(fault.kind).inc();
         // A dead message is an operator's business, and there are few of them or there is a bigger problem.
         tracing::warn!(destination = %self.destination.name, message_id = key.id, reason = %fault, "message is dead");
-        self.outcomes.push_back(Settlement { key, outcome: Outcome::Dead { attempts, error: fault.to_string() } });
+        self.outcomes.push_back(Settlement {
+            key,
+            outcome: Outcome::Dead {
+                attempts,
+                error: fault.to_string(),
+            },
+        });
         self.oldest_outcome.get_or_insert_with(Instant::now);
     }
 
@@ -407,7 +462,8 @@ impl<'a> Stream<'a> {
             Ok(published_twice) => {
                 self.count_settled(&settlements, published_twice);
                 // A sweep that is under way may have seen these messages pending, so they stay known until it is over.
-                self.settled_ids.extend(settlements.iter().map(|settlement| settlement.key.id));
+                self.settled_ids
+                    .extend(settlements.iter().map(|settlement| settlement.key.id));
                 self.forget_settled();
             }
             Err(error) => {
@@ -449,8 +505,15 @@ impl<'a> Stream<'a> {
             match item.charged {
                 Some(error) => {
                     let wait = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
-                    let outcome = Outcome::Deferred { attempts: item.attempts, wait, error };
-                    self.outcomes.push_back(Settlement { key: item.entry.key(), outcome });
+                    let outcome = Outcome::Deferred {
+                        attempts: item.attempts,
+                        wait,
+                        error,
+                    };
+                    self.outcomes.push_back(Settlement {
+                        key: item.entry.key(),
+                        outcome,
+                    });
                 }
                 None => self.memory.bounds.rewind(item.entry.key().lane, item.entry.key().id),
             }
@@ -462,7 +525,11 @@ impl<'a> Stream<'a> {
         let mut unsettled: Vec<Settlement> = self.outcomes.drain(..).collect();
         if !matches!(closing, Closing::Broken(_)) {
             let destination = self.destination;
-            match destination.outbox.settle(&destination.name, destination.keep, &mut unsettled).await {
+            match destination
+                .outbox
+                .settle(&destination.name, destination.keep, &mut unsettled)
+                .await
+            {
                 Ok(published_twice) => {
                     self.count_settled(&unsettled, published_twice);
                     unsettled.clear();
@@ -476,7 +543,13 @@ impl<'a> Stream<'a> {
         {
             closing = Closing::Broken(error);
         }
-        StreamEnd { closing, unsettled, is_saturated, delivered: self.delivered, dead: self.dead }
+        StreamEnd {
+            closing,
+            unsettled,
+            is_saturated,
+            delivered: self.delivered,
+            dead: self.dead,
+        }
     }
 
     /// Something happened that may bring more.
