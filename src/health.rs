@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A loop that has not ticked for this long hangs. Every wait in a loop is bounded well below it: a request may take
-/// `OUTBOX_RELAY_REQUEST_TIMEOUT` (at most 60 s) and a statement 30 s.
+/// `OUTBOX_RELAY_REQUEST_TIMEOUT` (at most 60 s) and a statement 10 s.
 pub const HANGING: Duration = Duration::from_secs(120);
 
 /// One loop's sign of life.

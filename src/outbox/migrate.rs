@@ -1,5 +1,7 @@
 //! Migrations: forward only, embedded, recorded with a checksum, safe when many sidecars start at once.
 
+use std::time::Duration;
+
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::types::Type;
 
@@ -58,6 +60,9 @@ COMMENT ON COLUMN outbox.migrations.checksum IS 'SHA-256 of its text; a differen
 COMMENT ON COLUMN outbox.migrations.applied_at IS 'When it was applied.';
 ";
 
+/// Others may hold the lock and build an index meanwhile; longer than that, somebody should look.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
+
 /// One lock for everybody who migrates. Within the transaction, so that it works behind PgBouncer and cannot be forgotten.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext('outbox-relay migrate'))";
 
@@ -100,11 +105,17 @@ impl Outbox {
                 .filter(|migration| migration.version > applied)
                 .collect();
             for migration in &missing {
-                self.bounded("migrate", connection.batch_execute(migration.sql)).await?;
-                self.bounded("migrate", connection.batch_execute(&migration.record()))
+                self.within(MIGRATION_TIMEOUT, "migrate", connection.batch_execute(migration.sql))
                     .await?;
+                self.within(
+                    MIGRATION_TIMEOUT,
+                    "migrate",
+                    connection.batch_execute(&migration.record()),
+                )
+                .await?;
             }
-            self.bounded("migrate", connection.batch_execute("COMMIT")).await?;
+            self.within(MIGRATION_TIMEOUT, "migrate", connection.batch_execute("COMMIT"))
+                .await?;
             Ok(missing)
         };
         // A failure leaves the transaction open, and closing the connection rolls it back.
