@@ -15,11 +15,9 @@ use crate::relay::Until;
 /// Publishes what PostgreSQL transactions wrote to the outbox to Amazon SQS.
 #[derive(Parser)]
 #[command(name = "outbox-relay", version, about, max_term_width = 120)]
-#[command(
-    after_help = "Every setting can be given as a flag or as the environment variable named beside it.\n\
+#[command(after_help = "Every setting can be given as a flag or as the environment variable named beside it.\n\
     AWS credentials, region and endpoint are read as the AWS SDK reads them (AWS_REGION, AWS_ENDPOINT_URL_SQS, …).\n\
-    Exit codes: 0 fine, 1 failed, 2 usage or configuration."
-)]
+    Exit codes: 0 fine, 1 failed, 2 usage or configuration.")]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -114,11 +112,7 @@ async fn run(flags: &Flags, until: Until) -> Result<(), Failure> {
     match daemon::run(config, until).await? {
         daemon::Outcome::Done(ended) => {
             tracing::info!(delivered = ended.delivered, dead = ended.dead, "outbox-relay ends");
-            if until == Until::Empty && ended.dead > 0 {
-                Err(Failure::Silent)
-            } else {
-                Ok(())
-            }
+            if until == Until::Empty && ended.dead > 0 { Err(Failure::Silent) } else { Ok(()) }
         }
         daemon::Outcome::Aborted => Err(Failure::Silent),
     }
@@ -130,12 +124,7 @@ async fn migrate(flags: &Flags) -> Result<(), Failure> {
     let outbox = Outbox::new(&config, 1).map_err(anyhow::Error::from)?;
     let applied = outbox.migrate().await.map_err(anyhow::Error::from)?;
     for migration in &applied {
-        say(&format!(
-            "applied migration {} ({}) to {}\n",
-            migration.version,
-            migration.name,
-            config.place()
-        ));
+        say(&format!("applied migration {} ({}) to {}\n", migration.version, migration.name, config.place()));
     }
     if applied.is_empty() {
         say(&format!("{} is up to date\n", config.place()));
@@ -169,10 +158,7 @@ fn install_logging(flags: &Flags) -> Result<(), Failure> {
         .map_err(|problem| Failure::Configuration(ConfigError(vec![problem])))
 }
 
-#[allow(
-    clippy::print_stdout,
-    reason = "commands print their result; nothing else in the crate prints"
-)]
+#[allow(clippy::print_stdout, reason = "commands print their result; nothing else in the crate prints")]
 fn say(text: &str) {
     use std::io::Write as _;
     // A reader that has gone, as `| head`, is no failure of ours.

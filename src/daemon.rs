@@ -87,22 +87,9 @@ async fn assemble(config: &RelayConfig) -> anyhow::Result<Assembly> {
     // One connection a destination for its claim and one for all statements; with one destination two for those.
     let outbox = Outbox::new(&config.database, (config.destinations.len() + 1).max(3))?;
     let queues = sqs::connect(&config.destinations, config.tuning.request_timeout).await?;
-    let all: Vec<Arc<str>> = config
-        .destinations
-        .iter()
-        .map(|one| Arc::from(one.name.as_str()))
-        .collect();
-    let lookout = Lookout::new(
-        outbox.clone(),
-        all.clone(),
-        config.tuning.poll_interval,
-        health.pulse("lookout"),
-    );
-    let keep = if config.delivered_retention.is_zero() {
-        Keep::Nothing
-    } else {
-        Keep::Delivered
-    };
+    let all: Vec<Arc<str>> = config.destinations.iter().map(|one| Arc::from(one.name.as_str())).collect();
+    let lookout = Lookout::new(outbox.clone(), all.clone(), config.tuning.poll_interval, health.pulse("lookout"));
+    let keep = if config.delivered_retention.is_zero() { Keep::Nothing } else { Keep::Delivered };
     let (mut relays, mut series): (Vec<Relay>, Vec<(Arc<str>, DestinationMetrics)>) = (Vec::new(), Vec::new());
     for (name, queue) in all.into_iter().zip(queues) {
         let own = metrics.destination(&name);
@@ -114,14 +101,7 @@ async fn assemble(config: &RelayConfig) -> anyhow::Result<Assembly> {
             pulse: health.pulse(format!("relay of {name}")),
         };
         series.push((Arc::clone(&name), own.clone()));
-        let parts = Destination {
-            name,
-            outbox: outbox.clone(),
-            queue,
-            metrics: own,
-            tuning: config.tuning,
-            keep,
-        };
+        let parts = Destination { name, outbox: outbox.clone(), queue, metrics: own, tuning: config.tuning, keep };
         relays.push(Relay::new(parts, reports, lookout.ear()));
     }
     let listener = TcpListener::bind(config.http_listen)
@@ -135,13 +115,7 @@ async fn assemble(config: &RelayConfig) -> anyhow::Result<Assembly> {
         "outbox-relay starts"
     );
     let janitor = janitor(config, &outbox, series, &metrics, &health);
-    Ok(Assembly {
-        relays,
-        lookout,
-        janitor,
-        listener,
-        shown: Shown { metrics, health },
-    })
+    Ok(Assembly { relays, lookout, janitor, listener, shown: Shown { metrics, health } })
 }
 
 fn janitor(
@@ -161,11 +135,7 @@ fn janitor(
 }
 
 fn names(config: &RelayConfig) -> String {
-    let names: Vec<&str> = config
-        .destinations
-        .iter()
-        .map(|destination| destination.name.as_str())
-        .collect();
+    let names: Vec<&str> = config.destinations.iter().map(|destination| destination.name.as_str()).collect();
     names.join(",")
 }
 

@@ -67,10 +67,7 @@ impl Dependency {
     pub fn report_down(&self, reason: &str) -> bool {
         let mut state = lock(&self.state);
         state.is_up = Some(false);
-        let is_news = state
-            .last_line
-            .as_ref()
-            .is_none_or(|(at, told)| told != reason && at.elapsed() >= TELL_AGAIN);
+        let is_news = state.last_line.as_ref().is_none_or(|(at, told)| told != reason && at.elapsed() >= TELL_AGAIN);
         if is_news {
             state.last_line = Some((Instant::now(), reason.to_owned()));
         }
@@ -113,14 +110,8 @@ impl Health {
 
     /// A dependency of which nothing is known yet.
     pub fn dependency(&self, name: impl Into<String>, until: Until) -> Arc<Dependency> {
-        let state = Mutex::new(State {
-            is_up: None,
-            last_line: None,
-        });
-        let dependency = Arc::new(Dependency {
-            name: name.into(),
-            state,
-        });
+        let state = Mutex::new(State { is_up: None, last_line: None });
+        let dependency = Arc::new(Dependency { name: name.into(), state });
         lock(&self.dependencies).push((until, Arc::clone(&dependency)));
         dependency
     }
@@ -128,11 +119,7 @@ impl Health {
     /// The loops that hang; empty when the process is alive.
     pub fn hanging(&self) -> Vec<String> {
         let hangs = |pulse: &&Arc<Pulse>| !pulse.finished.load(Ordering::Relaxed) && pulse.silent_for() > HANGING;
-        lock(&self.pulses)
-            .iter()
-            .filter(hangs)
-            .map(|pulse| pulse.name.clone())
-            .collect()
+        lock(&self.pulses).iter().filter(hangs).map(|pulse| pulse.name.clone()).collect()
     }
 
     /// The dependencies that did not answer; empty when the process is ready.
@@ -141,11 +128,7 @@ impl Health {
             Some(is_up) => !is_up,
             None => *until == Until::Answered,
         };
-        lock(&self.dependencies)
-            .iter()
-            .filter(is_down)
-            .map(|(_, dependency)| dependency.name.clone())
-            .collect()
+        lock(&self.dependencies).iter().filter(is_down).map(|(_, dependency)| dependency.name.clone()).collect()
     }
 }
 

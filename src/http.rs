@@ -42,9 +42,7 @@ pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken)
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .with_state(shown);
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 async fn landing() -> Html<&'static str> {
@@ -60,11 +58,7 @@ async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
         Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, CONTENT_TYPE)], text),
         Err(error) => {
             let text = format!("metrics cannot be written: {error}\n").into_bytes();
-            (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                [(header::CONTENT_TYPE, "text/plain")],
-                text,
-            )
+            (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], text)
         }
     }
 }
@@ -81,10 +75,7 @@ fn verdict(names: &[String], good: &str, bad: &str) -> (StatusCode, String) {
     if names.is_empty() {
         (StatusCode::OK, format!("{good}\n"))
     } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("{bad}: {}\n", names.join(", ")),
-        )
+        (StatusCode::SERVICE_UNAVAILABLE, format!("{bad}: {}\n", names.join(", ")))
     }
 }
 

@@ -63,9 +63,7 @@ impl Janitor {
                 self.prune(&stop).await;
                 next_prune = now + (self.retention / 10).clamp(PRUNE_AT_MOST_EVERY, PRUNE_EVERY);
             }
-            let wake = next_probe
-                .min(next_prune)
-                .max(Instant::now() + Duration::from_millis(10));
+            let wake = next_probe.min(next_prune).max(Instant::now() + Duration::from_millis(10));
             tokio::select! {
                 () = tokio::time::sleep_until(wake.min(Instant::now() + PROBE_EVERY).into()) => {}
                 () = stop.cancelled() => {}

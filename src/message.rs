@@ -102,10 +102,6 @@ pub enum QueueKind {
 impl QueueKind {
     /// The kind of the queue behind a URL. SQS requires the suffix `.fifo` for FIFO queues and refuses it for others.
     pub fn of(queue_url: &str) -> Self {
-        if queue_url.ends_with(".fifo") {
-            Self::Fifo
-        } else {
-            Self::Standard
-        }
+        if queue_url.ends_with(".fifo") { Self::Fifo } else { Self::Standard }
     }
 }

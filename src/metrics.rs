@@ -16,14 +16,12 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// From a local emulator's fractions of a millisecond to the longest request timeout. The steps from 5 ms on are those of
 /// OpenTelemetry's messaging conventions.
-const REQUEST_SECONDS: [f64; 16] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-];
+const REQUEST_SECONDS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
 /// From enqueued to delivered: fine where people promise, long enough to show an outage.
-const LATENCY_SECONDS: [f64; 16] = [
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
-];
+const LATENCY_SECONDS: [f64; 16] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
 
 const ENTRIES: [f64; 10] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
 
@@ -90,14 +88,12 @@ impl DestinationMetrics {
 
     /// Messages given up, by the kind of fault.
     pub fn dead_lettered(&self, kind: FaultKind) -> IntCounter {
-        self.dead_lettered
-            .with_label_values(&[self.name.as_str(), kind.reason()])
+        self.dead_lettered.with_label_values(&[self.name.as_str(), kind.reason()])
     }
 
     /// Requests that failed as a whole, by the kind of fault.
     pub fn request_failures(&self, kind: FaultKind) -> IntCounter {
-        self.request_failures
-            .with_label_values(&[self.name.as_str(), kind.reason()])
+        self.request_failures.with_label_values(&[self.name.as_str(), kind.reason()])
     }
 }
 
@@ -235,10 +231,7 @@ impl Declare<'_> {
     }
 
     fn histograms(&self, (name, help): (&str, &str), buckets: &[f64]) -> Result<HistogramVec, prometheus::Error> {
-        self.add(HistogramVec::new(
-            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
-            &["destination"],
-        )?)
+        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), &["destination"])?)
     }
 }
 

@@ -77,21 +77,13 @@ pub struct Fault {
 impl Fault {
     /// A fault from its parts.
     pub fn new(kind: FaultKind, code: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self {
-            kind,
-            code: code.into(),
-            detail: detail.into(),
-        }
+        Self { kind, code: code.into(), detail: detail.into() }
     }
 }
 
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.detail.is_empty() {
-            f.write_str(&self.code)
-        } else {
-            write!(f, "{}: {}", self.code, self.detail)
-        }
+        if self.detail.is_empty() { f.write_str(&self.code) } else { write!(f, "{}: {}", self.code, self.detail) }
     }
 }
 
@@ -198,10 +190,7 @@ mod tests {
         }
         let mut delays = Delays::new(initial, max);
         let late = (0..2000).map(|_| delays.next_delay()).max().unwrap();
-        assert!(
-            late <= max && late > max.mul_f64(0.9),
-            "the longest of 2000 draws was {late:?}"
-        );
+        assert!(late <= max && late > max.mul_f64(0.9), "the longest of 2000 draws was {late:?}");
         delays.reset();
         assert!(delays.next_delay() <= initial);
     }

@@ -28,10 +28,7 @@ pub async fn watch(shutdown: Shutdown) -> std::io::Result<()> {
             _ = interrupt.recv() => "SIGINT",
         };
         if shutdown.drain.is_cancelled() {
-            tracing::warn!(
-                signal = name,
-                "second signal, leaving at once; what is in flight may be published again"
-            );
+            tracing::warn!(signal = name, "second signal, leaving at once; what is in flight may be published again");
             shutdown.abort.cancel();
         } else {
             tracing::info!(

@@ -48,11 +48,7 @@ impl Problems {
     }
 
     pub(super) fn finish<T>(self, value: T) -> Result<T, ConfigError> {
-        if self.0.is_empty() {
-            Ok(value)
-        } else {
-            Err(self.into_error())
-        }
+        if self.0.is_empty() { Ok(value) } else { Err(self.into_error()) }
     }
 
     /// A misspelt variable would otherwise leave a default in force without a word.
@@ -70,9 +66,7 @@ impl Problems {
             Ok(value) if (min..=max).contains(&value) => value,
             _ => {
                 let name = setting.0;
-                self.add(format!(
-                    "{name}={text:?} is not allowed; use a whole number from {min} to {max}"
-                ));
+                self.add(format!("{name}={text:?} is not allowed; use a whole number from {min} to {max}"));
                 default
             }
         }
@@ -88,11 +82,7 @@ impl Problems {
         match humantime::parse_duration(text) {
             Ok(value) if (min..=max).contains(&value) => value,
             parsed => {
-                let hint = if parsed.is_err() && text.parse::<f64>().is_ok() {
-                    " (the unit is missing)"
-                } else {
-                    ""
-                };
+                let hint = if parsed.is_err() && text.parse::<f64>().is_ok() { " (the unit is missing)" } else { "" };
                 self.add(format!(
                     "{}={text:?} is not allowed{hint}; use a duration with a unit, such as {}, from {} to {}",
                     setting.0,
@@ -113,11 +103,7 @@ impl Problems {
             return *value;
         }
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-        self.add(format!(
-            "{}={text:?} is not allowed; use {}",
-            setting.0,
-            words.join(" or ")
-        ));
+        self.add(format!("{}={text:?} is not allowed; use {}", setting.0, words.join(" or ")));
         default
     }
 
@@ -125,9 +111,7 @@ impl Problems {
         let Some(text) = present(setting) else { return default };
         text.parse().unwrap_or_else(|_| {
             let name = setting.0;
-            self.add(format!(
-                "{name}={text:?} is not an address; use IP:PORT such as 0.0.0.0:9595 or [::]:9595"
-            ));
+            self.add(format!("{name}={text:?} is not an address; use IP:PORT such as 0.0.0.0:9595 or [::]:9595"));
             default
         })
     }
@@ -142,19 +126,14 @@ impl Problems {
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
             match destination(part) {
                 Ok(found) if destinations.iter().any(|known| known.name == found.name) => {
-                    self.add(format!(
-                        "{NAME}: destination {:?} is named twice; keep one of them",
-                        found.name
-                    ));
+                    self.add(format!("{NAME}: destination {:?} is named twice; keep one of them", found.name));
                 }
                 Ok(found) => destinations.push(found),
                 Err(problem) => self.add(format!("{NAME}: {part:?} {problem}")),
             }
         }
         if destinations.is_empty() && self.0.is_empty() {
-            self.add(format!(
-                "{NAME}={text:?} names no destination; use NAME=QUEUE_URL, separated by commas"
-            ));
+            self.add(format!("{NAME}={text:?} names no destination; use NAME=QUEUE_URL, separated by commas"));
         }
         destinations
     }
@@ -174,9 +153,7 @@ fn destination(part: &str) -> Result<DestinationConfig, String> {
     if name.is_empty() || name.len() > 80 || !name.chars().all(is_plain) {
         return Err("has a bad name; use 1 to 80 letters, digits, '-', '_' or '.'".to_owned());
     }
-    let rest = queue_url
-        .strip_prefix("https://")
-        .or_else(|| queue_url.strip_prefix("http://"));
+    let rest = queue_url.strip_prefix("https://").or_else(|| queue_url.strip_prefix("http://"));
     let host_and_path = rest.and_then(|rest| rest.split_once('/'));
     match host_and_path {
         Some((host, path)) if !host.is_empty() && !path.is_empty() && !queue_url.contains(char::is_whitespace) => {
@@ -200,7 +177,5 @@ pub(super) fn unknown_variable(name: &str) -> Option<String> {
     }
     let similarity = |known: &&&str| (strsim::jaro_winkler(name, known) * 1e6) as u64;
     let nearest = KNOWN.iter().max_by_key(similarity)?;
-    Some(format!(
-        "{name} is not a variable of outbox-relay; did you mean {nearest}?"
-    ))
+    Some(format!("{name} is not a variable of outbox-relay; did you mean {nearest}?"))
 }

@@ -39,11 +39,7 @@ impl DatabaseConfig {
     pub fn place(&self) -> String {
         let hosts: Vec<String> = self.connection.get_hosts().iter().map(host).collect();
         let port = self.connection.get_ports().first().copied().unwrap_or(5432);
-        format!(
-            "{}:{port}/{}",
-            hosts.join(","),
-            self.connection.get_dbname().unwrap_or("")
-        )
+        format!("{}:{port}/{}", hosts.join(","), self.connection.get_dbname().unwrap_or(""))
     }
 }
 
@@ -66,9 +62,8 @@ pub(super) fn read(url: Option<&str>, file: Option<&str>, problems: &mut Problem
         (None, Some(path)) => match std::fs::read_to_string(path) {
             Ok(text) => Some(text.trim().to_owned()),
             Err(error) => {
-                problems.add(format!(
-                    "DATABASE_URL_FILE={path:?} cannot be read: {error}; check the path and its rights"
-                ));
+                problems
+                    .add(format!("DATABASE_URL_FILE={path:?} cannot be read: {error}; check the path and its rights"));
                 return None;
             }
         },
@@ -81,18 +76,12 @@ pub(super) fn read(url: Option<&str>, file: Option<&str>, problems: &mut Problem
     let parts = parsed.map_err(|problem| problems.add(problem)).ok()?;
     let tls = parts.sslmode.or_else(|| variable("PGSSLMODE"));
     let root_certificate = parts.sslrootcert.or_else(|| variable("PGSSLROOTCERT"));
-    let tls = tls_mode(tls.as_deref(), root_certificate.is_some())
-        .map_err(|problem| problems.add(problem))
-        .ok()?;
+    let tls = tls_mode(tls.as_deref(), root_certificate.is_some()).map_err(|problem| problems.add(problem)).ok()?;
     let mut connection = parts.connection;
     fill_in(&mut connection, tls);
     // libpq 16 spells "the system's roots" as sslrootcert=system.
     let root_certificate = root_certificate.filter(|path| path != "system").map(PathBuf::from);
-    Some(DatabaseConfig {
-        connection,
-        tls,
-        root_certificate,
-    })
+    Some(DatabaseConfig { connection, tls, root_certificate })
 }
 
 struct Parts {
@@ -102,16 +91,9 @@ struct Parts {
 }
 
 fn from_url(url: &str) -> Result<Parts, String> {
-    let (rest, taken) = if url.contains("://") {
-        take_from_query(url)
-    } else {
-        take_from_words(url)
-    };
+    let (rest, taken) = if url.contains("://") { take_from_query(url) } else { take_from_words(url) };
     let mut connection: tokio_postgres::Config = rest.parse().map_err(|error| {
-        format!(
-            "DATABASE_URL cannot be used: {}; use postgres://USER:PASSWORD@HOST:PORT/DATABASE",
-            chain(&error)
-        )
+        format!("DATABASE_URL cannot be used: {}; use postgres://USER:PASSWORD@HOST:PORT/DATABASE", chain(&error))
     })?;
     if connection.get_hosts().is_empty() && connection.get_hostaddrs().is_empty() {
         return Err("DATABASE_URL names no host; use postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned());
@@ -121,17 +103,8 @@ fn from_url(url: &str) -> Result<Parts, String> {
     {
         connection.password(password);
     }
-    let find = |name: &str| {
-        taken
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.clone())
-    };
-    Ok(Parts {
-        connection,
-        sslmode: find("sslmode"),
-        sslrootcert: find("sslrootcert"),
-    })
+    let find = |name: &str| taken.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    Ok(Parts { connection, sslmode: find("sslmode"), sslrootcert: find("sslrootcert") })
 }
 
 fn from_libpq_variables() -> Result<Parts, String> {
@@ -141,9 +114,8 @@ fn from_libpq_variables() -> Result<Parts, String> {
     let mut connection = tokio_postgres::Config::new();
     connection.host(&host);
     if let Some(port) = variable("PGPORT") {
-        let parsed = port
-            .parse()
-            .map_err(|_| format!("PGPORT={port:?} is not a port; use a number from 1 to 65535"))?;
+        let parsed =
+            port.parse().map_err(|_| format!("PGPORT={port:?} is not a port; use a number from 1 to 65535"))?;
         connection.port(parsed);
     }
     if let Some(user) = variable("PGUSER") {
@@ -155,11 +127,7 @@ fn from_libpq_variables() -> Result<Parts, String> {
     if let Some(database) = variable("PGDATABASE") {
         connection.dbname(database);
     }
-    Ok(Parts {
-        connection,
-        sslmode: None,
-        sslrootcert: None,
-    })
+    Ok(Parts { connection, sslmode: None, sslrootcert: None })
 }
 
 fn variable(name: &str) -> Option<String> {
@@ -174,36 +142,19 @@ fn take_from_query(url: &str) -> (String, Taken) {
     let Some((place, query)) = url.split_once('?') else {
         return (url.to_owned(), Vec::new());
     };
-    let (ours, theirs): (Vec<&str>, Vec<&str>) = query
-        .split('&')
-        .partition(|pair| TAKEN.contains(&pair.split('=').next().unwrap_or("")));
-    let decode = |text: &str| {
-        percent_encoding::percent_decode_str(text)
-            .decode_utf8_lossy()
-            .into_owned()
-    };
-    let taken = ours
-        .iter()
-        .filter_map(|pair| pair.split_once('='))
-        .map(|(k, v)| (k.to_owned(), decode(v)))
-        .collect();
-    let rest = if theirs.is_empty() {
-        place.to_owned()
-    } else {
-        format!("{place}?{}", theirs.join("&"))
-    };
+    let (ours, theirs): (Vec<&str>, Vec<&str>) =
+        query.split('&').partition(|pair| TAKEN.contains(&pair.split('=').next().unwrap_or("")));
+    let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let taken = ours.iter().filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_owned(), decode(v))).collect();
+    let rest = if theirs.is_empty() { place.to_owned() } else { format!("{place}?{}", theirs.join("&")) };
     (rest, taken)
 }
 
 fn take_from_words(words: &str) -> (String, Taken) {
-    let (ours, theirs): (Vec<&str>, Vec<&str>) = words
-        .split_whitespace()
-        .partition(|word| TAKEN.contains(&word.split('=').next().unwrap_or("")));
-    let taken = ours
-        .iter()
-        .filter_map(|word| word.split_once('='))
-        .map(|(k, v)| (k.to_owned(), v.to_owned()))
-        .collect();
+    let (ours, theirs): (Vec<&str>, Vec<&str>) =
+        words.split_whitespace().partition(|word| TAKEN.contains(&word.split('=').next().unwrap_or("")));
+    let taken =
+        ours.iter().filter_map(|word| word.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
     (theirs.join(" "), taken)
 }
 
@@ -238,9 +189,7 @@ fn fill_in(connection: &mut tokio_postgres::Config, tls: TlsMode) {
         connection.tcp_user_timeout(Duration::from_secs(15));
     }
     connection.keepalives(true).keepalives_idle(Duration::from_secs(10));
-    connection
-        .keepalives_interval(Duration::from_secs(5))
-        .keepalives_retries(3);
+    connection.keepalives_interval(Duration::from_secs(5)).keepalives_retries(3);
     if connection.get_application_name().is_none() {
         connection.application_name("outbox-relay");
     }

@@ -23,13 +23,7 @@ use crate::message::QueueKind;
 pub struct Flags {
     /// Where PostgreSQL is: postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=…, or libpq's PGHOST, PGPORT, PGUSER,
     /// PGPASSWORD, PGDATABASE, PGSSLMODE and PGSSLROOTCERT instead
-    #[arg(
-        long,
-        env = "DATABASE_URL",
-        hide_env_values = true,
-        value_name = "URL",
-        global = true
-    )]
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL", global = true)]
     pub database_url: Option<String>,
 
     /// A file that holds the DATABASE_URL, for secrets that are mounted
@@ -78,12 +72,7 @@ pub struct Flags {
     pub request_timeout: Option<String>,
 
     /// How long delivered messages are kept in the database; 0s deletes them at delivery [default: 24h]
-    #[arg(
-        long,
-        env = "OUTBOX_RELAY_DELIVERED_RETENTION",
-        value_name = "DURATION",
-        global = true
-    )]
+    #[arg(long, env = "OUTBOX_RELAY_DELIVERED_RETENTION", value_name = "DURATION", global = true)]
     pub delivered_retention: Option<String>,
 
     /// From SIGTERM to exit, 0s to 1h; keep it below the grace period of what stops the container [default: 20s]
@@ -175,9 +164,7 @@ pub struct Tuning {
 
 /// Whether the environment names an endpoint for SQS, as the SDK reads it; that wins over a queue URL's own host.
 pub fn has_sqs_endpoint() -> bool {
-    ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"]
-        .iter()
-        .any(|name| std::env::var(name).is_ok_and(|url| !url.is_empty()))
+    ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"].iter().any(|name| std::env::var(name).is_ok_and(|url| !url.is_empty()))
 }
 
 impl Flags {
@@ -201,11 +188,7 @@ impl Flags {
     pub fn database(&self) -> Result<DatabaseConfig, ConfigError> {
         let mut problems = Problems::default();
         problems.unknown_variables();
-        match database::read(
-            self.database_url.as_deref(),
-            self.database_url_file.as_deref(),
-            &mut problems,
-        ) {
+        match database::read(self.database_url.as_deref(), self.database_url_file.as_deref(), &mut problems) {
             Some(database) => problems.finish(database),
             None => Err(problems.into_error()),
         }
@@ -230,11 +213,7 @@ impl Flags {
     pub fn relay(&self) -> Result<RelayConfig, ConfigError> {
         let mut problems = Problems::default();
         problems.unknown_variables();
-        let database = database::read(
-            self.database_url.as_deref(),
-            self.database_url_file.as_deref(),
-            &mut problems,
-        );
+        let database = database::read(self.database_url.as_deref(), self.database_url_file.as_deref(), &mut problems);
         let destinations = problems.destinations(self.destinations.as_deref());
         let tuning = self.tuning(&mut problems);
         let keep = (Duration::ZERO, Duration::from_secs(3650 * 86_400));
@@ -253,34 +232,16 @@ impl Flags {
         let Some(database) = database else {
             return Err(problems.into_error());
         };
-        problems.finish(RelayConfig {
-            database,
-            destinations,
-            tuning,
-            delivered_retention,
-            drain_timeout,
-            http_listen,
-        })
+        problems.finish(RelayConfig { database, destinations, tuning, delivered_retention, drain_timeout, http_listen })
     }
 
     fn tuning(&self, problems: &mut Problems) -> Tuning {
         let ms = Duration::from_millis;
-        let batch_size = problems.number(
-            ("OUTBOX_RELAY_BATCH_SIZE", self.batch_size.as_deref()),
-            (1, 10_000),
-            1000,
-        );
+        let batch_size = problems.number(("OUTBOX_RELAY_BATCH_SIZE", self.batch_size.as_deref()), (1, 10_000), 1000);
         let request_size = problems.number(("OUTBOX_RELAY_REQUEST_SIZE", self.request_size.as_deref()), (1, 10), 10);
-        let max_in_flight = problems.number(
-            ("OUTBOX_RELAY_MAX_IN_FLIGHT", self.max_in_flight.as_deref()),
-            (1, 1024),
-            128,
-        );
-        let max_attempts = problems.number(
-            ("OUTBOX_RELAY_MAX_ATTEMPTS", self.max_attempts.as_deref()),
-            (1, 1000),
-            10,
-        );
+        let max_in_flight =
+            problems.number(("OUTBOX_RELAY_MAX_IN_FLIGHT", self.max_in_flight.as_deref()), (1, 1024), 128);
+        let max_attempts = problems.number(("OUTBOX_RELAY_MAX_ATTEMPTS", self.max_attempts.as_deref()), (1, 1000), 10);
         let poll_interval = problems.duration(
             ("OUTBOX_RELAY_POLL_INTERVAL", self.poll_interval.as_deref()),
             (ms(1), ms(60_000)),
@@ -326,10 +287,8 @@ impl Flags {
     }
 
     fn http_listen(&self, problems: &mut Problems) -> SocketAddr {
-        problems.address(
-            ("OUTBOX_RELAY_HTTP_LISTEN", self.http_listen.as_deref()),
-            SocketAddr::from(([0, 0, 0, 0], 9595)),
-        )
+        problems
+            .address(("OUTBOX_RELAY_HTTP_LISTEN", self.http_listen.as_deref()), SocketAddr::from(([0, 0, 0, 0], 9595)))
     }
 
     fn log_format(&self, problems: &mut Problems) -> LogFormat {

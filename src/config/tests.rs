@@ -21,17 +21,11 @@ fn mistakes(change: impl FnOnce(&mut Flags)) -> Vec<String> {
 fn the_defaults_are_those_of_the_table() {
     let config = flags().relay().unwrap();
     let tuning = config.tuning;
-    assert_eq!(
-        (tuning.batch_size, tuning.request_size, tuning.max_in_flight),
-        (1000, 10, 128)
-    );
+    assert_eq!((tuning.batch_size, tuning.request_size, tuning.max_in_flight), (1000, 10, 128));
     assert_eq!(tuning.poll_interval, Duration::from_millis(20));
     assert_eq!(tuning.fifo_mode, FifoMode::Strict);
     assert_eq!(tuning.max_attempts, 10);
-    assert_eq!(
-        (tuning.retry_initial, tuning.retry_max),
-        (Duration::from_millis(200), Duration::from_secs(60))
-    );
+    assert_eq!((tuning.retry_initial, tuning.retry_max), (Duration::from_millis(200), Duration::from_secs(60)));
     assert_eq!(tuning.request_timeout, Duration::from_secs(5));
     assert_eq!(config.delivered_retention, Duration::from_secs(86_400));
     assert_eq!(config.drain_timeout, Duration::from_secs(20));
@@ -45,80 +39,23 @@ type Set = fn(&mut Flags, String);
 /// Each variable with values it must refuse.
 fn refused() -> Vec<(&'static str, Set, &'static [&'static str])> {
     vec![
-        (
-            "OUTBOX_RELAY_BATCH_SIZE",
-            |f, v| f.batch_size = Some(v),
-            &["0", "10001", "-1", "many", "1.5"],
-        ),
-        (
-            "OUTBOX_RELAY_REQUEST_SIZE",
-            |f, v| f.request_size = Some(v),
-            &["0", "11", "ten"],
-        ),
-        (
-            "OUTBOX_RELAY_MAX_IN_FLIGHT",
-            |f, v| f.max_in_flight = Some(v),
-            &["0", "1025", "x"],
-        ),
-        (
-            "OUTBOX_RELAY_POLL_INTERVAL",
-            |f, v| f.poll_interval = Some(v),
-            &["20", "0ms", "2m", "fast"],
-        ),
-        (
-            "OUTBOX_RELAY_FIFO_MODE",
-            |f, v| f.fifo_mode = Some(v),
-            &["loose", "Strict"],
-        ),
-        (
-            "OUTBOX_RELAY_MAX_ATTEMPTS",
-            |f, v| f.max_attempts = Some(v),
-            &["0", "1001", "ten"],
-        ),
-        (
-            "OUTBOX_RELAY_RETRY_INITIAL",
-            |f, v| f.retry_initial = Some(v),
-            &["200", "0s", "2h"],
-        ),
-        (
-            "OUTBOX_RELAY_RETRY_MAX",
-            |f, v| f.retry_max = Some(v),
-            &["1", "2days", "100ms"],
-        ),
-        (
-            "OUTBOX_RELAY_REQUEST_TIMEOUT",
-            |f, v| f.request_timeout = Some(v),
-            &["5", "99ms", "61s"],
-        ),
-        (
-            "OUTBOX_RELAY_DELIVERED_RETENTION",
-            |f, v| f.delivered_retention = Some(v),
-            &["24", "-1s", "never"],
-        ),
-        (
-            "OUTBOX_RELAY_DRAIN_TIMEOUT",
-            |f, v| f.drain_timeout = Some(v),
-            &["20", "2h"],
-        ),
-        (
-            "OUTBOX_RELAY_HTTP_LISTEN",
-            |f, v| f.http_listen = Some(v),
-            &["9595", "localhost", ":9595"],
-        ),
+        ("OUTBOX_RELAY_BATCH_SIZE", |f, v| f.batch_size = Some(v), &["0", "10001", "-1", "many", "1.5"]),
+        ("OUTBOX_RELAY_REQUEST_SIZE", |f, v| f.request_size = Some(v), &["0", "11", "ten"]),
+        ("OUTBOX_RELAY_MAX_IN_FLIGHT", |f, v| f.max_in_flight = Some(v), &["0", "1025", "x"]),
+        ("OUTBOX_RELAY_POLL_INTERVAL", |f, v| f.poll_interval = Some(v), &["20", "0ms", "2m", "fast"]),
+        ("OUTBOX_RELAY_FIFO_MODE", |f, v| f.fifo_mode = Some(v), &["loose", "Strict"]),
+        ("OUTBOX_RELAY_MAX_ATTEMPTS", |f, v| f.max_attempts = Some(v), &["0", "1001", "ten"]),
+        ("OUTBOX_RELAY_RETRY_INITIAL", |f, v| f.retry_initial = Some(v), &["200", "0s", "2h"]),
+        ("OUTBOX_RELAY_RETRY_MAX", |f, v| f.retry_max = Some(v), &["1", "2days", "100ms"]),
+        ("OUTBOX_RELAY_REQUEST_TIMEOUT", |f, v| f.request_timeout = Some(v), &["5", "99ms", "61s"]),
+        ("OUTBOX_RELAY_DELIVERED_RETENTION", |f, v| f.delivered_retention = Some(v), &["24", "-1s", "never"]),
+        ("OUTBOX_RELAY_DRAIN_TIMEOUT", |f, v| f.drain_timeout = Some(v), &["20", "2h"]),
+        ("OUTBOX_RELAY_HTTP_LISTEN", |f, v| f.http_listen = Some(v), &["9595", "localhost", ":9595"]),
         ("OUTBOX_RELAY_LOG_FORMAT", |f, v| f.log_format = Some(v), &["xml"]),
         (
             "OUTBOX_RELAY_DESTINATIONS",
             |f, v| f.destinations = Some(v),
-            &[
-                "",
-                "tickets",
-                "tickets=",
-                "=https://h/q",
-                "t=ftp://h/q",
-                "t=https://h",
-                "a b=https://h/q",
-                ",",
-            ],
+            &["", "tickets", "tickets=", "=https://h/q", "t=ftp://h/q", "t=https://h", "a b=https://h/q", ","],
         ),
     ]
 }
@@ -132,10 +69,7 @@ fn every_variable_refuses_bad_values_with_a_sentence_that_names_it() {
             let found = mistakes(|flags| set(flags, (*value).to_owned()));
             assert_eq!(found.len(), 1, "{name}={value}: {found:?}");
             assert!(found[0].contains(name), "{name}={value}: {found:?}");
-            assert!(
-                value.is_empty() || found[0].contains(value.trim()),
-                "{name}={value}: {found:?}"
-            );
+            assert!(value.is_empty() || found[0].contains(value.trim()), "{name}={value}: {found:?}");
             assert!(found[0].contains("; "), "no remedy for {name}={value}: {found:?}");
         }
     }
@@ -169,12 +103,7 @@ fn a_destination_named_twice_is_refused() {
 fn a_misspelt_variable_gets_a_suggestion() {
     let sentence = unknown_variable("OUTBOX_RELAY_BATCHSIZE").unwrap();
     assert!(sentence.contains("did you mean OUTBOX_RELAY_BATCH_SIZE?"), "{sentence}");
-    for fine in [
-        "OUTBOX_RELAY_BATCH_SIZE",
-        "PATH",
-        "OUTBOX_RELAY_SERVICE_HOST",
-        "OUTBOX_RELAY_PORT_9595_TCP_ADDR",
-    ] {
+    for fine in ["OUTBOX_RELAY_BATCH_SIZE", "PATH", "OUTBOX_RELAY_SERVICE_HOST", "OUTBOX_RELAY_PORT_9595_TCP_ADDR"] {
         assert_eq!(unknown_variable(fine), None);
     }
 }
@@ -201,22 +130,12 @@ fn sslmode_and_root_certificate_come_from_the_url() {
         let mut flags = flags();
         flags.database_url = Some(url.to_owned());
         let database = flags.database().unwrap();
-        (
-            database.tls,
-            database.root_certificate.clone().map(|path| path.display().to_string()),
-            database.place(),
-        )
+        (database.tls, database.root_certificate.clone().map(|path| path.display().to_string()), database.place())
     };
     let place = "db:5432/x".to_owned();
     assert_eq!(tls("postgres://u:p@db/x"), (TlsMode::Prefer, None, place.clone()));
-    assert_eq!(
-        tls("postgres://u:p@db/x?sslmode=disable&application_name=a"),
-        (TlsMode::Disable, None, place.clone())
-    );
-    assert_eq!(
-        tls("postgres://u:p@db/x?sslmode=require"),
-        (TlsMode::Require, None, place.clone())
-    );
+    assert_eq!(tls("postgres://u:p@db/x?sslmode=disable&application_name=a"), (TlsMode::Disable, None, place.clone()));
+    assert_eq!(tls("postgres://u:p@db/x?sslmode=require"), (TlsMode::Require, None, place.clone()));
     assert_eq!(
         tls("postgres://u:p@db/x?sslmode=require&sslrootcert=%2Fetc%2Fca.pem"),
         (TlsMode::VerifyCa, Some("/etc/ca.pem".to_owned()), place.clone())

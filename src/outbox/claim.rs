@@ -61,9 +61,7 @@ impl Outbox {
     ///
     /// When the statement fails.
     pub async fn create_lanes(&self, destination: &str) -> Result<(), OutboxError> {
-        self.execute("create lanes", CREATE_LANES, &[(&destination, Type::TEXT)])
-            .await
-            .map(drop)
+        self.execute("create lanes", CREATE_LANES, &[(&destination, Type::TEXT)]).await.map(drop)
     }
 
     /// Takes up to `most` of the wanted lanes, or nothing when all of them are held by others. The server ends the claim
@@ -80,25 +78,16 @@ impl Outbox {
         limit: Duration,
     ) -> Result<Option<Claim>, OutboxError> {
         let taken_at = Instant::now();
-        let connection = Arc::new(ClaimConnection {
-            object: Some(self.connection().await?),
-            is_committed: AtomicBool::new(false),
-        });
+        let connection =
+            Arc::new(ClaimConnection { object: Some(self.connection().await?), is_committed: AtomicBool::new(false) });
         // The transaction writes nothing but row locks, so its commit need not wait for the disk.
         let begin = format!(
             "BEGIN; SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL synchronous_commit = off",
             limit.as_millis()
         );
-        self.bounded("claim", connection.object()?.batch_execute(&begin))
-            .await?;
+        self.bounded("claim", connection.object()?.batch_execute(&begin)).await?;
         let destination = Arc::clone(destination);
-        let mut claim = Claim {
-            connection,
-            outbox: self.clone(),
-            destination,
-            lanes: Vec::new(),
-            taken_at,
-        };
+        let mut claim = Claim { connection, outbox: self.clone(), destination, lanes: Vec::new(), taken_at };
         claim.lanes = claim.take_more(wanted, most).await?;
         if claim.lanes.is_empty() {
             claim.release().await?;
@@ -140,15 +129,9 @@ impl Claim {
         let first = fastrand::i16(0..LANES);
         async move {
             let destination: &str = &destination;
-            let parameters: [Parameter<'_>; 4] = [
-                (&destination, Type::TEXT),
-                (&wanted, Type::INT2_ARRAY),
-                (&most, Type::INT8),
-                (&first, Type::INT2),
-            ];
-            let rows = outbox
-                .bounded("claim", connection.object()?.query_typed(CLAIM, &parameters))
-                .await?;
+            let parameters: [Parameter<'_>; 4] =
+                [(&destination, Type::TEXT), (&wanted, Type::INT2_ARRAY), (&most, Type::INT8), (&first, Type::INT2)];
+            let rows = outbox.bounded("claim", connection.object()?.query_typed(CLAIM, &parameters)).await?;
             rows.iter().map(|row| column("claim", row, 0)).collect()
         }
     }
@@ -164,9 +147,7 @@ impl Claim {
     ///
     /// When the claim had been lost. The lanes are free in any case.
     pub async fn release(self) -> Result<(), OutboxError> {
-        self.outbox
-            .bounded("release the claim", self.connection.object()?.batch_execute("COMMIT"))
-            .await?;
+        self.outbox.bounded("release the claim", self.connection.object()?.batch_execute("COMMIT")).await?;
         self.connection.is_committed.store(true, Ordering::Release);
         Ok(())
     }

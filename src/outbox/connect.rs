@@ -114,15 +114,10 @@ impl OutboxError {
             SqlState::UNDEFINED_FUNCTION,
         ];
         match error.as_db_error() {
-            Some(cause) if missing.contains(cause.code()) => Self::NotMigrated {
-                place: place.to_owned(),
-                problem: cause.message().to_owned(),
-            },
-            _ => Self::Statement {
-                statement,
-                place: place.to_owned(),
-                problem: explain(error),
-            },
+            Some(cause) if missing.contains(cause.code()) => {
+                Self::NotMigrated { place: place.to_owned(), problem: cause.message().to_owned() }
+            }
+            _ => Self::Statement { statement, place: place.to_owned(), problem: explain(error) },
         }
     }
 }
@@ -150,9 +145,7 @@ impl Outbox {
     pub fn new(config: &DatabaseConfig, connections: usize) -> Result<Self, OutboxError> {
         // Fast only asks whether the socket is closed, which costs no round trip; a statement on a dead connection fails
         // in bounded time and the connection is thrown away.
-        let manager_config = ManagerConfig {
-            recycling_method: RecyclingMethod::Fast,
-        };
+        let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let connection = config.connection.clone();
         let manager = match config.tls {
             TlsMode::Disable => Manager::from_config(connection, NoTls, manager_config),
@@ -165,22 +158,14 @@ impl Outbox {
             // The connection used last has its caches warm; the others rest.
             .queue_mode(QueueMode::Lifo)
             .runtime(Runtime::Tokio1)
-            .timeouts(Timeouts {
-                wait: Some(POOL_TIMEOUT),
-                create: Some(POOL_TIMEOUT),
-                recycle: Some(POOL_TIMEOUT),
-            })
+            .timeouts(Timeouts { wait: Some(POOL_TIMEOUT), create: Some(POOL_TIMEOUT), recycle: Some(POOL_TIMEOUT) })
             .post_create(Hook::sync_fn(move |_, _| {
                 counter.fetch_add(1, Ordering::Relaxed);
                 Ok(())
             }))
             .build()
             .map_err(|error| OutboxError::Tls(error.to_string()))?;
-        Ok(Self {
-            pool,
-            generation,
-            place: config.place().into(),
-        })
+        Ok(Self { pool, generation, place: config.place().into() })
     }
 
     pub(super) async fn connection(&self) -> Result<Object, OutboxError> {
@@ -190,20 +175,13 @@ impl Outbox {
                 PoolError::Timeout(_) => (format!("no connection within {}s", POOL_TIMEOUT.as_secs()), false),
                 other => (other.to_string(), false),
             };
-            OutboxError::Connect {
-                place: self.place.to_string(),
-                problem,
-                is_final,
-            }
+            OutboxError::Connect { place: self.place.to_string(), problem, is_final }
         })
     }
 }
 
 fn is_final(error: &tokio_postgres::Error) -> bool {
-    let final_states = [
-        SqlState::INVALID_PASSWORD,
-        SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
-        SqlState::INVALID_CATALOG_NAME,
-    ];
+    let final_states =
+        [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION, SqlState::INVALID_CATALOG_NAME];
     error.code().is_some_and(|code| final_states.contains(code))
 }

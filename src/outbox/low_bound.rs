@@ -66,10 +66,7 @@ pub struct LowBounds {
 
 impl Default for LowBounds {
     fn default() -> Self {
-        Self {
-            lanes: vec![LaneBound::default(); usize::try_from(LANES).unwrap_or(0)],
-            last_id: None,
-        }
+        Self { lanes: vec![LaneBound::default(); usize::try_from(LANES).unwrap_or(0)], last_id: None }
     }
 }
 
@@ -211,11 +208,7 @@ mod tests {
         bounds.looked(&[5], (10, 10), 1000, start);
         assert_eq!(bounds.low(5), 0);
         bounds.looked(&[5], (11, 12), 1200, start);
-        assert_eq!(
-            bounds.low(5),
-            0,
-            "1000 is known to have been taken before a snapshot with xmax 12"
-        );
+        assert_eq!(bounds.low(5), 0, "1000 is known to have been taken before a snapshot with xmax 12");
         bounds.looked(&[5], (12, 12), 1300, start);
         assert_eq!((bounds.low(5), bounds.cursor(5)), (1000, 1000));
         assert_eq!(bounds.lowest(), 0, "the other lanes were not seen empty");

@@ -32,11 +32,8 @@ impl Outbox {
     /// When the statement fails.
     pub async fn backlog(&self, destination: &str) -> Result<Backlog, OutboxError> {
         let lanes: Vec<Lane> = (0..LANES).collect();
-        let parameters: [Parameter<'_>; 3] = [
-            (&destination, Type::TEXT),
-            (&lanes, Type::INT2_ARRAY),
-            (&COUNT_LIMIT, Type::INT8),
-        ];
+        let parameters: [Parameter<'_>; 3] =
+            [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY), (&COUNT_LIMIT, Type::INT8)];
         let row = self.query_one("measure the backlog", BACKLOG, &parameters).await?;
         Ok(Backlog {
             lag: column::<f64>("measure the backlog", &row, 0)?.max(0.0),
@@ -58,12 +55,8 @@ impl Outbox {
         chunk: i64,
     ) -> Result<u64, OutboxError> {
         let seconds = retention.as_secs_f64();
-        let parameters: [Parameter<'_>; 4] = [
-            (&destination, Type::TEXT),
-            (&lane, Type::INT2),
-            (&seconds, Type::FLOAT8),
-            (&chunk, Type::INT8),
-        ];
+        let parameters: [Parameter<'_>; 4] =
+            [(&destination, Type::TEXT), (&lane, Type::INT2), (&seconds, Type::FLOAT8), (&chunk, Type::INT8)];
         self.execute("prune", PRUNE, &parameters).await
     }
 }

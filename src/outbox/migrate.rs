@@ -21,10 +21,7 @@ pub struct Migration {
 impl Migration {
     /// SHA-256 of the text, in hexadecimal digits.
     pub fn checksum(&self) -> String {
-        Sha256::digest(self.sql.as_bytes())
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        Sha256::digest(self.sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     fn record(&self) -> String {
@@ -38,11 +35,8 @@ impl Migration {
 }
 
 /// All migrations, in order. A released one is never changed.
-pub const MIGRATIONS: [Migration; 1] = [Migration {
-    version: 1,
-    name: "outbox",
-    sql: include_str!("../../sql/migrations/0001_outbox.sql"),
-}];
+pub const MIGRATIONS: [Migration; 1] =
+    [Migration { version: 1, name: "outbox", sql: include_str!("../../sql/migrations/0001_outbox.sql") }];
 
 /// Where migrations are recorded; made before the first of them.
 const PRELUDE: &str = "\
@@ -87,35 +81,19 @@ impl Outbox {
     pub async fn migrate(&self) -> Result<Vec<Migration>, OutboxError> {
         let connection = self.connection().await?;
         let work = async {
-            self.bounded(
-                "migrate",
-                connection.batch_execute(&format!("BEGIN; {LOCK}; {PRELUDE}")),
-            )
-            .await?;
+            self.bounded("migrate", connection.batch_execute(&format!("BEGIN; {LOCK}; {PRELUDE}"))).await?;
             let recorded = connection
-                .query_typed(
-                    "SELECT version, name, checksum FROM outbox.migrations ORDER BY version",
-                    &[],
-                )
+                .query_typed("SELECT version, name, checksum FROM outbox.migrations ORDER BY version", &[])
                 .await
                 .map_err(|error| OutboxError::of_statement("migrate", &self.place, &error))?;
             let applied = self.check_recorded(&recorded)?;
-            let missing: Vec<Migration> = MIGRATIONS
-                .into_iter()
-                .filter(|migration| migration.version > applied)
-                .collect();
+            let missing: Vec<Migration> =
+                MIGRATIONS.into_iter().filter(|migration| migration.version > applied).collect();
             for migration in &missing {
-                self.within(MIGRATION_TIMEOUT, "migrate", connection.batch_execute(migration.sql))
-                    .await?;
-                self.within(
-                    MIGRATION_TIMEOUT,
-                    "migrate",
-                    connection.batch_execute(&migration.record()),
-                )
-                .await?;
+                self.within(MIGRATION_TIMEOUT, "migrate", connection.batch_execute(migration.sql)).await?;
+                self.within(MIGRATION_TIMEOUT, "migrate", connection.batch_execute(&migration.record())).await?;
             }
-            self.within(MIGRATION_TIMEOUT, "migrate", connection.batch_execute("COMMIT"))
-                .await?;
+            self.within(MIGRATION_TIMEOUT, "migrate", connection.batch_execute("COMMIT")).await?;
             Ok(missing)
         };
         // A failure leaves the transaction open, and closing the connection rolls it back.
@@ -130,13 +108,8 @@ impl Outbox {
     /// [`OutboxError::NotMigrated`] when it is older or missing. A newer schema is fine: migrations only add, so that the
     /// old relays go on while the new version is rolled out.
     pub async fn check_schema(&self) -> Result<(), OutboxError> {
-        let rows = self
-            .query(
-                "check the schema",
-                "SELECT coalesce(max(version), 0) FROM outbox.migrations",
-                &[],
-            )
-            .await?;
+        let rows =
+            self.query("check the schema", "SELECT coalesce(max(version), 0) FROM outbox.migrations", &[]).await?;
         let version: i32 = match rows.first() {
             Some(row) => column("check the schema", row, 0)?,
             None => 0,
@@ -157,19 +130,11 @@ impl Outbox {
         for row in rows {
             let version: i32 = column("migrate", row, 0)?;
             let Some(migration) = MIGRATIONS.iter().find(|migration| migration.version == version) else {
-                return Err(OutboxError::TooNew {
-                    place: self.place.to_string(),
-                    found: version,
-                    known,
-                });
+                return Err(OutboxError::TooNew { place: self.place.to_string(), found: version, known });
             };
             if column::<String>("migrate", row, 2)? != migration.checksum() {
                 let name: String = column("migrate", row, 1)?;
-                return Err(OutboxError::Changed {
-                    place: self.place.to_string(),
-                    version,
-                    name,
-                });
+                return Err(OutboxError::Changed { place: self.place.to_string(), version, name });
             }
             applied = version;
         }
@@ -182,13 +147,8 @@ impl Outbox {
     ///
     /// When the statement fails.
     pub async fn server_version(&self) -> Result<String, OutboxError> {
-        let parameters = [(
-            &"server_version" as &(dyn tokio_postgres::types::ToSql + Sync),
-            Type::TEXT,
-        )];
-        let row = self
-            .query_one("ask the version", "SELECT current_setting($1)", &parameters)
-            .await?;
+        let parameters = [(&"server_version" as &(dyn tokio_postgres::types::ToSql + Sync), Type::TEXT)];
+        let row = self.query_one("ask the version", "SELECT current_setting($1)", &parameters).await?;
         column("ask the version", &row, 0)
     }
 }

@@ -63,10 +63,7 @@ impl Outbox {
 
     async fn query_one(&self, name: &'static str, sql: &str, parameters: &[Parameter<'_>]) -> Result<Row, OutboxError> {
         let rows = self.query(name, sql, parameters).await?;
-        rows.into_iter().next().ok_or(OutboxError::Answer {
-            statement: name,
-            problem: "no row".to_owned(),
-        })
+        rows.into_iter().next().ok_or(OutboxError::Answer { statement: name, problem: "no row".to_owned() })
     }
 
     async fn execute(&self, name: &'static str, sql: &str, parameters: &[Parameter<'_>]) -> Result<u64, OutboxError> {
@@ -91,10 +88,7 @@ impl Outbox {
     ) -> Result<T, OutboxError> {
         match tokio::time::timeout(limit, work).await {
             Ok(result) => result.map_err(|error| OutboxError::of_statement(statement, &self.place, &error)),
-            Err(_) => Err(OutboxError::Timeout {
-                statement,
-                place: self.place.to_string(),
-            }),
+            Err(_) => Err(OutboxError::Timeout { statement, place: self.place.to_string() }),
         }
     }
 }
@@ -113,8 +107,5 @@ fn column<'a, T: tokio_postgres::types::FromSql<'a>>(
     row: &'a Row,
     index: usize,
 ) -> Result<T, OutboxError> {
-    row.try_get(index).map_err(|error| OutboxError::Answer {
-        statement,
-        problem: error.to_string(),
-    })
+    row.try_get(index).map_err(|error| OutboxError::Answer { statement, problem: error.to_string() })
 }

@@ -85,13 +85,8 @@ impl Outbox {
     ///
     /// When the statement fails.
     pub async fn watch(&self, destinations: &[&str]) -> Result<Watch, OutboxError> {
-        let row = self
-            .query_one("watch", WATCH, &[(&destinations, Type::TEXT_ARRAY)])
-            .await?;
-        Ok(Watch {
-            last_id: column("watch", &row, 0)?,
-            is_due: column("watch", &row, 1)?,
-        })
+        let row = self.query_one("watch", WATCH, &[(&destinations, Type::TEXT_ARRAY)]).await?;
+        Ok(Watch { last_id: column("watch", &row, 0)?, is_due: column("watch", &row, 1)? })
     }
 
     /// Which lanes have work above their low bounds.
@@ -101,11 +96,8 @@ impl Outbox {
     /// When the statement fails.
     pub async fn look(&self, destination: &str, lows: &[(Lane, i64)]) -> Result<Look, OutboxError> {
         let (lanes, lows): (Vec<Lane>, Vec<i64>) = lows.iter().copied().unzip();
-        let parameters: [Parameter<'_>; 3] = [
-            (&destination, Type::TEXT),
-            (&lanes, Type::INT2_ARRAY),
-            (&lows, Type::INT8_ARRAY),
-        ];
+        let parameters: [Parameter<'_>; 3] =
+            [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY), (&lows, Type::INT8_ARRAY)];
         let row = self.query_one("look", LOOK, &parameters).await?;
         Ok(Look {
             xmin: column("look", &row, 0)?,
@@ -122,9 +114,7 @@ impl Outbox {
     ///
     /// When the statement fails.
     pub async fn is_pending(&self, destination: &str) -> Result<bool, OutboxError> {
-        let row = self
-            .query_one("look for pending", PENDING, &[(&destination, Type::TEXT)])
-            .await?;
+        let row = self.query_one("look for pending", PENDING, &[(&destination, Type::TEXT)]).await?;
         column("look for pending", &row, 0)
     }
 
@@ -136,10 +126,7 @@ impl Outbox {
     pub async fn read(&self, destination: &str, positions: &[Position]) -> Result<Batch, OutboxError> {
         let lanes: Vec<Lane> = positions.iter().map(|position| position.lane).collect();
         let cursors: Vec<i64> = positions.iter().map(|position| position.cursor).collect();
-        let most: Vec<i64> = positions
-            .iter()
-            .map(|p| i64::try_from(p.most).unwrap_or(i64::MAX))
-            .collect();
+        let most: Vec<i64> = positions.iter().map(|p| i64::try_from(p.most).unwrap_or(i64::MAX)).collect();
         let parameters: [Parameter<'_>; 4] = [
             (&destination, Type::TEXT),
             (&lanes, Type::INT2_ARRAY),
@@ -157,11 +144,8 @@ impl Outbox {
     pub async fn read_found(&self, destination: &str, keys: &[MessageKey]) -> Result<Batch, OutboxError> {
         let lanes: Vec<Lane> = keys.iter().map(|key| key.lane).collect();
         let ids: Vec<i64> = keys.iter().map(|key| key.id).collect();
-        let parameters: [Parameter<'_>; 3] = [
-            (&destination, Type::TEXT),
-            (&lanes, Type::INT2_ARRAY),
-            (&ids, Type::INT8_ARRAY),
-        ];
+        let parameters: [Parameter<'_>; 3] =
+            [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY), (&ids, Type::INT8_ARRAY)];
         self.batch("read found", READ_FOUND, &parameters).await
     }
 
@@ -202,12 +186,8 @@ impl Outbox {
     ) -> Result<Batch, OutboxError> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let within = i64::try_from(within.as_millis()).unwrap_or(i64::MAX);
-        let parameters: [Parameter<'_>; 4] = [
-            (&destination, Type::TEXT),
-            (&lanes, Type::INT2_ARRAY),
-            (&most, Type::INT8),
-            (&within, Type::INT8),
-        ];
+        let parameters: [Parameter<'_>; 4] =
+            [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY), (&most, Type::INT8), (&within, Type::INT8)];
         self.batch("read deferred", READ_DEFERRED, &parameters).await
     }
 
@@ -237,17 +217,11 @@ impl Outbox {
             (&groups, Type::TEXT_ARRAY),
         ];
         let rows = self.query("sweep", SWEEP, &parameters).await?;
-        let mut swept = Swept {
-            xmin: 0,
-            keys: Vec::with_capacity(rows.len()),
-        };
+        let mut swept = Swept { xmin: 0, keys: Vec::with_capacity(rows.len()) };
         for row in &rows {
             swept.xmin = column("sweep", row, 0)?;
             if let Some(lane) = column::<Option<Lane>>("sweep", row, 1)? {
-                swept.keys.push(MessageKey {
-                    lane,
-                    id: column("sweep", row, 2)?,
-                });
+                swept.keys.push(MessageKey { lane, id: column("sweep", row, 2)? });
             }
         }
         Ok(swept)
@@ -262,19 +236,14 @@ impl Outbox {
         let connection = self.connection().await?;
         let work = async {
             let parameters = parameters.iter().map(|(value, kind)| (*value, kind.clone()));
-            let rows = self
-                .bounded(statement, connection.query_typed_raw(sql, parameters))
-                .await?;
+            let rows = self.bounded(statement, connection.query_typed_raw(sql, parameters)).await?;
             pin_mut!(rows);
             let mut batch = Batch::default();
             let mut bytes = 0;
             while let Some(row) = rows.next().await {
                 let row = row.map_err(|error| OutboxError::of_statement(statement, &self.place, &error))?;
                 let message = message(statement, &row, &mut batch.xmax)?;
-                bytes += message
-                    .event
-                    .as_ref()
-                    .map_or(0, |event| event.payload.len() + event.metadata.len());
+                bytes += message.event.as_ref().map_or(0, |event| event.payload.len() + event.metadata.len());
                 // The first message always fits, or it would never be read.
                 if bytes > READ_BYTES && !batch.messages.is_empty() {
                     batch.is_cut = true;
@@ -286,10 +255,7 @@ impl Outbox {
         };
         let result = match tokio::time::timeout(STATEMENT_TIMEOUT, work).await {
             Ok(result) => result,
-            Err(_) => Err(OutboxError::Timeout {
-                statement,
-                place: self.place.to_string(),
-            }),
+            Err(_) => Err(OutboxError::Timeout { statement, place: self.place.to_string() }),
         };
         let mut batch = keep_if_ok(connection, result)?;
         // Lanes come one after the other; the oldest message of all is to go first.
@@ -317,16 +283,9 @@ fn message(statement: &'static str, row: &Row, xmax: &mut i64) -> Result<Message
             })
         }
     };
-    let wait = if row.len() > 13 {
-        column::<Option<i64>>(statement, row, 13)?
-    } else {
-        None
-    };
+    let wait = if row.len() > 13 { column::<Option<i64>>(statement, row, 13)? } else { None };
     Ok(Message {
-        key: MessageKey {
-            lane: column(statement, row, 2)?,
-            id: column(statement, row, 3)?,
-        },
+        key: MessageKey { lane: column(statement, row, 2)?, id: column(statement, row, 3)? },
         attempts: column(statement, row, 4)?,
         group: column::<Option<&str>>(statement, row, 6)?.map(Arc::from),
         // A clock that was set back makes a message look as if it came from the future.

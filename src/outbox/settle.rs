@@ -91,14 +91,9 @@ impl Outbox {
         ];
         let settled = match keep {
             Keep::Delivered => self.execute("deliver", DELIVER, &parameters).await?,
-            Keep::Nothing => {
-                self.execute("delete delivered", DELETE_DELIVERED, &parameters[..3])
-                    .await?
-            }
+            Keep::Nothing => self.execute("delete delivered", DELETE_DELIVERED, &parameters[..3]).await?,
         };
-        Ok(u64::try_from(rows.ids.len())
-            .unwrap_or(u64::MAX)
-            .saturating_sub(settled))
+        Ok(u64::try_from(rows.ids.len()).unwrap_or(u64::MAX).saturating_sub(settled))
     }
 
     async fn defer(&self, destination: &str, rows: &Columns) -> Result<(), OutboxError> {

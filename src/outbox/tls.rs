@@ -33,17 +33,12 @@ pub(super) fn connector(config: &DatabaseConfig) -> Result<MakeRustlsConnect, Ou
             let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(config)?), Arc::clone(&provider))
                 .build()
                 .map_err(|error| OutboxError::Tls(format!("the root certificates cannot be used: {error}")))?;
-            let chain_only = Lenient {
-                provider,
-                chain: Some(verifier),
-            };
-            builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(chain_only))
+            let chain_only = Lenient { provider, chain: Some(verifier) };
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(chain_only))
         }
-        TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Lenient { provider, chain: None })),
+        TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Lenient { provider, chain: None }))
+        }
     };
     Ok(MakeRustlsConnect::new(builder.with_no_client_auth()))
 }
@@ -52,10 +47,7 @@ fn roots(config: &DatabaseConfig) -> Result<RootCertStore, OutboxError> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = &config.root_certificate {
         let problem = |error: String| {
-            OutboxError::Tls(format!(
-                "sslrootcert={} cannot be used: {error}; give a PEM file",
-                path.display()
-            ))
+            OutboxError::Tls(format!("sslrootcert={} cannot be used: {error}; give a PEM file", path.display()))
         };
         let certificates = CertificateDer::pem_file_iter(path).map_err(|error| problem(error.to_string()))?;
         for certificate in certificates {

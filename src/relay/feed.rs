@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::group::Item;
+use super::positions::positions;
 use super::stream::{Closing, Event, Stream};
 use crate::message::{LANES, Lane, Message, MessageKey, QueueKind};
 use crate::outbox::{Batch, OutboxError, Position, Swept};
@@ -108,10 +109,7 @@ impl Stream<'_> {
         self.feed.is_opening = true;
         let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
-            let result = destination
-                .outbox
-                .read_deferred(&destination.name, &lanes, MOST_DEFERRED, ANY_TIME)
-                .await;
+            let result = destination.outbox.read_deferred(&destination.name, &lanes, MOST_DEFERRED, ANY_TIME).await;
             Event::Opened { lanes, result }
         }));
     }
@@ -128,9 +126,7 @@ impl Stream<'_> {
             self.feed.is_asking_for_due = true;
             let (destination, lanes) = (self.destination.clone(), self.feed.open.clone());
             self.tasks.push(Box::pin(async move {
-                let due = destination
-                    .outbox
-                    .read_deferred(&destination.name, &lanes, MOST_DEFERRED, Duration::ZERO);
+                let due = destination.outbox.read_deferred(&destination.name, &lanes, MOST_DEFERRED, Duration::ZERO);
                 Event::Due { result: due.await }
             }));
         }
@@ -139,10 +135,8 @@ impl Stream<'_> {
     /// When the next of these is due, of those that could be started.
     pub(super) fn next_feeding(&self) -> Option<Instant> {
         let feed = &self.feed;
-        let widening = WIDEN_AFTER
-            .get(feed.widened)
-            .filter(|_| !feed.is_widening)
-            .map(|after| feed.claimed_at + *after);
+        let widening =
+            WIDEN_AFTER.get(feed.widened).filter(|_| !feed.is_widening).map(|after| feed.claimed_at + *after);
         if feed.open.is_empty() {
             return widening;
         }
@@ -164,9 +158,7 @@ impl Stream<'_> {
 
     fn start_widening(&mut self, now: Instant) {
         let held = self.claim.lanes();
-        let is_due = WIDEN_AFTER
-            .get(self.feed.widened)
-            .is_some_and(|after| now >= self.feed.claimed_at + *after);
+        let is_due = WIDEN_AFTER.get(self.feed.widened).is_some_and(|after| now >= self.feed.claimed_at + *after);
         if !is_due || self.feed.is_widening {
             return;
         }
@@ -177,8 +169,7 @@ impl Stream<'_> {
         }
         self.feed.is_widening = true;
         let asked = self.claim.take_more(&others, others.len());
-        self.tasks
-            .push(Box::pin(async move { Event::Widened { result: asked.await } }));
+        self.tasks.push(Box::pin(async move { Event::Widened { result: asked.await } }));
     }
 
     fn start_reading(&mut self, now: Instant) {
@@ -187,12 +178,9 @@ impl Stream<'_> {
             return;
         }
         self.feed.is_reading = true;
-        let positions = positions(
-            &self.feed.open,
-            &self.feed.full,
-            self.destination.tuning.batch_size,
-            |lane| self.memory.bounds.cursor(lane),
-        );
+        let positions = positions(&self.feed.open, &self.feed.full, self.destination.tuning.batch_size, |lane| {
+            self.memory.bounds.cursor(lane)
+        });
         let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
             let result = destination.outbox.read(&destination.name, &positions).await;
@@ -210,10 +198,7 @@ impl Stream<'_> {
         self.feed.is_reading_on = true;
         let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
-            let result = destination
-                .outbox
-                .read_group(&destination.name, &from.group, from.after, from.most)
-                .await;
+            let result = destination.outbox.read_group(&destination.name, &from.group, from.after, from.most).await;
             Event::ReadOn { from, result }
         }));
     }
@@ -224,37 +209,20 @@ impl Stream<'_> {
             return;
         }
         self.feed.is_sweeping = true;
-        self.feed.next_gap_sweep = now
-            + if self.feed.full.is_empty() {
-                GAP_SWEEP
-            } else {
-                GAP_SWEEP_BUSY
-            };
+        self.feed.next_gap_sweep = now + if self.feed.full.is_empty() { GAP_SWEEP } else { GAP_SWEEP_BUSY };
         if is_full {
             *self.memory.next_sweep = now + FULL_SWEEP;
         }
         let range = |lane: &Lane| {
-            (
-                *lane,
-                if is_full { 0 } else { self.memory.bounds.low(*lane) },
-                self.memory.bounds.cursor(*lane),
-            )
+            (*lane, if is_full { 0 } else { self.memory.bounds.low(*lane) }, self.memory.bounds.cursor(*lane))
         };
         let ranges: Vec<(Lane, i64, i64)> = self.feed.open.iter().map(range).collect();
         // Room for all that is known and some that is not, so that the known cannot hide the unknown.
         let most = self.schedule.known() + 100;
         let (destination, groups) = (self.destination.clone(), self.schedule.groups_with_rest());
         self.tasks.push(Box::pin(async move {
-            let result = destination
-                .outbox
-                .sweep(&destination.name, &ranges, most, &groups)
-                .await;
-            Event::Swept {
-                ranges,
-                most,
-                started: now,
-                result,
-            }
+            let result = destination.outbox.sweep(&destination.name, &ranges, most, &groups).await;
+            Event::Swept { ranges, most, started: now, result }
         }));
     }
 
@@ -268,20 +236,13 @@ impl Stream<'_> {
                 result.map(|batch| {
                     let is_all = batch.messages.len() < from.most && !batch.is_cut;
                     let last = batch.messages.last().map(|message| message.key.id);
-                    let items = batch
-                        .messages
-                        .into_iter()
-                        .filter_map(|message| self.item(message))
-                        .collect();
+                    let items = batch.messages.into_iter().filter_map(|message| self.item(message)).collect();
                     self.schedule.read_on(&from.group, items, last, is_all);
                 })
             }
-            Event::Swept {
-                ranges,
-                most,
-                started,
-                result,
-            } => result.map(|swept| self.swept(&ranges, most, started, &swept)),
+            Event::Swept { ranges, most, started, result } => {
+                result.map(|swept| self.swept(&ranges, most, started, &swept))
+            }
             Event::Found { result } => {
                 self.feed.is_sweeping = false;
                 result.map(|batch| self.admit(batch))
@@ -331,10 +292,7 @@ impl Stream<'_> {
         self.feed.is_reading = false;
         self.feed.full.clear();
         for position in positions {
-            let of_lane = batch
-                .messages
-                .iter()
-                .filter(|message| message.key.lane == position.lane);
+            let of_lane = batch.messages.iter().filter(|message| message.key.lane == position.lane);
             let (count, last) = of_lane.fold((0, 0), |(count, _), message| (count + 1, message.key.id));
             if last > 0 {
                 self.memory.bounds.read(position.lane, last, batch.xmax, now);
@@ -355,18 +313,10 @@ impl Stream<'_> {
         // A sweep from the bottom walks what vacuum could not remove, so it may not come too often.
         *self.memory.next_sweep = (*self.memory.next_sweep).max(started + started.elapsed() * FULL_SWEEP_SHARE);
         let is_complete = |lane: Lane| swept.keys.iter().filter(|key| key.lane == lane).count() < most;
-        let covered: Vec<(Lane, i64)> = ranges
-            .iter()
-            .filter(|range| is_complete(range.0))
-            .map(|range| (range.0, range.2))
-            .collect();
+        let covered: Vec<(Lane, i64)> =
+            ranges.iter().filter(|range| is_complete(range.0)).map(|range| (range.0, range.2)).collect();
         self.memory.bounds.swept(&covered, swept.xmin, started);
-        let found: Vec<MessageKey> = swept
-            .keys
-            .iter()
-            .copied()
-            .filter(|key| !self.schedule.knows(key.id))
-            .collect();
+        let found: Vec<MessageKey> = swept.keys.iter().copied().filter(|key| !self.schedule.knows(key.id)).collect();
         if found.is_empty() || self.closing.is_some() {
             self.feed.is_sweeping = false;
             self.rewind_to_found(&found);
@@ -374,9 +324,7 @@ impl Stream<'_> {
         }
         let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
-            Event::Found {
-                result: destination.outbox.read_found(&destination.name, &found).await,
-            }
+            Event::Found { result: destination.outbox.read_found(&destination.name, &found).await }
         }));
     }
 
@@ -409,20 +357,9 @@ impl Stream<'_> {
         let (age_when_read, read_at) = (message.age_when_read, message.read_at);
         match compose(message, self.destination.queue.kind()) {
             Ok(composed) => {
-                self.destination
-                    .metrics
-                    .attributes_left_out
-                    .inc_by(composed.left_out as u64);
+                self.destination.metrics.attributes_left_out.inc_by(composed.left_out as u64);
                 let entry = composed.entry;
-                Some(Item {
-                    entry,
-                    group,
-                    attempts,
-                    charged: None,
-                    age_when_read,
-                    read_at,
-                    is_alone: false,
-                })
+                Some(Item { entry, group, attempts, charged: None, age_when_read, read_at, is_alone: false })
             }
             Err(fault) => {
                 self.schedule.note(key.id);
@@ -430,69 +367,5 @@ impl Stream<'_> {
                 None
             }
         }
-    }
-}
-
-/// From where and how much to read: lanes that had more last time share the batch, the others are asked for a little.
-fn positions(open: &[Lane], full: &[Lane], batch_size: usize, cursor: impl Fn(Lane) -> i64) -> Vec<Position> {
-    // With fewer messages wanted than lanes, a random part of the lanes is read.
-    let most_lanes = open.len().min(batch_size);
-    let first = fastrand::usize(0..open.len().max(1));
-    let lanes = open.iter().cycle().skip(first).take(most_lanes).copied();
-    let sharing = if full.is_empty() {
-        most_lanes
-    } else {
-        full.len().min(most_lanes)
-    };
-    let little = if full.is_empty() {
-        0
-    } else {
-        (batch_size / usize::from(LANES.unsigned_abs()) / 4).max(1)
-    };
-    let for_others = little * (most_lanes - sharing);
-    let share = (batch_size.saturating_sub(for_others) / sharing.max(1)).max(1);
-    let most = |lane: &Lane| {
-        if full.is_empty() || full.contains(lane) {
-            share
-        } else {
-            little
-        }
-    };
-    lanes
-        .map(|lane| Position {
-            lane,
-            cursor: cursor(lane),
-            most: most(&lane),
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn total(positions: &[Position]) -> usize {
-        positions.iter().map(|position| position.most).sum()
-    }
-
-    #[test]
-    fn a_read_never_asks_for_more_than_a_batch() {
-        let open: Vec<Lane> = (0..16).collect();
-        for batch_size in [1, 2, 7, 16, 17, 100, 1000, 10_000] {
-            for full in [vec![], vec![3], vec![1, 2, 3], open.clone()] {
-                let positions = positions(&open, &full, batch_size, |_| 0);
-                assert!(total(&positions) <= batch_size, "{batch_size} {full:?}: {positions:?}");
-                assert!(positions.iter().all(|position| position.most > 0));
-            }
-        }
-    }
-
-    #[test]
-    fn a_lane_with_a_backlog_gets_most_of_the_batch() {
-        let open: Vec<Lane> = (0..16).collect();
-        let positions = positions(&open, &[5], 1000, |_| 0);
-        let of_five = positions.iter().find(|position| position.lane == 5).unwrap();
-        assert!(of_five.most > 700, "{positions:?}");
-        assert_eq!(positions.len(), 16);
     }
 }

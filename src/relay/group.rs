@@ -68,12 +68,7 @@ pub(super) struct Group {
 
 impl Group {
     pub(super) fn new(lane: Lane) -> Self {
-        Self {
-            lane,
-            state: State::Idle,
-            waiting: VecDeque::new(),
-            rest: None,
-        }
+        Self { lane, state: State::Idle, waiting: VecDeque::new(), rest: None }
     }
 
     /// Items and bytes that count as read ahead. A delayed group does not count, or a few of them would keep the relay
@@ -81,10 +76,7 @@ impl Group {
     pub(super) fn counted(&self) -> (usize, usize) {
         match self.state {
             State::Delayed => (0, 0),
-            _ => (
-                self.waiting.len(),
-                self.waiting.iter().map(|item| item.entry.bytes()).sum(),
-            ),
+            _ => (self.waiting.len(), self.waiting.iter().map(|item| item.entry.bytes()).sum()),
         }
     }
 
@@ -100,11 +92,7 @@ impl Group {
         let window = if self.state == State::Delayed { 1 } else { window };
         match self.waiting.back() {
             Some(last) if self.waiting.len() >= window && id > last.key().id => {
-                self.rest = Some(Rest {
-                    after: last.key().id,
-                    upto: id,
-                    asked_upto: None,
-                });
+                self.rest = Some(Rest { after: last.key().id, upto: id, asked_upto: None });
                 true
             }
             _ => false,
@@ -114,11 +102,7 @@ impl Group {
     /// Puts a message where its id belongs; returns whether that is the head.
     pub(super) fn insert(&mut self, item: Item) -> bool {
         let id = item.key().id;
-        let at = self
-            .waiting
-            .iter()
-            .rposition(|other| other.key().id < id)
-            .map_or(0, |at| at + 1);
+        let at = self.waiting.iter().rposition(|other| other.key().id < id).map_or(0, |at| at + 1);
         self.waiting.insert(at, item);
         at == 0
     }
@@ -132,11 +116,7 @@ impl Group {
         let left: Vec<Item> = self.waiting.drain(1..).collect();
         if let Some(last) = left.last() {
             let upto = last.key().id.max(self.rest.map_or(0, |rest| rest.upto));
-            self.rest = Some(Rest {
-                after: head,
-                upto,
-                asked_upto: None,
-            });
+            self.rest = Some(Rest { after: head, upto, asked_upto: None });
         }
         left
     }

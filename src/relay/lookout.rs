@@ -39,22 +39,12 @@ impl Lookout {
     /// A lookout for these destinations.
     pub fn new(outbox: Outbox, destinations: Vec<Arc<str>>, poll_interval: Duration, pulse: Arc<Pulse>) -> Self {
         let (seen, _) = watch::channel(None);
-        Self {
-            outbox,
-            destinations,
-            poll_interval,
-            seen,
-            idle: Arc::new(AtomicUsize::new(0)),
-            pulse,
-        }
+        Self { outbox, destinations, poll_interval, seen, idle: Arc::new(AtomicUsize::new(0)), pulse }
     }
 
     /// An ear for one relay.
     pub fn ear(&self) -> Ear {
-        Ear {
-            seen: self.seen.subscribe(),
-            idle: Arc::clone(&self.idle),
-        }
+        Ear { seen: self.seen.subscribe(), idle: Arc::clone(&self.idle) }
     }
 
     /// Asks until told to stop.
@@ -95,8 +85,6 @@ impl Ear {
 
     /// Whether the last answer, if there was one, says that nothing can have come above this id.
     pub(super) fn is_quiet(&self, settled_to: i64) -> bool {
-        self.seen
-            .borrow()
-            .is_none_or(|seen| seen.last_id <= settled_to && !seen.is_due)
+        self.seen.borrow().is_none_or(|seen| seen.last_id <= settled_to && !seen.is_due)
     }
 }

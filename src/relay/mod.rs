@@ -7,6 +7,8 @@
 mod feed;
 mod group;
 mod lookout;
+mod outcomes;
+mod positions;
 mod probe;
 mod schedule;
 mod stream;
@@ -137,10 +139,7 @@ impl Relay {
     pub fn new(destination: Destination, reports: Reports, ear: Ear) -> Self {
         let tuning = destination.tuning;
         Self {
-            probe: Probe::new(
-                Arc::clone(&reports.queue),
-                Delays::new(tuning.retry_initial, tuning.retry_max),
-            ),
+            probe: Probe::new(Arc::clone(&reports.queue), Delays::new(tuning.retry_initial, tuning.retry_max)),
             reports,
             ear,
             bounds: LowBounds::default(),
@@ -176,11 +175,7 @@ impl Relay {
                             self.is_only_sweeping = !self.listen(&drain).await;
                             Duration::ZERO
                         }
-                        Step::Idle => self
-                            .destination
-                            .tuning
-                            .poll_interval
-                            .mul_f64(0.8 + 0.4 * fastrand::f64()),
+                        Step::Idle => self.destination.tuning.poll_interval.mul_f64(0.8 + 0.4 * fastrand::f64()),
                         Step::Empty => break,
                         Step::Halted(pause, reason) => {
                             let destination = self.destination.name.to_string();
@@ -246,21 +241,11 @@ impl Relay {
         // work, and leaves the others free for a moment.
         let wanted = if self.most_lanes < all.len() { &ready } else { &all };
         let limit = STREAM_FOR + self.destination.tuning.request_timeout;
-        let claim = self
-            .destination
-            .outbox
-            .claim(&self.destination.name, wanted, self.most_lanes, limit)
-            .await?;
+        let claim = self.destination.outbox.claim(&self.destination.name, wanted, self.most_lanes, limit).await?;
         let Some(claim) = claim else { return Ok(Step::Idle) };
         let held = claim.lanes().len();
-        let memory = Memory {
-            bounds: &mut self.bounds,
-            probe: &mut self.probe,
-            next_sweep: &mut self.next_sweep,
-        };
-        let end = Stream::new(&self.destination, claim, memory, &self.reports.pulse)
-            .run(drain)
-            .await;
+        let memory = Memory { bounds: &mut self.bounds, probe: &mut self.probe, next_sweep: &mut self.next_sweep };
+        let end = Stream::new(&self.destination, claim, memory, &self.reports.pulse).run(drain).await;
         self.after(end, held)
     }
 
@@ -289,13 +274,7 @@ impl Relay {
         if self.unsettled.is_empty() {
             return Ok(());
         }
-        let Destination {
-            name,
-            outbox,
-            keep,
-            metrics,
-            ..
-        } = &self.destination;
+        let Destination { name, outbox, keep, metrics, .. } = &self.destination;
         let published_twice = outbox.settle(name, *keep, &mut self.unsettled).await?;
         let is_delivered =
             |settlement: &&Settlement| matches!(settlement.outcome, crate::message::Outcome::Delivered { .. });
@@ -333,8 +312,7 @@ impl Relay {
         let Destination { name, outbox, .. } = &self.destination;
         let look = outbox.look(name, &self.bounds.lows()).await?;
         let empty: Vec<Lane> = (0..LANES).filter(|lane| !look.ready.contains(lane)).collect();
-        self.bounds
-            .looked(&empty, (look.xmin, look.xmax), look.last_id, Instant::now());
+        self.bounds.looked(&empty, (look.xmin, look.xmax), look.last_id, Instant::now());
         let mut ready = look.ready;
         ready.extend(look.due);
         ready.sort_unstable();
@@ -347,11 +325,7 @@ impl Relay {
     async fn sweep(&mut self) -> Result<Vec<Lane>, OutboxError> {
         let started = Instant::now();
         let ranges: Vec<(Lane, i64, i64)> = (0..LANES).map(|lane| (lane, 0, i64::MAX)).collect();
-        let swept = self
-            .destination
-            .outbox
-            .sweep(&self.destination.name, &ranges, 1, &[])
-            .await?;
+        let swept = self.destination.outbox.sweep(&self.destination.name, &ranges, 1, &[]).await?;
         self.next_sweep = started + FULL_SWEEP.max(started.elapsed() * FULL_SWEEP_SHARE);
         let found: Vec<Lane> = swept.keys.iter().map(|key| key.lane).collect();
         for key in swept.keys {
@@ -388,10 +362,6 @@ impl Relay {
 
     fn give_up_after(&mut self, until: Until, error: RelayError) -> Result<(), RelayError> {
         let since = *self.failing_since.get_or_insert_with(Instant::now);
-        if until == Until::Empty && since.elapsed() >= UNTIL_EMPTY_PATIENCE {
-            Err(error)
-        } else {
-            Ok(())
-        }
+        if until == Until::Empty && since.elapsed() >= UNTIL_EMPTY_PATIENCE { Err(error) } else { Ok(()) }
     }
 }

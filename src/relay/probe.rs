@@ -21,11 +21,7 @@ pub struct Probe {
 impl Probe {
     /// A destination that is taken to work until it fails.
     pub fn new(queue: Arc<Dependency>, delays: Delays) -> Self {
-        Self {
-            is_on: false,
-            delays,
-            queue,
-        }
+        Self { is_on: false, delays, queue }
     }
 
     /// Whether only one request may be under way.

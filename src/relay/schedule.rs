@@ -114,11 +114,7 @@ impl Schedule {
 
     /// Groups of which messages were left in the table.
     pub fn groups_with_rest(&self) -> Vec<Arc<str>> {
-        self.groups
-            .iter()
-            .filter(|(_, group)| group.rest.is_some())
-            .map(|(name, _)| Arc::clone(name))
-            .collect()
+        self.groups.iter().filter(|(_, group)| group.rest.is_some()).map(|(name, _)| Arc::clone(name)).collect()
     }
 
     /// Takes a message in, or leaves it in the table when its group has enough in memory. `until` is the time of a retry
@@ -170,11 +166,7 @@ impl Schedule {
             return true;
         }
         let has_enough = |group: &Group| group.waiting.len() >= size;
-        self.limits.per_group > 1
-            && self
-                .ready
-                .iter()
-                .any(|name| self.groups.get(name).is_some_and(has_enough))
+        self.limits.per_group > 1 && self.ready.iter().any(|name| self.groups.get(name).is_some_and(has_enough))
     }
 
     /// Whether anything could be sent now.
@@ -297,24 +289,14 @@ impl Schedule {
             let name = self.to_read_on.pop_front()?;
             let Some(group) = self.groups.get(&name) else { continue };
             let Some(rest) = group.rest else { continue };
-            let after = MessageKey {
-                lane: group.lane,
-                id: rest.after,
-            };
-            return Some(ReadOn {
-                group: name,
-                after,
-                most: self.limits.window,
-            });
+            let after = MessageKey { lane: group.lane, id: rest.after };
+            return Some(ReadOn { group: name, after, most: self.limits.window });
         }
     }
 
     /// A group's next messages were read; `is_all` when there were no more under that snapshot.
     pub fn read_on(&mut self, name: &Arc<str>, items: Vec<Item>, last: Option<i64>, is_all: bool) {
-        let is_wanted = self
-            .groups
-            .get_mut(name)
-            .is_some_and(|group| group.has_read_on(last, is_all));
+        let is_wanted = self.groups.get_mut(name).is_some_and(|group| group.has_read_on(last, is_all));
         if is_wanted {
             items.into_iter().for_each(|item| self.admit(item, None));
         }
@@ -351,9 +333,7 @@ impl Schedule {
 
     /// Gives back everything that was not sent and forgets it. Nothing may be in flight.
     pub fn take_leftovers(&mut self) -> Leftovers {
-        let Self {
-            free, groups, delayed, ..
-        } = std::mem::replace(self, Self::new(self.limits));
+        let Self { free, groups, delayed, .. } = std::mem::replace(self, Self::new(self.limits));
         let mut leftovers = Leftovers::default();
         let mut waits: HashMap<Arc<str>, Instant> = HashMap::new();
         leftovers.items.extend(free.into_iter().map(|item| (item, None)));
@@ -365,15 +345,10 @@ impl Schedule {
         }
         for (name, group) in groups {
             if let Some(rest) = group.rest {
-                leftovers.rests.push(MessageKey {
-                    lane: group.lane,
-                    id: rest.after + 1,
-                });
+                leftovers.rests.push(MessageKey { lane: group.lane, id: rest.after + 1 });
             }
             let until = waits.get(&name).copied();
-            leftovers
-                .items
-                .extend(group.waiting.into_iter().map(|item| (item, until)));
+            leftovers.items.extend(group.waiting.into_iter().map(|item| (item, until)));
         }
         leftovers
     }

@@ -54,27 +54,16 @@ fn dispatch(error: &SdkError<SendMessageBatchError, HttpResponse>) -> Fault {
     while let Some(error) = cause {
         deepest = error.to_string();
         if error.is::<CredentialsError>() {
-            return Fault::new(
-                FaultKind::Destination,
-                "CredentialsNotAvailable",
-                shorten(&chain(error)),
-            );
+            return Fault::new(FaultKind::Destination, "CredentialsNotAvailable", shorten(&chain(error)));
         }
-        if error
-            .downcast_ref::<hyper_util::client::legacy::Error>()
-            .is_some_and(|error| error.is_connect())
-        {
+        if error.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|error| error.is_connect()) {
             return Fault::new(FaultKind::Outage, "NotConnected", shorten(&chain(error)));
         }
         cause = error.source();
     }
     // The SDK resolves credentials with a time limit of its own, before it sends anything.
     if chain(error).contains("identity resolver timed out") {
-        return Fault::new(
-            FaultKind::Destination,
-            "CredentialsNotAvailable",
-            "fetching credentials timed out",
-        );
+        return Fault::new(FaultKind::Destination, "CredentialsNotAvailable", "fetching credentials timed out");
     }
     Fault::new(FaultKind::Ambiguous, "ConnectionLost", shorten(&deepest))
 }
@@ -173,25 +162,13 @@ mod tests {
 
     #[test]
     fn codes_mean_the_same_with_and_without_their_namespace() {
-        assert_eq!(
-            kind_of_code("AWS.SimpleQueueService.NonExistentQueue"),
-            Some(FaultKind::Destination)
-        );
-        assert_eq!(
-            kind_of_code("com.amazonaws.sqs#QueueDoesNotExist"),
-            Some(FaultKind::Destination)
-        );
+        assert_eq!(kind_of_code("AWS.SimpleQueueService.NonExistentQueue"), Some(FaultKind::Destination));
+        assert_eq!(kind_of_code("com.amazonaws.sqs#QueueDoesNotExist"), Some(FaultKind::Destination));
         assert_eq!(kind_of_code("KMS.ThrottlingException"), Some(FaultKind::Throttle));
         assert_eq!(kind_of_code("RequestThrottled"), Some(FaultKind::Throttle));
         assert_eq!(kind_of_code("KMS.AccessDeniedException"), Some(FaultKind::Destination));
-        assert_eq!(
-            kind_of_code("AWS.SimpleQueueService.BatchRequestTooLong"),
-            Some(FaultKind::MessagePermanent)
-        );
-        assert_eq!(
-            kind_of_code("AWS.SimpleQueueService.TooManyEntriesInBatchRequest"),
-            Some(FaultKind::Ours)
-        );
+        assert_eq!(kind_of_code("AWS.SimpleQueueService.BatchRequestTooLong"), Some(FaultKind::MessagePermanent));
+        assert_eq!(kind_of_code("AWS.SimpleQueueService.TooManyEntriesInBatchRequest"), Some(FaultKind::Ours));
         assert_eq!(kind_of_code("SomethingNew"), None);
     }
 
@@ -210,12 +187,8 @@ mod tests {
 
     #[test]
     fn a_throttled_entry_is_not_the_messages_fault_though_the_sender_is_blamed() {
-        let failed = BatchResultErrorEntry::builder()
-            .id("0")
-            .code("RequestThrottled")
-            .sender_fault(true)
-            .build()
-            .unwrap();
+        let failed =
+            BatchResultErrorEntry::builder().id("0").code("RequestThrottled").sender_fault(true).build().unwrap();
         assert_eq!(entry(&failed).kind, FaultKind::Throttle);
     }
 }

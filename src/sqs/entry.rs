@@ -83,10 +83,7 @@ pub fn compose(message: Message, kind: QueueKind) -> Result<Composed, Fault> {
     let permanent = |code: &str, detail: String| Fault::new(FaultKind::MessagePermanent, code, detail);
     let key = message.key;
     let Some(event) = message.event else {
-        return Err(permanent(
-            "EventMissing",
-            "the event of this message does not exist".to_owned(),
-        ));
+        return Err(permanent("EventMissing", "the event of this message does not exist".to_owned()));
     };
     let fifo = match kind {
         QueueKind::Standard => None,
@@ -104,17 +101,7 @@ pub fn compose(message: Message, kind: QueueKind) -> Result<Composed, Fault> {
         let detail = format!("{bytes} bytes with attributes, SQS takes {MAX_BYTES}");
         return Err(permanent("MessageTooLong", detail));
     }
-    Ok(Composed {
-        entry: Entry {
-            key,
-            bytes,
-            body,
-            attributes,
-            trace_header,
-            fifo,
-        },
-        left_out,
-    })
+    Ok(Composed { entry: Entry { key, bytes, body, attributes, trace_header, fifo }, left_out })
 }
 
 fn attribute_bytes(attribute: &Attribute) -> usize {
@@ -129,10 +116,7 @@ fn group_id(group: Option<&str>, id: i64) -> String {
         Some(group) if group.len() <= MAX_GROUP && group.chars().all(|c| c.is_ascii_graphic()) => group.to_owned(),
         Some(group) => {
             let digest = Sha256::digest(group.as_bytes());
-            format!(
-                "sha256-{}",
-                digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-            )
+            format!("sha256-{}", digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
         }
     }
 }
@@ -148,11 +132,7 @@ fn printable(payload: String) -> String {
 }
 
 fn attributes(event: &Event) -> (Vec<Attribute>, Option<String>, usize) {
-    let string = |name: &str, value: &str| Attribute {
-        name: name.to_owned(),
-        kind: "String",
-        value: value.to_owned(),
-    };
+    let string = |name: &str, value: &str| Attribute { name: name.to_owned(), kind: "String", value: value.to_owned() };
     let mut attributes = Vec::with_capacity(5);
     let mut left_out = 0;
     let mut add = |attributes: &mut Vec<Attribute>, attribute: Attribute| {
@@ -169,11 +149,7 @@ fn attributes(event: &Event) -> (Vec<Attribute>, Option<String>, usize) {
         add(&mut attributes, string("stream_id", stream_id));
         add(
             &mut attributes,
-            Attribute {
-                name: "stream_version".to_owned(),
-                kind: "Number",
-                value: version.to_string(),
-            },
+            Attribute { name: "stream_version".to_owned(), kind: "Number", value: version.to_string() },
         );
     }
     if event.metadata == "{}" {
@@ -188,15 +164,11 @@ fn attributes(event: &Event) -> (Vec<Attribute>, Option<String>, usize) {
     };
     for name in FIRST {
         if let Some((name, value)) = members.remove_entry(name) {
-            member(name, value)
-                .into_iter()
-                .for_each(|attribute| add(&mut attributes, attribute));
+            member(name, value).into_iter().for_each(|attribute| add(&mut attributes, attribute));
         }
     }
     for (name, value) in members {
-        member(name, value)
-            .into_iter()
-            .for_each(|attribute| add(&mut attributes, attribute));
+        member(name, value).into_iter().for_each(|attribute| add(&mut attributes, attribute));
     }
     (attributes, trace_header, left_out)
 }
@@ -205,21 +177,9 @@ fn attributes(event: &Event) -> (Vec<Attribute>, Option<String>, usize) {
 fn member(name: String, value: Value) -> Option<Attribute> {
     match value {
         Value::Null => None,
-        Value::String(value) => Some(Attribute {
-            name,
-            kind: "String",
-            value,
-        }),
-        Value::Number(value) => Some(Attribute {
-            name,
-            kind: "Number",
-            value: value.to_string(),
-        }),
-        other => Some(Attribute {
-            name,
-            kind: "String",
-            value: other.to_string(),
-        }),
+        Value::String(value) => Some(Attribute { name, kind: "String", value }),
+        Value::Number(value) => Some(Attribute { name, kind: "Number", value: value.to_string() }),
+        other => Some(Attribute { name, kind: "String", value: other.to_string() }),
     }
 }
 

@@ -68,23 +68,13 @@ pub async fn connect(destinations: &[DestinationConfig], request_timeout: Durati
     let mut queues = Vec::with_capacity(destinations.len());
     for destination in destinations {
         let url = &destination.queue_url;
-        let region = region_of(url)
-            .map(str::to_owned)
-            .or_else(|| shared.region().map(|region| region.to_string()));
+        let region = region_of(url).map(str::to_owned).or_else(|| shared.region().map(|region| region.to_string()));
         let region = region.ok_or_else(|| NoRegion { url: url.clone() })?;
-        let endpoint = if has_sqs_endpoint() || shared.endpoint_url().is_some() {
-            None
-        } else {
-            endpoint_of(url)
-        };
+        let endpoint = if has_sqs_endpoint() || shared.endpoint_url().is_some() { None } else { endpoint_of(url) };
         let client = clients
             .entry((region.clone(), endpoint.clone()))
             .or_insert_with(|| client(&shared, http_client.clone(), region, endpoint, request_timeout));
-        queues.push(Queue {
-            client: client.clone(),
-            url: url.clone(),
-            kind: destination.kind,
-        });
+        queues.push(Queue { client: client.clone(), url: url.clone(), kind: destination.kind });
     }
     Ok(queues)
 }
@@ -125,15 +115,9 @@ fn host_of(queue_url: &str) -> &str {
 /// endpoint's `vpce-….sqs.REGION.vpce.amazonaws.com`.
 fn region_of(queue_url: &str) -> Option<&str> {
     let labels: Vec<&str> = host_of(queue_url).split('.').collect();
-    let after_sqs = labels
-        .iter()
-        .position(|label| *label == "sqs" || *label == "sqs-fips")
-        .map(|at| at + 1);
+    let after_sqs = labels.iter().position(|label| *label == "sqs" || *label == "sqs-fips").map(|at| at + 1);
     let at = after_sqs.or_else(|| labels.iter().position(|label| *label == "queue")?.checked_sub(1))?;
-    labels
-        .get(at)
-        .copied()
-        .filter(|label| label.chars().any(|c| c.is_ascii_digit()) && label.contains('-'))
+    labels.get(at).copied().filter(|label| label.chars().any(|c| c.is_ascii_digit()) && label.contains('-'))
 }
 
 /// The SDK sends to the region's endpoint whatever the queue URL says. A URL that is not on that endpoint (an emulator, a
@@ -156,18 +140,9 @@ mod tests {
     #[test]
     fn the_region_is_read_from_the_queue_url() {
         assert_eq!(region_of("https://sqs.eu-west-1.amazonaws.com/1/q"), Some("eu-west-1"));
-        assert_eq!(
-            region_of("https://sqs.cn-north-1.amazonaws.com.cn/1/q"),
-            Some("cn-north-1")
-        );
-        assert_eq!(
-            region_of("https://us-west-2.queue.amazonaws.com/1/q"),
-            Some("us-west-2")
-        );
-        assert_eq!(
-            region_of("https://vpce-1a-2b.sqs.us-east-1.vpce.amazonaws.com/1/q"),
-            Some("us-east-1")
-        );
+        assert_eq!(region_of("https://sqs.cn-north-1.amazonaws.com.cn/1/q"), Some("cn-north-1"));
+        assert_eq!(region_of("https://us-west-2.queue.amazonaws.com/1/q"), Some("us-west-2"));
+        assert_eq!(region_of("https://vpce-1a-2b.sqs.us-east-1.vpce.amazonaws.com/1/q"), Some("us-east-1"));
         assert_eq!(region_of("http://127.0.0.1:4566/000000000000/q"), None);
         assert_eq!(region_of("https://queue.amazonaws.com/1/q"), None);
     }
@@ -175,10 +150,7 @@ mod tests {
     #[test]
     fn only_a_host_that_is_not_the_regions_own_becomes_the_endpoint() {
         assert_eq!(endpoint_of("https://sqs.eu-west-1.amazonaws.com/1/q"), None);
-        assert_eq!(
-            endpoint_of("http://127.0.0.1:4566/0/q").as_deref(),
-            Some("http://127.0.0.1:4566")
-        );
+        assert_eq!(endpoint_of("http://127.0.0.1:4566/0/q").as_deref(), Some("http://127.0.0.1:4566"));
         let private = "https://vpce-1a-2b.sqs.us-east-1.vpce.amazonaws.com";
         assert_eq!(endpoint_of(&format!("{private}/1/q")).as_deref(), Some(private));
     }

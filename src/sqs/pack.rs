@@ -15,11 +15,7 @@ pub struct Load {
 impl Load {
     /// An empty request that may hold this many entries.
     pub fn new(most_entries: usize) -> Self {
-        Self {
-            entries: 0,
-            bytes: 0,
-            most_entries,
-        }
+        Self { entries: 0, bytes: 0, most_entries }
     }
 
     /// Whether an entry of this size fits beside what is there.

@@ -26,11 +26,7 @@ pub struct Published {
 
 impl Published {
     fn failed(entries: usize, fault: Fault, duration: Duration) -> Self {
-        Self {
-            results: vec![Err(fault.clone()); entries],
-            request_fault: Some(fault),
-            duration,
-        }
+        Self { results: vec![Err(fault.clone()); entries], request_fault: Some(fault), duration }
     }
 }
 
@@ -39,11 +35,7 @@ impl Queue {
     /// taken as accepted. Ends within the request timeout.
     pub async fn publish(&self, entries: &[&Entry]) -> Published {
         let started = Instant::now();
-        let items: Result<Vec<_>, _> = entries
-            .iter()
-            .enumerate()
-            .map(|(index, entry)| item(index, entry))
-            .collect();
+        let items: Result<Vec<_>, _> = entries.iter().enumerate().map(|(index, entry)| item(index, entry)).collect();
         let items = match items {
             Ok(items) => items,
             Err(error) => {
@@ -51,20 +43,10 @@ impl Queue {
                 return Published::failed(entries.len(), fault, started.elapsed());
             }
         };
-        let answer = self
-            .client
-            .send_message_batch()
-            .queue_url(&self.url)
-            .set_entries(Some(items))
-            .send()
-            .await;
+        let answer = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(items)).send().await;
         let duration = started.elapsed();
         match answer {
-            Ok(output) => Published {
-                results: reconcile(entries.len(), &output),
-                request_fault: None,
-                duration,
-            },
+            Ok(output) => Published { results: reconcile(entries.len(), &output), request_fault: None, duration },
             Err(error) => Published::failed(entries.len(), classify::request(&error), duration),
         }
     }
@@ -74,10 +56,8 @@ impl Queue {
 fn item(index: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, BuildError> {
     let mut attributes = HashMap::with_capacity(entry.attributes.len());
     for attribute in &entry.attributes {
-        let value = MessageAttributeValue::builder()
-            .data_type(attribute.kind)
-            .string_value(&attribute.value)
-            .build()?;
+        let value =
+            MessageAttributeValue::builder().data_type(attribute.kind).string_value(&attribute.value).build()?;
         attributes.insert(attribute.name.clone(), value);
     }
     let mut item = SendMessageBatchRequestEntry::builder()
@@ -85,16 +65,11 @@ fn item(index: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, Bui
         .message_body(&entry.body)
         .set_message_attributes(Some(attributes));
     if let Some(header) = &entry.trace_header {
-        let value = MessageSystemAttributeValue::builder()
-            .data_type("String")
-            .string_value(header)
-            .build()?;
+        let value = MessageSystemAttributeValue::builder().data_type("String").string_value(header).build()?;
         item = item.message_system_attributes(MessageSystemAttributeNameForSends::AwsTraceHeader, value);
     }
     if let Some(fifo) = &entry.fifo {
-        item = item
-            .message_group_id(&fifo.group)
-            .message_deduplication_id(&fifo.deduplication);
+        item = item.message_group_id(&fifo.group).message_deduplication_id(&fifo.deduplication);
     }
     item.build()
 }
@@ -104,32 +79,19 @@ fn item(index: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, Bui
 fn reconcile(entries: usize, output: &SendMessageBatchOutput) -> Vec<Result<String, Fault>> {
     let mut results: Vec<Option<Result<String, Fault>>> = vec![None; entries];
     for accepted in output.successful() {
-        if let Some(slot) = accepted
-            .id()
-            .parse::<usize>()
-            .ok()
-            .and_then(|index| results.get_mut(index))
-        {
+        if let Some(slot) = accepted.id().parse::<usize>().ok().and_then(|index| results.get_mut(index)) {
             *slot = Some(Ok(accepted.message_id().to_owned()));
         }
     }
     for failed in output.failed() {
-        if let Some(slot) = failed
-            .id()
-            .parse::<usize>()
-            .ok()
-            .and_then(|index| results.get_mut(index))
-        {
+        if let Some(slot) = failed.id().parse::<usize>().ok().and_then(|index| results.get_mut(index)) {
             *slot = match slot {
                 Some(Ok(_)) => Some(Err(unconfirmed("listed as accepted and as failed"))),
                 _ => Some(Err(classify::entry(failed))),
             };
         }
     }
-    results
-        .into_iter()
-        .map(|slot| slot.unwrap_or_else(|| Err(unconfirmed("not in the answer"))))
-        .collect()
+    results.into_iter().map(|slot| slot.unwrap_or_else(|| Err(unconfirmed("not in the answer")))).collect()
 }
 
 fn unconfirmed(detail: &str) -> Fault {
@@ -152,28 +114,16 @@ mod tests {
     }
 
     fn failed(id: &str, code: &str) -> BatchResultErrorEntry {
-        BatchResultErrorEntry::builder()
-            .id(id)
-            .code(code)
-            .sender_fault(false)
-            .build()
-            .unwrap()
+        BatchResultErrorEntry::builder().id(id).code(code).sender_fault(false).build().unwrap()
     }
 
     fn answer(ok: Vec<SendMessageBatchResultEntry>, bad: Vec<BatchResultErrorEntry>) -> SendMessageBatchOutput {
-        SendMessageBatchOutput::builder()
-            .set_successful(Some(ok))
-            .set_failed(Some(bad))
-            .build()
-            .unwrap()
+        SendMessageBatchOutput::builder().set_successful(Some(ok)).set_failed(Some(bad)).build().unwrap()
     }
 
     #[test]
     fn each_entry_gets_its_own_result_by_id_and_not_by_place() {
-        let results = reconcile(
-            3,
-            &answer(vec![accepted("2"), accepted("0")], vec![failed("1", "InternalError")]),
-        );
+        let results = reconcile(3, &answer(vec![accepted("2"), accepted("0")], vec![failed("1", "InternalError")]));
         assert_eq!(results[0], Ok("m0".to_owned()));
         assert_eq!(results[1].as_ref().unwrap_err().kind, FaultKind::MessageTransient);
         assert_eq!(results[2], Ok("m2".to_owned()));
@@ -181,17 +131,9 @@ mod tests {
 
     #[test]
     fn an_entry_in_neither_list_is_never_taken_as_accepted() {
-        for output in [
-            answer(vec![], vec![]),
-            answer(vec![accepted("7"), accepted("x")], vec![failed("", "E")]),
-        ] {
+        for output in [answer(vec![], vec![]), answer(vec![accepted("7"), accepted("x")], vec![failed("", "E")])] {
             let results = reconcile(2, &output);
-            assert!(
-                results
-                    .iter()
-                    .all(|result| result.as_ref().unwrap_err().code == "Unconfirmed"),
-                "{results:?}"
-            );
+            assert!(results.iter().all(|result| result.as_ref().unwrap_err().code == "Unconfirmed"), "{results:?}");
         }
     }
 

@@ -49,10 +49,7 @@ async fn client(cluster: &Cluster) -> Result<tokio_postgres::Client> {
 }
 
 async fn ground() -> Result<Ground> {
-    let cluster = Cluster::start(&Options {
-        major: chosen_major(),
-        ..Options::default()
-    })?;
+    let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
     let folder = Folder(std::env::temp_dir().join(format!("outbox-tls-{}-{}", std::process::id(), cluster.port())));
     std::fs::create_dir_all(&folder.0)?;
     let (trusted, stranger) = (folder.0.join("trusted.pem"), folder.0.join("stranger.pem"));
@@ -71,20 +68,12 @@ async fn ground() -> Result<Ground> {
     // A restart and not a reload: the reload is only seen by connections that begin some time after it.
     drop(admin);
     cluster.restart(crate::support::postgres::StopMode::Fast)?;
-    Ok(Ground {
-        cluster,
-        trusted,
-        stranger,
-        _folder: folder,
-    })
+    Ok(Ground { cluster, trusted, stranger, _folder: folder })
 }
 
 /// What `outbox-relay migrate` makes of a connection: whether it succeeded, and what it said.
 async fn migrate(cluster: &Cluster, host: &str, options: &str) -> Result<(bool, String)> {
-    let url = cluster
-        .url("postgres")
-        .replace("127.0.0.1", host)
-        .replace("localhost", host);
+    let url = cluster.url("postgres").replace("127.0.0.1", host).replace("localhost", host);
     let output = Command::new(env!("CARGO_BIN_EXE_outbox-relay"))
         .env_clear()
         .env("DATABASE_URL", format!("{url}?{options}&application_name=tls-test"))
@@ -92,10 +81,7 @@ async fn migrate(cluster: &Cluster, host: &str, options: &str) -> Result<(bool, 
         .output()
         .await
         .context("outbox-relay cannot be started")?;
-    Ok((
-        output.status.success(),
-        String::from_utf8_lossy(&output.stderr).into_owned(),
-    ))
+    Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
 }
 
 #[tokio::test]
@@ -116,33 +102,13 @@ async fn a_verified_connection_needs_the_right_authority_and_the_right_name() ->
         assert!(is_fine, "{host} {options}: {said}");
     }
     let refused = [
-        (
-            "127.0.0.1",
-            format!("sslmode=verify-full&sslrootcert={trusted}"),
-            "not valid for",
-        ),
-        (
-            "localhost",
-            format!("sslmode=verify-full&sslrootcert={stranger}"),
-            "invalid peer certificate",
-        ),
-        (
-            "localhost",
-            format!("sslmode=verify-ca&sslrootcert={stranger}"),
-            "invalid peer certificate",
-        ),
-        (
-            "localhost",
-            format!("sslmode=require&sslrootcert={stranger}"),
-            "invalid peer certificate",
-        ),
+        ("127.0.0.1", format!("sslmode=verify-full&sslrootcert={trusted}"), "not valid for"),
+        ("localhost", format!("sslmode=verify-full&sslrootcert={stranger}"), "invalid peer certificate"),
+        ("localhost", format!("sslmode=verify-ca&sslrootcert={stranger}"), "invalid peer certificate"),
+        ("localhost", format!("sslmode=require&sslrootcert={stranger}"), "invalid peer certificate"),
         // Without a certificate of its own, the system's authorities decide, and none of them signed this server.
         ("localhost", "sslmode=verify-full".to_owned(), ""),
-        (
-            "localhost",
-            "sslmode=verify-full&sslrootcert=/does/not/exist.pem".to_owned(),
-            "/does/not/exist.pem",
-        ),
+        ("localhost", "sslmode=verify-full&sslrootcert=/does/not/exist.pem".to_owned(), "/does/not/exist.pem"),
     ];
     for (host, options, reason) in refused {
         let (is_fine, said) = migrate(&ground.cluster, host, &options).await?;
@@ -160,17 +126,11 @@ async fn require_and_prefer_encrypt_and_disable_does_not() -> Result<()> {
     admin.batch_execute("ALTER SYSTEM SET log_connections = on").await?;
     drop(admin);
     ground.cluster.restart(crate::support::postgres::StopMode::Fast)?;
-    for (options, is_encrypted) in [
-        ("sslmode=require", true),
-        ("sslmode=prefer", true),
-        ("sslmode=disable", false),
-    ] {
+    for (options, is_encrypted) in [("sslmode=require", true), ("sslmode=prefer", true), ("sslmode=disable", false)] {
         let before = std::fs::read_to_string(ground.cluster.log_path())?.len();
         assert!(migrate(&ground.cluster, "127.0.0.1", options).await?.0, "{options}");
         let log = std::fs::read_to_string(ground.cluster.log_path())?;
-        let line = log[before..]
-            .lines()
-            .find(|line| line.contains("connection authorized"));
+        let line = log[before..].lines().find(|line| line.contains("connection authorized"));
         let line = line.with_context(|| format!("{options}: the server logged no connection"))?;
         assert_eq!(line.contains("SSL enabled"), is_encrypted, "{options}: {line}");
     }
@@ -179,10 +139,7 @@ async fn require_and_prefer_encrypt_and_disable_does_not() -> Result<()> {
 
 #[tokio::test]
 async fn a_server_without_tls_is_refused_by_require_and_accepted_by_prefer() -> Result<()> {
-    let cluster = Cluster::start(&Options {
-        major: chosen_major(),
-        ..Options::default()
-    })?;
+    let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
     let (is_fine, said) = migrate(&cluster, "127.0.0.1", "sslmode=require").await?;
     assert!(!is_fine && said.contains("TLS"), "{said}");
     let (is_fine, said) = migrate(&cluster, "127.0.0.1", "sslmode=prefer").await?;

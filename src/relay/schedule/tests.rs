@@ -6,16 +6,8 @@ use super::*;
 use crate::message::{Event, Message, QueueKind};
 use crate::sqs::compose;
 
-const STRICT: Limits = Limits {
-    request_size: 10,
-    per_group: 1,
-    window: 4,
-};
-const BATCHED: Limits = Limits {
-    request_size: 10,
-    per_group: 10,
-    window: 40,
-};
+const STRICT: Limits = Limits { request_size: 10, per_group: 1, window: 4 };
+const BATCHED: Limits = Limits { request_size: 10, per_group: 10, window: 40 };
 
 fn item(id: i64, group: Option<&str>) -> Item {
     sized(id, group, 2)
@@ -41,15 +33,7 @@ fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
         event: Some(event),
     };
     let entry = compose(message, QueueKind::Fifo).unwrap().entry;
-    Item {
-        entry,
-        group,
-        attempts: 0,
-        charged: None,
-        age_when_read: Duration::ZERO,
-        read_at,
-        is_alone: false,
-    }
+    Item { entry, group, attempts: 0, charged: None, age_when_read: Duration::ZERO, read_at, is_alone: false }
 }
 
 fn ids(items: &[Item]) -> Vec<i64> {
@@ -79,10 +63,7 @@ fn messages_without_a_group_fill_requests_in_the_order_of_arrival() {
     assert!(!schedule.can_fill_a_request());
     assert_eq!(next(&mut schedule), [21, 22, 23]);
     assert_eq!(next(&mut schedule), [] as [i64; 0]);
-    assert_eq!(
-        (schedule.waiting(), schedule.waiting_bytes(), schedule.known()),
-        (0, 0, 23)
-    );
+    assert_eq!((schedule.waiting(), schedule.waiting_bytes(), schedule.known()), (0, 0, 23));
 }
 
 #[test]
@@ -108,10 +89,7 @@ fn batched_sends_a_groups_messages_together_and_in_order() {
 
 #[test]
 fn a_failed_message_goes_first_again_and_others_overtake_it() {
-    let mut schedule = with(
-        STRICT,
-        &[(1, Some("a")), (2, Some("a")), (3, Some("b")), (4, Some("b"))],
-    );
+    let mut schedule = with(STRICT, &[(1, Some("a")), (2, Some("a")), (3, Some("b")), (4, Some("b"))]);
     let mut request = schedule.next_request().unwrap();
     let failed = request.remove(0);
     let due = Instant::now() + Duration::from_secs(60);
@@ -129,11 +107,7 @@ fn a_delayed_group_keeps_only_its_head_in_memory() {
     let due = Instant::now();
     schedule.finish(&[], vec![(request.remove(0), Some(due))]);
     assert!(schedule.knows(1) && !schedule.knows(2) && !schedule.knows(3));
-    assert_eq!(
-        schedule.waiting(),
-        0,
-        "what is delayed does not keep the relay from reading on"
-    );
+    assert_eq!(schedule.waiting(), 0, "what is delayed does not keep the relay from reading on");
     schedule.admit(item(4, Some("a")), None);
     assert!(!schedule.knows(4));
     schedule.wake(due);
@@ -142,12 +116,7 @@ fn a_delayed_group_keeps_only_its_head_in_memory() {
     schedule.finish(&again, Vec::new());
     let from = schedule.next_to_read_on().expect("the rest is wanted now");
     assert_eq!(from.after, MessageKey { lane: 1, id: 1 });
-    schedule.read_on(
-        &from.group,
-        vec![item(2, Some("a")), item(3, Some("a")), item(4, Some("a"))],
-        Some(4),
-        true,
-    );
+    schedule.read_on(&from.group, vec![item(2, Some("a")), item(3, Some("a")), item(4, Some("a"))], Some(4), true);
     assert_eq!(next(&mut schedule), [2]);
     assert!(schedule.groups_with_rest().is_empty());
 }
@@ -166,12 +135,7 @@ fn a_hot_group_leaves_what_is_beyond_its_window_in_the_table() {
     assert_eq!((from.after.id, from.most), (4, 4));
     // While the table is read a further message is seen and left, so this read cannot have been the last.
     schedule.admit(item(10, Some("a")), None);
-    schedule.read_on(
-        &from.group,
-        (5..=8).map(|id| item(id, Some("a"))).collect(),
-        Some(8),
-        false,
-    );
+    schedule.read_on(&from.group, (5..=8).map(|id| item(id, Some("a"))).collect(), Some(8), false);
     let mut sent = Vec::new();
     while let Some(request) = schedule.next_request() {
         sent.extend(ids(&request));
@@ -257,18 +221,11 @@ fn leftovers_are_everything_that_was_not_sent() {
     let (done, failed) = (request.next().unwrap(), request.next().unwrap());
     schedule.finish(&[done], vec![(failed, Some(due))]);
     let leftovers = schedule.take_leftovers();
-    let mut left: Vec<(i64, bool)> = leftovers
-        .items
-        .iter()
-        .map(|(item, until)| (item.key().id, until.is_some()))
-        .collect();
+    let mut left: Vec<(i64, bool)> =
+        leftovers.items.iter().map(|(item, until)| (item.key().id, until.is_some())).collect();
     left.sort_unstable();
     assert_eq!(left, [(2, true), (9, true)]);
-    assert_eq!(
-        leftovers.rests,
-        [MessageKey { lane: 1, id: 3 }],
-        "3 was left in the table behind 2"
-    );
+    assert_eq!(leftovers.rests, [MessageKey { lane: 1, id: 3 }], "3 was left in the table behind 2");
     assert!(schedule.next_request().is_none());
 }
 
@@ -291,16 +248,9 @@ fn any_mix_of_outcomes_keeps_order_and_makes_progress() {
             if let Some(from) = schedule.next_to_read_on() {
                 let of_group = |(_, name): &(&i64, &u8)| group(**name) == *from.group;
                 let read_so_far = unread.front().copied().unwrap_or(i64::MAX);
-                let rest: Vec<i64> = table
-                    .range(from.after.id + 1..read_so_far)
-                    .filter(of_group)
-                    .map(|(id, _)| *id)
-                    .collect();
-                let batch: Vec<Item> = rest
-                    .iter()
-                    .take(from.most)
-                    .map(|id| item(*id, Some(&from.group)))
-                    .collect();
+                let rest: Vec<i64> =
+                    table.range(from.after.id + 1..read_so_far).filter(of_group).map(|(id, _)| *id).collect();
+                let batch: Vec<Item> = rest.iter().take(from.most).map(|id| item(*id, Some(&from.group))).collect();
                 let last = batch.last().map(|item| item.key().id);
                 schedule.read_on(&from.group, batch, last, rest.len() < from.most);
             }
@@ -317,9 +267,7 @@ fn any_mix_of_outcomes_keeps_order_and_makes_progress() {
                 let name = table[&item.key().id];
                 if failed.contains(&name) || random.u8(0..4) == 0 {
                     failed.insert(name);
-                    let delay = random
-                        .bool()
-                        .then(|| Instant::now() + Duration::from_millis(random.u64(0..500)));
+                    let delay = random.bool().then(|| Instant::now() + Duration::from_millis(random.u64(0..500)));
                     again.push((item, delay));
                 } else {
                     accepted.entry(name).or_default().push(item.key().id);
@@ -332,11 +280,7 @@ fn any_mix_of_outcomes_keeps_order_and_makes_progress() {
             }
             schedule.finish(&done, again);
         }
-        assert!(
-            table.is_empty(),
-            "seed {seed}: {} messages never went out: {table:?}",
-            table.len()
-        );
+        assert!(table.is_empty(), "seed {seed}: {} messages never went out: {table:?}", table.len());
         assert_eq!((schedule.waiting(), schedule.waiting_bytes()), (0, 0), "seed {seed}");
         for (name, ids) in accepted {
             assert!(ids.is_sorted(), "seed {seed}, group {name}: {ids:?}");

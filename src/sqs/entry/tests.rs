@@ -26,12 +26,7 @@ fn entry(payload: &str, metadata: &str) -> Composed {
 }
 
 fn names(composed: &Composed) -> Vec<&str> {
-    composed
-        .entry
-        .attributes
-        .iter()
-        .map(|attribute| attribute.name.as_str())
-        .collect()
+    composed.entry.attributes.iter().map(|attribute| attribute.name.as_str()).collect()
 }
 
 #[test]
@@ -51,20 +46,14 @@ fn a_fifo_entry_has_the_group_and_a_deduplication_id_of_its_own() {
     let fifo = entry("{}", "{}").entry.fifo.unwrap();
     assert_eq!(fifo.group, "draw-7");
     assert_eq!(fifo.deduplication, "0190a0b0-0000-7000-8000-000000000001-42");
-    assert_eq!(
-        compose(message("{}", "{}"), QueueKind::Standard).unwrap().entry.fifo,
-        None
-    );
+    assert_eq!(compose(message("{}", "{}"), QueueKind::Standard).unwrap().entry.fifo, None);
 }
 
 #[test]
 fn a_message_without_a_group_is_its_own_group() {
     let mut message = message("{}", "{}");
     message.group = None;
-    assert_eq!(
-        compose(message, QueueKind::Fifo).unwrap().entry.fifo.unwrap().group,
-        "42"
-    );
+    assert_eq!(compose(message, QueueKind::Fifo).unwrap().entry.fifo.unwrap().group, "42");
 }
 
 #[test]
@@ -74,68 +63,33 @@ fn a_group_that_sqs_refuses_is_hashed() {
         let mut message = message("{}", "{}");
         message.group = Some(Arc::from(group));
         let sent = compose(message, QueueKind::Fifo).unwrap().entry.fifo.unwrap().group;
-        assert!(
-            sent.starts_with("sha256-") && sent.len() <= MAX_GROUP,
-            "{group:?} became {sent}"
-        );
+        assert!(sent.starts_with("sha256-") && sent.len() <= MAX_GROUP, "{group:?} became {sent}");
     }
     assert_ne!(group_id(Some("a b"), 1), group_id(Some("a  b"), 1));
-    assert_eq!(
-        group_id(Some("a b"), 1),
-        group_id(Some("a b"), 2),
-        "all of a group go to one group"
-    );
+    assert_eq!(group_id(Some("a b"), 1), group_id(Some("a b"), 2), "all of a group go to one group");
 }
 
 #[test]
 fn metadata_becomes_attributes_with_the_trace_context_first() {
-    let composed = entry(
-        "{}",
-        r#"{"b": 1.5, "a": {"x": [true]}, "traceparent": "00-1-2-01", "none": null}"#,
-    );
-    assert_eq!(
-        names(&composed),
-        [
-            "event_id",
-            "event_type",
-            "stream_id",
-            "stream_version",
-            "traceparent",
-            "a",
-            "b"
-        ]
-    );
+    let composed = entry("{}", r#"{"b": 1.5, "a": {"x": [true]}, "traceparent": "00-1-2-01", "none": null}"#);
+    assert_eq!(names(&composed), ["event_id", "event_type", "stream_id", "stream_version", "traceparent", "a", "b"]);
     assert_eq!(composed.entry.attributes[5].value, r#"{"x":[true]}"#);
-    assert_eq!(
-        (
-            composed.entry.attributes[6].kind,
-            composed.entry.attributes[6].value.as_str()
-        ),
-        ("Number", "1.5")
-    );
+    assert_eq!((composed.entry.attributes[6].kind, composed.entry.attributes[6].value.as_str()), ("Number", "1.5"));
     assert_eq!(composed.left_out, 0);
 }
 
 #[test]
 fn the_trace_header_of_aws_is_a_system_attribute_and_costs_no_bytes() {
     let plain = entry("{}", "{}");
-    let traced = entry(
-        "{}",
-        r#"{"AWSTraceHeader": "Root=1-5759e988-bd862e3fe1be46a994272793"}"#,
-    );
-    assert_eq!(
-        traced.entry.trace_header.as_deref(),
-        Some("Root=1-5759e988-bd862e3fe1be46a994272793")
-    );
+    let traced = entry("{}", r#"{"AWSTraceHeader": "Root=1-5759e988-bd862e3fe1be46a994272793"}"#);
+    assert_eq!(traced.entry.trace_header.as_deref(), Some("Root=1-5759e988-bd862e3fe1be46a994272793"));
     assert_eq!(traced.entry.bytes(), plain.entry.bytes());
 }
 
 #[test]
 fn what_sqs_cannot_take_as_an_attribute_is_left_out_and_counted() {
-    let composed = entry(
-        "{}",
-        r#"{"aws.x": "1", "a b": "1", "empty": "", ".x": "1", "x..y": "1", "bell": "\u0007", "ok": "1"}"#,
-    );
+    let composed =
+        entry("{}", r#"{"aws.x": "1", "a b": "1", "empty": "", ".x": "1", "x..y": "1", "bell": "\u0007", "ok": "1"}"#);
     assert_eq!(composed.left_out, 6);
     assert_eq!(names(&composed).last(), Some(&"ok"));
 }
@@ -145,10 +99,7 @@ fn the_eleventh_attribute_is_left_out() {
     let composed = entry("{}", r#"{"a":1,"b":1,"c":1,"d":1,"e":1,"f":1,"g":1,"traceparent":"t"}"#);
     assert_eq!(composed.entry.attributes.len(), 10);
     assert_eq!(composed.left_out, 2);
-    assert!(
-        names(&composed).contains(&"traceparent"),
-        "the trace context goes before the rest"
-    );
+    assert!(names(&composed).contains(&"traceparent"), "the trace context goes before the rest");
 }
 
 #[test]
@@ -157,10 +108,7 @@ fn the_size_limit_counts_attributes_and_is_exact() {
     let largest = "x".repeat(MAX_BYTES - overhead);
     assert_eq!(entry(&largest, "{}").entry.bytes(), MAX_BYTES);
     let fault = compose(message(&format!("{largest}x"), "{}"), QueueKind::Fifo).unwrap_err();
-    assert_eq!(
-        (fault.kind, fault.code.as_str()),
-        (FaultKind::MessagePermanent, "MessageTooLong")
-    );
+    assert_eq!((fault.kind, fault.code.as_str()), (FaultKind::MessagePermanent, "MessageTooLong"));
     assert!(fault.detail.contains("1048577"), "{fault}");
 }
 
