@@ -277,7 +277,15 @@ impl Stream<'_> {
         }
         self.feed.open.extend_from_slice(lanes);
         self.feed.next_read = Instant::now();
+        // Recorded retries first: they are the heads of their groups.
         self.admit(batch);
+        self.memory.remembered.retain(|remembered| {
+            let is_here = lanes.contains(&remembered.lane);
+            if is_here {
+                self.schedule.remember(remembered);
+            }
+            !is_here
+        });
     }
 
     fn widened(&mut self, lanes: Vec<Lane>) {

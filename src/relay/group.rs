@@ -53,9 +53,15 @@ pub(super) struct Rest {
     /// Everything up to here is in memory or done.
     pub(super) after: i64,
     /// The highest id that was seen and left.
-    upto: i64,
+    pub(super) upto: i64,
     /// What `upto` was when a read of the rest started; `None` when none is under way.
     asked_upto: Option<i64>,
+}
+
+impl Rest {
+    pub(super) fn new(after: i64, upto: i64) -> Self {
+        Self { after, upto, asked_upto: None }
+    }
 }
 
 #[derive(Debug)]
@@ -92,7 +98,7 @@ impl Group {
         let window = if self.state == State::Delayed { 1 } else { window };
         match self.waiting.back() {
             Some(last) if self.waiting.len() >= window && id > last.key().id => {
-                self.rest = Some(Rest { after: last.key().id, upto: id, asked_upto: None });
+                self.rest = Some(Rest::new(last.key().id, id));
                 true
             }
             _ => false,
@@ -116,7 +122,7 @@ impl Group {
         let left: Vec<Item> = self.waiting.drain(1..).collect();
         if let Some(last) = left.last() {
             let upto = last.key().id.max(self.rest.map_or(0, |rest| rest.upto));
-            self.rest = Some(Rest { after: head, upto, asked_upto: None });
+            self.rest = Some(Rest::new(head, upto));
         }
         left
     }

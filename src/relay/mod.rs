@@ -30,6 +30,7 @@ use crate::sqs::Queue;
 use feed::{FULL_SWEEP, FULL_SWEEP_SHARE};
 pub use lookout::{Ear, Lookout};
 pub use probe::Probe;
+use schedule::Remembered;
 use stream::{Closing, Memory, STREAM_FOR, Stream, StreamEnd};
 
 /// First and longest pause after a database failure.
@@ -110,6 +111,8 @@ pub struct Relay {
     ear: Ear,
     probe: Probe,
     bounds: LowBounds,
+    /// Groups of which messages below the low bounds wait in the table.
+    remembered: Vec<Remembered>,
     generation: u64,
     is_prepared: bool,
     unsettled: Vec<Settlement>,
@@ -143,6 +146,7 @@ impl Relay {
             reports,
             ear,
             bounds: LowBounds::default(),
+            remembered: Vec::new(),
             generation: 0,
             is_prepared: false,
             unsettled: Vec::new(),
@@ -197,12 +201,13 @@ impl Relay {
     /// Whether nothing is known to have come that the last look did not see. Before the first look nothing is known.
     fn is_quiet(&self) -> bool {
         let settled_to = self.bounds.lowest();
-        settled_to > 0 && self.ear.is_quiet(settled_to)
+        settled_to > 0 && self.ear.is_quiet(settled_to) && self.remembered.iter().all(|group| group.until.is_some())
     }
 
     /// Sleeps until the lookout sees something or the next sweep is due; returns whether something was seen.
     async fn listen(&mut self, drain: &CancellationToken) -> bool {
-        let until_sweep = self.next_sweep.saturating_duration_since(Instant::now());
+        let heads = self.remembered.iter().filter_map(|group| group.until);
+        let until_sweep = heads.fold(self.next_sweep, Instant::min).saturating_duration_since(Instant::now());
         tokio::select! {
             is_news = self.ear.listen(self.bounds.lowest(), until_sweep) => is_news,
             () = drain.cancelled() => true,
@@ -244,7 +249,12 @@ impl Relay {
         let claim = self.destination.outbox.claim(&self.destination.name, wanted, self.most_lanes, limit).await?;
         let Some(claim) = claim else { return Ok(Step::Idle) };
         let held = claim.lanes().len();
-        let memory = Memory { bounds: &mut self.bounds, probe: &mut self.probe, next_sweep: &mut self.next_sweep };
+        let memory = Memory {
+            bounds: &mut self.bounds,
+            probe: &mut self.probe,
+            next_sweep: &mut self.next_sweep,
+            remembered: &mut self.remembered,
+        };
         let end = Stream::new(&self.destination, claim, memory, &self.reports.pulse).run(drain).await;
         self.after(end, held)
     }
@@ -301,7 +311,7 @@ impl Relay {
         let generation = self.destination.outbox.generation();
         if generation != self.generation {
             self.generation = generation;
-            self.bounds.reset();
+            self.forget_bounds();
         }
         if Instant::now() >= self.next_sweep {
             let found = self.sweep().await?;
@@ -313,8 +323,11 @@ impl Relay {
         let look = outbox.look(name, &self.bounds.lows()).await?;
         let empty: Vec<Lane> = (0..LANES).filter(|lane| !look.ready.contains(lane)).collect();
         self.bounds.looked(&empty, (look.xmin, look.xmax), look.last_id, Instant::now());
+        let now = Instant::now();
+        let may_go_on = |group: &&Remembered| group.until.is_none_or(|until| until <= now);
         let mut ready = look.ready;
         ready.extend(look.due);
+        ready.extend(self.remembered.iter().filter(may_go_on).map(|group| group.lane));
         ready.sort_unstable();
         ready.dedup();
         Ok(ready)
@@ -324,14 +337,21 @@ impl Relay {
     /// bound or came with an id of its own; under a claim the stream does that.
     async fn sweep(&mut self) -> Result<Vec<Lane>, OutboxError> {
         let started = Instant::now();
+        let groups: Vec<Arc<str>> = self.remembered.iter().map(|left| Arc::clone(&left.group)).collect();
         let ranges: Vec<(Lane, i64, i64)> = (0..LANES).map(|lane| (lane, 0, i64::MAX)).collect();
-        let swept = self.destination.outbox.sweep(&self.destination.name, &ranges, 1, &[]).await?;
+        let swept = self.destination.outbox.sweep(&self.destination.name, &ranges, 1, &groups).await?;
         self.next_sweep = started + FULL_SWEEP.max(started.elapsed() * FULL_SWEEP_SHARE);
         let found: Vec<Lane> = swept.keys.iter().map(|key| key.lane).collect();
         for key in swept.keys {
             self.bounds.rewind(key.lane, key.id);
         }
         Ok(found)
+    }
+
+    /// What was learnt may have been about another server.
+    fn forget_bounds(&mut self) {
+        self.bounds.reset();
+        self.remembered.clear();
     }
 
     fn database_answered(&mut self) {
@@ -345,7 +365,7 @@ impl Relay {
     /// Returns how long to wait.
     fn database_failed(&mut self, error: OutboxError, until: Until) -> Result<Duration, RelayError> {
         // Whatever failed, the next answer may come from another server.
-        self.bounds.reset();
+        self.forget_bounds();
         self.is_prepared = false;
         let is_final = error.is_final();
         self.reports.database_up.set(0);

@@ -18,6 +18,9 @@ const SETTLE_SIZE: usize = 500;
 /// See [`SETTLE_SIZE`].
 pub(super) const SETTLE_AFTER: Duration = Duration::from_millis(5);
 
+/// Groups remembered from claim to claim; beyond that they are read again from the table.
+const MOST_REMEMBERED: usize = 10_000;
+
 /// After so many requests in a row without an answer the destination is taken as down.
 const FAILURES_IN_A_ROW: u32 = 3;
 
@@ -187,7 +190,7 @@ impl Stream<'_> {
     /// Everything has come back: records what waits for a retry, releases the claim, and says what was left.
     pub(super) async fn end(mut self) -> StreamEnd {
         let now = Instant::now();
-        let Leftovers { items, rests } = self.schedule.take_leftovers();
+        let Leftovers { items, remembered } = self.schedule.take_leftovers();
         for (item, until) in items {
             match item.charged {
                 Some(error) => {
@@ -198,8 +201,12 @@ impl Stream<'_> {
                 None => self.memory.bounds.rewind(item.entry.key().lane, item.entry.key().id),
             }
         }
-        for key in rests {
-            self.memory.bounds.rewind(key.lane, key.id);
+        for remembered in remembered {
+            if self.memory.remembered.len() < MOST_REMEMBERED {
+                self.memory.remembered.push(remembered);
+            } else {
+                self.memory.bounds.rewind(remembered.lane, remembered.after + 1);
+            }
         }
         let mut closing = self.closing.take().unwrap_or(Closing::Time);
         let mut unsettled: Vec<Settlement> = self.outcomes.drain(..).collect();

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::feed::Feed;
 use super::group::Item;
 use super::outcomes::SETTLE_AFTER;
-use super::schedule::{Limits, ReadOn, Schedule};
+use super::schedule::{Limits, ReadOn, Remembered, Schedule};
 use super::{Destination, Probe};
 use crate::config::FifoMode;
 use crate::health::Pulse;
@@ -101,6 +101,7 @@ pub(super) struct Memory<'a> {
     pub(super) bounds: &'a mut LowBounds,
     pub(super) probe: &'a mut Probe,
     pub(super) next_sweep: &'a mut Instant,
+    pub(super) remembered: &'a mut Vec<Remembered>,
 }
 
 /// One claim's work.
@@ -187,7 +188,7 @@ impl<'a> Stream<'a> {
         if self.closing.is_some() {
             return;
         }
-        let is_quiet = self.schedule.known() == 0 && self.feed.has_nothing_more();
+        let is_quiet = self.schedule.only_waits_beyond(self.closes_at()) && self.feed.has_nothing_more();
         self.closing = if self.claim.is_lost() {
             Some(Closing::Broken(OutboxError::ClaimLost))
         } else if drain.is_cancelled() {

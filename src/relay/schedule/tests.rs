@@ -224,9 +224,50 @@ fn leftovers_are_everything_that_was_not_sent() {
     let mut left: Vec<(i64, bool)> =
         leftovers.items.iter().map(|(item, until)| (item.key().id, until.is_some())).collect();
     left.sort_unstable();
-    assert_eq!(left, [(2, true), (9, true)]);
-    assert_eq!(leftovers.rests, [MessageKey { lane: 1, id: 3 }], "3 was left in the table behind 2");
+    assert_eq!(left, [(9, true)]);
+    let [remembered] = leftovers.remembered.as_slice() else { panic!("3 was left in the table behind 2") };
+    assert_eq!(
+        (remembered.after, remembered.upto, remembered.until),
+        (1, 3, Some(due)),
+        "2 is not recorded as a retry"
+    );
     assert!(schedule.next_request().is_none());
+}
+
+#[test]
+fn a_recorded_retry_and_what_is_behind_it_are_remembered_apart() {
+    let mut schedule = with(STRICT, &[(2, Some("a")), (3, Some("a"))]);
+    let due = Instant::now() + Duration::from_secs(1);
+    let mut request = schedule.next_request().unwrap();
+    let mut failed = request.remove(0);
+    failed.charged = Some("InternalError".to_owned());
+    schedule.finish(&[], vec![(failed, Some(due))]);
+    assert!(schedule.only_waits_beyond(due) && !schedule.only_waits_beyond(due + Duration::from_millis(1)));
+    let leftovers = schedule.take_leftovers();
+    assert_eq!(leftovers.items.len(), 1, "2 is to be recorded");
+    assert_eq!(leftovers.remembered[0].after, 2);
+    // The next claim opens the lane: the recorded retry first, then what is remembered.
+    schedule.admit(item(2, Some("a")), Some(due));
+    schedule.remember(&leftovers.remembered[0]);
+    assert!(schedule.next_to_read_on().is_none(), "nothing is read behind a head that waits");
+    schedule.wake(due);
+    let head = schedule.next_request().unwrap();
+    assert_eq!(ids(&head), [2]);
+    schedule.finish(&head, Vec::new());
+    let from = schedule.next_to_read_on().unwrap();
+    schedule.read_on(&from.group, vec![item(3, Some("a"))], Some(3), true);
+    assert_eq!(next(&mut schedule), [3]);
+}
+
+#[test]
+fn a_remembered_group_without_a_head_is_read_on_at_once() {
+    let mut schedule = Schedule::new(STRICT);
+    let group: Arc<str> = Arc::from("a");
+    schedule.remember(&Remembered { group: Arc::clone(&group), lane: 1, after: 5, upto: 9, until: None });
+    schedule.admit(item(10, Some("a")), None);
+    assert!(schedule.next_request().is_none(), "10 must not overtake 6 to 9");
+    let from = schedule.next_to_read_on().unwrap();
+    assert_eq!(from.after, MessageKey { lane: 1, id: 5 });
 }
 
 /// Random outcomes, many groups: every message goes out, in order within its group, whatever fails.
