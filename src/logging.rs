@@ -3,12 +3,15 @@
 //! House rules: one line per change of state and per problem of a batch, never per message; a failure is logged once,
 //! where it is handled; no payload and no secret; identifiers are fields.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
 
-/// What is logged when `RUST_LOG` is not set. The SDK's own lines repeat what the relay says of the same failure.
-pub const DEFAULT_FILTER: &str = "info,aws_config=warn,aws_runtime=warn,aws_smithy_runtime=error";
+/// What is logged when `RUST_LOG` is not set. The SDK's own lines repeat what the relay says of the same failure,
+/// and notices of PostgreSQL are about objects that exist already.
+pub const DEFAULT_FILTER: &str = "info,tokio_postgres=warn,aws_config=warn,aws_runtime=warn,aws_smithy_runtime=error";
 
 /// Installs the subscriber of the process.
 ///
@@ -20,7 +23,7 @@ pub fn install(format: LogFormat, filter: Option<&str>) -> Result<(), String> {
         .map_err(|error| format!("RUST_LOG: {error}; use a level such as info, or target=level pairs"))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
-        LogFormat::Text => builder.with_target(false).try_init(),
+        LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     }
     .map_err(|error| error.to_string())

@@ -84,6 +84,11 @@ impl LowBounds {
         (0..LANES).map(|lane| (lane, self.lane(lane).low)).collect()
     }
 
+    /// Below this id every lane is settled: nothing that is known to run can still commit a message there.
+    pub fn lowest(&self) -> i64 {
+        self.lanes.iter().map(|bound| bound.low).min().unwrap_or(0)
+    }
+
     /// Where the next read of a lane starts.
     pub fn cursor(&self, lane: Lane) -> i64 {
         self.lane(lane).cursor
@@ -205,8 +210,8 @@ mod tests {
         bounds.looked(&[5], (11, 12), 1200, start);
         assert_eq!(bounds.low(5), 0, "1000 is known to have been taken before a snapshot with xmax 12");
         bounds.looked(&[5], (12, 12), 1300, start);
-        assert_eq!(bounds.low(5), 1000);
-        assert_eq!(bounds.cursor(5), 1000);
+        assert_eq!((bounds.low(5), bounds.cursor(5)), (1000, 1000));
+        assert_eq!(bounds.lowest(), 0, "the other lanes were not seen empty");
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub use connect::OutboxError;
 pub use low_bound::LowBounds;
 pub use measure::Backlog;
 pub use migrate::{MIGRATIONS, Migration, script};
-pub use read::{Batch, Look, Position, READ_BYTES, Swept};
+pub use read::{Batch, Look, Position, READ_BYTES, Swept, Watch};
 pub use settle::Keep;
 
 /// How long a statement may take before its connection is given up.

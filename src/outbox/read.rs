@@ -10,6 +10,7 @@ use tokio_postgres::types::Type;
 use super::{Outbox, OutboxError, Parameter, STATEMENT_TIMEOUT, column, keep_if_ok};
 use crate::message::{Event, Lane, Message, MessageKey};
 
+const WATCH: &str = include_str!("../../sql/queries/watch.sql");
 const LOOK: &str = include_str!("../../sql/queries/look.sql");
 const READ: &str = include_str!("../../sql/queries/read.sql");
 const READ_FOUND: &str = include_str!("../../sql/queries/read_found.sql");
@@ -21,6 +22,15 @@ const PENDING: &str = include_str!("../../sql/queries/pending.sql");
 /// How many bytes of bodies one read may bring; what comes after is left for the next read. A batch of the largest
 /// messages would otherwise need a gigabyte.
 pub const READ_BYTES: usize = 16 * 1024 * 1024;
+
+/// What can be seen of quiet destinations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// The highest message id handed out so far, committed or not, to any destination.
+    pub last_id: i64,
+    /// Whether a retry is due.
+    pub is_due: bool,
+}
 
 /// What a look saw.
 #[derive(Clone, Debug)]
@@ -69,6 +79,16 @@ pub struct Swept {
 }
 
 impl Outbox {
+    /// Whether anything may have come for these destinations since the last look.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn watch(&self, destinations: &[&str]) -> Result<Watch, OutboxError> {
+        let row = self.query_one("watch", WATCH, &[(&destinations, Type::TEXT_ARRAY)]).await?;
+        Ok(Watch { last_id: column("watch", &row, 0)?, is_due: column("watch", &row, 1)? })
+    }
+
     /// Which lanes have work above their low bounds.
     ///
     /// # Errors

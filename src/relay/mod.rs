@@ -6,6 +6,7 @@
 
 mod feed;
 mod group;
+mod lookout;
 mod probe;
 mod schedule;
 mod stream;
@@ -24,6 +25,7 @@ use crate::retry::Delays;
 use crate::sqs::Queue;
 
 use feed::{FULL_SWEEP, FULL_SWEEP_SHARE};
+pub use lookout::{Ear, Lookout};
 pub use probe::Probe;
 use stream::{Closing, Memory, STREAM_FOR, Stream, StreamEnd};
 
@@ -48,6 +50,17 @@ pub struct Destination {
     pub tuning: Tuning,
     /// What happens to a row at delivery.
     pub keep: Keep,
+}
+
+/// Where a relay reports how it is.
+#[derive(Clone, Debug)]
+pub struct Reports {
+    /// Shared by all relays.
+    pub database: Arc<Dependency>,
+    /// Its own queue.
+    pub queue: Arc<Dependency>,
+    /// Its own sign of life.
+    pub pulse: Arc<Pulse>,
 }
 
 /// When a relay ends by itself.
@@ -90,6 +103,7 @@ pub struct Relay {
     destination: Destination,
     database: Arc<Dependency>,
     pulse: Arc<Pulse>,
+    ear: Ear,
     probe: Probe,
     bounds: LowBounds,
     generation: u64,
@@ -97,6 +111,8 @@ pub struct Relay {
     unsettled: Vec<Settlement>,
     most_lanes: usize,
     next_sweep: Instant,
+    /// The lookout saw nothing since the last look, so only the sweep is due.
+    is_only_sweeping: bool,
     database_delays: Delays,
     failing_since: Option<Instant>,
     ended: Ended,
@@ -116,18 +132,20 @@ enum Step {
 
 impl Relay {
     /// A relay that has not looked at anything yet.
-    pub fn new(destination: Destination, database: Arc<Dependency>, queue: Arc<Dependency>, pulse: Arc<Pulse>) -> Self {
+    pub fn new(destination: Destination, reports: Reports, ear: Ear) -> Self {
         let tuning = destination.tuning;
         Self {
-            probe: Probe::new(queue, Delays::new(tuning.retry_initial, tuning.retry_max)),
-            database,
-            pulse,
+            probe: Probe::new(reports.queue, Delays::new(tuning.retry_initial, tuning.retry_max)),
+            database: reports.database,
+            pulse: reports.pulse,
+            ear,
             bounds: LowBounds::default(),
             generation: 0,
             is_prepared: false,
             unsettled: Vec::new(),
             most_lanes: usize::try_from(LANES).unwrap_or(1),
             next_sweep: Instant::now() + FULL_SWEEP,
+            is_only_sweeping: false,
             database_delays: Delays::new(DATABASE_RETRY.0, DATABASE_RETRY.1),
             failing_since: None,
             ended: Ended::default(),
@@ -149,6 +167,10 @@ impl Relay {
                     self.database_answered();
                     match step {
                         Step::Worked => Duration::ZERO,
+                        Step::Idle if until == Until::Drained && self.is_quiet() => {
+                            self.is_only_sweeping = !self.listen(&drain).await;
+                            Duration::ZERO
+                        }
                         Step::Idle => self.destination.tuning.poll_interval.mul_f64(0.8 + 0.4 * fastrand::f64()),
                         Step::Empty => break,
                         Step::Halted(pause, reason) => {
@@ -170,6 +192,21 @@ impl Relay {
         }
         self.pulse.finish();
         Ok(self.ended)
+    }
+
+    /// Whether nothing is known to have come that the last look did not see. Before the first look nothing is known.
+    fn is_quiet(&self) -> bool {
+        let settled_to = self.bounds.lowest();
+        settled_to > 0 && self.ear.is_quiet(settled_to)
+    }
+
+    /// Sleeps until the lookout sees something or the next sweep is due; returns whether something was seen.
+    async fn listen(&mut self, drain: &CancellationToken) -> bool {
+        let until_sweep = self.next_sweep.saturating_duration_since(Instant::now());
+        tokio::select! {
+            is_news = self.ear.listen(self.bounds.lowest(), until_sweep) => is_news,
+            () = drain.cancelled() => true,
+        }
     }
 
     async fn wait(&self, pause: Duration, drain: &CancellationToken) {
@@ -267,29 +304,35 @@ impl Relay {
             self.generation = generation;
             self.bounds.reset();
         }
-        let look = self.destination.outbox.look(&self.destination.name, &self.bounds.lows()).await?;
+        if Instant::now() >= self.next_sweep {
+            let found = self.sweep().await?;
+            if !found.is_empty() || std::mem::take(&mut self.is_only_sweeping) {
+                return Ok(found);
+            }
+        }
+        let Destination { name, outbox, .. } = &self.destination;
+        let look = outbox.look(name, &self.bounds.lows()).await?;
         let empty: Vec<Lane> = (0..LANES).filter(|lane| !look.ready.contains(lane)).collect();
         self.bounds.looked(&empty, (look.xmin, look.xmax), look.last_id, Instant::now());
         let mut ready = look.ready;
         ready.extend(look.due);
         ready.sort_unstable();
         ready.dedup();
-        if ready.is_empty() { self.sweep().await } else { Ok(ready) }
+        Ok(ready)
     }
 
-    /// Now and then an idle relay looks below its low bounds, for what committed late; under a claim the stream does that.
+    /// Now and then a relay looks at everything that is pending in lanes it does not hold, for what committed below a low
+    /// bound or came with an id of its own; under a claim the stream does that.
     async fn sweep(&mut self) -> Result<Vec<Lane>, OutboxError> {
         let started = Instant::now();
-        if started < self.next_sweep {
-            return Ok(Vec::new());
-        }
-        let ranges: Vec<(Lane, i64, i64)> = self.bounds.lows().into_iter().map(|(lane, low)| (lane, 0, low)).collect();
+        let ranges: Vec<(Lane, i64, i64)> = (0..LANES).map(|lane| (lane, 0, i64::MAX)).collect();
         let swept = self.destination.outbox.sweep(&self.destination.name, &ranges, 1, &[]).await?;
         self.next_sweep = started + FULL_SWEEP.max(started.elapsed() * FULL_SWEEP_SHARE);
-        for key in &swept.keys {
+        let found: Vec<Lane> = swept.keys.iter().map(|key| key.lane).collect();
+        for key in swept.keys {
             self.bounds.rewind(key.lane, key.id);
         }
-        Ok(swept.keys.iter().map(|key| key.lane).collect())
+        Ok(found)
     }
 
     fn database_answered(&mut self) {

@@ -8,3 +8,4 @@
 
 mod ground;
 mod support;
+mod tls;
