@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::RelayConfig;
-use crate::health::{Dependency, Health, Until as ReadyUntil};
+use crate::health::{Health, Until as ReadyUntil};
 use crate::http::{self, Shown};
 use crate::janitor::Janitor;
 use crate::metrics::{DestinationMetrics, Metrics};
@@ -88,8 +88,7 @@ async fn assemble(config: &RelayConfig) -> anyhow::Result<Assembly> {
     let outbox = Outbox::new(&config.database, (config.destinations.len() + 1).max(3))?;
     let queues = sqs::connect(&config.destinations, config.tuning.request_timeout).await?;
     let all: Vec<Arc<str>> = config.destinations.iter().map(|one| Arc::from(one.name.as_str())).collect();
-    let lookout =
-        Lookout::new(outbox.clone(), all.clone(), config.tuning.poll_interval, health.pulse("lookout"));
+    let lookout = Lookout::new(outbox.clone(), all.clone(), config.tuning.poll_interval, health.pulse("lookout"));
     let keep = if config.delivered_retention.is_zero() { Keep::Nothing } else { Keep::Delivered };
     let (mut relays, mut series): (Vec<Relay>, Vec<(Arc<str>, DestinationMetrics)>) = (Vec::new(), Vec::new());
     for (name, queue) in all.into_iter().zip(queues) {
@@ -97,6 +96,7 @@ async fn assemble(config: &RelayConfig) -> anyhow::Result<Assembly> {
         own.up.set(1);
         let reports = Reports {
             database: Arc::clone(&database),
+            database_up: metrics.database_up.clone(),
             queue: health.dependency(format!("queue of {name}"), ReadyUntil::Failed),
             pulse: health.pulse(format!("relay of {name}")),
         };
@@ -114,7 +114,7 @@ async fn assemble(config: &RelayConfig) -> anyhow::Result<Assembly> {
         listen = %listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string()),
         "outbox-relay starts"
     );
-    let janitor = janitor(config, &outbox, series, (&metrics, &database), &health);
+    let janitor = janitor(config, &outbox, series, &metrics, &health);
     Ok(Assembly { relays, lookout, janitor, listener, shown: Shown { metrics, health } })
 }
 
@@ -122,14 +122,13 @@ fn janitor(
     config: &RelayConfig,
     outbox: &Outbox,
     destinations: Vec<(Arc<str>, DestinationMetrics)>,
-    (metrics, database): (&Arc<Metrics>, &Arc<Dependency>),
+    metrics: &Arc<Metrics>,
     health: &Health,
 ) -> Janitor {
     Janitor {
         outbox: outbox.clone(),
         destinations,
         metrics: Arc::clone(metrics),
-        database: Arc::clone(database),
         retention: config.delivered_retention,
         pulse: health.pulse("janitor"),
     }

@@ -186,12 +186,8 @@ impl Outbox {
     ) -> Result<Batch, OutboxError> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let within = i64::try_from(within.as_millis()).unwrap_or(i64::MAX);
-        let parameters: [Parameter<'_>; 4] = [
-            (&destination, Type::TEXT),
-            (&lanes, Type::INT2_ARRAY),
-            (&most, Type::INT8),
-            (&within, Type::INT8),
-        ];
+        let parameters: [Parameter<'_>; 4] =
+            [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY), (&most, Type::INT8), (&within, Type::INT8)];
         self.batch("read deferred", READ_DEFERRED, &parameters).await
     }
 

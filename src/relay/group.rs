@@ -110,7 +110,9 @@ impl Group {
     /// The head has to wait. All but the head is left in the table; returns what was in memory of it.
     pub(super) fn delay(&mut self) -> Vec<Item> {
         self.state = State::Delayed;
-        let Some(head) = self.waiting.front().map(|item| item.key().id) else { return Vec::new() };
+        let Some(head) = self.waiting.front().map(|item| item.key().id) else {
+            return Vec::new();
+        };
         let left: Vec<Item> = self.waiting.drain(1..).collect();
         if let Some(last) = left.last() {
             let upto = last.key().id.max(self.rest.map_or(0, |rest| rest.upto));
@@ -136,7 +138,9 @@ impl Group {
     /// the meantime and gave its messages back.
     pub(super) fn has_read_on(&mut self, last: Option<i64>, is_all: bool) -> bool {
         let Some(rest) = &mut self.rest else { return false };
-        let Some(asked_upto) = rest.asked_upto.take() else { return false };
+        let Some(asked_upto) = rest.asked_upto.take() else {
+            return false;
+        };
         rest.after = rest.after.max(last.unwrap_or(rest.after));
         // Only a read that began after the last message was left can have seen all of them.
         if is_all && asked_upto == rest.upto {

@@ -7,6 +7,8 @@
 mod feed;
 mod group;
 mod lookout;
+mod outcomes;
+mod positions;
 mod probe;
 mod schedule;
 mod stream;
@@ -14,6 +16,7 @@ mod stream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use prometheus::IntGauge;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Tuning;
@@ -57,6 +60,8 @@ pub struct Destination {
 pub struct Reports {
     /// Shared by all relays.
     pub database: Arc<Dependency>,
+    /// The same as a metric.
+    pub database_up: IntGauge,
     /// Its own queue.
     pub queue: Arc<Dependency>,
     /// Its own sign of life.
@@ -101,8 +106,7 @@ pub enum RelayError {
 #[derive(Debug)]
 pub struct Relay {
     destination: Destination,
-    database: Arc<Dependency>,
-    pulse: Arc<Pulse>,
+    reports: Reports,
     ear: Ear,
     probe: Probe,
     bounds: LowBounds,
@@ -135,9 +139,8 @@ impl Relay {
     pub fn new(destination: Destination, reports: Reports, ear: Ear) -> Self {
         let tuning = destination.tuning;
         Self {
-            probe: Probe::new(reports.queue, Delays::new(tuning.retry_initial, tuning.retry_max)),
-            database: reports.database,
-            pulse: reports.pulse,
+            probe: Probe::new(Arc::clone(&reports.queue), Delays::new(tuning.retry_initial, tuning.retry_max)),
+            reports,
             ear,
             bounds: LowBounds::default(),
             generation: 0,
@@ -160,8 +163,9 @@ impl Relay {
     ///
     /// Only with [`Until::Empty`]: when database or queue stayed unusable.
     pub async fn run(mut self, until: Until, drain: CancellationToken) -> Result<Ended, RelayError> {
-        loop {
-            self.pulse.tick();
+        // What SQS accepted is written before leaving, as long as the drain timeout allows.
+        while !drain.is_cancelled() || !self.unsettled.is_empty() {
+            self.reports.pulse.tick();
             let pause = match self.step(until, &drain).await {
                 Ok(step) => {
                     self.database_answered();
@@ -182,15 +186,11 @@ impl Relay {
                 }
                 Err(error) => self.database_failed(error, until)?,
             };
-            // What SQS accepted is written before leaving, as long as the drain timeout allows.
-            if drain.is_cancelled() && self.unsettled.is_empty() {
-                break;
-            }
             if !pause.is_zero() {
                 self.wait(pause, &drain).await;
             }
         }
-        self.pulse.finish();
+        self.reports.pulse.finish();
         Ok(self.ended)
     }
 
@@ -218,7 +218,7 @@ impl Relay {
                 () = tokio::time::sleep(piece) => {}
                 () = drain.cancelled(), if self.unsettled.is_empty() => return,
             }
-            self.pulse.tick();
+            self.reports.pulse.tick();
             left -= piece;
         }
     }
@@ -245,7 +245,7 @@ impl Relay {
         let Some(claim) = claim else { return Ok(Step::Idle) };
         let held = claim.lanes().len();
         let memory = Memory { bounds: &mut self.bounds, probe: &mut self.probe, next_sweep: &mut self.next_sweep };
-        let end = Stream::new(&self.destination, claim, memory, &self.pulse).run(drain).await;
+        let end = Stream::new(&self.destination, claim, memory, &self.reports.pulse).run(drain).await;
         self.after(end, held)
     }
 
@@ -276,9 +276,8 @@ impl Relay {
         }
         let Destination { name, outbox, keep, metrics, .. } = &self.destination;
         let published_twice = outbox.settle(name, *keep, &mut self.unsettled).await?;
-        let is_delivered = |settlement: &&Settlement| {
-            matches!(settlement.outcome, crate::message::Outcome::Delivered { .. })
-        };
+        let is_delivered =
+            |settlement: &&Settlement| matches!(settlement.outcome, crate::message::Outcome::Delivered { .. });
         let delivered = self.unsettled.iter().filter(is_delivered).count() as u64;
         metrics.delivered.inc_by(delivered);
         metrics.possible_duplicates.inc_by(published_twice);
@@ -337,8 +336,9 @@ impl Relay {
 
     fn database_answered(&mut self) {
         self.database_delays.reset();
-        if self.database.report_up() {
-            tracing::info!("PostgreSQL answers again");
+        self.reports.database_up.set(1);
+        if self.reports.database.report_up() {
+            tracing::info!("the database is back");
         }
     }
 
@@ -348,9 +348,10 @@ impl Relay {
         self.bounds.reset();
         self.is_prepared = false;
         let is_final = error.is_final();
-        if self.database.report_down(&error.to_string()) {
+        self.reports.database_up.set(0);
+        if self.reports.database.report_down(&error.to_string()) {
             let unsettled = self.unsettled.len();
-            tracing::warn!(error = %error, unsettled, "PostgreSQL does not answer as it should; trying again");
+            tracing::warn!(error = %error, unsettled, "the database cannot be used; trying again");
         }
         if is_final && until == Until::Empty {
             return Err(RelayError::Database(error));

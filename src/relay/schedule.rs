@@ -28,7 +28,7 @@ pub struct Limits {
 
 #[derive(Debug)]
 enum Delayed {
-    Item(Item),
+    Item(Box<Item>),
     Group(Arc<str>),
 }
 
@@ -127,7 +127,7 @@ impl Schedule {
         let bytes = item.entry.bytes();
         let Some(name) = item.group.clone() else {
             match until {
-                Some(until) => drop(self.delayed.insert((until, id), Delayed::Item(item))),
+                Some(until) => drop(self.delayed.insert((until, id), Delayed::Item(Box::new(item)))),
                 None => {
                     self.free.push_back(item);
                     self.count(1, bytes);
@@ -234,7 +234,7 @@ impl Schedule {
         for (item, until) in again {
             let (id, bytes) = (item.key().id, item.entry.bytes());
             match (item.group.clone(), until) {
-                (None, Some(until)) => drop(self.delayed.insert((until, id), Delayed::Item(item))),
+                (None, Some(until)) => drop(self.delayed.insert((until, id), Delayed::Item(Box::new(item)))),
                 (None, None) => {
                     self.free.push_front(item);
                     self.count(1, bytes);
@@ -312,7 +312,7 @@ impl Schedule {
             match first.remove() {
                 Delayed::Item(item) => {
                     self.count(1, item.entry.bytes());
-                    self.free.push_back(item);
+                    self.free.push_back(*item);
                 }
                 Delayed::Group(name) => {
                     if let Some(group) = self.groups.get_mut(&name).filter(|group| group.state == State::Delayed) {
@@ -339,7 +339,7 @@ impl Schedule {
         leftovers.items.extend(free.into_iter().map(|item| (item, None)));
         for ((until, _), delayed) in delayed {
             match delayed {
-                Delayed::Item(item) => leftovers.items.push((item, Some(until))),
+                Delayed::Item(item) => leftovers.items.push((*item, Some(until))),
                 Delayed::Group(name) => drop(waits.insert(name, until)),
             }
         }

@@ -221,7 +221,8 @@ fn leftovers_are_everything_that_was_not_sent() {
     let (done, failed) = (request.next().unwrap(), request.next().unwrap());
     schedule.finish(&[done], vec![(failed, Some(due))]);
     let leftovers = schedule.take_leftovers();
-    let mut left: Vec<(i64, bool)> = leftovers.items.iter().map(|(item, until)| (item.key().id, until.is_some())).collect();
+    let mut left: Vec<(i64, bool)> =
+        leftovers.items.iter().map(|(item, until)| (item.key().id, until.is_some())).collect();
     left.sort_unstable();
     assert_eq!(left, [(2, true), (9, true)]);
     assert_eq!(leftovers.rests, [MessageKey { lane: 1, id: 3 }], "3 was left in the table behind 2");
