@@ -66,10 +66,8 @@ pub fn receive(
                 }
                 let at = clock.elapsed();
                 let (handles, messages): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-                let receipts: Vec<Receipt> = messages
-                    .iter()
-                    .map(|message| receipt(message, at))
-                    .collect::<Result<_>>()?;
+                let receipts: Vec<Receipt> =
+                    messages.iter().map(|message| receipt(message, at)).collect::<Result<_>>()?;
                 {
                     let mut notes = inbox.notes();
                     notes.tickets.extend(receipts.iter().map(|receipt| receipt.ticket));
@@ -86,12 +84,7 @@ pub fn receive(
 /// Reads a message as any consumer would: the body is the event, the attributes say which one.
 fn receipt(message: &Received, at: Duration) -> Result<Receipt> {
     let body: serde_json::Value = serde_json::from_str(&message.body).context("a body that is not JSON")?;
-    let attribute = |name: &str| {
-        message
-            .attributes
-            .get(name)
-            .with_context(|| format!("no attribute {name}"))
-    };
+    let attribute = |name: &str| message.attributes.get(name).with_context(|| format!("no attribute {name}"));
     Ok(Receipt {
         ticket: body["ticket"].as_u64().context("a body without ticket")?,
         draw: match &message.group_id {

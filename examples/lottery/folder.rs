@@ -26,11 +26,7 @@ impl Folder {
             bail!("another demo is at work in {place}; let it end, or choose another folder with --folder");
         }
         clear(&path, None).with_context(|| format!("cannot empty {place}; remove it and try again"))?;
-        Ok(Folder {
-            path,
-            keep_log: AtomicBool::new(true),
-            _lock: lock,
-        })
+        Ok(Folder { path, keep_log: AtomicBool::new(true), _lock: lock })
     }
 
     pub fn path(&self) -> &Path {
@@ -51,11 +47,7 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let log = self.relay_log();
-        clear(
-            &self.path,
-            self.keep_log.load(Ordering::Relaxed).then_some(log.as_path()),
-        )
-        .ok();
+        clear(&self.path, self.keep_log.load(Ordering::Relaxed).then_some(log.as_path())).ok();
         // Refused when the log is still in it, as it should be.
         fs::remove_dir(&self.path).ok();
     }

@@ -24,6 +24,15 @@ pub struct Receipt {
     pub at: Duration,
 }
 
+/// A ticket in the wrong place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrderBreak {
+    pub draw: String,
+    pub version: u64,
+    /// The highest version of the draw that came before it.
+    pub behind: u64,
+}
+
 /// What one queue made of the sales.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Account {
@@ -35,8 +44,8 @@ pub struct Account {
     pub phantom: usize,
     /// Arrivals of a ticket beyond its first.
     pub duplicates: usize,
-    /// By draw: how often a ticket came behind a later one.
-    pub order_breaks: Vec<(String, usize)>,
+    /// Tickets that the queue accepted behind a later one of their draw.
+    pub order_breaks: Vec<OrderBreak>,
     /// From commit to first arrival, ascending, with the moment of the commit.
     latencies: Vec<(Duration, Duration)>,
 }
@@ -52,7 +61,6 @@ impl Account {
         in_order.sort_by_key(|receipt| (receipt.sequence, receipt.at));
         let mut arrived = HashSet::new();
         let mut highest: HashMap<&str, u64> = HashMap::new();
-        let mut breaks: HashMap<&str, usize> = HashMap::new();
         for receipt in in_order {
             let sale = sales.get(&receipt.ticket);
             let Some(sale) = sale.filter(|sale| sale.draw == receipt.draw && sale.version == receipt.version) else {
@@ -63,37 +71,26 @@ impl Account {
                 account.duplicates += 1;
                 continue;
             }
-            account
-                .latencies
-                .push((receipt.at.saturating_sub(sale.committed_at), sale.committed_at));
+            account.latencies.push((receipt.at.saturating_sub(sale.committed_at), sale.committed_at));
             let highest = highest.entry(&receipt.draw).or_default();
             if receipt.sequence.is_some() && receipt.version < *highest {
-                *breaks.entry(&receipt.draw).or_default() += 1;
+                account.order_breaks.push(OrderBreak {
+                    draw: receipt.draw.clone(),
+                    version: receipt.version,
+                    behind: *highest,
+                });
             }
             *highest = receipt.version.max(*highest);
         }
         account.delivered = arrived.len();
         account.lost = sales.len() - arrived.len();
-        account.order_breaks = breaks
-            .into_iter()
-            .map(|(draw, count)| (draw.to_owned(), count))
-            .collect();
-        account.order_breaks.sort();
         account.latencies.sort();
         account
     }
 
-    /// Sum over all draws.
-    pub fn order_broken(&self) -> usize {
-        self.order_breaks.iter().map(|(_, count)| count).sum()
-    }
-
     /// The latency that `percent` of the purchases committed before a moment did not exceed.
     pub fn latency(&self, percent: usize, committed_before: Duration) -> Option<Duration> {
-        let chosen = self
-            .latencies
-            .iter()
-            .filter(|(_, committed_at)| *committed_at < committed_before);
+        let chosen = self.latencies.iter().filter(|(_, committed_at)| *committed_at < committed_before);
         let chosen: Vec<Duration> = chosen.map(|(latency, _)| *latency).collect();
         let index = (chosen.len() * percent).div_ceil(100).saturating_sub(1);
         chosen.get(index).copied()
@@ -109,11 +106,7 @@ mod tests {
     }
 
     fn sale(ticket: u64) -> Sale {
-        Sale {
-            draw: "monday".to_owned(),
-            version: ticket,
-            committed_at: Duration::from_millis(ticket),
-        }
+        Sale { draw: "monday".to_owned(), version: ticket, committed_at: Duration::from_millis(ticket) }
     }
 
     fn receipt(ticket: u64, sequence: u128) -> Receipt {
@@ -129,11 +122,8 @@ mod tests {
     #[test]
     fn everything_in_its_place_is_a_clean_account() {
         let account = Account::of(&sales(1..=3), &[receipt(1, 1), receipt(2, 2), receipt(3, 3)]);
-        assert_eq!(
-            (account.delivered, account.lost, account.phantom, account.duplicates),
-            (3, 0, 0, 0)
-        );
-        assert_eq!(account.order_broken(), 0);
+        assert_eq!((account.delivered, account.lost, account.phantom, account.duplicates), (3, 0, 0, 0));
+        assert_eq!(account.order_breaks, []);
         assert_eq!(account.latency(99, Duration::MAX), Some(Duration::from_millis(10)));
     }
 
@@ -144,10 +134,7 @@ mod tests {
 
     #[test]
     fn what_was_not_sold_or_was_altered_is_a_phantom() {
-        let altered = Receipt {
-            version: 7,
-            ..receipt(2, 2)
-        };
+        let altered = Receipt { version: 7, ..receipt(2, 2) };
         let account = Account::of(&sales(1..=2), &[receipt(1, 1), altered, receipt(9, 3)]);
         assert_eq!((account.delivered, account.lost, account.phantom), (1, 1, 2));
     }
@@ -155,43 +142,29 @@ mod tests {
     #[test]
     fn a_second_arrival_is_a_duplicate_and_no_order_break() {
         let account = Account::of(&sales(1..=2), &[receipt(1, 1), receipt(2, 2), receipt(1, 3)]);
-        assert_eq!(
-            (account.delivered, account.duplicates, account.order_broken()),
-            (2, 1, 0)
-        );
+        assert_eq!((account.delivered, account.duplicates, account.order_breaks.len()), (2, 1, 0));
     }
 
     #[test]
     fn order_is_the_queues_and_not_the_receivers() {
         let noted_late = [receipt(2, 2), receipt(3, 3), receipt(1, 1)];
-        assert_eq!(Account::of(&sales(1..=3), &noted_late).order_broken(), 0);
+        assert_eq!(Account::of(&sales(1..=3), &noted_late).order_breaks, []);
         let accepted_late = [receipt(1, 3), receipt(2, 1), receipt(3, 2)];
-        assert_eq!(
-            Account::of(&sales(1..=3), &accepted_late).order_breaks,
-            [("monday".to_owned(), 1)]
-        );
+        let broken = OrderBreak { draw: "monday".to_owned(), version: 1, behind: 3 };
+        assert_eq!(Account::of(&sales(1..=3), &accepted_late).order_breaks, [broken]);
     }
 
     #[test]
     fn a_standard_queue_owes_no_order() {
-        let receipts = [receipt(2, 0), receipt(1, 0)].map(|receipt| Receipt {
-            sequence: None,
-            ..receipt
-        });
-        assert_eq!(Account::of(&sales(1..=2), &receipts).order_broken(), 0);
+        let receipts = [receipt(2, 0), receipt(1, 0)].map(|receipt| Receipt { sequence: None, ..receipt });
+        assert_eq!(Account::of(&sales(1..=2), &receipts).order_breaks, []);
     }
 
     #[test]
     fn latencies_can_be_asked_up_to_a_moment() {
-        let late = Receipt {
-            at: Duration::from_secs(5),
-            ..receipt(3, 3)
-        };
+        let late = Receipt { at: Duration::from_secs(5), ..receipt(3, 3) };
         let account = Account::of(&sales(1..=3), &[receipt(1, 1), receipt(2, 2), late]);
-        assert_eq!(
-            account.latency(99, Duration::from_millis(3)),
-            Some(Duration::from_millis(10))
-        );
+        assert_eq!(account.latency(99, Duration::from_millis(3)), Some(Duration::from_millis(10)));
         assert_eq!(account.latency(99, Duration::MAX), Some(Duration::from_millis(4997)));
         assert_eq!(account.latency(50, Duration::ZERO), None);
     }

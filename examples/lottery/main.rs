@@ -5,11 +5,7 @@
 //! as a process of its own. In the order to read: `stage` (what runs, and the play), `shop` (the application, which writes
 //! plain SQL), `consumer` (the far end of the queues), `ledger` (the judge), `relay`, `screen`, `folder`.
 
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a demo talks to the person who started it"
-)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a demo talks to the person who started it")]
 #![allow(unreachable_pub, reason = "the modules of an example have no outside")]
 
 mod consumer;
@@ -74,20 +70,8 @@ struct Flags {
 
 impl Flags {
     fn season(&self) -> Season {
-        let Flags {
-            purchases,
-            draws,
-            rate,
-            seed,
-            ..
-        } = *self;
-        Season {
-            purchases,
-            writers: self.writers.into(),
-            draws,
-            rate,
-            seed,
-        }
+        let Flags { purchases, draws, rate, seed, .. } = *self;
+        Season { purchases, writers: self.writers.into(), draws, rate, seed }
     }
 
     fn relay(&self) -> Result<PathBuf> {
@@ -115,9 +99,7 @@ impl Flags {
 fn profile_folder() -> Result<PathBuf> {
     let example = std::env::current_exe()?;
     let folder = example.parent().and_then(Path::parent);
-    Ok(folder
-        .context("the example is not where cargo built it; give --relay and --folder")?
-        .to_owned())
+    Ok(folder.context("the example is not where cargo built it; give --relay and --folder")?.to_owned())
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]

@@ -49,11 +49,7 @@ impl Recipe {
     pub async fn start(&self) -> Result<Relay> {
         let child = self.command("run")?.spawn().context("cannot start the relay")?;
         let guardian = Guardian::watch(child.id());
-        let mut relay = Relay {
-            recipe: self.clone(),
-            child,
-            guardian: None,
-        };
+        let mut relay = Relay { recipe: self.clone(), child, guardian: None };
         relay.guardian = Some(guardian?);
         let deadline = Instant::now() + READY_TIMEOUT;
         while !relay.is_ready().await {
@@ -67,11 +63,7 @@ impl Recipe {
     fn command(&self, verb: &str) -> Result<Command> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let mut command = Command::new(&self.binary);
-        command
-            .arg(verb)
-            .stdin(Stdio::null())
-            .stdout(File::try_clone(&log)?)
-            .stderr(log);
+        command.arg(verb).stdin(Stdio::null()).stdout(File::try_clone(&log)?).stderr(log);
         // Not in our process group: Ctrl-C in a terminal must reach the demo only.
         command.process_group(0);
         // What the user has set is about other relays, queues and servers.
@@ -127,9 +119,7 @@ impl Relay {
     }
 
     async fn is_ready(&self) -> bool {
-        ask(self.recipe.listen, "/readyz")
-            .await
-            .is_ok_and(|(status, _)| status == 200)
+        ask(self.recipe.listen, "/readyz").await.is_ok_and(|(status, _)| status == 200)
     }
 
     /// What `/metrics` says now.
@@ -156,18 +146,11 @@ impl Relay {
 
     /// SIGTERM: the process finishes what is in flight and ends with 0.
     pub async fn stop(mut self) -> Result<()> {
-        let told = Command::new("/bin/sh")
-            .args(["-c", "kill -TERM \"$1\"", "stop", &self.child.id().to_string()])
-            .status()?;
+        let told =
+            Command::new("/bin/sh").args(["-c", "kill -TERM \"$1\"", "stop", &self.child.id().to_string()]).status()?;
         ensure!(told.success(), "the relay has gone before it was stopped");
-        let status = wait(&mut self.child, STOP_TIMEOUT)
-            .await
-            .context("the relay did not stop")?;
-        ensure!(
-            status.success(),
-            "the relay did not stop well: {status}{}",
-            self.recipe.log_tail()
-        );
+        let status = wait(&mut self.child, STOP_TIMEOUT).await.context("the relay did not stop")?;
+        ensure!(status.success(), "the relay did not stop well: {status}{}", self.recipe.log_tail());
         Ok(())
     }
 }

@@ -3,13 +3,16 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use crate::ledger::Account;
+use crate::ledger::{Account, OrderBreak};
 
 /// How often the moving line moves.
 const TERMINAL_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often a line is printed where lines cannot move.
 const LOG_PAUSE: Duration = Duration::from_secs(1);
+
+/// Of the tickets in the wrong place.
+const BREAKS_SHOWN: usize = 10;
 
 /// How far things are.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -39,12 +42,7 @@ impl Screen {
         println!("own metrics, which it measures every few seconds.");
         println!();
         println!("   time     bought  rolled back  at tickets    at audit    backlog      lag");
-        Screen {
-            moving: std::io::stdout().is_terminal(),
-            opened: clock,
-            next: clock,
-            shown: State::default(),
-        }
+        Screen { moving: std::io::stdout().is_terminal(), opened: clock, next: clock, shown: State::default() }
     }
 
     /// Shows the state if it is time to.
@@ -130,28 +128,20 @@ impl Report {
         let promises = [
             (self.tickets.lost, "messages never reached the queue tickets"),
             (self.audit.lost, "messages never reached the queue audit"),
-            (
-                self.tickets.phantom,
-                "messages at tickets were never committed like this",
-            ),
+            (self.tickets.phantom, "messages at tickets were never committed like this"),
             (self.audit.phantom, "messages at audit were never committed like this"),
             (self.tickets.duplicates, "duplicates at the FIFO queue"),
-            (
-                self.audit.duplicates.saturating_sub(allowed),
-                "duplicates at audit beyond what was in flight",
-            ),
-            (
-                self.tickets.order_broken(),
-                "messages came behind a later one of their draw",
-            ),
+            (self.audit.duplicates.saturating_sub(allowed), "duplicates at audit beyond what was in flight"),
+            (self.tickets.order_breaks.len(), "messages came behind a later one of their draw"),
         ];
         let mut broken: Vec<String> = promises
             .iter()
             .filter(|(count, _)| *count > 0)
             .map(|(count, what)| format!("{} {what}", grouped(*count as u64)))
             .collect();
-        for (draw, count) in &self.tickets.order_breaks {
-            broken.push(format!("  {count} of them in {draw}"));
+        for order_break in self.tickets.order_breaks.iter().take(BREAKS_SHOWN) {
+            let OrderBreak { draw, version, behind } = order_break;
+            broken.push(format!("  {draw}: number {version} came behind number {behind}"));
         }
         broken
     }
@@ -162,52 +152,19 @@ impl Report {
         let [tickets, audit] = [&self.tickets, &self.audit];
         let count = |number: usize| grouped(number as u64);
         let row = |name: &str, tickets: String, audit: String, note: &str| {
-            println!(
-                "{}",
-                format!("  {name:<15} {tickets:>16} {audit:>16}   {note}").trim_end()
-            );
+            println!("{}", format!("  {name:<15} {tickets:>16} {audit:>16}   {note}").trim_end());
         };
         println!();
         row("", "tickets (FIFO)".to_owned(), "audit (standard)".to_owned(), "");
         let committed = count(self.committed);
-        row(
-            "committed",
-            committed.clone(),
-            committed,
-            &format!("{rate:.0} purchases a second, two messages each"),
-        );
+        row("committed", committed.clone(), committed, &format!("{rate:.0} purchases a second, two messages each"));
         let rolled_back = grouped(self.rolled_back);
-        row(
-            "rolled back",
-            rolled_back.clone(),
-            rolled_back,
-            "on purpose, after all was written",
-        );
+        row("rolled back", rolled_back.clone(), rolled_back, "on purpose, after all was written");
         row("delivered", count(tickets.delivered), count(audit.delivered), "");
-        row(
-            "lost",
-            count(tickets.lost),
-            count(audit.lost),
-            "committed, but not delivered",
-        );
-        row(
-            "phantom",
-            count(tickets.phantom),
-            count(audit.phantom),
-            "rolled back, but delivered",
-        );
-        row(
-            "duplicates",
-            count(tickets.duplicates),
-            count(audit.duplicates),
-            &self.duplicates_note(),
-        );
-        row(
-            "order breaks",
-            count(tickets.order_broken()),
-            "-".to_owned(),
-            &format!("in {} draws", self.draws),
-        );
+        row("lost", count(tickets.lost), count(audit.lost), "committed, but not delivered");
+        row("phantom", count(tickets.phantom), count(audit.phantom), "rolled back, but delivered");
+        row("duplicates", count(tickets.duplicates), count(audit.duplicates), &self.duplicates_note());
+        row("order breaks", count(tickets.order_breaks.len()), "-".to_owned(), &format!("in {} draws", self.draws));
         let latency = |percent, before| {
             let of = |account: &Account| account.latency(percent, before).map_or("-".to_owned(), spoken);
             (of(tickets), of(audit))
@@ -229,16 +186,8 @@ impl Report {
     }
 
     fn duplicates_note(&self) -> String {
-        let Outage {
-            in_flight: [tickets, audit],
-            unclear,
-            ..
-        } = self.outage;
-        let unclear = if unclear > 0 {
-            format!(", {unclear} unclear")
-        } else {
-            String::new()
-        };
+        let Outage { in_flight: [tickets, audit], unclear, .. } = self.outage;
+        let unclear = if unclear > 0 { format!(", {unclear} unclear") } else { String::new() };
         format!("of {tickets} and {audit} in flight at the kill{unclear}")
     }
 }

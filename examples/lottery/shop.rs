@@ -82,9 +82,7 @@ pub async fn open(database_url: &str, draws: u64) -> Result<()> {
     let client = connect(database_url).await?;
     client.batch_execute(TABLES).await.context("lottery_tables.sql")?;
     let names: Vec<String> = (0..draws).map(draw_name).collect();
-    client
-        .execute("INSERT INTO lottery.draws (draw) SELECT unnest($1::text[])", &[&names])
-        .await?;
+    client.execute("INSERT INTO lottery.draws (draw) SELECT unnest($1::text[])", &[&names]).await?;
     Ok(())
 }
 
@@ -137,14 +135,7 @@ pub async fn audit(database_url: &str, till: &Till) -> Result<HashMap<u64, Sale>
         let ticket = row.get::<_, i64>(0).cast_unsigned();
         let committed_at = *committed_at.get(&ticket).context("a ticket that nobody bought")?;
         let (draw, version) = (row.get(1), row.get::<_, i64>(2).cast_unsigned());
-        Ok((
-            ticket,
-            Sale {
-                draw,
-                version,
-                committed_at,
-            },
-        ))
+        Ok((ticket, Sale { draw, version, committed_at }))
     };
     rows.iter().map(sale).collect()
 }
@@ -183,17 +174,11 @@ impl Writer {
     }
 
     async fn buy(&mut self, purchase: &Purchase) -> Result<()> {
-        let Purchase {
-            ticket, draw, numbers, ..
-        } = purchase;
+        let Purchase { ticket, draw, numbers, .. } = purchase;
         let transaction = self.client.transaction().await?;
         let sold: i64 = transaction.query_one(&self.lock_draw, &[draw]).await?.get(0);
-        transaction
-            .execute(&self.insert_ticket, &[ticket, draw, &sold, numbers])
-            .await?;
-        let event = transaction
-            .query_one(&self.insert_event, &[draw, &sold, ticket, numbers])
-            .await?;
+        transaction.execute(&self.insert_ticket, &[ticket, draw, &sold, numbers]).await?;
+        let event = transaction.query_one(&self.insert_event, &[draw, &sold, ticket, numbers]).await?;
         let position: i64 = event.get(0);
         transaction.execute(&self.insert_messages, &[&position, draw]).await?;
         if purchase.rolled_back {

@@ -56,10 +56,7 @@ impl Stage {
         let cluster = tokio::task::spawn_blocking({
             let folder = Arc::clone(&folder);
             move || {
-                let options = Options {
-                    below: Some(folder.path().to_owned()),
-                    ..Options::default()
-                };
+                let options = Options { below: Some(folder.path().to_owned()), ..Options::default() };
                 anyhow::Ok((Cluster::start(&options)?, folder))
             }
         });
@@ -68,21 +65,12 @@ impl Stage {
         cluster.0.create_database("lottery").await?;
         let database_url = cluster.0.url("lottery");
         let version = server_version(&database_url).await?;
-        println!(
-            "  PostgreSQL {version:<8}  a private cluster on port {}",
-            cluster.0.port()
-        );
+        println!("  PostgreSQL {version:<8}  a private cluster on port {}", cluster.0.port());
 
         let queues = Queues::new(emulator.endpoint());
         let fifo = [(QueueAttributeName::FifoQueue, "true")];
-        let queue_urls = [
-            queues.create("tickets.fifo", &fifo).await?,
-            queues.create("audit", &[]).await?,
-        ];
-        println!(
-            "  SQS emulator         {}, queues tickets.fifo and audit",
-            emulator.endpoint()
-        );
+        let queue_urls = [queues.create("tickets.fifo", &fifo).await?, queues.create("audit", &[]).await?];
+        println!("  SQS emulator         {}, queues tickets.fifo and audit", emulator.endpoint());
 
         let recipe = Recipe {
             binary,
@@ -96,18 +84,8 @@ impl Stage {
         shop::open(&recipe.database_url, flags.season().draws).await?;
         let relay = recipe.start().await?;
         let took = spoken(started.elapsed());
-        println!(
-            "  outbox-relay         migrated and running as process {} (after {took})",
-            relay.process_id()
-        );
-        Ok(Stage {
-            relay: Some(relay),
-            emulator,
-            _cluster: cluster,
-            folder,
-            recipe,
-            queue_urls,
-        })
+        println!("  outbox-relay         migrated and running as process {} (after {took})", relay.process_id());
+        Ok(Stage { relay: Some(relay), emulator, _cluster: cluster, folder, recipe, queue_urls })
     }
 
     /// Sells and delivers everything, with an outage half-way.
@@ -122,12 +100,7 @@ impl Stage {
 
     /// What to do with a stage that stays up.
     pub fn print_urls(&self) {
-        let Recipe {
-            database_url,
-            listen,
-            sqs_endpoint,
-            ..
-        } = &self.recipe;
+        let Recipe { database_url, listen, sqs_endpoint, .. } = &self.recipe;
         let [tickets, audit] = &self.queue_urls;
         println!("Everything stays up until Ctrl-C; the consumers have gone home.");
         println!();
@@ -200,13 +173,7 @@ impl<'stage> Scene<'stage> {
         let stop_receivers = CancellationToken::new();
         let inboxes = [Arc::default(), Arc::default()];
         let receive = |index: usize| {
-            consumer::receive(
-                &endpoint,
-                &stage.queue_urls[index],
-                &inboxes[index],
-                clock,
-                &stop_receivers,
-            )
+            consumer::receive(&endpoint, &stage.queue_urls[index], &inboxes[index], clock, &stop_receivers)
         };
         let receivers = [receive(0), receive(1)];
         let till = Arc::default();
@@ -238,23 +205,15 @@ impl<'stage> Scene<'stage> {
         let process_id = relay.process_id();
         let killed_at = self.clock.elapsed();
         relay.kill()?;
-        self.screen.say(&format!(
-            "kill -9 {process_id}: the relay is gone, the shop goes on selling"
-        ));
+        self.screen.say(&format!("kill -9 {process_id}: the relay is gone, the shop goes on selling"));
         let in_flight = self.aftermath(killed_at).await?;
         self.stage.relay = Some(self.stage.recipe.start().await?);
         let lasted = self.clock.elapsed().saturating_sub(killed_at);
         let process_id = self.stage.relay()?.process_id();
         let again = grouped((in_flight[0] + in_flight[1]) as u64);
-        self.screen.say(&format!(
-            "process {process_id} takes over, and sends again what was in flight ({again} messages)"
-        ));
-        Ok(Outage {
-            killed_at,
-            lasted,
-            in_flight,
-            unclear,
-        })
+        self.screen
+            .say(&format!("process {process_id} takes over, and sends again what was in flight ({again} messages)"));
+        Ok(Outage { killed_at, lasted, in_flight, unclear })
     }
 
     /// Lets everything that the dead relay had under way come to an end, and counts the messages that a queue
@@ -266,11 +225,7 @@ impl<'stage> Scene<'stage> {
         while quiet < 3 || self.clock.elapsed() < killed_at + OUTAGE {
             self.pass().await?;
             let left: i64 = client.query_one(sessions, &[]).await?.get(0);
-            quiet = if left == 0 && self.queues_are_empty().await? {
-                quiet + 1
-            } else {
-                0
-            };
+            quiet = if left == 0 && self.queues_are_empty().await? { quiet + 1 } else { 0 };
             ensure!(
                 self.clock.elapsed() < killed_at + AFTERMATH_TIMEOUT,
                 "{left} sessions of the killed relay are left, or a queue does not run empty"
@@ -313,8 +268,7 @@ impl<'stage> Scene<'stage> {
                 return Ok(());
             }
             if changed.elapsed() > STALL_TIMEOUT {
-                self.screen
-                    .say("nothing has arrived for a long time; what is missing counts as lost");
+                self.screen.say("nothing has arrived for a long time; what is missing counts as lost");
                 return Ok(());
             }
         }
@@ -376,10 +330,7 @@ impl<'stage> Scene<'stage> {
         let value = |name, destination| self.metrics.value(name, destination);
         let backlog = || {
             let backlog = value("backlog_messages", "tickets") + value("backlog_messages", "audit");
-            (
-                backlog,
-                value("lag_seconds", "tickets").max(value("lag_seconds", "audit")),
-            )
+            (backlog, value("lag_seconds", "tickets").max(value("lag_seconds", "audit")))
         };
         State {
             committed: self.till.committed(),
