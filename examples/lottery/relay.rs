@@ -45,18 +45,12 @@ impl Recipe {
         Ok(())
     }
 
-    /// Starts `outbox-relay run`; returns when it is ready.
-    pub async fn start(&self) -> Result<Relay> {
+    /// Starts `outbox-relay run`.
+    pub fn start(&self) -> Result<Relay> {
         let child = self.command("run")?.spawn().context("cannot start the relay")?;
         let guardian = Guardian::watch(child.id());
-        let mut relay = Relay { recipe: self.clone(), child, guardian: None };
+        let mut relay = Relay { recipe: self.clone(), started: Instant::now(), child, guardian: None };
         relay.guardian = Some(guardian?);
-        let deadline = Instant::now() + READY_TIMEOUT;
-        while !relay.is_ready().await {
-            relay.ensure_alive()?;
-            ensure!(Instant::now() < deadline, "the relay is not ready{}", self.log_tail());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
         Ok(relay)
     }
 
@@ -101,6 +95,7 @@ impl Recipe {
 #[derive(Debug)]
 pub struct Relay {
     recipe: Recipe,
+    started: Instant,
     child: Child,
     guardian: Option<Guardian>,
 }
@@ -118,15 +113,24 @@ impl Relay {
         Ok(())
     }
 
-    async fn is_ready(&self) -> bool {
-        ask(self.recipe.listen, "/readyz").await.is_ok_and(|(status, _)| status == 200)
+    /// Waits until it says that database and queues answer.
+    pub async fn wait_until_ready(&mut self) -> Result<()> {
+        while !ask(self.recipe.listen, "/readyz").await.is_ok_and(|(status, _)| status == 200) {
+            self.ensure_alive()?;
+            ensure!(self.started.elapsed() < READY_TIMEOUT, "the relay is not ready{}", self.recipe.log_tail());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
     }
 
-    /// What `/metrics` says now.
-    pub async fn metrics(&self) -> Result<Metrics> {
-        let (status, text) = ask(self.recipe.listen, "/metrics").await?;
-        ensure!(status == 200, "/metrics answered {status}");
-        Ok(Metrics(text))
+    /// What `/metrics` says now; nothing when it has just been started and does not listen yet.
+    pub async fn metrics(&self) -> Result<Option<Metrics>> {
+        match ask(self.recipe.listen, "/metrics").await {
+            Ok((200, text)) => Ok(Some(Metrics(text))),
+            Ok((status, _)) => bail!("/metrics answered {status}"),
+            Err(_) if self.started.elapsed() < READY_TIMEOUT => Ok(None),
+            Err(error) => Err(error).context("/metrics"),
+        }
     }
 
     /// The most memory that the process ever had resident, in bytes; where /proc tells.

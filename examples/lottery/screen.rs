@@ -113,7 +113,7 @@ pub struct Report {
 pub struct Outage {
     /// When the relay was killed, on the demo's clock.
     pub killed_at: Duration,
-    /// Until the next one was ready.
+    /// Until the next one was started.
     pub lasted: Duration,
     /// Messages that a queue had accepted and the outbox did not yet know of: tickets, audit.
     pub in_flight: [usize; 2],

@@ -82,7 +82,8 @@ impl Stage {
         };
         recipe.migrate().await?;
         shop::open(&recipe.database_url, flags.season().draws).await?;
-        let relay = recipe.start().await?;
+        let mut relay = recipe.start()?;
+        relay.wait_until_ready().await?;
         let took = spoken(started.elapsed());
         println!("  outbox-relay         migrated and running as process {} (after {took})", relay.process_id());
         Ok(Stage { relay: Some(relay), emulator, _cluster: cluster, folder, recipe, queue_urls })
@@ -205,9 +206,10 @@ impl<'stage> Scene<'stage> {
         let process_id = relay.process_id();
         let killed_at = self.clock.elapsed();
         relay.kill()?;
+        self.metrics = Metrics::default();
         self.screen.say(&format!("kill -9 {process_id}: the relay is gone, the shop goes on selling"));
         let in_flight = self.aftermath(killed_at).await?;
-        self.stage.relay = Some(self.stage.recipe.start().await?);
+        self.stage.relay = Some(self.stage.recipe.start()?);
         let lasted = self.clock.elapsed().saturating_sub(killed_at);
         let process_id = self.stage.relay()?.process_id();
         let again = grouped((in_flight[0] + in_flight[1]) as u64);
@@ -321,7 +323,9 @@ impl<'stage> Scene<'stage> {
         if let Some(relay) = self.stage.relay.as_mut() {
             relay.ensure_alive()?;
             self.peak_memory = self.peak_memory.max(relay.peak_memory());
-            self.metrics = relay.metrics().await.context("the relay's metrics")?;
+            if let Some(metrics) = relay.metrics().await? {
+                self.metrics = metrics;
+            }
         }
         Ok(())
     }
