@@ -6,8 +6,7 @@
 -- Index: messages_pending_pkey once a lane, messages_pending_deferred once.
 -- Deferred messages count only when due; now() is this statement's start and, unlike clock_timestamp(), can use the index.
 SELECT
-    pg_snapshot_xmin(s.snapshot)::text::bigint AS xmin,
-    pg_snapshot_xmax(s.snapshot)::text::bigint AS xmax,
+    pg_current_snapshot()::text AS snapshot,
     (SELECT last_value FROM outbox.messages_id_seq) AS last_id,
     ARRAY(
         SELECT h.lane
@@ -31,4 +30,3 @@ SELECT
             LIMIT 100
         ) AS due
     ) AS due
-FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS s
