@@ -3,8 +3,9 @@
 //! A read starts above its lane's *cursor* and so never walks the index entries of delivered rows that vacuum could not
 //! remove. But a transaction can take an id and commit after higher ids were read. So the cursor is only a promise, and
 //! the *low bound* follows it: the gap between the two is swept for late rows until every transaction that was running
-//! when the cursor passed has ended. A snapshot tells: once a later snapshot's xmin has reached the earlier one's xmax, all
-//! writers of that moment are over. A late row sets the cursor back below it, so that it is read together with what
+//! when the cursor passed has ended. Transaction ids tell: once a later snapshot's xmin has reached the next id of that
+//! moment, all its writers are over. (The snapshot's own xmax would not do: a writer may run beyond it, see
+//! [`Snapshot::xmax`].) A late row sets the cursor back below it, so that it is read together with what
 //! follows it.
 //!
 //! A writer that stays open longer than [`PATIENCE`] is *overtaken*: the bound passes it, and its transaction id is
@@ -18,9 +19,10 @@
 //! Pure: no I/O and no clock of its own.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::Snapshot;
+use super::{Look, Snapshot};
 use crate::message::{LANES, Lane};
 
 /// How long the low bound waits for a running transaction before it passes anyway.
@@ -30,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
     id: i64,
-    xmax: i64,
+    next_xid: i64,
     seen_at: Instant,
 }
 
@@ -45,21 +47,21 @@ impl LaneBound {
     fn note(&mut self, candidate: Candidate) {
         match self.candidates.back_mut() {
             Some(last) if last.id >= candidate.id => {}
-            // Under the same snapshot horizon the higher id serves for both.
-            Some(last) if last.xmax == candidate.xmax => last.id = candidate.id,
+            // When no transaction began in between, the higher id serves for both.
+            Some(last) if last.next_xid == candidate.next_xid => last.id = candidate.id,
             _ => self.candidates.push_back(candidate),
         }
     }
 
-    /// Moves the bound up over what the snapshot settles; returns the xmax up to which writers were overtaken.
+    /// Moves the bound up over what the snapshot settles; returns below which transaction writers were overtaken.
     fn settle(&mut self, upto: i64, snapshot: &Snapshot, now: Instant) -> Option<i64> {
         let mut overtaken = None;
         while let Some(first) = self.candidates.front().copied().filter(|first| first.id <= upto) {
-            if first.xmax > snapshot.xmin {
+            if first.next_xid > snapshot.xmin {
                 if now.saturating_duration_since(first.seen_at) < PATIENCE {
                     break;
                 }
-                overtaken = Some(first.xmax);
+                overtaken = Some(first.next_xid);
             }
             self.low = self.low.max(first.id);
             self.candidates.pop_front();
@@ -75,8 +77,46 @@ pub struct LowBounds {
     lanes: Vec<LaneBound>,
     /// The sequence's last value at the look before this one, see [`LowBounds::looked`].
     last_id: Option<i64>,
-    /// Transactions that ran when a bound passed them.
-    overtaken: BTreeSet<i64>,
+    overtaken: Overtaken,
+}
+
+/// Transactions that had begun and not ended when a bound passed what they may have written.
+#[derive(Clone, Debug, Default)]
+struct Overtaken {
+    /// Those that a snapshot listed.
+    listed: BTreeSet<i64>,
+    /// Those beyond that snapshot's xmax, which it does not list.
+    beyond: Range<i64>,
+}
+
+impl Overtaken {
+    fn add(&mut self, next_xid: i64, snapshot: &Snapshot) {
+        self.listed.extend(snapshot.running_in(0..next_xid));
+        let beyond = snapshot.xmax..next_xid;
+        if self.beyond.is_empty() {
+            self.beyond = beyond;
+        } else if !beyond.is_empty() {
+            self.beyond = self.beyond.start.min(beyond.start)..self.beyond.end.max(beyond.end);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.listed.is_empty() && self.beyond.is_empty()
+    }
+
+    fn has_ended(&self, snapshot: &Snapshot) -> bool {
+        let seen = self.beyond.start..self.beyond.end.min(snapshot.xmax);
+        let ended_beyond = !seen.is_empty()
+            && snapshot.running_in(seen.clone()).count() < usize::try_from(seen.end - seen.start).unwrap_or(0);
+        ended_beyond || self.listed.iter().any(|xid| !snapshot.is_running(*xid))
+    }
+
+    /// Keeps those that still run.
+    fn forget_ended(&mut self, snapshot: &Snapshot) {
+        self.listed.retain(|xid| snapshot.is_running(*xid));
+        self.listed.extend(snapshot.running_in(self.beyond.clone()));
+        self.beyond.start = self.beyond.start.max(snapshot.xmax);
+    }
 }
 
 impl Default for LowBounds {
@@ -84,7 +124,7 @@ impl Default for LowBounds {
         Self {
             lanes: vec![LaneBound::default(); usize::try_from(LANES).unwrap_or(0)],
             last_id: None,
-            overtaken: BTreeSet::new(),
+            overtaken: Overtaken::default(),
         }
     }
 }
@@ -130,12 +170,12 @@ impl LowBounds {
         bound.candidates.clear();
     }
 
-    /// A read under a snapshot with this xmax returned the lane's messages up to `id`.
-    pub fn read(&mut self, lane: Lane, id: i64, xmax: i64, now: Instant) {
+    /// A read returned the lane's messages up to `id`; all transactions that had begun to write then were below `next_xid`.
+    pub fn read(&mut self, lane: Lane, id: i64, next_xid: i64, now: Instant) {
         let bound = self.lane_mut(lane);
         if id > bound.cursor {
             bound.cursor = id;
-            bound.note(Candidate { id, xmax, seen_at: now });
+            bound.note(Candidate { id, next_xid, seen_at: now });
         }
     }
 
@@ -148,22 +188,23 @@ impl LowBounds {
     }
 
     /// A look found nothing above the low bounds of the `empty` lanes. What the sequence had reached at the look *before*
-    /// this one was taken by transactions that this look's snapshot knows, so it can become the bound.
-    pub fn looked(&mut self, empty: &[Lane], snapshot: &Snapshot, last_id: i64, now: Instant) {
-        let reached = self.last_id.replace(last_id);
+    /// this one was taken by transactions below this look's `next_xid`, so it can become the bound.
+    pub fn looked(&mut self, empty: &[Lane], look: &Look, now: Instant) {
+        let (snapshot, next_xid) = (&look.snapshot, look.next_xid);
+        let reached = self.last_id.replace(look.last_id);
         for lane in empty {
             let overtaken = self.lane_mut(*lane).settle(i64::MAX, snapshot, now);
             self.overtake(overtaken, snapshot);
             let bound = self.lane_mut(*lane);
             if let Some(id) = reached.filter(|id| *id > bound.low) {
-                bound.note(Candidate { id, xmax: snapshot.xmax, seen_at: now });
+                bound.note(Candidate { id, next_xid, seen_at: now });
             }
         }
     }
 
     fn overtake(&mut self, upto: Option<i64>, snapshot: &Snapshot) {
         if let Some(upto) = upto {
-            self.overtaken.extend(snapshot.running_below(upto));
+            self.overtaken.add(upto, snapshot);
         }
     }
 
@@ -174,12 +215,12 @@ impl LowBounds {
 
     /// Whether this snapshot shows the end of a writer that was overtaken, so that rows below the bounds may be new.
     pub fn shows_late_rows(&self, snapshot: &Snapshot) -> bool {
-        self.overtaken.iter().any(|xid| !snapshot.is_running(*xid))
+        self.overtaken.has_ended(snapshot)
     }
 
     /// Everything that this snapshot shows was swept from the bottom, and the lanes were set back to what was found.
     pub fn swept_from_the_bottom(&mut self, snapshot: &Snapshot) {
-        self.overtaken.retain(|xid| snapshot.is_running(*xid));
+        self.overtaken.forget_ended(snapshot);
     }
 
     /// Messages of the lane from `id` on were left in the table and have to be read again.
@@ -202,6 +243,10 @@ mod tests {
 
     fn after(start: Instant, millis: u64) -> Instant {
         start + Duration::from_millis(millis)
+    }
+
+    fn look(text: &str, next_xid: i64, last_id: i64) -> Look {
+        Look { snapshot: snapshot(text), next_xid, last_id, ready: Vec::new(), due: Vec::new() }
     }
 
     fn snapshot(text: &str) -> Snapshot {
@@ -240,6 +285,25 @@ mod tests {
     }
 
     #[test]
+    fn a_writer_beyond_the_snapshots_xmax_is_waited_for_and_remembered() {
+        let start = Instant::now();
+        let mut bounds = LowBounds::default();
+        // 50 has taken an id and runs; nothing after it has ended, so the snapshot's xmax is 50 and does not list it.
+        bounds.read(0, 100, 51, start);
+        bounds.swept(&[(0, 100)], &snapshot("50:50:"), after(start, 10));
+        assert_eq!(bounds.low(0), 0);
+        bounds.swept(&[(0, 100)], &snapshot("50:50:"), after(start, 2000));
+        assert_eq!(bounds.low(0), 100);
+        assert!(bounds.has_overtaken() && !bounds.shows_late_rows(&snapshot("50:50:")));
+        assert!(!bounds.shows_late_rows(&snapshot("50:60:50,55")), "now it is listed");
+        bounds.swept_from_the_bottom(&snapshot("50:60:50,55"));
+        assert!(bounds.has_overtaken());
+        assert!(bounds.shows_late_rows(&snapshot("55:60:55")));
+        bounds.swept_from_the_bottom(&snapshot("55:60:55"));
+        assert!(!bounds.has_overtaken());
+    }
+
+    #[test]
     fn a_sweep_settles_only_what_its_snapshot_covers() {
         let start = Instant::now();
         let mut bounds = LowBounds::default();
@@ -257,11 +321,11 @@ mod tests {
     fn an_empty_look_moves_the_bound_to_what_the_sequence_had_reached_before() {
         let start = Instant::now();
         let mut bounds = LowBounds::default();
-        bounds.looked(&[5], &snapshot("10:10:"), 1000, start);
+        bounds.looked(&[5], &look("10:10:", 10, 1000), start);
         assert_eq!(bounds.low(5), 0);
-        bounds.looked(&[5], &snapshot("11:12:11"), 1200, start);
-        assert_eq!(bounds.low(5), 0, "1000 is known to have been taken before a snapshot with xmax 12");
-        bounds.looked(&[5], &snapshot("12:12:"), 1300, start);
+        bounds.looked(&[5], &look("11:12:11", 12, 1200), start);
+        assert_eq!(bounds.low(5), 0, "1000 was taken by a transaction below 12, and 11 still runs");
+        bounds.looked(&[5], &look("12:12:", 12, 1300), start);
         assert_eq!((bounds.low(5), bounds.cursor(5)), (1000, 1000));
         assert_eq!(bounds.lowest(), 0, "the other lanes were not seen empty");
     }

@@ -37,6 +37,8 @@ pub struct Watch {
 pub struct Look {
     /// What had ended when it looked.
     pub snapshot: Snapshot,
+    /// Every transaction that had begun to write was below this one.
+    pub next_xid: i64,
     /// The highest message id handed out so far, committed or not.
     pub last_id: i64,
     /// Lanes with messages above their bound.
@@ -61,8 +63,8 @@ pub struct Position {
 pub struct Batch {
     /// The messages.
     pub messages: Vec<Message>,
-    /// The xmax of the snapshot; 0 when there is no message.
-    pub xmax: i64,
+    /// Every transaction that had begun to write was below this one; 0 when there is no message.
+    pub next_xid: i64,
     /// Whether the read stopped at [`READ_BYTES`].
     pub is_cut: bool,
 }
@@ -121,9 +123,10 @@ impl Outbox {
         let row = self.query_one("look", LOOK, &parameters).await?;
         Ok(Look {
             snapshot: snapshot("look", &column::<String>("look", &row, 0)?)?,
-            last_id: column("look", &row, 1)?,
-            ready: column("look", &row, 2)?,
-            due: column("look", &row, 3)?,
+            next_xid: column("look", &row, 1)?,
+            last_id: column("look", &row, 2)?,
+            ready: column("look", &row, 3)?,
+            due: column("look", &row, 4)?,
         })
     }
 
@@ -277,7 +280,7 @@ impl Outbox {
             let mut bytes = 0;
             while let Some(row) = rows.next().await {
                 let row = row.map_err(|error| OutboxError::of_statement(statement, &self.place, &error))?;
-                let message = message(statement, &row, &mut batch.xmax)?;
+                let message = message(statement, &row, &mut batch.next_xid)?;
                 bytes += message.event.as_ref().map_or(0, |event| event.payload.len() + event.metadata.len());
                 // The first message always fits, or it would never be read.
                 if bytes > READ_BYTES && !batch.messages.is_empty() {
@@ -302,8 +305,8 @@ fn snapshot(statement: &'static str, text: &str) -> Result<Snapshot, OutboxError
 }
 
 /// The columns are those of `sql/queries/read.sql`, which all reading statements share; `wait` follows in one of them.
-fn message(statement: &'static str, row: &Row, xmax: &mut i64) -> Result<Message, OutboxError> {
-    *xmax = column(statement, row, 0)?;
+fn message(statement: &'static str, row: &Row, next_xid: &mut i64) -> Result<Message, OutboxError> {
+    *next_xid = column(statement, row, 0)?;
     let now: SystemTime = column(statement, row, 1)?;
     let enqueued_at: SystemTime = column(statement, row, 5)?;
     let event = match column::<Option<String>>(statement, row, 7)? {

@@ -7,7 +7,7 @@
 pub struct Snapshot {
     /// All transactions below this one had ended.
     pub xmin: i64,
-    /// None from this one on had begun.
+    /// None from this one on had ended. Some may have begun: this follows the latest that has ended, not the latest begun.
     pub xmax: i64,
     running: Vec<i64>,
 }
@@ -31,9 +31,9 @@ impl Snapshot {
         xid >= self.xmax || self.running.binary_search(&xid).is_ok()
     }
 
-    /// The transactions below `limit` that were running.
-    pub fn running_below(&self, limit: i64) -> impl Iterator<Item = i64> {
-        self.running.iter().copied().take_while(move |xid| *xid < limit)
+    /// The transactions of a range that were running, as far as they are below [`Snapshot::xmax`].
+    pub fn running_in(&self, range: std::ops::Range<i64>) -> impl Iterator<Item = i64> {
+        self.running.iter().copied().filter(move |xid| range.contains(xid))
     }
 }
 
@@ -47,7 +47,7 @@ mod tests {
         assert_eq!((snapshot.xmin, snapshot.xmax), (10, 20));
         let running: Vec<i64> = (8..22).filter(|xid| snapshot.is_running(*xid)).collect();
         assert_eq!(running, [10, 14, 15, 20, 21]);
-        assert_eq!(snapshot.running_below(15).collect::<Vec<_>>(), [10, 14]);
+        assert_eq!(snapshot.running_in(11..15).collect::<Vec<_>>(), [14]);
     }
 
     #[test]

@@ -342,7 +342,7 @@ impl Stream<'_> {
             let of_lane = batch.messages.iter().filter(|message| message.key.lane == position.lane);
             let (count, last) = of_lane.fold((0, 0), |(count, _), message| (count + 1, message.key.id));
             if last > 0 {
-                self.memory.bounds.read(position.lane, last, batch.xmax, now);
+                self.memory.bounds.read(position.lane, last, batch.next_xid, now);
             }
             if count == position.most || batch.is_cut {
                 self.feed.full.push(position.lane);

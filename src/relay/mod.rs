@@ -321,11 +321,14 @@ impl Relay {
         }
         let Destination { name, outbox, .. } = &self.destination;
         let look = outbox.look(name, &self.bounds.lows()).await?;
-        let empty: Vec<Lane> = (0..LANES).filter(|lane| !look.ready.contains(lane)).collect();
-        self.bounds.looked(&empty, &look.snapshot, look.last_id, Instant::now());
+        // A writer that was overtaken has ended; what it left below the bounds may be the head of a group.
+        let late = if self.bounds.shows_late_rows(&look.snapshot) { self.sweep().await? } else { Vec::new() };
+        let empty: Vec<Lane> = (0..LANES).filter(|lane| !look.ready.contains(lane) && !late.contains(lane)).collect();
+        self.bounds.looked(&empty, &look, Instant::now());
         let now = Instant::now();
         let may_go_on = |group: &&Remembered| group.until.is_none_or(|until| until <= now);
         let mut ready = look.ready;
+        ready.extend(late);
         ready.extend(look.due);
         ready.extend(self.remembered.iter().filter(may_go_on).map(|group| group.lane));
         ready.sort_unstable();
