@@ -6,5 +6,6 @@
     reason = "a test crate has no outside; some of the ground waits for its tests"
 )]
 
+mod delivery;
 mod ground;
 mod support;
