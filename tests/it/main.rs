@@ -6,6 +6,8 @@
     reason = "a test crate has no outside; some of the ground waits for its tests"
 )]
 
+mod bodies;
 mod delivery;
 mod ground;
+mod requests;
 mod support;
