@@ -8,6 +8,8 @@
 
 mod bodies;
 mod delivery;
+mod failures;
 mod ground;
+mod outages;
 mod requests;
 mod support;
