@@ -12,4 +12,6 @@ mod failures;
 mod ground;
 mod outages;
 mod requests;
+mod sharing;
+mod signals;
 mod support;

@@ -1,5 +1,6 @@
 //! The bed of a test: a migrated database of its own, queues of its own, and relays that run as the real binary.
 
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, ensure};
@@ -126,7 +127,7 @@ impl Bed {
     /// Commits messages with the bodies `{"n": 1}` to `{"n": count}`; number n belongs to group `g(n mod groups)`, and
     /// to none with 0 groups.
     pub async fn enqueue_many(&self, destination: &str, count: i64, groups: i64) -> Result<()> {
-        enqueue_many(&self.client, destination, count, groups).await
+        enqueue_range(&self.client, destination, 1..=count, groups).await
     }
 
     /// How many messages are pending.
@@ -177,17 +178,23 @@ pub async fn enqueue(client: &Client, destination: &str, payload: &str, group: O
     Ok(row.try_get(0)?)
 }
 
-/// As [`Bed::enqueue_many`], in any session.
-pub async fn enqueue_many(client: &Client, destination: &str, count: i64, groups: i64) -> Result<()> {
+/// Commits messages with these numbers, as [`Bed::enqueue_many`] does, in any session.
+pub async fn enqueue_range(
+    client: &Client,
+    destination: &str,
+    numbers: RangeInclusive<i64>,
+    groups: i64,
+) -> Result<()> {
     let query = "WITH event AS (
             INSERT INTO outbox.events (event_type, payload)
-            SELECT 'TicketPurchased', jsonb_build_object('n', n) FROM generate_series(1, $2::bigint) AS n
+            SELECT 'TicketPurchased', jsonb_build_object('n', n) FROM generate_series($2::bigint, $3::bigint) AS n
             RETURNING position, (payload ->> 'n')::bigint AS n
         )
         INSERT INTO outbox.messages (destination, event_position, group_id)
-        SELECT $1, position, CASE WHEN $3::bigint > 0 THEN 'g' || n % $3 END FROM event ORDER BY n";
-    let inserted = client.execute(query, &[&destination, &count, &groups]).await?;
-    ensure!(i64::try_from(inserted)? == count, "{inserted} of {count}");
+        SELECT $1, position, CASE WHEN $4::bigint > 0 THEN 'g' || n % $4 END FROM event ORDER BY n";
+    client
+        .execute(query, &[&destination, numbers.start(), numbers.end(), &groups])
+        .await?;
     Ok(())
 }
 
