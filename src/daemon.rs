@@ -13,12 +13,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::RelayConfig;
-use crate::health::{Dependency, Health, Until as ReadyUntil};
+use crate::health::{Health, Until as ReadyUntil};
 use crate::http::{self, Shown};
 use crate::janitor::Janitor;
 use crate::metrics::{DestinationMetrics, Metrics};
 use crate::outbox::{Keep, Outbox};
-use crate::relay::{Destination, Ended, Relay, RelayError, Until};
+use crate::relay::{Destination, Ended, Lookout, Relay, RelayError, Reports, Until};
 use crate::shutdown::{self, Shutdown};
 use crate::sqs;
 
@@ -34,6 +34,7 @@ pub enum Outcome {
 /// Everything that is started, ready to run.
 struct Assembly {
     relays: Vec<Relay>,
+    lookout: Lookout,
     janitor: Janitor,
     listener: TcpListener,
     shown: Shown,
@@ -52,6 +53,7 @@ pub async fn run(config: RelayConfig, until: Until) -> anyhow::Result<Outcome> {
     let stop = CancellationToken::new();
     let mut server = tokio::spawn(http::serve(assembly.listener, assembly.shown, stop.clone()));
     let mut janitor = tokio::spawn(assembly.janitor.run(stop.clone()));
+    let mut lookout = tokio::spawn(assembly.lookout.run(stop.clone()));
     let mut relays = JoinSet::new();
     for relay in assembly.relays {
         relays.spawn(relay.run(until, shutdown.drain.clone()));
@@ -61,17 +63,19 @@ pub async fn run(config: RelayConfig, until: Until) -> anyhow::Result<Outcome> {
         () = deadline(&shutdown, drain_timeout) => Ok(Outcome::Aborted),
         // None of these ends by itself while the relays run.
         ended = &mut server => Err(anyhow::anyhow!("the HTTP server ended: {ended:?}")),
+        ended = &mut lookout => Err(anyhow::anyhow!("the lookout ended: {ended:?}")),
         ended = &mut janitor => Err(anyhow::anyhow!("the janitor ended: {ended:?}")),
         ended = &mut signals => Err(anyhow::anyhow!("signals cannot be received: {ended:?}")),
     };
     stop.cancel();
     relays.shutdown().await;
     signals.abort();
-    // Both stop at once when told; a scraper that holds its connection open must not keep the process.
-    let stopped = async { tokio::join!(&mut server, &mut janitor) };
+    // These stop at once when told; a scraper that holds its connection open must not keep the process.
+    let stopped = async { tokio::join!(&mut server, &mut janitor, &mut lookout) };
     if tokio::time::timeout(Duration::from_secs(1), stopped).await.is_err() {
         server.abort();
         janitor.abort();
+        lookout.abort();
     }
     outcome
 }
@@ -83,17 +87,22 @@ async fn assemble(config: &RelayConfig) -> anyhow::Result<Assembly> {
     // One connection a destination for its claim and one for all statements; with one destination two for those.
     let outbox = Outbox::new(&config.database, (config.destinations.len() + 1).max(3))?;
     let queues = sqs::connect(&config.destinations, config.tuning.request_timeout).await?;
+    let all: Vec<Arc<str>> = config.destinations.iter().map(|one| Arc::from(one.name.as_str())).collect();
+    let lookout = Lookout::new(outbox.clone(), all.clone(), config.tuning.poll_interval, health.pulse("lookout"));
     let keep = if config.delivered_retention.is_zero() { Keep::Nothing } else { Keep::Delivered };
     let (mut relays, mut series): (Vec<Relay>, Vec<(Arc<str>, DestinationMetrics)>) = (Vec::new(), Vec::new());
-    for (destination, queue) in config.destinations.iter().zip(queues) {
-        let name: Arc<str> = Arc::from(destination.name.as_str());
+    for (name, queue) in all.into_iter().zip(queues) {
         let own = metrics.destination(&name);
         own.up.set(1);
-        let state = health.dependency(format!("queue of {name}"), ReadyUntil::Failed);
-        let pulse = health.pulse(format!("relay of {name}"));
+        let reports = Reports {
+            database: Arc::clone(&database),
+            database_up: metrics.database_up.clone(),
+            queue: health.dependency(format!("queue of {name}"), ReadyUntil::Failed),
+            pulse: health.pulse(format!("relay of {name}")),
+        };
         series.push((Arc::clone(&name), own.clone()));
         let parts = Destination { name, outbox: outbox.clone(), queue, metrics: own, tuning: config.tuning, keep };
-        relays.push(Relay::new(parts, Arc::clone(&database), state, pulse));
+        relays.push(Relay::new(parts, reports, lookout.ear()));
     }
     let listener = TcpListener::bind(config.http_listen)
         .await
@@ -105,22 +114,21 @@ async fn assemble(config: &RelayConfig) -> anyhow::Result<Assembly> {
         listen = %listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string()),
         "outbox-relay starts"
     );
-    let janitor = janitor(config, &outbox, series, (&metrics, &database), &health);
-    Ok(Assembly { relays, janitor, listener, shown: Shown { metrics, health } })
+    let janitor = janitor(config, &outbox, series, &metrics, &health);
+    Ok(Assembly { relays, lookout, janitor, listener, shown: Shown { metrics, health } })
 }
 
 fn janitor(
     config: &RelayConfig,
     outbox: &Outbox,
     destinations: Vec<(Arc<str>, DestinationMetrics)>,
-    (metrics, database): (&Arc<Metrics>, &Arc<Dependency>),
+    metrics: &Arc<Metrics>,
     health: &Health,
 ) -> Janitor {
     Janitor {
         outbox: outbox.clone(),
         destinations,
         metrics: Arc::clone(metrics),
-        database: Arc::clone(database),
         retention: config.delivered_retention,
         pulse: health.pulse("janitor"),
     }

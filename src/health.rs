@@ -2,12 +2,12 @@
 //!
 //! Written by the loops, read by [`crate::http`]. Nothing is decided here.
 
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A loop that has not ticked for this long hangs. Every wait in a loop is bounded well below it: a request may take
-/// `OUTBOX_RELAY_REQUEST_TIMEOUT` (at most 60 s) and a statement 30 s.
+/// `OUTBOX_RELAY_REQUEST_TIMEOUT` (at most 60 s) and a statement 10 s.
 pub const HANGING: Duration = Duration::from_secs(120);
 
 /// One loop's sign of life.
@@ -118,9 +118,7 @@ impl Health {
 
     /// The loops that hang; empty when the process is alive.
     pub fn hanging(&self) -> Vec<String> {
-        let hangs = |pulse: &&Arc<Pulse>| {
-            !pulse.finished.load(Ordering::Relaxed) && pulse.silent_for() > HANGING
-        };
+        let hangs = |pulse: &&Arc<Pulse>| !pulse.finished.load(Ordering::Relaxed) && pulse.silent_for() > HANGING;
         lock(&self.pulses).iter().filter(hangs).map(|pulse| pulse.name.clone()).collect()
     }
 

@@ -1,14 +1,15 @@
 //! The janitor: periodic duties that no delivery waits for. It measures the backlog and prunes what was delivered.
 //!
 //! Both are bounded in what they cost: a probe counts up to a limit and pauses twenty times as long as it took; a prune
-//! deletes in small chunks. A failure is left for the next round, and the relays report the database's state as well.
+//! deletes in small chunks. A failure is left for the next round; the relays report the database's
+//! state.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::health::{Dependency, Pulse};
+use crate::health::Pulse;
 use crate::message::{LANES, Lane};
 use crate::metrics::{DestinationMetrics, Metrics};
 use crate::outbox::{Outbox, OutboxError};
@@ -38,10 +39,8 @@ pub struct Janitor {
     pub outbox: Outbox,
     /// Names and series of the destinations.
     pub destinations: Vec<(Arc<str>, DestinationMetrics)>,
-    /// For the probe's time and the state of the database.
+    /// For the time of the last probe.
     pub metrics: Arc<Metrics>,
-    /// The database's state.
-    pub database: Arc<Dependency>,
     /// How long delivered messages are kept; zero when they are deleted at delivery.
     pub retention: Duration,
     /// Sign of life.
@@ -78,17 +77,14 @@ impl Janitor {
         let started = Instant::now();
         match self.measure().await {
             Ok(()) => {
-                self.database.report_up();
-                self.metrics.database_up.set(1);
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 self.metrics.backlog_probe.set(now.as_secs_f64());
             }
-            Err(error) => {
-                self.metrics.database_up.set(0);
-                if self.database.report_down(&error.to_string()) {
-                    tracing::warn!(error = %error, "the backlog cannot be measured; trying again");
-                }
+            // Where the database cannot be used at all, the relays say so.
+            Err(error @ (OutboxError::Connect { .. } | OutboxError::NotMigrated { .. })) => {
+                tracing::debug!(error = %error, "the backlog cannot be measured");
             }
+            Err(error) => tracing::warn!(error = %error, "the backlog cannot be measured; trying again"),
         }
         started.elapsed()
     }

@@ -150,7 +150,8 @@ impl Metrics {
 
     fn register_process(&self) -> Result<(), prometheus::Error> {
         let build = IntGauge::with_opts(
-            Opts::new("build_info", "Always 1; the labels tell the build.").const_label("version", env!("CARGO_PKG_VERSION")),
+            Opts::new("build_info", "Always 1; the labels tell the build.")
+                .const_label("version", env!("CARGO_PKG_VERSION")),
         )?;
         build.set(1);
         self.registry.register(Box::new(build))

@@ -31,7 +31,10 @@ pub async fn watch(shutdown: Shutdown) -> std::io::Result<()> {
             tracing::warn!(signal = name, "second signal, leaving at once; what is in flight may be published again");
             shutdown.abort.cancel();
         } else {
-            tracing::info!(signal = name, "draining: no new requests, waiting for those in flight; a second signal aborts");
+            tracing::info!(
+                signal = name,
+                "draining: no new requests, waiting for those in flight; a second signal aborts"
+            );
             shutdown.drain.cancel();
         }
     }

@@ -62,7 +62,8 @@ pub(super) fn read(url: Option<&str>, file: Option<&str>, problems: &mut Problem
         (None, Some(path)) => match std::fs::read_to_string(path) {
             Ok(text) => Some(text.trim().to_owned()),
             Err(error) => {
-                problems.add(format!("DATABASE_URL_FILE={path:?} cannot be read: {error}; check the path and its rights"));
+                problems
+                    .add(format!("DATABASE_URL_FILE={path:?} cannot be read: {error}; check the path and its rights"));
                 return None;
             }
         },
@@ -91,8 +92,9 @@ struct Parts {
 
 fn from_url(url: &str) -> Result<Parts, String> {
     let (rest, taken) = if url.contains("://") { take_from_query(url) } else { take_from_words(url) };
-    let mut connection: tokio_postgres::Config =
-        rest.parse().map_err(|error| format!("DATABASE_URL cannot be used: {}; use postgres://USER:PASSWORD@HOST:PORT/DATABASE", chain(&error)))?;
+    let mut connection: tokio_postgres::Config = rest.parse().map_err(|error| {
+        format!("DATABASE_URL cannot be used: {}; use postgres://USER:PASSWORD@HOST:PORT/DATABASE", chain(&error))
+    })?;
     if connection.get_hosts().is_empty() && connection.get_hostaddrs().is_empty() {
         return Err("DATABASE_URL names no host; use postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned());
     }
@@ -112,7 +114,8 @@ fn from_libpq_variables() -> Result<Parts, String> {
     let mut connection = tokio_postgres::Config::new();
     connection.host(&host);
     if let Some(port) = variable("PGPORT") {
-        let parsed = port.parse().map_err(|_| format!("PGPORT={port:?} is not a port; use a number from 1 to 65535"))?;
+        let parsed =
+            port.parse().map_err(|_| format!("PGPORT={port:?} is not a port; use a number from 1 to 65535"))?;
         connection.port(parsed);
     }
     if let Some(user) = variable("PGUSER") {
@@ -136,7 +139,9 @@ const TAKEN: [&str; 2] = ["sslmode", "sslrootcert"];
 type Taken = Vec<(String, String)>;
 
 fn take_from_query(url: &str) -> (String, Taken) {
-    let Some((place, query)) = url.split_once('?') else { return (url.to_owned(), Vec::new()) };
+    let Some((place, query)) = url.split_once('?') else {
+        return (url.to_owned(), Vec::new());
+    };
     let (ours, theirs): (Vec<&str>, Vec<&str>) =
         query.split('&').partition(|pair| TAKEN.contains(&pair.split('=').next().unwrap_or("")));
     let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
@@ -148,7 +153,8 @@ fn take_from_query(url: &str) -> (String, Taken) {
 fn take_from_words(words: &str) -> (String, Taken) {
     let (ours, theirs): (Vec<&str>, Vec<&str>) =
         words.split_whitespace().partition(|word| TAKEN.contains(&word.split('=').next().unwrap_or("")));
-    let taken = ours.iter().filter_map(|word| word.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+    let taken =
+        ours.iter().filter_map(|word| word.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
     (theirs.join(" "), taken)
 }
 

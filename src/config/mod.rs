@@ -229,7 +229,9 @@ impl Flags {
         );
         let http_listen = self.http_listen(&mut problems);
         self.log_format(&mut problems);
-        let Some(database) = database else { return Err(problems.into_error()) };
+        let Some(database) = database else {
+            return Err(problems.into_error());
+        };
         problems.finish(RelayConfig { database, destinations, tuning, delivered_retention, drain_timeout, http_listen })
     }
 
@@ -285,10 +287,8 @@ impl Flags {
     }
 
     fn http_listen(&self, problems: &mut Problems) -> SocketAddr {
-        problems.address(
-            ("OUTBOX_RELAY_HTTP_LISTEN", self.http_listen.as_deref()),
-            SocketAddr::from(([0, 0, 0, 0], 9595)),
-        )
+        problems
+            .address(("OUTBOX_RELAY_HTTP_LISTEN", self.http_listen.as_deref()), SocketAddr::from(([0, 0, 0, 0], 9595)))
     }
 
     fn log_format(&self, problems: &mut Problems) -> LogFormat {

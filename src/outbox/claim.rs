@@ -129,12 +129,8 @@ impl Claim {
         let first = fastrand::i16(0..LANES);
         async move {
             let destination: &str = &destination;
-            let parameters: [Parameter<'_>; 4] = [
-                (&destination, Type::TEXT),
-                (&wanted, Type::INT2_ARRAY),
-                (&most, Type::INT8),
-                (&first, Type::INT2),
-            ];
+            let parameters: [Parameter<'_>; 4] =
+                [(&destination, Type::TEXT), (&wanted, Type::INT2_ARRAY), (&most, Type::INT8), (&first, Type::INT2)];
             let rows = outbox.bounded("claim", connection.object()?.query_typed(CLAIM, &parameters)).await?;
             rows.iter().map(|row| column("claim", row, 0)).collect()
         }

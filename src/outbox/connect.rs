@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use deadpool_postgres::{Hook, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{
+    Hook, Manager, ManagerConfig, Object, Pool, PoolError, QueueMode, RecyclingMethod, Runtime, Timeouts,
+};
 use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
 
@@ -37,7 +39,9 @@ pub enum OutboxError {
         problem: String,
     },
     /// The schema is newer than this program.
-    #[error("the database at {place} has schema version {found}, this outbox-relay knows up to {known}; install a newer outbox-relay")]
+    #[error(
+        "the database at {place} has schema version {found}, this outbox-relay knows up to {known}; install a newer outbox-relay"
+    )]
     TooNew {
         /// Host, port and database.
         place: String,
@@ -47,7 +51,9 @@ pub enum OutboxError {
         known: i32,
     },
     /// A migration in the database differs from the one in this program.
-    #[error("migration {version} ({name}) in the database at {place} is not the one in this outbox-relay; restore the file or the database it came from")]
+    #[error(
+        "migration {version} ({name}) in the database at {place} is not the one in this outbox-relay; restore the file or the database it came from"
+    )]
     Changed {
         /// Host, port and database.
         place: String,
@@ -101,8 +107,12 @@ impl OutboxError {
     }
 
     pub(super) fn of_statement(statement: &'static str, place: &str, error: &tokio_postgres::Error) -> Self {
-        let missing =
-            [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_COLUMN, SqlState::UNDEFINED_FUNCTION];
+        let missing = [
+            SqlState::UNDEFINED_TABLE,
+            SqlState::INVALID_SCHEMA_NAME,
+            SqlState::UNDEFINED_COLUMN,
+            SqlState::UNDEFINED_FUNCTION,
+        ];
         match error.as_db_error() {
             Some(cause) if missing.contains(cause.code()) => {
                 Self::NotMigrated { place: place.to_owned(), problem: cause.message().to_owned() }
@@ -145,6 +155,8 @@ impl Outbox {
         let counter = Arc::clone(&generation);
         let pool = Pool::builder(manager)
             .max_size(connections)
+            // The connection used last has its caches warm; the others rest.
+            .queue_mode(QueueMode::Lifo)
             .runtime(Runtime::Tokio1)
             .timeouts(Timeouts { wait: Some(POOL_TIMEOUT), create: Some(POOL_TIMEOUT), recycle: Some(POOL_TIMEOUT) })
             .post_create(Hook::sync_fn(move |_, _| {

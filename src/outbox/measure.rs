@@ -55,12 +55,8 @@ impl Outbox {
         chunk: i64,
     ) -> Result<u64, OutboxError> {
         let seconds = retention.as_secs_f64();
-        let parameters: [Parameter<'_>; 4] = [
-            (&destination, Type::TEXT),
-            (&lane, Type::INT2),
-            (&seconds, Type::FLOAT8),
-            (&chunk, Type::INT8),
-        ];
+        let parameters: [Parameter<'_>; 4] =
+            [(&destination, Type::TEXT), (&lane, Type::INT2), (&seconds, Type::FLOAT8), (&chunk, Type::INT8)];
         self.execute("prune", PRUNE, &parameters).await
     }
 }

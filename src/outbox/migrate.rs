@@ -1,5 +1,7 @@
 //! Migrations: forward only, embedded, recorded with a checksum, safe when many sidecars start at once.
 
+use std::time::Duration;
+
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::types::Type;
 
@@ -52,6 +54,9 @@ COMMENT ON COLUMN outbox.migrations.checksum IS 'SHA-256 of its text; a differen
 COMMENT ON COLUMN outbox.migrations.applied_at IS 'When it was applied.';
 ";
 
+/// Others may hold the lock and build an index meanwhile; longer than that, somebody should look.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
+
 /// One lock for everybody who migrates. Within the transaction, so that it works behind PgBouncer and cannot be forgotten.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext('outbox-relay migrate'))";
 
@@ -82,12 +87,13 @@ impl Outbox {
                 .await
                 .map_err(|error| OutboxError::of_statement("migrate", &self.place, &error))?;
             let applied = self.check_recorded(&recorded)?;
-            let missing: Vec<Migration> = MIGRATIONS.into_iter().filter(|migration| migration.version > applied).collect();
+            let missing: Vec<Migration> =
+                MIGRATIONS.into_iter().filter(|migration| migration.version > applied).collect();
             for migration in &missing {
-                self.bounded("migrate", connection.batch_execute(migration.sql)).await?;
-                self.bounded("migrate", connection.batch_execute(&migration.record())).await?;
+                self.within(MIGRATION_TIMEOUT, "migrate", connection.batch_execute(migration.sql)).await?;
+                self.within(MIGRATION_TIMEOUT, "migrate", connection.batch_execute(&migration.record())).await?;
             }
-            self.bounded("migrate", connection.batch_execute("COMMIT")).await?;
+            self.within(MIGRATION_TIMEOUT, "migrate", connection.batch_execute("COMMIT")).await?;
             Ok(missing)
         };
         // A failure leaves the transaction open, and closing the connection rolls it back.
@@ -102,7 +108,8 @@ impl Outbox {
     /// [`OutboxError::NotMigrated`] when it is older or missing. A newer schema is fine: migrations only add, so that the
     /// old relays go on while the new version is rolled out.
     pub async fn check_schema(&self) -> Result<(), OutboxError> {
-        let rows = self.query("check the schema", "SELECT coalesce(max(version), 0) FROM outbox.migrations", &[]).await?;
+        let rows =
+            self.query("check the schema", "SELECT coalesce(max(version), 0) FROM outbox.migrations", &[]).await?;
         let version: i32 = match rows.first() {
             Some(row) => column("check the schema", row, 0)?,
             None => 0,

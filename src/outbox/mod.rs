@@ -29,8 +29,9 @@ pub use migrate::{MIGRATIONS, Migration, script};
 pub use read::{Batch, Look, Position, READ_BYTES, Swept, Watch};
 pub use settle::Keep;
 
-/// How long a statement may take before its connection is given up.
-pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a statement may take before its connection is given up. All of them are bounded in what they touch, so one that
+/// takes longer is not slow but has lost its server.
+pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A parameter and its type: unnamed statements do not ask the server what they need.
 type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -49,7 +50,12 @@ impl Outbox {
         self.generation.load(Ordering::Relaxed)
     }
 
-    async fn query(&self, name: &'static str, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, OutboxError> {
+    async fn query(
+        &self,
+        name: &'static str,
+        sql: &str,
+        parameters: &[Parameter<'_>],
+    ) -> Result<Vec<Row>, OutboxError> {
         let connection = self.connection().await?;
         let result = self.bounded(name, connection.query_typed(sql, parameters)).await;
         keep_if_ok(connection, result)
@@ -71,7 +77,16 @@ impl Outbox {
         statement: &'static str,
         work: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, OutboxError> {
-        match tokio::time::timeout(STATEMENT_TIMEOUT, work).await {
+        self.within(STATEMENT_TIMEOUT, statement, work).await
+    }
+
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        statement: &'static str,
+        work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, OutboxError> {
+        match tokio::time::timeout(limit, work).await {
             Ok(result) => result.map_err(|error| OutboxError::of_statement(statement, &self.place, &error)),
             Err(_) => Err(OutboxError::Timeout { statement, place: self.place.to_string() }),
         }

@@ -23,8 +23,8 @@ const PENDING: &str = include_str!("../../sql/queries/pending.sql");
 /// messages would otherwise need a gigabyte.
 pub const READ_BYTES: usize = 16 * 1024 * 1024;
 
-/// What a relay sees while it is quiet.
-#[derive(Clone, Copy, Debug)]
+/// What can be seen of quiet destinations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watch {
     /// The highest message id handed out so far, committed or not, to any destination.
     pub last_id: i64,
@@ -79,13 +79,13 @@ pub struct Swept {
 }
 
 impl Outbox {
-    /// Whether anything may have come since the last look.
+    /// Whether anything may have come for these destinations since the last look.
     ///
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn watch(&self, destination: &str) -> Result<Watch, OutboxError> {
-        let row = self.query_one("watch", WATCH, &[(&destination, Type::TEXT)]).await?;
+    pub async fn watch(&self, destinations: &[&str]) -> Result<Watch, OutboxError> {
+        let row = self.query_one("watch", WATCH, &[(&destinations, Type::TEXT_ARRAY)]).await?;
         Ok(Watch { last_id: column("watch", &row, 0)?, is_due: column("watch", &row, 1)? })
     }
 
@@ -186,12 +186,8 @@ impl Outbox {
     ) -> Result<Batch, OutboxError> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let within = i64::try_from(within.as_millis()).unwrap_or(i64::MAX);
-        let parameters: [Parameter<'_>; 4] = [
-            (&destination, Type::TEXT),
-            (&lanes, Type::INT2_ARRAY),
-            (&most, Type::INT8),
-            (&within, Type::INT8),
-        ];
+        let parameters: [Parameter<'_>; 4] =
+            [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY), (&most, Type::INT8), (&within, Type::INT8)];
         self.batch("read deferred", READ_DEFERRED, &parameters).await
     }
 

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::group::Item;
+use super::positions::positions;
 use super::stream::{Closing, Event, Stream};
 use crate::message::{LANES, Lane, Message, MessageKey, QueueKind};
 use crate::outbox::{Batch, OutboxError, Position, Swept};
@@ -134,7 +135,8 @@ impl Stream<'_> {
     /// When the next of these is due, of those that could be started.
     pub(super) fn next_feeding(&self) -> Option<Instant> {
         let feed = &self.feed;
-        let widening = WIDEN_AFTER.get(feed.widened).filter(|_| !feed.is_widening).map(|after| feed.claimed_at + *after);
+        let widening =
+            WIDEN_AFTER.get(feed.widened).filter(|_| !feed.is_widening).map(|after| feed.claimed_at + *after);
         if feed.open.is_empty() {
             return widening;
         }
@@ -190,7 +192,9 @@ impl Stream<'_> {
         if self.feed.is_reading_on {
             return;
         }
-        let Some(from) = self.schedule.next_to_read_on() else { return };
+        let Some(from) = self.schedule.next_to_read_on() else {
+            return;
+        };
         self.feed.is_reading_on = true;
         let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
@@ -209,7 +213,9 @@ impl Stream<'_> {
         if is_full {
             *self.memory.next_sweep = now + FULL_SWEEP;
         }
-        let range = |lane: &Lane| (*lane, if is_full { 0 } else { self.memory.bounds.low(*lane) }, self.memory.bounds.cursor(*lane));
+        let range = |lane: &Lane| {
+            (*lane, if is_full { 0 } else { self.memory.bounds.low(*lane) }, self.memory.bounds.cursor(*lane))
+        };
         let ranges: Vec<(Lane, i64, i64)> = self.feed.open.iter().map(range).collect();
         // Room for all that is known and some that is not, so that the known cannot hide the unknown.
         let most = self.schedule.known() + 100;
@@ -271,7 +277,15 @@ impl Stream<'_> {
         }
         self.feed.open.extend_from_slice(lanes);
         self.feed.next_read = Instant::now();
+        // Recorded retries first: they are the heads of their groups.
         self.admit(batch);
+        self.memory.remembered.retain(|remembered| {
+            let is_here = lanes.contains(&remembered.lane);
+            if is_here {
+                self.schedule.remember(remembered);
+            }
+            !is_here
+        });
     }
 
     fn widened(&mut self, lanes: Vec<Lane>) {
@@ -361,49 +375,5 @@ impl Stream<'_> {
                 None
             }
         }
-    }
-}
-
-/// From where and how much to read: lanes that had more last time share the batch, the others are asked for a little.
-fn positions(open: &[Lane], full: &[Lane], batch_size: usize, cursor: impl Fn(Lane) -> i64) -> Vec<Position> {
-    // With fewer messages wanted than lanes, a random part of the lanes is read.
-    let most_lanes = open.len().min(batch_size);
-    let first = fastrand::usize(0..open.len().max(1));
-    let lanes = open.iter().cycle().skip(first).take(most_lanes).copied();
-    let sharing = if full.is_empty() { most_lanes } else { full.len().min(most_lanes) };
-    let little = if full.is_empty() { 0 } else { (batch_size / usize::from(LANES.unsigned_abs()) / 4).max(1) };
-    let for_others = little * (most_lanes - sharing);
-    let share = (batch_size.saturating_sub(for_others) / sharing.max(1)).max(1);
-    let most = |lane: &Lane| if full.is_empty() || full.contains(lane) { share } else { little };
-    lanes.map(|lane| Position { lane, cursor: cursor(lane), most: most(&lane) }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn total(positions: &[Position]) -> usize {
-        positions.iter().map(|position| position.most).sum()
-    }
-
-    #[test]
-    fn a_read_never_asks_for_more_than_a_batch() {
-        let open: Vec<Lane> = (0..16).collect();
-        for batch_size in [1, 2, 7, 16, 17, 100, 1000, 10_000] {
-            for full in [vec![], vec![3], vec![1, 2, 3], open.clone()] {
-                let positions = positions(&open, &full, batch_size, |_| 0);
-                assert!(total(&positions) <= batch_size, "{batch_size} {full:?}: {positions:?}");
-                assert!(positions.iter().all(|position| position.most > 0));
-            }
-        }
-    }
-
-    #[test]
-    fn a_lane_with_a_backlog_gets_most_of_the_batch() {
-        let open: Vec<Lane> = (0..16).collect();
-        let positions = positions(&open, &[5], 1000, |_| 0);
-        let of_five = positions.iter().find(|position| position.lane == 5).unwrap();
-        assert!(of_five.most > 700, "{positions:?}");
-        assert_eq!(positions.len(), 16);
     }
 }

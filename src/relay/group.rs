@@ -53,9 +53,15 @@ pub(super) struct Rest {
     /// Everything up to here is in memory or done.
     pub(super) after: i64,
     /// The highest id that was seen and left.
-    upto: i64,
+    pub(super) upto: i64,
     /// What `upto` was when a read of the rest started; `None` when none is under way.
     asked_upto: Option<i64>,
+}
+
+impl Rest {
+    pub(super) fn new(after: i64, upto: i64) -> Self {
+        Self { after, upto, asked_upto: None }
+    }
 }
 
 #[derive(Debug)]
@@ -92,7 +98,7 @@ impl Group {
         let window = if self.state == State::Delayed { 1 } else { window };
         match self.waiting.back() {
             Some(last) if self.waiting.len() >= window && id > last.key().id => {
-                self.rest = Some(Rest { after: last.key().id, upto: id, asked_upto: None });
+                self.rest = Some(Rest::new(last.key().id, id));
                 true
             }
             _ => false,
@@ -110,11 +116,13 @@ impl Group {
     /// The head has to wait. All but the head is left in the table; returns what was in memory of it.
     pub(super) fn delay(&mut self) -> Vec<Item> {
         self.state = State::Delayed;
-        let Some(head) = self.waiting.front().map(|item| item.key().id) else { return Vec::new() };
+        let Some(head) = self.waiting.front().map(|item| item.key().id) else {
+            return Vec::new();
+        };
         let left: Vec<Item> = self.waiting.drain(1..).collect();
         if let Some(last) = left.last() {
             let upto = last.key().id.max(self.rest.map_or(0, |rest| rest.upto));
-            self.rest = Some(Rest { after: head, upto, asked_upto: None });
+            self.rest = Some(Rest::new(head, upto));
         }
         left
     }
@@ -136,7 +144,9 @@ impl Group {
     /// the meantime and gave its messages back.
     pub(super) fn has_read_on(&mut self, last: Option<i64>, is_all: bool) -> bool {
         let Some(rest) = &mut self.rest else { return false };
-        let Some(asked_upto) = rest.asked_upto.take() else { return false };
+        let Some(asked_upto) = rest.asked_upto.take() else {
+            return false;
+        };
         rest.after = rest.after.max(last.unwrap_or(rest.after));
         // Only a read that began after the last message was left can have seen all of them.
         if is_all && asked_upto == rest.upto {

@@ -6,6 +6,9 @@
 
 mod feed;
 mod group;
+mod lookout;
+mod outcomes;
+mod positions;
 mod probe;
 mod schedule;
 mod stream;
@@ -13,6 +16,7 @@ mod stream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use prometheus::IntGauge;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Tuning;
@@ -24,7 +28,9 @@ use crate::retry::Delays;
 use crate::sqs::Queue;
 
 use feed::{FULL_SWEEP, FULL_SWEEP_SHARE};
+pub use lookout::{Ear, Lookout};
 pub use probe::Probe;
+use schedule::Remembered;
 use stream::{Closing, Memory, STREAM_FOR, Stream, StreamEnd};
 
 /// First and longest pause after a database failure.
@@ -48,6 +54,19 @@ pub struct Destination {
     pub tuning: Tuning,
     /// What happens to a row at delivery.
     pub keep: Keep,
+}
+
+/// Where a relay reports how it is.
+#[derive(Clone, Debug)]
+pub struct Reports {
+    /// Shared by all relays.
+    pub database: Arc<Dependency>,
+    /// The same as a metric.
+    pub database_up: IntGauge,
+    /// Its own queue.
+    pub queue: Arc<Dependency>,
+    /// Its own sign of life.
+    pub pulse: Arc<Pulse>,
 }
 
 /// When a relay ends by itself.
@@ -88,15 +107,19 @@ pub enum RelayError {
 #[derive(Debug)]
 pub struct Relay {
     destination: Destination,
-    database: Arc<Dependency>,
-    pulse: Arc<Pulse>,
+    reports: Reports,
+    ear: Ear,
     probe: Probe,
     bounds: LowBounds,
+    /// Groups of which messages below the low bounds wait in the table.
+    remembered: Vec<Remembered>,
     generation: u64,
     is_prepared: bool,
     unsettled: Vec<Settlement>,
     most_lanes: usize,
     next_sweep: Instant,
+    /// The lookout saw nothing since the last look, so only the sweep is due.
+    is_only_sweeping: bool,
     database_delays: Delays,
     failing_since: Option<Instant>,
     ended: Ended,
@@ -116,18 +139,20 @@ enum Step {
 
 impl Relay {
     /// A relay that has not looked at anything yet.
-    pub fn new(destination: Destination, database: Arc<Dependency>, queue: Arc<Dependency>, pulse: Arc<Pulse>) -> Self {
+    pub fn new(destination: Destination, reports: Reports, ear: Ear) -> Self {
         let tuning = destination.tuning;
         Self {
-            probe: Probe::new(queue, Delays::new(tuning.retry_initial, tuning.retry_max)),
-            database,
-            pulse,
+            probe: Probe::new(Arc::clone(&reports.queue), Delays::new(tuning.retry_initial, tuning.retry_max)),
+            reports,
+            ear,
             bounds: LowBounds::default(),
+            remembered: Vec::new(),
             generation: 0,
             is_prepared: false,
             unsettled: Vec::new(),
             most_lanes: usize::try_from(LANES).unwrap_or(1),
             next_sweep: Instant::now() + FULL_SWEEP,
+            is_only_sweeping: false,
             database_delays: Delays::new(DATABASE_RETRY.0, DATABASE_RETRY.1),
             failing_since: None,
             ended: Ended::default(),
@@ -142,13 +167,18 @@ impl Relay {
     ///
     /// Only with [`Until::Empty`]: when database or queue stayed unusable.
     pub async fn run(mut self, until: Until, drain: CancellationToken) -> Result<Ended, RelayError> {
-        loop {
-            self.pulse.tick();
+        // What SQS accepted is written before leaving, as long as the drain timeout allows.
+        while !drain.is_cancelled() || !self.unsettled.is_empty() {
+            self.reports.pulse.tick();
             let pause = match self.step(until, &drain).await {
                 Ok(step) => {
                     self.database_answered();
                     match step {
                         Step::Worked => Duration::ZERO,
+                        Step::Idle if until == Until::Drained && self.is_quiet() => {
+                            self.is_only_sweeping = !self.listen(&drain).await;
+                            Duration::ZERO
+                        }
                         Step::Idle => self.destination.tuning.poll_interval.mul_f64(0.8 + 0.4 * fastrand::f64()),
                         Step::Empty => break,
                         Step::Halted(pause, reason) => {
@@ -160,16 +190,28 @@ impl Relay {
                 }
                 Err(error) => self.database_failed(error, until)?,
             };
-            // What SQS accepted is written before leaving, as long as the drain timeout allows.
-            if drain.is_cancelled() && self.unsettled.is_empty() {
-                break;
-            }
             if !pause.is_zero() {
                 self.wait(pause, &drain).await;
             }
         }
-        self.pulse.finish();
+        self.reports.pulse.finish();
         Ok(self.ended)
+    }
+
+    /// Whether nothing is known to have come that the last look did not see. Before the first look nothing is known.
+    fn is_quiet(&self) -> bool {
+        let settled_to = self.bounds.lowest();
+        settled_to > 0 && self.ear.is_quiet(settled_to) && self.remembered.iter().all(|group| group.until.is_some())
+    }
+
+    /// Sleeps until the lookout sees something or the next sweep is due; returns whether something was seen.
+    async fn listen(&mut self, drain: &CancellationToken) -> bool {
+        let heads = self.remembered.iter().filter_map(|group| group.until);
+        let until_sweep = heads.fold(self.next_sweep, Instant::min).saturating_duration_since(Instant::now());
+        tokio::select! {
+            is_news = self.ear.listen(self.bounds.lowest(), until_sweep) => is_news,
+            () = drain.cancelled() => true,
+        }
     }
 
     async fn wait(&self, pause: Duration, drain: &CancellationToken) {
@@ -181,7 +223,7 @@ impl Relay {
                 () = tokio::time::sleep(piece) => {}
                 () = drain.cancelled(), if self.unsettled.is_empty() => return,
             }
-            self.pulse.tick();
+            self.reports.pulse.tick();
             left -= piece;
         }
     }
@@ -207,8 +249,13 @@ impl Relay {
         let claim = self.destination.outbox.claim(&self.destination.name, wanted, self.most_lanes, limit).await?;
         let Some(claim) = claim else { return Ok(Step::Idle) };
         let held = claim.lanes().len();
-        let memory = Memory { bounds: &mut self.bounds, probe: &mut self.probe, next_sweep: &mut self.next_sweep };
-        let end = Stream::new(&self.destination, claim, memory, &self.pulse).run(drain).await;
+        let memory = Memory {
+            bounds: &mut self.bounds,
+            probe: &mut self.probe,
+            next_sweep: &mut self.next_sweep,
+            remembered: &mut self.remembered,
+        };
+        let end = Stream::new(&self.destination, claim, memory, &self.reports.pulse).run(drain).await;
         self.after(end, held)
     }
 
@@ -239,9 +286,8 @@ impl Relay {
         }
         let Destination { name, outbox, keep, metrics, .. } = &self.destination;
         let published_twice = outbox.settle(name, *keep, &mut self.unsettled).await?;
-        let is_delivered = |settlement: &&Settlement| {
-            matches!(settlement.outcome, crate::message::Outcome::Delivered { .. })
-        };
+        let is_delivered =
+            |settlement: &&Settlement| matches!(settlement.outcome, crate::message::Outcome::Delivered { .. });
         let delivered = self.unsettled.iter().filter(is_delivered).count() as u64;
         metrics.delivered.inc_by(delivered);
         metrics.possible_duplicates.inc_by(published_twice);
@@ -260,32 +306,28 @@ impl Relay {
         Ok(())
     }
 
-    /// Lanes with work. While nothing can have come since the last look, a far cheaper question takes its place.
+    /// Lanes with work.
     async fn look(&mut self) -> Result<Vec<Lane>, OutboxError> {
         let generation = self.destination.outbox.generation();
         if generation != self.generation {
             self.generation = generation;
-            self.bounds.reset();
+            self.forget_bounds();
         }
         if Instant::now() >= self.next_sweep {
             let found = self.sweep().await?;
-            if !found.is_empty() {
+            if !found.is_empty() || std::mem::take(&mut self.is_only_sweeping) {
                 return Ok(found);
             }
         }
         let Destination { name, outbox, .. } = &self.destination;
-        let settled_to = self.bounds.lowest();
-        if settled_to > 0 {
-            let watch = outbox.watch(name).await?;
-            if watch.last_id <= settled_to && !watch.is_due {
-                return Ok(Vec::new());
-            }
-        }
         let look = outbox.look(name, &self.bounds.lows()).await?;
         let empty: Vec<Lane> = (0..LANES).filter(|lane| !look.ready.contains(lane)).collect();
         self.bounds.looked(&empty, (look.xmin, look.xmax), look.last_id, Instant::now());
+        let now = Instant::now();
+        let may_go_on = |group: &&Remembered| group.until.is_none_or(|until| until <= now);
         let mut ready = look.ready;
         ready.extend(look.due);
+        ready.extend(self.remembered.iter().filter(may_go_on).map(|group| group.lane));
         ready.sort_unstable();
         ready.dedup();
         Ok(ready)
@@ -295,8 +337,9 @@ impl Relay {
     /// bound or came with an id of its own; under a claim the stream does that.
     async fn sweep(&mut self) -> Result<Vec<Lane>, OutboxError> {
         let started = Instant::now();
+        let groups: Vec<Arc<str>> = self.remembered.iter().map(|left| Arc::clone(&left.group)).collect();
         let ranges: Vec<(Lane, i64, i64)> = (0..LANES).map(|lane| (lane, 0, i64::MAX)).collect();
-        let swept = self.destination.outbox.sweep(&self.destination.name, &ranges, 1, &[]).await?;
+        let swept = self.destination.outbox.sweep(&self.destination.name, &ranges, 1, &groups).await?;
         self.next_sweep = started + FULL_SWEEP.max(started.elapsed() * FULL_SWEEP_SHARE);
         let found: Vec<Lane> = swept.keys.iter().map(|key| key.lane).collect();
         for key in swept.keys {
@@ -305,22 +348,30 @@ impl Relay {
         Ok(found)
     }
 
+    /// What was learnt may have been about another server.
+    fn forget_bounds(&mut self) {
+        self.bounds.reset();
+        self.remembered.clear();
+    }
+
     fn database_answered(&mut self) {
         self.database_delays.reset();
-        if self.database.report_up() {
-            tracing::info!("PostgreSQL answers again");
+        self.reports.database_up.set(1);
+        if self.reports.database.report_up() {
+            tracing::info!("the database is back");
         }
     }
 
     /// Returns how long to wait.
     fn database_failed(&mut self, error: OutboxError, until: Until) -> Result<Duration, RelayError> {
         // Whatever failed, the next answer may come from another server.
-        self.bounds.reset();
+        self.forget_bounds();
         self.is_prepared = false;
         let is_final = error.is_final();
-        if self.database.report_down(&error.to_string()) {
+        self.reports.database_up.set(0);
+        if self.reports.database.report_down(&error.to_string()) {
             let unsettled = self.unsettled.len();
-            tracing::warn!(error = %error, unsettled, "PostgreSQL does not answer as it should; trying again");
+            tracing::warn!(error = %error, unsettled, "the database cannot be used; trying again");
         }
         if is_final && until == Until::Empty {
             return Err(RelayError::Database(error));

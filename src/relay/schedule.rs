@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::group::{Group, Item, State};
-use crate::message::MessageKey;
+use super::group::{Group, Item, Rest, State};
+use crate::message::{Lane, MessageKey};
 use crate::sqs::Load;
 
 /// How many messages of a group go out at once, and how many wait in memory.
@@ -28,7 +28,7 @@ pub struct Limits {
 
 #[derive(Debug)]
 enum Delayed {
-    Item(Item),
+    Item(Box<Item>),
     Group(Arc<str>),
 }
 
@@ -43,13 +43,30 @@ pub struct ReadOn {
     pub most: usize,
 }
 
+/// A group of which messages were left in the table when a claim ended. Remembered, so that the next claim neither reads
+/// nor walks them again until the group may go on. It stays true if another relay has the lane in between: what that relay
+/// has delivered is not pending any more.
+#[derive(Clone, Debug)]
+pub struct Remembered {
+    /// The group.
+    pub group: Arc<str>,
+    /// Its lane.
+    pub lane: Lane,
+    /// Nothing of the group up to here is left but recorded retries.
+    pub after: i64,
+    /// The highest id that was seen.
+    pub upto: i64,
+    /// When its head may be tried again.
+    pub until: Option<Instant>,
+}
+
 /// What was not sent when a claim ended.
 #[derive(Debug, Default)]
 pub struct Leftovers {
     /// Messages in memory, with the time that those waiting for a retry were to be tried again.
     pub items: Vec<(Item, Option<Instant>)>,
-    /// First ids that were left in the table.
-    pub rests: Vec<MessageKey>,
+    /// Groups that were left in part or whole.
+    pub remembered: Vec<Remembered>,
 }
 
 /// The messages of a claim that are not settled yet.
@@ -127,7 +144,7 @@ impl Schedule {
         let bytes = item.entry.bytes();
         let Some(name) = item.group.clone() else {
             match until {
-                Some(until) => drop(self.delayed.insert((until, id), Delayed::Item(item))),
+                Some(until) => drop(self.delayed.insert((until, id), Delayed::Item(Box::new(item)))),
                 None => {
                     self.free.push_back(item);
                     self.count(1, bytes);
@@ -234,7 +251,7 @@ impl Schedule {
         for (item, until) in again {
             let (id, bytes) = (item.key().id, item.entry.bytes());
             match (item.group.clone(), until) {
-                (None, Some(until)) => drop(self.delayed.insert((until, id), Delayed::Item(item))),
+                (None, Some(until)) => drop(self.delayed.insert((until, id), Delayed::Item(Box::new(item)))),
                 (None, None) => {
                     self.free.push_front(item);
                     self.count(1, bytes);
@@ -283,6 +300,13 @@ impl Schedule {
         }
     }
 
+    /// An earlier claim left messages of this group in the table.
+    pub fn remember(&mut self, remembered: &Remembered) {
+        let group = self.groups.entry(Arc::clone(&remembered.group)).or_insert_with(|| Group::new(remembered.lane));
+        group.rest = Some(Rest::new(remembered.after, remembered.upto));
+        self.look_after(&remembered.group);
+    }
+
     /// The next group that runs low and has more in the table; the answer goes to [`Schedule::read_on`].
     pub fn next_to_read_on(&mut self) -> Option<ReadOn> {
         loop {
@@ -312,7 +336,7 @@ impl Schedule {
             match first.remove() {
                 Delayed::Item(item) => {
                     self.count(1, item.entry.bytes());
-                    self.free.push_back(item);
+                    self.free.push_back(*item);
                 }
                 Delayed::Group(name) => {
                     if let Some(group) = self.groups.get_mut(&name).filter(|group| group.state == State::Delayed) {
@@ -324,6 +348,11 @@ impl Schedule {
                 }
             }
         }
+    }
+
+    /// Whether everything in memory waits for a retry that is not due before this time.
+    pub fn only_waits_beyond(&self, time: Instant) -> bool {
+        self.waiting == 0 && self.delayed.len() == self.known.len() && self.next_wake().is_none_or(|wake| wake >= time)
     }
 
     /// When the next retry is due.
@@ -339,16 +368,21 @@ impl Schedule {
         leftovers.items.extend(free.into_iter().map(|item| (item, None)));
         for ((until, _), delayed) in delayed {
             match delayed {
-                Delayed::Item(item) => leftovers.items.push((item, Some(until))),
+                Delayed::Item(item) => leftovers.items.push((*item, Some(until))),
                 Delayed::Group(name) => drop(waits.insert(name, until)),
             }
         }
         for (name, group) in groups {
-            if let Some(rest) = group.rest {
-                leftovers.rests.push(MessageKey { lane: group.lane, id: rest.after + 1 });
-            }
             let until = waits.get(&name).copied();
-            leftovers.items.extend(group.waiting.into_iter().map(|item| (item, until)));
+            if let Some(rest) = group.rest {
+                let first_uncharged = group.waiting.iter().find(|item| item.charged.is_none());
+                let after = first_uncharged.map_or(rest.after, |item| rest.after.min(item.key().id - 1));
+                leftovers.remembered.push(Remembered { group: name, lane: group.lane, after, upto: rest.upto, until });
+                let charged = group.waiting.into_iter().filter(|item| item.charged.is_some());
+                leftovers.items.extend(charged.map(|item| (item, until)));
+            } else {
+                leftovers.items.extend(group.waiting.into_iter().map(|item| (item, until)));
+            }
         }
         leftovers
     }

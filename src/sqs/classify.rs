@@ -6,7 +6,7 @@
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sqs::config::http::HttpResponse;
-use aws_sdk_sqs::error::{DisplayErrorContext, ProvideErrorMetadata as _, SdkError};
+use aws_sdk_sqs::error::{ProvideErrorMetadata as _, SdkError};
 use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchError;
 use aws_sdk_sqs::types::BatchResultErrorEntry;
 
@@ -23,10 +23,12 @@ pub(super) fn entry(failed: &BatchResultErrorEntry) -> Fault {
 
 /// The fault of a whole request.
 pub(super) fn request(error: &SdkError<SendMessageBatchError, HttpResponse>) -> Fault {
-    let detail = || shorten(&DisplayErrorContext(error).to_string());
+    let detail = || shorten(&chain(error));
     match error {
         SdkError::ConstructionFailure(_) => Fault::new(FaultKind::Ours, "RequestNotBuilt", detail()),
-        SdkError::TimeoutError(_) => Fault::new(FaultKind::Ambiguous, "Timeout", "no answer within the request timeout"),
+        SdkError::TimeoutError(_) => {
+            Fault::new(FaultKind::Ambiguous, "Timeout", "no answer within the request timeout")
+        }
         SdkError::ResponseError(_) => Fault::new(FaultKind::Ambiguous, "UnreadableAnswer", detail()),
         SdkError::DispatchFailure(_) => dispatch(error),
         SdkError::ServiceError(context) => {
@@ -52,16 +54,15 @@ fn dispatch(error: &SdkError<SendMessageBatchError, HttpResponse>) -> Fault {
     while let Some(error) = cause {
         deepest = error.to_string();
         if error.is::<CredentialsError>() {
-            let detail = shorten(&DisplayErrorContext(error).to_string());
-            return Fault::new(FaultKind::Destination, "CredentialsNotAvailable", detail);
+            return Fault::new(FaultKind::Destination, "CredentialsNotAvailable", shorten(&chain(error)));
         }
         if error.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|error| error.is_connect()) {
-            return Fault::new(FaultKind::Outage, "NotConnected", shorten(&DisplayErrorContext(error).to_string()));
+            return Fault::new(FaultKind::Outage, "NotConnected", shorten(&chain(error)));
         }
         cause = error.source();
     }
     // The SDK resolves credentials with a time limit of its own, before it sends anything.
-    if DisplayErrorContext(error).to_string().contains("identity resolver timed out") {
+    if chain(error).contains("identity resolver timed out") {
         return Fault::new(FaultKind::Destination, "CredentialsNotAvailable", "fetching credentials timed out");
     }
     Fault::new(FaultKind::Ambiguous, "ConnectionLost", shorten(&deepest))
@@ -72,31 +73,87 @@ fn dispatch(error: &SdkError<SendMessageBatchError, HttpResponse>) -> Fault {
 fn kind_of_code(code: &str) -> Option<FaultKind> {
     let code = code.rsplit(['.', '#']).next().unwrap_or(code);
     let kind = match code {
-        "InvalidMessageContents" | "InvalidParameterValue" | "MissingParameter" | "BatchRequestTooLong"
-        | "InvalidAttributeValue" | "InvalidAttributeName" => FaultKind::MessagePermanent,
+        "InvalidMessageContents"
+        | "InvalidParameterValue"
+        | "MissingParameter"
+        | "BatchRequestTooLong"
+        | "InvalidAttributeValue"
+        | "InvalidAttributeName" => FaultKind::MessagePermanent,
         "InternalError" | "InternalFailure" => return None,
-        "RequestThrottled" | "ThrottlingException" | "Throttling" | "ThrottledException" | "RequestThrottledException"
-        | "TooManyRequestsException" | "RequestLimitExceeded" | "BandwidthLimitExceeded" | "LimitExceededException"
-        | "KmsThrottled" | "OverLimit" | "SlowDown" | "PriorRequestNotComplete" => FaultKind::Throttle,
+        "RequestThrottled"
+        | "ThrottlingException"
+        | "Throttling"
+        | "ThrottledException"
+        | "RequestThrottledException"
+        | "TooManyRequestsException"
+        | "RequestLimitExceeded"
+        | "BandwidthLimitExceeded"
+        | "LimitExceededException"
+        | "KmsThrottled"
+        | "OverLimit"
+        | "SlowDown"
+        | "PriorRequestNotComplete" => FaultKind::Throttle,
         "ServiceUnavailable" | "ServiceUnavailableException" => FaultKind::ServerError,
         "TooManyEntriesInBatchRequest" | "EmptyBatchRequest" | "BatchEntryIdsNotDistinct" | "InvalidBatchEntryId" => {
             FaultKind::Ours
         }
-        "NonExistentQueue" | "QueueDoesNotExist" | "QueueDeletedRecently" | "InvalidAddress" | "UnsupportedOperation"
-        | "InvalidSecurity" | "AccessDenied" | "AccessDeniedException" | "AuthFailure" | "InvalidClientTokenId"
-        | "UnrecognizedClientException" | "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidSignatureException"
-        | "IncompleteSignature" | "IncompleteSignatureException" | "MissingAuthenticationToken"
-        | "MissingAuthenticationTokenException" | "ExpiredToken" | "ExpiredTokenException" | "RequestExpired"
-        | "RequestTimeTooSkewed" | "OptInRequired" | "KmsAccessDenied" | "KmsDisabled" | "KmsInvalidKeyUsage"
-        | "KmsInvalidState" | "KmsNotFound" | "KmsOptInRequired" | "DisabledException" | "InvalidStateException"
-        | "NotFoundException" | "InvalidKeyUsageException" => FaultKind::Destination,
+        "NonExistentQueue"
+        | "QueueDoesNotExist"
+        | "QueueDeletedRecently"
+        | "InvalidAddress"
+        | "UnsupportedOperation"
+        | "InvalidSecurity"
+        | "AccessDenied"
+        | "AccessDeniedException"
+        | "AuthFailure"
+        | "InvalidClientTokenId"
+        | "UnrecognizedClientException"
+        | "InvalidAccessKeyId"
+        | "SignatureDoesNotMatch"
+        | "InvalidSignatureException"
+        | "IncompleteSignature"
+        | "IncompleteSignatureException"
+        | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException"
+        | "ExpiredToken"
+        | "ExpiredTokenException"
+        | "RequestExpired"
+        | "RequestTimeTooSkewed"
+        | "OptInRequired"
+        | "KmsAccessDenied"
+        | "KmsDisabled"
+        | "KmsInvalidKeyUsage"
+        | "KmsInvalidState"
+        | "KmsNotFound"
+        | "KmsOptInRequired"
+        | "DisabledException"
+        | "InvalidStateException"
+        | "NotFoundException"
+        | "InvalidKeyUsageException" => FaultKind::Destination,
         _ => return None,
     };
     Some(kind)
 }
 
+/// An error and its causes in one sentence; the SDK's own display adds their innards.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // Some layers only repeat what is below them.
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// One line, not too long.
 fn shorten(text: &str) -> String {
-    text.chars().take(DETAIL_CHARS).collect()
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").chars().take(DETAIL_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -118,8 +175,12 @@ mod tests {
     #[test]
     fn an_entry_with_an_unknown_code_is_tried_again_whoever_is_blamed() {
         for sender_fault in [true, false] {
-            let failed =
-                BatchResultErrorEntry::builder().id("0").code("SomethingNew").sender_fault(sender_fault).build().unwrap();
+            let failed = BatchResultErrorEntry::builder()
+                .id("0")
+                .code("SomethingNew")
+                .sender_fault(sender_fault)
+                .build()
+                .unwrap();
             assert_eq!(entry(&failed).kind, FaultKind::MessageTransient);
         }
     }

@@ -147,7 +147,10 @@ fn attributes(event: &Event) -> (Vec<Attribute>, Option<String>, usize) {
     add(&mut attributes, string("event_type", &event.event_type));
     if let Some((stream_id, version)) = &event.stream {
         add(&mut attributes, string("stream_id", stream_id));
-        add(&mut attributes, Attribute { name: "stream_version".to_owned(), kind: "Number", value: version.to_string() });
+        add(
+            &mut attributes,
+            Attribute { name: "stream_version".to_owned(), kind: "Number", value: version.to_string() },
+        );
     }
     if event.metadata == "{}" {
         return (attributes, None, left_out);
@@ -196,7 +199,8 @@ fn is_acceptable(attribute: &Attribute) -> bool {
 
 /// SQS: #x9 #xA #xD #x20 to #xD7FF #xE000 to #xFFFD #x10000 to #x10FFFF, at least one.
 fn is_text(value: &str) -> bool {
-    let is_allowed = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
+    let is_allowed =
+        |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
     !value.is_empty() && value.chars().all(is_allowed)
 }
 

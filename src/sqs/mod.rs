@@ -124,7 +124,8 @@ fn region_of(queue_url: &str) -> Option<&str> {
 /// VPC endpoint) means its own host.
 fn endpoint_of(queue_url: &str) -> Option<String> {
     let host = host_of(queue_url);
-    let is_public = host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn") || host.ends_with(".api.aws");
+    let is_public =
+        host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn") || host.ends_with(".api.aws");
     if is_public && !host.contains(".vpce.") {
         return None;
     }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use aws_sdk_sqs::error::BuildError;
 use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchOutput;
 use aws_sdk_sqs::types::{
-    MessageAttributeValue, MessageSystemAttributeNameForSends, MessageSystemAttributeValue, SendMessageBatchRequestEntry,
+    MessageAttributeValue, MessageSystemAttributeNameForSends, MessageSystemAttributeValue,
+    SendMessageBatchRequestEntry,
 };
 
 use super::{Entry, Queue, classify};
@@ -104,7 +105,12 @@ mod tests {
     use super::*;
 
     fn accepted(id: &str) -> SendMessageBatchResultEntry {
-        SendMessageBatchResultEntry::builder().id(id).message_id(format!("m{id}")).md5_of_message_body("").build().unwrap()
+        SendMessageBatchResultEntry::builder()
+            .id(id)
+            .message_id(format!("m{id}"))
+            .md5_of_message_body("")
+            .build()
+            .unwrap()
     }
 
     fn failed(id: &str, code: &str) -> BatchResultErrorEntry {

@@ -20,10 +20,7 @@ use crate::support::proxy::{Choice, Fault, Proxy, Rule};
 use crate::support::{chosen_major, cluster, emulator, eventually};
 
 fn own_cluster() -> Result<Cluster> {
-    Cluster::start(&Options {
-        major: chosen_major(),
-        ..Options::default()
-    })
+    Cluster::start(&Options { major: chosen_major(), ..Options::default() })
 }
 
 async fn connect(url: &str) -> Result<tokio_postgres::Client> {
@@ -47,9 +44,7 @@ type Sent = Result<SendMessageBatchOutput, aws_sdk_sqs::Error>;
 async fn send(client: &Client, queue_url: &str, bodies: &[&str]) -> Sent {
     let mut request = client.send_message_batch().queue_url(queue_url);
     for (index, body) in bodies.iter().enumerate() {
-        let mut entry = SendMessageBatchRequestEntry::builder()
-            .id(index.to_string())
-            .message_body(*body);
+        let mut entry = SendMessageBatchRequestEntry::builder().id(index.to_string()).message_body(*body);
         if queue_url.ends_with(".fifo") {
             entry = entry.message_group_id("group").message_deduplication_id(*body);
         }
@@ -59,12 +54,7 @@ async fn send(client: &Client, queue_url: &str, bodies: &[&str]) -> Sent {
 }
 
 async fn bodies(queues: &Queues, queue_url: &str) -> Result<Vec<String>> {
-    Ok(queues
-        .drain(queue_url)
-        .await?
-        .into_iter()
-        .map(|message| message.body)
-        .collect())
+    Ok(queues.drain(queue_url).await?.into_iter().map(|message| message.body).collect())
 }
 
 #[tokio::test]
@@ -76,10 +66,7 @@ async fn a_cluster_lets_its_password_in_and_no_other() -> Result<()> {
     }
     let refused = connect(&cluster()?.url("postgres").replace(PASSWORD, "wrong")).await;
     let error = refused.err().context("a wrong password was let in")?;
-    ensure!(
-        format!("{error:?}").contains("password authentication failed"),
-        "{error:?}"
-    );
+    ensure!(format!("{error:?}").contains("password authentication failed"), "{error:?}");
     Ok(())
 }
 
@@ -87,13 +74,9 @@ async fn a_cluster_lets_its_password_in_and_no_other() -> Result<()> {
 async fn a_database_is_a_copy_of_its_template() -> Result<()> {
     cluster()?.create_database("ground_template").await?;
     let client = connect(&cluster()?.url("ground_template")).await?;
-    client
-        .batch_execute("CREATE TABLE tickets AS SELECT generate_series(1, 7) AS id")
-        .await?;
+    client.batch_execute("CREATE TABLE tickets AS SELECT generate_series(1, 7) AS id").await?;
     drop(client);
-    cluster()?
-        .create_database_from_template("ground_copy", "ground_template")
-        .await?;
+    cluster()?.create_database_from_template("ground_copy", "ground_template").await?;
     let client = connect(&cluster()?.url("ground_copy")).await?;
     let tickets: i64 = client.query_one("SELECT count(*) FROM tickets", &[]).await?.get(0);
     ensure!(tickets == 7);
@@ -107,20 +90,14 @@ async fn a_cluster_keeps_what_was_committed_over_an_immediate_restart() -> Resul
     let client = connect(&cluster.url("postgres")).await?;
     client.batch_execute("CREATE TABLE tickets AS SELECT 42 AS id").await?;
     cluster.restart(StopMode::Immediate)?;
-    ensure!(
-        client.batch_execute("SELECT 1").await.is_err(),
-        "the old session outlived the server"
-    );
+    ensure!(client.batch_execute("SELECT 1").await.is_err(), "the old session outlived the server");
     let client = connect(&cluster.url("postgres")).await?;
     let ticket: i32 = client.query_one("SELECT id FROM tickets", &[]).await?.get(0);
     ensure!(ticket == 42);
     let log = std::fs::read_to_string(cluster.log_path())?;
     ensure!(log.contains("was not properly shut down"), "no recovery in the log");
     cluster.stop(StopMode::Fast)?;
-    ensure!(
-        connect(&cluster.url("postgres")).await.is_err(),
-        "a stopped cluster answers"
-    );
+    ensure!(connect(&cluster.url("postgres")).await.is_err(), "a stopped cluster answers");
     cluster.start_again()?;
     connect(&cluster.url("postgres")).await?;
     Ok(())
@@ -132,46 +109,26 @@ async fn a_dropped_cluster_leaves_nothing() -> Result<()> {
     let (folder, port) = (cluster.socket_folder().to_owned(), cluster.port());
     drop(cluster);
     ensure!(!folder.exists(), "{} is still there", folder.display());
-    ensure!(
-        TcpStream::connect(("127.0.0.1", port)).is_err(),
-        "port {port} still answers"
-    );
+    ensure!(TcpStream::connect(("127.0.0.1", port)).is_err(), "port {port} still answers");
     Ok(())
 }
 
 #[tokio::test]
 async fn cluster_and_emulator_end_when_their_owner_is_killed() -> Result<()> {
     let mut owner = Command::new(std::env::current_exe()?);
-    owner.args([
-        "--exact",
-        "ground::an_owner_for_the_test_that_kills_it",
-        "--ignored",
-        "--nocapture",
-    ]);
+    owner.args(["--exact", "ground::an_owner_for_the_test_that_kills_it", "--ignored", "--nocapture"]);
     let mut owner = owner.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let said = BufReader::new(owner.stdout.take().context("no output")?).lines();
-    let said = said
-        .map_while(Result::ok)
-        .find(|line| line.contains("OWNS "))
-        .context("it owns nothing")?;
-    let owned: Vec<_> = said
-        .split_whitespace()
-        .skip_while(|word| *word != "OWNS")
-        .skip(1)
-        .collect();
-    let &[folder, cluster_port, emulator_port] = &owned[..] else {
-        anyhow::bail!("{said}")
-    };
+    let said = said.map_while(Result::ok).find(|line| line.contains("OWNS ")).context("it owns nothing")?;
+    let owned: Vec<_> = said.split_whitespace().skip_while(|word| *word != "OWNS").skip(1).collect();
+    let &[folder, cluster_port, emulator_port] = &owned[..] else { anyhow::bail!("{said}") };
     ensure!(Path::new(folder).exists(), "no folder {folder}");
     owner.kill()?;
     owner.wait()?;
     eventually("the folder is gone", || async { Ok(!Path::new(folder).exists()) }).await?;
     for port in [cluster_port, emulator_port] {
         let address = format!("127.0.0.1:{port}");
-        eventually("the port is closed", || async {
-            Ok(TcpStream::connect(&address).is_err())
-        })
-        .await?;
+        eventually("the port is closed", || async { Ok(TcpStream::connect(&address).is_err()) }).await?;
     }
     Ok(())
 }
@@ -182,11 +139,7 @@ async fn cluster_and_emulator_end_when_their_owner_is_killed() -> Result<()> {
 fn an_owner_for_the_test_that_kills_it() -> Result<()> {
     let (cluster, emulator) = (own_cluster()?, Emulator::start()?);
     let emulator_port = emulator.endpoint().rsplit(':').next().unwrap_or_default();
-    println!(
-        "OWNS {} {} {emulator_port}",
-        cluster.socket_folder().display(),
-        cluster.port()
-    );
+    println!("OWNS {} {} {emulator_port}", cluster.socket_folder().display(), cluster.port());
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
 }
@@ -195,27 +148,16 @@ fn an_owner_for_the_test_that_kills_it() -> Result<()> {
 async fn messages_pass_the_proxy_with_all_they_carry() -> Result<()> {
     let (proxy, client, queues, _) = proxied().await?;
     let queue_url = queues.create_fifo("ground").await?;
-    let attribute = MessageAttributeValue::builder()
-        .data_type("String")
-        .string_value("ticket")
-        .build()?;
+    let attribute = MessageAttributeValue::builder().data_type("String").string_value("ticket").build()?;
     let entry = SendMessageBatchRequestEntry::builder()
         .id("0")
         .message_body("{\"draw\": \"🎲 \u{10FFFF}\"}")
         .message_group_id("draw-1")
         .message_deduplication_id("m1")
         .message_attributes("event_type", attribute);
-    client
-        .send_message_batch()
-        .queue_url(&queue_url)
-        .entries(entry.build()?)
-        .send()
-        .await?;
+    client.send_message_batch().queue_url(&queue_url).entries(entry.build()?).send().await?;
     let seen = proxy.requests();
-    ensure!(
-        seen.len() == 1 && seen[0].queue_url == queue_url && seen[0].answered == Some(200),
-        "{seen:?}"
-    );
+    ensure!(seen.len() == 1 && seen[0].queue_url == queue_url && seen[0].answered == Some(200), "{seen:?}");
     ensure!(seen[0].entries[0].deduplication_id.as_deref() == Some("m1"), "{seen:?}");
     let received = queues.drain(&queue_url).await?;
     ensure!(received.len() == 1, "{received:?}");
@@ -236,19 +178,8 @@ async fn a_drained_fifo_queue_shows_the_order_of_its_group() -> Result<()> {
         let request: Vec<_> = request.iter().map(String::as_str).collect();
         send(queues.client(), &queue_url, &request).await?;
     }
-    ensure!(
-        queues.depth(&queue_url).await?
-            == Depth {
-                visible: 100,
-                in_flight: 0
-            }
-    );
-    let seen: Vec<_> = queues
-        .contents(&queue_url)
-        .await?
-        .into_iter()
-        .map(|message| message.body)
-        .collect();
+    ensure!(queues.depth(&queue_url).await? == Depth { visible: 100, in_flight: 0 });
+    let seen: Vec<_> = queues.contents(&queue_url).await?.into_iter().map(|message| message.body).collect();
     ensure!(seen == sent, "{seen:?}");
     ensure!(bodies(&queues, &queue_url).await? == sent);
     Ok(())
@@ -299,11 +230,7 @@ async fn cut_connections_are_errors_and_only_the_late_cut_delivers() -> Result<(
     proxy.set(Fault::CutAfterForward);
     ensure!(send(&client, &queue_url, &["b"]).await.is_err());
     ensure!(bodies(&queues, &queue_url).await? == ["b"]);
-    let fates: Vec<_> = proxy
-        .requests()
-        .iter()
-        .map(|seen| (seen.forwarded, seen.answered))
-        .collect();
+    let fates: Vec<_> = proxy.requests().iter().map(|seen| (seen.forwarded, seen.answered)).collect();
     ensure!(fates == [(false, None), (true, None)], "{fates:?}");
     Ok(())
 }
@@ -323,27 +250,17 @@ async fn error_answers_reach_the_sender_with_their_code() -> Result<()> {
     for (fault, code) in faults {
         let name = format!("{fault:?}");
         proxy.set(fault);
-        let error = send(&client, &queue_url, &["a"])
-            .await
-            .err()
-            .with_context(|| name.clone())?;
+        let error = send(&client, &queue_url, &["a"]).await.err().with_context(|| name.clone())?;
         ensure!(error.code() == code, "{name}: {:?}", error.code());
     }
-    ensure!(
-        bodies(&queues, &queue_url).await? == ["a"],
-        "only the garbled answer's request was forwarded"
-    );
+    ensure!(bodies(&queues, &queue_url).await? == ["a"], "only the garbled answer's request was forwarded");
     Ok(())
 }
 
 #[tokio::test]
 async fn chosen_entries_fail_and_the_others_are_sent() -> Result<()> {
     let (proxy, client, queues, queue_url) = proxied().await?;
-    let fail = |which| Fault::FailEntries {
-        which,
-        code: "InternalError",
-        sender_fault: false,
-    };
+    let fail = |which| Fault::FailEntries { which, code: "InternalError", sender_fault: false };
     proxy.script([
         Rule::new(fail(Choice::at([1]))).times(1).and_more(),
         Rule::new(fail(Choice::body_contains("c"))).times(1),
@@ -351,11 +268,7 @@ async fn chosen_entries_fail_and_the_others_are_sent() -> Result<()> {
     ]);
     let answer = send(&client, &queue_url, &["a", "b", "c", "d"]).await?;
     let successful: Vec<_> = answer.successful.iter().map(|entry| entry.id.as_str()).collect();
-    let failed: Vec<_> = answer
-        .failed
-        .iter()
-        .map(|entry| (entry.id.as_str(), entry.code.as_str()))
-        .collect();
+    let failed: Vec<_> = answer.failed.iter().map(|entry| (entry.id.as_str(), entry.code.as_str())).collect();
     ensure!(successful == ["0", "3"], "{successful:?}");
     ensure!(failed == [("1", "InternalError"), ("2", "InternalError")], "{failed:?}");
     ensure!(send(&client, &queue_url, &["e", "f"]).await?.failed.len() == 2);
@@ -368,10 +281,7 @@ async fn chosen_entries_fail_and_the_others_are_sent() -> Result<()> {
 #[tokio::test]
 async fn an_answer_can_pass_over_what_was_delivered() -> Result<()> {
     let (proxy, client, queues, queue_url) = proxied().await?;
-    proxy.script([
-        Rule::new(Fault::DropFromAnswer(Choice::at([0]))).times(1),
-        Rule::new(Fault::EmptyAnswer),
-    ]);
+    proxy.script([Rule::new(Fault::DropFromAnswer(Choice::at([0]))).times(1), Rule::new(Fault::EmptyAnswer)]);
     let answer = send(&client, &queue_url, &["a", "b"]).await?;
     ensure!(answer.failed.is_empty() && answer.successful.len() == 1 && answer.successful[0].id == "1");
     let answer = send(&client, &queue_url, &["c"]).await?;

@@ -1,10 +1,6 @@
 //! Integration tests, one crate: each name is a sentence about behaviour.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a test crate has no outside; some of the ground waits for its tests"
-)]
+#![allow(dead_code, unreachable_pub, reason = "a test crate has no outside; some of the ground waits for its tests")]
 
 mod bodies;
 mod delivery;
@@ -18,3 +14,4 @@ mod retention;
 mod sharing;
 mod signals;
 mod support;
+mod tls;

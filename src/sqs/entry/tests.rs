@@ -72,10 +72,7 @@ fn a_group_that_sqs_refuses_is_hashed() {
 #[test]
 fn metadata_becomes_attributes_with_the_trace_context_first() {
     let composed = entry("{}", r#"{"b": 1.5, "a": {"x": [true]}, "traceparent": "00-1-2-01", "none": null}"#);
-    assert_eq!(
-        names(&composed),
-        ["event_id", "event_type", "stream_id", "stream_version", "traceparent", "a", "b"]
-    );
+    assert_eq!(names(&composed), ["event_id", "event_type", "stream_id", "stream_version", "traceparent", "a", "b"]);
     assert_eq!(composed.entry.attributes[5].value, r#"{"x":[true]}"#);
     assert_eq!((composed.entry.attributes[6].kind, composed.entry.attributes[6].value.as_str()), ("Number", "1.5"));
     assert_eq!(composed.left_out, 0);

@@ -2,11 +2,7 @@
 //!
 //! The tests and the lottery example both include this file, so it knows nothing of either.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each of the crates that include this file uses a part of it"
-)]
+#![allow(dead_code, unreachable_pub, reason = "each of the crates that include this file uses a part of it")]
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
@@ -57,24 +53,11 @@ impl Emulator {
         let mut child = command.spawn().context("cannot start node")?;
         let output = BufReader::new(child.stdout.take().context("the emulator has no output")?);
         let (said, address) = mpsc::channel();
-        std::thread::spawn(move || {
-            output
-                .lines()
-                .map_while(Result::ok)
-                .try_for_each(|line| said.send(line))
-        });
-        let mut emulator = Emulator {
-            child,
-            endpoint: String::new(),
-        };
-        emulator.endpoint = address
-            .recv_timeout(START_TIMEOUT)
-            .context("the SQS emulator did not start; node says why above")?;
-        ensure!(
-            emulator.endpoint.starts_with("http://127.0.0.1:"),
-            "the emulator said {}",
-            emulator.endpoint
-        );
+        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| said.send(line)));
+        let mut emulator = Emulator { child, endpoint: String::new() };
+        emulator.endpoint =
+            address.recv_timeout(START_TIMEOUT).context("the SQS emulator did not start; node says why above")?;
+        ensure!(emulator.endpoint.starts_with("http://127.0.0.1:"), "the emulator said {}", emulator.endpoint);
         Ok(emulator)
     }
 
@@ -103,11 +86,7 @@ fn tools() -> PathBuf {
 fn find_cli() -> Result<PathBuf> {
     let script = tools().join("emulator.sh");
     let output = Command::new("/bin/sh").arg(&script).stderr(Stdio::inherit()).output()?;
-    ensure!(
-        output.status.success(),
-        "{} found no SQS emulator; it says why above",
-        script.display()
-    );
+    ensure!(output.status.success(), "{} found no SQS emulator; it says why above", script.display());
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim_end()))
 }
 
@@ -155,9 +134,7 @@ impl Queues {
             .region(Region::new("us-east-1"))
             .credentials_provider(Credentials::new("test", "test", None, None, "tests"))
             .build();
-        Queues {
-            client: Client::from_conf(configuration),
-        }
+        Queues { client: Client::from_conf(configuration) }
     }
 
     /// The client, for requests not offered here.
@@ -172,30 +149,14 @@ impl Queues {
 
     /// Creates a FIFO queue, its name made unique; returns its URL.
     pub async fn create_fifo(&self, name: &str) -> Result<String> {
-        self.create(
-            &format!("{}.fifo", unique(name)),
-            &[(QueueAttributeName::FifoQueue, "true")],
-        )
-        .await
+        self.create(&format!("{}.fifo", unique(name)), &[(QueueAttributeName::FifoQueue, "true")]).await
     }
 
     /// Creates a queue of exactly this name with attributes; returns its URL.
     pub async fn create(&self, name: &str, attributes: &[(QueueAttributeName, &str)]) -> Result<String> {
-        let attributes = attributes
-            .iter()
-            .map(|(name, value)| (name.clone(), (*value).to_owned()))
-            .collect();
-        let request = self
-            .client
-            .create_queue()
-            .queue_name(name)
-            .set_attributes(Some(attributes));
-        request
-            .send()
-            .await
-            .map_err(plain)?
-            .queue_url
-            .context("the new queue has no URL")
+        let attributes = attributes.iter().map(|(name, value)| (name.clone(), (*value).to_owned())).collect();
+        let request = self.client.create_queue().queue_name(name).set_attributes(Some(attributes));
+        request.send().await.map_err(plain)?.queue_url.context("the new queue has no URL")
     }
 
     /// Receives and deletes everything, in order within each group, until nothing is waiting or in flight.
@@ -209,10 +170,7 @@ impl Queues {
             if visible + in_flight == 0 {
                 return Ok(received.into_inner().unwrap_or_else(PoisonError::into_inner));
             }
-            ensure!(
-                Instant::now() < deadline,
-                "{queue_url} still holds {visible} + {in_flight} messages"
-            );
+            ensure!(Instant::now() < deadline, "{queue_url} still holds {visible} + {in_flight} messages");
         }
     }
 
@@ -249,9 +207,7 @@ impl Queues {
     pub async fn delete_messages(&self, queue_url: &str, receipt_handles: &[String]) -> Result<()> {
         let mut request = self.client.delete_message_batch().queue_url(queue_url);
         for (index, handle) in receipt_handles.iter().enumerate() {
-            let entry = DeleteMessageBatchRequestEntry::builder()
-                .id(index.to_string())
-                .receipt_handle(handle);
+            let entry = DeleteMessageBatchRequestEntry::builder().id(index.to_string()).receipt_handle(handle);
             request = request.entries(entry.build()?);
         }
         let failed = request.send().await.map_err(plain)?.failed;
@@ -262,11 +218,7 @@ impl Queues {
     /// How many messages a queue holds; exact and immediate in the emulator, approximate in SQS.
     pub async fn depth(&self, queue_url: &str) -> Result<Depth> {
         let request = self.client.get_queue_attributes().queue_url(queue_url);
-        let answer = request
-            .attribute_names(QueueAttributeName::All)
-            .send()
-            .await
-            .map_err(plain)?;
+        let answer = request.attribute_names(QueueAttributeName::All).send().await.map_err(plain)?;
         let attributes = answer.attributes.unwrap_or_default();
         let number = |name| -> Result<usize> { Ok(attributes.get(&name).context("no such attribute")?.parse()?) };
         Ok(Depth {
@@ -278,41 +230,24 @@ impl Queues {
     /// Everything a queue holds, without receiving it: for queues too long to drain. Each group is in its
     /// order, and messages in flight come last. SQS has no such thing; the emulator has.
     pub async fn contents(&self, queue_url: &str) -> Result<Vec<Received>> {
-        let (address, path) = queue_url
-            .strip_prefix("http://")
-            .and_then(|url| url.split_once('/'))
-            .context("URL")?;
+        let (address, path) = queue_url.strip_prefix("http://").and_then(|url| url.split_once('/')).context("URL")?;
         let name = path.rsplit('/').next().unwrap_or_default();
         let state: Value = serde_json::from_slice(&get(address, &format!("/_fauxqs/queues/{name}")).await?)?;
         let messages = &state["messages"];
         let list = |name: &str| messages[name].as_array().into_iter().flatten();
         let in_flight = list("inflight").map(|entry| &entry["message"]);
-        list("ready")
-            .chain(list("delayed"))
-            .chain(in_flight)
-            .map(inspected)
-            .collect()
+        list("ready").chain(list("delayed")).chain(in_flight).map(inspected).collect()
     }
 
     /// Empties a queue. Deduplication ids stay known, as in SQS.
     pub async fn purge(&self, queue_url: &str) -> Result<()> {
-        self.client
-            .purge_queue()
-            .queue_url(queue_url)
-            .send()
-            .await
-            .map_err(plain)?;
+        self.client.purge_queue().queue_url(queue_url).send().await.map_err(plain)?;
         Ok(())
     }
 
     /// Deletes a queue.
     pub async fn delete(&self, queue_url: &str) -> Result<()> {
-        self.client
-            .delete_queue()
-            .queue_url(queue_url)
-            .send()
-            .await
-            .map_err(plain)?;
+        self.client.delete_queue().queue_url(queue_url).send().await.map_err(plain)?;
         Ok(())
     }
 }
@@ -329,13 +264,9 @@ fn unique(name: &str) -> String {
 
 fn received_from(message: Message) -> Result<(String, Received)> {
     let attributes = message.message_attributes.unwrap_or_default();
-    let attributes = attributes
-        .into_iter()
-        .filter_map(|(name, value)| Some((name, value.string_value?)));
+    let attributes = attributes.into_iter().filter_map(|(name, value)| Some((name, value.string_value?)));
     let mut system = message.attributes.unwrap_or_default();
-    let sent_at = system
-        .remove(&MessageSystemAttributeName::SentTimestamp)
-        .context("no SentTimestamp")?;
+    let sent_at = system.remove(&MessageSystemAttributeName::SentTimestamp).context("no SentTimestamp")?;
     let received = Received {
         message_id: message.message_id.context("a message without id")?,
         body: message.body.unwrap_or_default(),
@@ -345,10 +276,7 @@ fn received_from(message: Message) -> Result<(String, Received)> {
         sequence_number: system.remove(&MessageSystemAttributeName::SequenceNumber),
         sent_at: sent_at.parse()?,
     };
-    Ok((
-        message.receipt_handle.context("a message without receipt handle")?,
-        received,
-    ))
+    Ok((message.receipt_handle.context("a message without receipt handle")?, received))
 }
 
 fn inspected(message: &Value) -> Result<Received> {
@@ -371,22 +299,14 @@ fn inspected(message: &Value) -> Result<Received> {
 async fn get(address: &str, path: &str) -> Result<Vec<u8>> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
-        stream
-            .write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())
-            .await?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
         anyhow::Ok(answer)
     };
     let answer = tokio::time::timeout(GET_TIMEOUT, exchange).await??;
-    let head_end = answer
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .context("half an answer")?;
+    let head_end = answer.windows(4).position(|window| window == b"\r\n\r\n").context("half an answer")?;
     let (head, body) = answer.split_at(head_end + 4);
-    ensure!(
-        head.starts_with(b"HTTP/1.1 200") || head.starts_with(b"HTTP/1.0 200"),
-        "no answer to GET {path}"
-    );
+    ensure!(head.starts_with(b"HTTP/1.1 200") || head.starts_with(b"HTTP/1.0 200"), "no answer to GET {path}");
     Ok(body.to_vec())
 }

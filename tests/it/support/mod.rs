@@ -25,15 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub fn cluster() -> Result<&'static Cluster> {
     static CLUSTER: OnceLock<Result<Cluster, String>> = OnceLock::new();
     let started = CLUSTER.get_or_init(|| {
-        let options = Options {
-            major: chosen_major(),
-            ..Options::default()
-        };
+        let options = Options { major: chosen_major(), ..Options::default() };
         Cluster::start(&options).map_err(|error| format!("{error:#}"))
     });
-    started
-        .as_ref()
-        .map_err(|error| anyhow!("no PostgreSQL to test with: {error}"))
+    started.as_ref().map_err(|error| anyhow!("no PostgreSQL to test with: {error}"))
 }
 
 /// The version that `PG_MAJOR` asks for, for tests that start a cluster of their own.
@@ -45,9 +40,7 @@ pub fn chosen_major() -> Option<String> {
 pub fn emulator() -> Result<&'static Emulator> {
     static EMULATOR: OnceLock<Result<Emulator, String>> = OnceLock::new();
     let started = EMULATOR.get_or_init(|| Emulator::start().map_err(|error| format!("{error:#}")));
-    started
-        .as_ref()
-        .map_err(|error| anyhow!("no SQS emulator to test with: {error}"))
+    started.as_ref().map_err(|error| anyhow!("no SQS emulator to test with: {error}"))
 }
 
 /// Asks again and again until the answer is yes; what was awaited is named when it never is.

@@ -3,11 +3,7 @@
 //! The tests and the lottery example both include this file, so it knows nothing of either. A cluster that
 //! was on the machine before is never touched: nothing here connects to a port or a folder it did not make.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each of the crates that include this file uses a part of it"
-)]
+#![allow(dead_code, unreachable_pub, reason = "each of the crates that include this file uses a part of it")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -101,11 +97,7 @@ impl Cluster {
             match guardian.order("start") {
                 Ok(()) => {
                     let home = home.to_owned();
-                    return Ok(Cluster {
-                        home,
-                        port,
-                        guardian: Mutex::new(guardian),
-                    });
+                    return Ok(Cluster { home, port, guardian: Mutex::new(guardian) });
                 }
                 Err(error) => last_error = Some(error),
             }
@@ -156,18 +148,12 @@ impl Cluster {
 
     /// Copies a database that nobody is connected to.
     pub async fn create_database_from_template(&self, name: &str, template: &str) -> Result<()> {
-        self.execute(&format!(
-            "CREATE DATABASE {} TEMPLATE {}",
-            quoted(name),
-            quoted(template)
-        ))
-        .await
+        self.execute(&format!("CREATE DATABASE {} TEMPLATE {}", quoted(name), quoted(template))).await
     }
 
     /// Removes a database, after ending the sessions in it.
     pub async fn drop_database(&self, name: &str) -> Result<()> {
-        self.execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quoted(name)))
-            .await
+        self.execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quoted(name))).await
     }
 
     async fn execute(&self, statement: &str) -> Result<()> {
@@ -180,11 +166,7 @@ impl Cluster {
     }
 
     fn order(&self, order: &str) -> Result<()> {
-        let outcome = self
-            .guardian
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .order(order);
+        let outcome = self.guardian.lock().unwrap_or_else(PoisonError::into_inner).order(order);
         outcome.with_context(|| log_tails(&self.home))
     }
 }
@@ -208,12 +190,7 @@ struct Guardian {
 impl Guardian {
     fn spawn(binaries: &Path, home: &Path, account: Option<Account>) -> Result<Guardian> {
         let mut command = Command::new("/bin/sh");
-        command
-            .arg("-c")
-            .arg(include_str!("guardian.sh"))
-            .arg("guardian")
-            .arg(binaries)
-            .arg(home);
+        command.arg("-c").arg(include_str!("guardian.sh")).arg("guardian").arg(binaries).arg(home);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).current_dir("/");
         // Not in our process group: Ctrl-C in a terminal must reach the owner only.
         command.process_group(0);
@@ -233,10 +210,7 @@ impl Guardian {
     fn order(&mut self, order: &str) -> Result<()> {
         let orders = self.orders.as_mut().context("the cluster is gone")?;
         writeln!(orders, "{order}").context("the cluster's guardian is gone")?;
-        let answer = self
-            .answers
-            .recv_timeout(ORDER_TIMEOUT)
-            .context("the cluster's guardian is silent")?;
+        let answer = self.answers.recv_timeout(ORDER_TIMEOUT).context("the cluster's guardian is silent")?;
         ensure!(answer == "done", "PostgreSQL could not {order}");
         Ok(())
     }
@@ -273,10 +247,7 @@ fn find_account() -> Result<Account> {
             if let [name, _, user, group, ..] = fields[..]
                 && name == wanted
             {
-                return Ok(Account {
-                    user: user.parse()?,
-                    group: group.parse()?,
-                });
+                return Ok(Account { user: user.parse()?, group: group.parse()? });
             }
         }
     }
@@ -306,18 +277,12 @@ fn create_home_below(parent: &Path) -> Result<(PathBuf, Option<Account>)> {
     let settle = || {
         fs::set_permissions(&home, fs::Permissions::from_mode(0o700))?;
         // What we create belongs to us, which tells without unsafe code who we are.
-        let account = if fs::metadata(&home)?.uid() == 0 {
-            Some(find_account()?)
-        } else {
-            None
-        };
+        let account = if fs::metadata(&home)?.uid() == 0 { Some(find_account()?) } else { None };
         if let Some(Account { user, group }) = account {
             std::os::unix::fs::chown(&home, Some(user), Some(group))?;
         }
         let mut probe = Command::new("/bin/sh");
-        probe
-            .args(["-c", "cd \"$1\" && : >probe && rm probe", "probe"])
-            .arg(&home);
+        probe.args(["-c", "cd \"$1\" && : >probe && rm probe", "probe"]).arg(&home);
         become_account(&mut probe, account);
         let probed = probe.current_dir("/").stderr(Stdio::null()).status()?;
         ensure!(probed.success(), "the account that runs PostgreSQL cannot work there");
@@ -344,16 +309,8 @@ fn write_for(home: &Path, name: &str, text: &str, account: Option<Account>) -> R
 
 fn find_binaries(major: Option<&str>) -> Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/postgres.sh");
-    let output = Command::new("/bin/sh")
-        .arg(&script)
-        .args(major)
-        .stderr(Stdio::inherit())
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "{} found no PostgreSQL; it says why above",
-        script.display()
-    );
+    let output = Command::new("/bin/sh").arg(&script).args(major).stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "{} found no PostgreSQL; it says why above", script.display());
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim_end()))
 }
 
@@ -361,33 +318,16 @@ fn find_binaries(major: Option<&str>) -> Result<PathBuf> {
 /// a closed home folder. A copy works because PostgreSQL finds its libraries from where it is.
 fn reachable_binaries(binaries: &Path, home: &Path, account: Option<Account>) -> Result<PathBuf> {
     let mut probe = Command::new(binaries.join("postgres"));
-    probe
-        .arg("--version")
-        .current_dir("/")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    probe.arg("--version").current_dir("/").stdout(Stdio::null()).stderr(Stdio::null());
     become_account(&mut probe, account);
     if probe.status().is_ok_and(|status| status.success()) {
         return Ok(binaries.to_owned());
     }
-    ensure!(
-        account.is_some(),
-        "{} does not run",
-        binaries.join("postgres").display()
-    );
+    ensure!(account.is_some(), "{} does not run", binaries.join("postgres").display());
     let installation = binaries.parent().context("PostgreSQL's folder has no parent")?;
     let copy = home.join("installation");
-    let copied = Command::new("cp")
-        .args(["-R", "-P"])
-        .arg(installation)
-        .arg(&copy)
-        .status()?;
-    ensure!(
-        copied.success(),
-        "cannot copy {} to {}",
-        installation.display(),
-        copy.display()
-    );
+    let copied = Command::new("cp").args(["-R", "-P"]).arg(installation).arg(&copy).status()?;
+    ensure!(copied.success(), "cannot copy {} to {}", installation.display(), copy.display());
     let Account { user, group } = account.context("only root copies")?;
     let owner = format!("{user}:{group}");
     let owned = Command::new("chown").args(["-R", &owner]).arg(&copy).status()?;
@@ -396,11 +336,7 @@ fn reachable_binaries(binaries: &Path, home: &Path, account: Option<Account>) ->
 }
 
 fn settings(home: &Path, port: u16, options: &Options) -> String {
-    let socket_folder = if home.as_os_str().len() <= SOCKET_FOLDER_LIMIT {
-        home
-    } else {
-        Path::new("")
-    };
+    let socket_folder = if home.as_os_str().len() <= SOCKET_FOLDER_LIMIT { home } else { Path::new("") };
     let mut lines = vec![
         format!("port = {port}"),
         "listen_addresses = '127.0.0.1'".to_owned(),

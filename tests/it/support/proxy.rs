@@ -52,13 +52,7 @@ impl Proxy {
         let (report, mut listening) = watch::channel(false);
         let listener = tokio::spawn(listen(address, Arc::clone(&shared), orders, report));
         tokio::time::timeout(WAIT_TIMEOUT, listening.wait_for(|listening| *listening)).await??;
-        Ok(Proxy {
-            shared,
-            address,
-            wanted,
-            listening,
-            listener,
-        })
+        Ok(Proxy { shared, address, wanted, listening, listener })
     }
 
     /// The address to give to the relay, `http://127.0.0.1:PORT`.
@@ -129,12 +123,7 @@ impl Proxy {
 
     /// How many entries each request had.
     pub fn entries_per_request(&self) -> Vec<usize> {
-        self.shared
-            .journal()
-            .requests
-            .iter()
-            .map(|request| request.entries.len())
-            .collect()
+        self.shared.journal().requests.iter().map(|request| request.entries.len()).collect()
     }
 
     /// The highest number of SendMessageBatch requests that were in the proxy at the same time.
@@ -159,20 +148,17 @@ impl Proxy {
 
     /// Waits until at least `count` requests are held.
     pub async fn wait_for_held(&self, count: usize) -> Result<()> {
-        self.wait_for(&format!("{count} held requests"), |journal| journal.held >= count)
-            .await
+        self.wait_for(&format!("{count} held requests"), |journal| journal.held >= count).await
     }
 
     /// Waits until at least `count` SendMessageBatch requests were seen.
     pub async fn wait_for_requests(&self, count: usize) -> Result<()> {
-        self.wait_for(&format!("{count} requests"), |journal| journal.requests.len() >= count)
-            .await
+        self.wait_for(&format!("{count} requests"), |journal| journal.requests.len() >= count).await
     }
 
     /// Waits until no SendMessageBatch request is in the proxy.
     pub async fn wait_until_quiet(&self) -> Result<()> {
-        self.wait_for("no request in flight", |journal| journal.in_flight == 0)
-            .await
+        self.wait_for("no request in flight", |journal| journal.in_flight == 0).await
     }
 
     async fn wait_for(&self, what: &str, reached: impl Fn(&Journal) -> bool) -> Result<()> {
@@ -182,16 +168,8 @@ impl Proxy {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(closed)) => Err(closed.into()),
             Err(_) => {
-                let Journal {
-                    requests,
-                    in_flight,
-                    held,
-                    ..
-                } = &*self.shared.journal();
-                bail!(
-                    "waited for {what}; {} requests came, {in_flight} in flight, {held} held",
-                    requests.len()
-                )
+                let Journal { requests, in_flight, held, .. } = &*self.shared.journal();
+                bail!("waited for {what}; {} requests came, {in_flight} in flight, {held} held", requests.len())
             }
         }
     }

@@ -42,12 +42,7 @@ pub enum Fault {
 impl Fault {
     /// An answer of SQS's overloaded or broken front: no type, no code.
     pub fn status(status: u16) -> Fault {
-        Fault::Answer(ErrorAnswer {
-            status,
-            kind: "",
-            query_error: "",
-            message: "not today",
-        })
+        Fault::Answer(ErrorAnswer { status, kind: "", query_error: "", message: "not today" })
     }
 
     /// Too many requests.
@@ -68,30 +63,17 @@ impl Fault {
 
     /// The policy does not allow it.
     pub fn access_denied() -> Fault {
-        Fault::error(
-            403,
-            "com.amazon.coral.service#AccessDeniedException",
-            "AccessDenied;Sender",
-        )
+        Fault::error(403, "com.amazon.coral.service#AccessDeniedException", "AccessDenied;Sender")
     }
 
     /// The token is too old.
     pub fn expired_token() -> Fault {
-        Fault::error(
-            403,
-            "com.amazon.coral.service#ExpiredTokenException",
-            "ExpiredToken;Sender",
-        )
+        Fault::error(403, "com.amazon.coral.service#ExpiredTokenException", "ExpiredToken;Sender")
     }
 
     /// Any other error.
     pub fn error(status: u16, kind: &'static str, query_error: &'static str) -> Fault {
-        Fault::Answer(ErrorAnswer {
-            status,
-            kind,
-            query_error,
-            message: "said by the fault proxy",
-        })
+        Fault::Answer(ErrorAnswer { status, kind, query_error, message: "said by the fault proxy" })
     }
 }
 
@@ -143,10 +125,7 @@ impl Choice {
     }
 
     fn positions(&mut self, entries: &[Entry]) -> Vec<usize> {
-        let chosen = entries
-            .iter()
-            .enumerate()
-            .filter(|(position, entry)| (self.0)(*position, entry));
+        let chosen = entries.iter().enumerate().filter(|(position, entry)| (self.0)(*position, entry));
         chosen.map(|(position, _)| position).collect()
     }
 }
@@ -172,14 +151,7 @@ impl Rule {
     /// Every SendMessageBatch to any queue, for as long as the rule stands.
     pub fn new(fault: Fault) -> Rule {
         let action = "SendMessageBatch";
-        Rule {
-            fault,
-            action,
-            queue_url: None,
-            remaining: usize::MAX,
-            chance: None,
-            last: true,
-        }
+        Rule { fault, action, queue_url: None, remaining: usize::MAX, chance: None, last: true }
     }
 
     /// Only the next `count` requests it strikes; one in which no entry is chosen does not count.
@@ -225,10 +197,7 @@ impl Rule {
         self.action == action
             && self.remaining > 0
             && self.queue_url.as_deref().is_none_or(|wanted| wanted == queue_url)
-            && self
-                .chance
-                .as_mut()
-                .is_none_or(|(probability, dice)| dice.f64() < *probability)
+            && self.chance.as_mut().is_none_or(|(probability, dice)| dice.f64() < *probability)
     }
 }
 
@@ -288,18 +257,10 @@ impl Plan {
             Fault::Answer(answer) => self.end = End::Error(*answer),
             Fault::Garble(status, body) => self.end = End::Instead(*status, body),
             Fault::EmptyAnswer => self.end = End::Instead(200, "{}"),
-            Fault::FailEntries {
-                which,
-                code,
-                sender_fault,
-            } => {
+            Fault::FailEntries { which, code, sender_fault } => {
                 let (code, sender_fault) = (*code, *sender_fault);
                 let positions = which.positions(entries);
-                let failures = positions.iter().map(|&position| Failure {
-                    position,
-                    code,
-                    sender_fault,
-                });
+                let failures = positions.iter().map(|&position| Failure { position, code, sender_fault });
                 self.failures.extend(failures);
                 return !positions.is_empty();
             }

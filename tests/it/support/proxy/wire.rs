@@ -35,14 +35,9 @@ pub(super) struct Upstream {
 
 impl Upstream {
     pub(super) fn new(endpoint: &str) -> Result<Upstream> {
-        let authority = endpoint
-            .strip_prefix("http://")
-            .context("the upstream must be http://HOST:PORT")?;
+        let authority = endpoint.strip_prefix("http://").context("the upstream must be http://HOST:PORT")?;
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Ok(Upstream {
-            client,
-            authority: authority.trim_end_matches('/').to_owned(),
-        })
+        Ok(Upstream { client, authority: authority.trim_end_matches('/').to_owned() })
     }
 
     /// A request once begun is finished, whether or not its sender still waits: what reached SQS is there.
@@ -82,19 +77,12 @@ pub(super) async fn serve(stream: TcpStream, shared: Arc<Shared>) {
 async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Result<Answer> {
     let (head, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
-    let target = head
-        .headers
-        .get("x-amz-target")
-        .and_then(|target| target.to_str().ok())
-        .unwrap_or_default();
+    let target = head.headers.get("x-amz-target").and_then(|target| target.to_str().ok()).unwrap_or_default();
     let action = target.rsplit('.').next().unwrap_or_default().to_owned();
     let parsed: Value = serde_json::from_slice(&body).unwrap_or_default();
     let queue_url = parsed["QueueUrl"].as_str().unwrap_or_default();
     let request = (action == "SendMessageBatch").then(|| Request::of(queue_url, &parsed));
-    let entries = request
-        .as_ref()
-        .map(|request| Arc::clone(&request.entries))
-        .unwrap_or_default();
+    let entries = request.as_ref().map(|request| Arc::clone(&request.entries)).unwrap_or_default();
     let (plan, releases) = shared.plan(&action, queue_url, &entries);
     let mut visit = Visit::enter(&shared, request, releases);
     visit.carry_out(plan, head, body, parsed, &entries).await
@@ -110,11 +98,7 @@ struct Visit<'a> {
 impl<'a> Visit<'a> {
     fn enter(shared: &'a Shared, request: Option<Request>, releases: watch::Receiver<u64>) -> Visit<'a> {
         let number = request.map(|request| shared.note(|journal| journal.enter(request)));
-        Visit {
-            shared,
-            number,
-            releases,
-        }
+        Visit { shared, number, releases }
     }
 
     async fn carry_out(
@@ -170,11 +154,8 @@ impl<'a> Visit<'a> {
         } else {
             retain_positions(&mut parsed["Entries"], |position| !plan.fails(position));
             self.note(|request| request.forwarded = true);
-            let (status, mut answer, body) = self
-                .shared
-                .upstream
-                .forward(head, Bytes::from(parsed.to_string()))
-                .await?;
+            let (status, mut answer, body) =
+                self.shared.upstream.forward(head, Bytes::from(parsed.to_string())).await?;
             if status != StatusCode::OK {
                 *answer.body_mut() = Full::new(body);
                 return Ok(answer);

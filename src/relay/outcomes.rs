@@ -1,0 +1,231 @@
+//! Outcomes: what an answer means for each message, writing it back, and what is left when the claim ends.
+//!
+//! The conduct for each fault is [`crate::retry`]'s; this file carries it out.
+
+use std::time::{Duration, Instant};
+
+use super::group::Item;
+use super::schedule::Leftovers;
+use super::stream::{Closing, Event, Stream, StreamEnd};
+use crate::message::{MessageKey, Outcome, Settlement};
+use crate::outbox::OutboxError;
+use crate::retry::{Conduct, Fault, FaultKind, conduct, delay_after};
+use crate::sqs::Published;
+
+/// Outcomes are written when there are this many, or when the oldest has waited [`SETTLE_AFTER`].
+const SETTLE_SIZE: usize = 500;
+
+/// See [`SETTLE_SIZE`].
+pub(super) const SETTLE_AFTER: Duration = Duration::from_millis(5);
+
+/// Groups remembered from claim to claim; beyond that they are read again from the table.
+const MOST_REMEMBERED: usize = 10_000;
+
+/// After so many requests in a row without an answer the destination is taken as down.
+const FAILURES_IN_A_ROW: u32 = 3;
+
+impl Stream<'_> {
+    pub(super) fn start_settling(&mut self, now: Instant) {
+        let is_due = self.outcomes.len() >= SETTLE_SIZE
+            || self.publishing == 0
+            || self.oldest_outcome.is_some_and(|since| now.saturating_duration_since(since) >= SETTLE_AFTER);
+        if self.is_settling || self.outcomes.is_empty() || !is_due || matches!(self.closing, Some(Closing::Broken(_))) {
+            return;
+        }
+        self.is_settling = true;
+        self.oldest_outcome = None;
+        let mut settlements: Vec<Settlement> = self.outcomes.drain(..).collect();
+        let destination = self.destination.clone();
+        self.tasks.push(Box::pin(async move {
+            let result = destination.outbox.settle(&destination.name, destination.keep, &mut settlements).await;
+            Event::Settled { settlements, result }
+        }));
+    }
+
+    pub(super) fn published(&mut self, items: Vec<Item>, published: Published) {
+        let now = Instant::now();
+        self.publishing -= 1;
+        self.touch(now);
+        let metrics = &self.destination.metrics;
+        metrics.requests.inc();
+        metrics.request_duration.observe(published.duration.as_secs_f64());
+        metrics.request_entries.observe(items.len() as f64);
+        self.failures_in_a_row = match &published.request_fault {
+            None => 0,
+            Some(fault) => {
+                metrics.request_failures(fault.kind).inc();
+                self.failures_in_a_row + 1
+            }
+        };
+        // A whole request is refused for what one entry holds: sent one by one, only that entry is refused again.
+        let is_refused = |fault: &Fault| fault.kind == FaultKind::MessagePermanent;
+        let is_split = items.len() > 1 && published.request_fault.as_ref().is_some_and(is_refused);
+        let (mut done, mut again) = (Vec::with_capacity(items.len()), Vec::new());
+        for (mut item, result) in items.into_iter().zip(published.results) {
+            match result {
+                Ok(sqs_message_id) => {
+                    metrics.latency.observe((item.age_when_read + (now - item.read_at)).as_secs_f64());
+                    self.outcomes
+                        .push_back(Settlement { key: item.key(), outcome: Outcome::Delivered { sqs_message_id } });
+                    done.push(item);
+                }
+                Err(_) if is_split => {
+                    item.is_alone = true;
+                    again.push((item, None));
+                }
+                Err(fault) => match self.failed(&mut item, &fault, now) {
+                    Some(until) => again.push((item, until)),
+                    None => done.push(item),
+                },
+            }
+        }
+        let accepted = done.len() as u64;
+        if self.outcomes.is_empty() {
+            self.oldest_outcome = None;
+        } else {
+            self.oldest_outcome.get_or_insert(now);
+        }
+        self.schedule.finish(&done, again);
+        self.count_accepted(accepted);
+    }
+
+    fn count_accepted(&mut self, accepted: u64) {
+        if accepted > 0 && self.failures_in_a_row == 0 {
+            self.memory.probe.passed(self.destination);
+        }
+    }
+
+    /// What happens to a message that was not accepted: when it is sent again (`Some`, with a time or at once), or never.
+    fn failed(&mut self, item: &mut Item, fault: &Fault, now: Instant) -> Option<Option<Instant>> {
+        let tuning = &self.destination.tuning;
+        let what = conduct(fault.kind, item.attempts, tuning.max_attempts);
+        if fault.kind.may_have_been_accepted() {
+            self.destination.metrics.possible_duplicates.inc();
+        }
+        if what != Conduct::Bury {
+            self.destination.metrics.retries(fault.kind).inc();
+        }
+        match what {
+            Conduct::Bury => {
+                item.attempts = item.attempts.saturating_add(1);
+                self.bury(item.key(), item.attempts, fault);
+                None
+            }
+            Conduct::RetryCharged => {
+                item.attempts = item.attempts.saturating_add(1);
+                item.charged = Some(fault.to_string());
+                Some(Some(now + delay_after(item.attempts, tuning.retry_initial, tuning.retry_max)))
+            }
+            Conduct::Resend => {
+                if self.failures_in_a_row >= FAILURES_IN_A_ROW
+                    || (self.memory.probe.is_on() && self.failures_in_a_row > 0)
+                {
+                    self.halt(fault);
+                }
+                Some(Some(now + delay_after(1, tuning.retry_initial, tuning.retry_max)))
+            }
+            Conduct::Halt => {
+                self.halt(fault);
+                Some(None)
+            }
+        }
+    }
+
+    fn halt(&mut self, fault: &Fault) {
+        if !matches!(self.closing, Some(Closing::Halted(_) | Closing::Broken(_))) {
+            self.closing = Some(Closing::Halted(fault.clone()));
+        }
+    }
+
+    /// Gives a message up.
+    pub(super) fn bury(&mut self, key: MessageKey, attempts: i16, fault: &Fault) {
+        self.dead += 1;
+        self.destination.metrics.dead_lettered(fault.kind).inc();
+        // A dead message is an operator's business, and there are few of them or there is a bigger problem.
+        tracing::warn!(destination = %self.destination.name, message_id = key.id, reason = %fault, "message is dead");
+        self.outcomes.push_back(Settlement { key, outcome: Outcome::Dead { attempts, error: fault.to_string() } });
+        self.oldest_outcome.get_or_insert_with(Instant::now);
+    }
+
+    pub(super) fn settled(&mut self, settlements: Vec<Settlement>, result: Result<u64, OutboxError>) {
+        self.is_settling = false;
+        match result {
+            Ok(published_twice) => {
+                self.count_settled(&settlements, published_twice);
+                // A sweep that is under way may have seen these messages pending, so they stay known until it is over.
+                self.settled_ids.extend(settlements.iter().map(|settlement| settlement.key.id));
+                self.forget_settled();
+            }
+            Err(error) => {
+                self.outcomes.extend(settlements);
+                self.closing = Some(Closing::Broken(error));
+            }
+        }
+    }
+
+    /// Forgets what is settled, unless a sweep is under way.
+    pub(super) fn forget_settled(&mut self) {
+        if !self.feed.is_sweeping() {
+            for id in self.settled_ids.drain(..) {
+                self.schedule.forget(id);
+            }
+        }
+    }
+
+    fn count_settled(&mut self, settlements: &[Settlement], published_twice: u64) {
+        let is_delivered = |settlement: &&Settlement| matches!(settlement.outcome, Outcome::Delivered { .. });
+        let delivered = settlements.iter().filter(is_delivered).count() as u64;
+        self.delivered += delivered;
+        self.destination.metrics.delivered.inc_by(delivered);
+        if published_twice > 0 {
+            self.destination.metrics.possible_duplicates.inc_by(published_twice);
+            tracing::warn!(
+                destination = %self.destination.name,
+                messages = published_twice,
+                "messages were settled by another relay meanwhile, so both published them"
+            );
+        }
+    }
+
+    /// Everything has come back: records what waits for a retry, releases the claim, and says what was left.
+    pub(super) async fn end(mut self) -> StreamEnd {
+        let now = Instant::now();
+        let Leftovers { items, remembered } = self.schedule.take_leftovers();
+        for (item, until) in items {
+            match item.charged {
+                Some(error) => {
+                    let wait = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+                    let outcome = Outcome::Deferred { attempts: item.attempts, wait, error };
+                    self.outcomes.push_back(Settlement { key: item.entry.key(), outcome });
+                }
+                None => self.memory.bounds.rewind(item.entry.key().lane, item.entry.key().id),
+            }
+        }
+        for remembered in remembered {
+            if self.memory.remembered.len() < MOST_REMEMBERED {
+                self.memory.remembered.push(remembered);
+            } else {
+                self.memory.bounds.rewind(remembered.lane, remembered.after + 1);
+            }
+        }
+        let mut closing = self.closing.take().unwrap_or(Closing::Time);
+        let mut unsettled: Vec<Settlement> = self.outcomes.drain(..).collect();
+        if !matches!(closing, Closing::Broken(_)) {
+            let destination = self.destination;
+            match destination.outbox.settle(&destination.name, destination.keep, &mut unsettled).await {
+                Ok(published_twice) => {
+                    self.count_settled(&unsettled, published_twice);
+                    unsettled.clear();
+                }
+                Err(error) => closing = Closing::Broken(error),
+            }
+        }
+        let is_saturated = matches!(closing, Closing::Time) && self.feed.was_full();
+        if let Err(error) = self.claim.release().await
+            && !matches!(closing, Closing::Broken(_) | Closing::Halted(_))
+        {
+            closing = Closing::Broken(error);
+        }
+        StreamEnd { closing, unsettled, is_saturated, delivered: self.delivered, dead: self.dead }
+    }
+}
