@@ -36,33 +36,16 @@ async fn bodies_arrive_byte_for_byte() -> Result<()> {
     let mut expected = Vec::new();
     for payload in payloads {
         bed.enqueue("audit", payload, None).await?;
-        let row = bed
-            .client
-            .query_one("SELECT $1::text::jsonb::text", &[&payload])
-            .await?;
+        let row = bed.client.query_one("SELECT $1::text::jsonb::text", &[&payload]).await?;
         expected.push(row.get::<_, String>(0));
     }
     bed.relay().deliver_all().await?;
-    let mut arrived: Vec<_> = bed
-        .queues
-        .contents(&queue)
-        .await?
-        .into_iter()
-        .map(|message| message.body)
-        .collect();
+    let mut arrived: Vec<_> = bed.queues.contents(&queue).await?.into_iter().map(|message| message.body).collect();
     arrived.sort();
     expected.sort();
     ensure!(arrived == expected, "{arrived:#?}\n instead of {expected:#?}");
-    ensure!(
-        arrived
-            .iter()
-            .any(|body| body.contains("9007199254740993") && body.contains("-9223372036854775809"))
-    );
-    ensure!(
-        arrived
-            .iter()
-            .any(|body| body.contains(&format!("1{}", "0".repeat(400))))
-    );
+    ensure!(arrived.iter().any(|body| body.contains("9007199254740993") && body.contains("-9223372036854775809")));
+    ensure!(arrived.iter().any(|body| body.contains(&format!("1{}", "0".repeat(400)))));
     Ok(())
 }
 
@@ -94,16 +77,8 @@ async fn the_largest_message_that_sqs_takes_arrives() -> Result<()> {
     let id = enqueue_of_size(&bed, MAX_BYTES).await?;
     bed.relay().deliver_all().await?;
     let message = only_message(&bed, &queue).await?;
-    let attributes: usize = message
-        .attributes
-        .iter()
-        .map(|(name, value)| name.len() + value.len() + 6)
-        .sum();
-    ensure!(
-        message.body.len() + attributes == MAX_BYTES,
-        "{} + {attributes}",
-        message.body.len()
-    );
+    let attributes: usize = message.attributes.iter().map(|(name, value)| name.len() + value.len() + 6).sum();
+    ensure!(message.body.len() + attributes == MAX_BYTES, "{} + {attributes}", message.body.len());
     ensure!(bed.row(id).await?.status == "delivered");
     Ok(())
 }
@@ -119,18 +94,8 @@ async fn a_message_one_byte_too_large_dies_with_its_size_and_its_neighbours_arri
     ensure!(ended.code == Some(1), "{ended:?}");
     let row = bed.row(id).await?;
     let reason = row.last_error.context("no reason")?;
-    ensure!(
-        row.status == "dead" && reason.contains("1048577"),
-        "{} {reason}",
-        row.status
-    );
-    let bodies: Vec<_> = bed
-        .queues
-        .contents(&queue)
-        .await?
-        .into_iter()
-        .map(|message| message.body)
-        .collect();
+    ensure!(row.status == "dead" && reason.contains("1048577"), "{} {reason}", row.status);
+    let bodies: Vec<_> = bed.queues.contents(&queue).await?.into_iter().map(|message| message.body).collect();
     ensure!(bodies == [r#"{"n": 1}"#, r#"{"n": 2}"#], "{bodies:?}");
     Ok(())
 }
@@ -178,22 +143,12 @@ async fn ten_attributes_are_sent_and_those_left_out_are_counted() -> Result<()> 
     bed.client.execute(query, &[]).await?;
     let relay = bed.relay().start().await?;
     bed.until_nothing_is_pending().await?;
-    ensure!(
-        relay
-            .metrics()
-            .await?
-            .get(r#"attributes_left_out_total{destination="audit"}"#)?
-            == 13.0
-    );
+    ensure!(relay.metrics().await?.get(r#"attributes_left_out_total{destination="audit"}"#)? == 13.0);
     relay.stop().await?;
     let message = only_message(&bed, &queue).await?;
     ensure!(message.attributes.len() == 10, "{:?}", message.attributes);
     for name in ["event_id", "event_type", "traceparent", "m10", "m16"] {
-        ensure!(
-            message.attributes.contains_key(name),
-            "{name} is not in {:?}",
-            message.attributes
-        );
+        ensure!(message.attributes.contains_key(name), "{name} is not in {:?}", message.attributes);
     }
     Ok(())
 }
@@ -217,12 +172,7 @@ async fn groups_that_sqs_refuses_are_hashed_and_stay_apart() -> Result<()> {
         .collect();
     ensure!(groups["0"] == "draw-1", "{groups:?}");
     let mut distinct: Vec<_> = ["0", "1", "2", "3", "4", "20"].map(|body| groups[body]).to_vec();
-    ensure!(
-        distinct
-            .iter()
-            .all(|group| group.len() <= 128 && group.is_ascii() && !group.contains(' ')),
-        "{groups:?}"
-    );
+    ensure!(distinct.iter().all(|group| group.len() <= 128 && group.is_ascii() && !group.contains(' ')), "{groups:?}");
     ensure!((1..5).all(|number| groups[number.to_string().as_str()] == groups[(number + 10).to_string().as_str()]));
     distinct.sort_unstable();
     distinct.dedup();
@@ -238,10 +188,7 @@ async fn a_standard_queue_is_sent_no_group() -> Result<()> {
     bed.enqueue("audit", "{}", Some("draw-1")).await?;
     bed.relay().deliver_all().await?;
     let entry = proxy.requests()[0].entries[0].clone();
-    ensure!(
-        entry.group_id.is_none() && entry.deduplication_id.is_none(),
-        "{entry:?}"
-    );
+    ensure!(entry.group_id.is_none() && entry.deduplication_id.is_none(), "{entry:?}");
     Ok(())
 }
 
@@ -255,14 +202,8 @@ async fn two_messages_of_one_event_have_different_deduplication_ids() -> Result<
     bed.client.execute(replay, &[]).await?;
     bed.relay().deliver_all().await?;
     let messages = bed.queues.contents(&queue).await?;
-    ensure!(
-        messages.len() == 2 && messages[0].deduplication_id != messages[1].deduplication_id,
-        "{messages:?}"
-    );
-    ensure!(
-        messages[0].attributes["event_id"] == messages[1].attributes["event_id"],
-        "{messages:?}"
-    );
+    ensure!(messages.len() == 2 && messages[0].deduplication_id != messages[1].deduplication_id, "{messages:?}");
+    ensure!(messages[0].attributes["event_id"] == messages[1].attributes["event_id"], "{messages:?}");
     Ok(())
 }
 

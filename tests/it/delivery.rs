@@ -10,17 +10,12 @@ async fn a_committed_message_reaches_its_queue() -> Result<()> {
     let queue = bed.fifo("tickets").await?;
     let id = bed.enqueue("tickets", r#"{"ticket": 7}"#, Some("draw-1")).await?;
     bed.relay().deliver_all().await?;
-    let [message] = &bed.queues.contents(&queue).await?[..] else {
-        anyhow::bail!("not one message")
-    };
+    let [message] = &bed.queues.contents(&queue).await?[..] else { anyhow::bail!("not one message") };
     ensure!(message.body == r#"{"ticket": 7}"#, "{message:?}");
     ensure!(message.group_id.as_deref() == Some("draw-1"), "{message:?}");
     let row = bed.row(id).await?;
     ensure!(row.status == "delivered" && row.attempts == 0, "{row:?}");
-    ensure!(
-        row.sqs_message_id.as_deref() == Some(message.message_id.as_str()),
-        "{row:?}"
-    );
+    ensure!(row.sqs_message_id.as_deref() == Some(message.message_id.as_str()), "{row:?}");
     Ok(())
 }
 
@@ -34,9 +29,7 @@ async fn a_rolled_back_message_is_never_published() -> Result<()> {
         writer.batch_execute("BEGIN").await?;
         enqueue(&writer, "audit", &format!(r#"{{"n": {number}}}"#), None).await?;
         let is_kept = number % 2 == 0;
-        writer
-            .batch_execute(if is_kept { "COMMIT" } else { "ROLLBACK" })
-            .await?;
+        writer.batch_execute(if is_kept { "COMMIT" } else { "ROLLBACK" }).await?;
     }
     bed.until_nothing_is_pending().await?;
     relay.stop().await?;

@@ -11,26 +11,17 @@ use crate::support::relay::Command;
 fn fail(numbers: &'static [i64]) -> Fault {
     let bodies: Vec<_> = numbers.iter().map(|n| format!("{{\"n\": {n}}}")).collect();
     let which = Choice::by(move |_, entry| bodies.contains(&entry.body));
-    Fault::FailEntries {
-        which,
-        code: "InternalError",
-        sender_fault: false,
-    }
+    Fault::FailEntries { which, code: "InternalError", sender_fault: false }
 }
 
 /// A relay that never gives up a message and never waits long.
 fn patient(bed: &Bed) -> Command {
     let relay = bed.relay().env("OUTBOX_RELAY_MAX_ATTEMPTS", "1000");
-    relay
-        .env("OUTBOX_RELAY_RETRY_INITIAL", "20ms")
-        .env("OUTBOX_RELAY_RETRY_MAX", "200ms")
+    relay.env("OUTBOX_RELAY_RETRY_INITIAL", "20ms").env("OUTBOX_RELAY_RETRY_MAX", "200ms")
 }
 
 async fn ids(bed: &Bed) -> Result<Vec<i64>> {
-    let rows = bed
-        .client
-        .query("SELECT id FROM outbox.messages ORDER BY id", &[])
-        .await?;
+    let rows = bed.client.query("SELECT id FROM outbox.messages ORDER BY id", &[]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
@@ -70,19 +61,13 @@ async fn a_message_that_keeps_failing_is_dead_with_its_reason() -> Result<()> {
     bed.enqueue_many("tickets", 5, 5).await?;
     let ids = ids(&bed).await?;
     proxy.set(fail(&[4]));
-    let ended = patient(&bed)
-        .env("OUTBOX_RELAY_MAX_ATTEMPTS", "3")
-        .until_empty()
-        .await?;
+    let ended = patient(&bed).env("OUTBOX_RELAY_MAX_ATTEMPTS", "3").until_empty().await?;
     ensure!(ended.code == Some(1), "{ended:?}");
     let row = bed.row(ids[3]).await?;
     ensure!(row.status == "dead" && row.attempts == 3, "{row:?}");
     ensure!(row.last_error.context("no reason")?.contains("InternalError"));
     let requests = proxy.requests();
-    let tries = requests
-        .iter()
-        .flat_map(|request| request.entries.iter())
-        .filter(|entry| entry.body == "{\"n\": 4}");
+    let tries = requests.iter().flat_map(|request| request.entries.iter()).filter(|entry| entry.body == "{\"n\": 4}");
     ensure!(tries.count() == 3);
     ensure!(bed.queues.depth(&queue).await?.visible == 4);
     Ok(())
@@ -113,11 +98,7 @@ async fn messages_that_sqs_refuses_for_good_are_dead_at_once() -> Result<()> {
     let queue = bed.standard("audit").await?;
     bed.enqueue_many("audit", 10, 0).await?;
     let which = Choice::body_contains("\"n\": 6}");
-    proxy.set(Fault::FailEntries {
-        which,
-        code: "InvalidMessageContents",
-        sender_fault: true,
-    });
+    proxy.set(Fault::FailEntries { which, code: "InvalidMessageContents", sender_fault: true });
     ensure!(bed.relay().until_empty().await?.code == Some(1));
     let row = bed.row(ids(&bed).await?[5]).await?;
     ensure!(row.status == "dead" && row.attempts == 1, "{row:?}");
@@ -128,10 +109,7 @@ async fn messages_that_sqs_refuses_for_good_are_dead_at_once() -> Result<()> {
 
 #[tokio::test]
 async fn an_unconfirmed_entry_stays_pending_and_is_sent_again_as_the_same() -> Result<()> {
-    for fault in [
-        Fault::DropFromAnswer(Choice::body_contains("\"n\": 2}")),
-        Fault::EmptyAnswer,
-    ] {
+    for fault in [Fault::DropFromAnswer(Choice::body_contains("\"n\": 2}")), Fault::EmptyAnswer] {
         let name = format!("{fault:?}");
         let bed = Bed::new().await?;
         let proxy = bed.proxy().await?;
@@ -145,22 +123,14 @@ async fn an_unconfirmed_entry_stays_pending_and_is_sent_again_as_the_same() -> R
         ensure!(bed.row(id).await?.attempts == 0, "{name}");
         proxy.release();
         bed.until_nothing_is_pending().await?;
-        let duplicates = relay
-            .metrics()
-            .await?
-            .get(r#"possible_duplicates_total{destination="tickets"}"#)?;
+        let duplicates = relay.metrics().await?.get(r#"possible_duplicates_total{destination="tickets"}"#)?;
         ensure!(duplicates >= 1.0, "{name}: {duplicates}");
         relay.stop().await?;
         let requests = proxy.requests();
-        let sent = requests
-            .iter()
-            .flat_map(|request| request.entries.iter())
-            .filter(|entry| entry.body == "{\"n\": 2}");
+        let sent =
+            requests.iter().flat_map(|request| request.entries.iter()).filter(|entry| entry.body == "{\"n\": 2}");
         let sent: Vec<_> = sent.map(|entry| entry.deduplication_id.clone()).collect();
-        ensure!(
-            sent.len() == 2 && sent[0] == sent[1] && sent[0].is_some(),
-            "{name}: {sent:?}"
-        );
+        ensure!(sent.len() == 2 && sent[0] == sent[1] && sent[0].is_some(), "{name}: {sent:?}");
         ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 3).context(name)?;
     }
     Ok(())
@@ -174,20 +144,13 @@ async fn connections_cut_after_sending_leave_each_message_once_in_a_fifo_queue()
     bed.enqueue_many("tickets", 300, 30).await?;
     proxy.script([Rule::new(Fault::CutAfterForward).chance(0.3, 7).times(12)]);
     patient(&bed).deliver_all().await?;
-    let cut = proxy
-        .requests()
-        .iter()
-        .filter(|request| request.forwarded && request.answered.is_none())
-        .count();
+    let cut = proxy.requests().iter().filter(|request| request.forwarded && request.answered.is_none()).count();
     ensure!(cut == 12, "{cut} connections were cut");
     let messages = bed.queues.contents(&queue).await?;
     ensure_each_once(numbers(&messages)?, 300)?;
     for group in 0..30 {
         let group = format!("g{group}");
-        let of_group = messages
-            .iter()
-            .filter(|message| message.group_id.as_ref() == Some(&group))
-            .cloned();
+        let of_group = messages.iter().filter(|message| message.group_id.as_ref() == Some(&group)).cloned();
         let arrived = numbers(&of_group.collect::<Vec<_>>())?;
         ensure!(arrived.is_sorted(), "{group} arrived as {arrived:?}");
     }
@@ -218,10 +181,7 @@ async fn a_failing_message_holds_up_its_group_and_nobody_else() -> Result<()> {
     bed.enqueue_many("tickets", 1000, 50).await?;
     proxy.set(fail(&[105]));
     let relay = patient(&bed).start().await?;
-    eventually("all but the group's rest is delivered", || async {
-        Ok(bed.pending().await? == 18)
-    })
-    .await?;
+    eventually("all but the group's rest is delivered", || async { Ok(bed.pending().await? == 18) }).await?;
     let arrived = numbers(&bed.queues.contents(&queue).await?)?;
     let of_group: Vec<_> = arrived.into_iter().filter(|n| n % 50 == 5).collect();
     ensure!(of_group == [5, 55], "{of_group:?} went past the message that failed");

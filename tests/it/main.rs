@@ -6,6 +6,7 @@ mod bodies;
 mod delivery;
 mod failures;
 mod ground;
+mod order;
 mod outages;
 mod reading;
 mod requests;

@@ -11,22 +11,14 @@ const UP: &str = r#"destination_up{destination="tickets"}"#;
 
 /// A relay that looks often whether the queue is back.
 fn probing(bed: &Bed) -> Command {
-    bed.relay()
-        .env("OUTBOX_RELAY_RETRY_INITIAL", "10ms")
-        .env("OUTBOX_RELAY_RETRY_MAX", "50ms")
+    bed.relay().env("OUTBOX_RELAY_RETRY_INITIAL", "10ms").env("OUTBOX_RELAY_RETRY_MAX", "50ms")
 }
 
 /// Where each message lies and who wrote it there: any write to a row changes its line.
 async fn versions(bed: &Bed) -> Result<Vec<String>> {
     let query = "SELECT concat_ws(' ', tableoid::regclass, id, ctid, xmin, attempts, available_at) AS version
                  FROM outbox.messages ORDER BY id";
-    Ok(bed
-        .client
-        .query(query, &[])
-        .await?
-        .iter()
-        .map(|row| row.get(0))
-        .collect())
+    Ok(bed.client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
 async fn failures(relay: &Relay) -> Result<f64> {
@@ -45,24 +37,15 @@ async fn survives(fault: Fault) -> Result<()> {
     relay.wait_for_metric(UP, 0.0).await?;
     proxy.wait_for_requests(4).await?;
     ensure!(failures(&relay).await? >= 1.0);
-    ensure!(
-        relay.get("/readyz").await?.0 == 503,
-        "ready while its queue does not work"
-    );
-    ensure!(
-        relay.get("/livez").await?.0 == 200,
-        "not alive because its queue does not work"
-    );
+    ensure!(relay.get("/readyz").await?.0 == 503, "ready while its queue does not work");
+    ensure!(relay.get("/livez").await?.0 == 200, "not alive because its queue does not work");
     let after = versions(&bed).await?;
     ensure!(before == after, "the outage wrote: {before:#?} {after:#?}");
     proxy.clear();
     relay.wait_for_metric(UP, 1.0).await?;
     bed.until_nothing_is_pending().await?;
     let log = relay.stop().await?;
-    ensure!(
-        log.matches("destination halted").count() == 1,
-        "the same outage is told again and again:\n{log}"
-    );
+    ensure!(log.matches("destination halted").count() == 1, "the same outage is told again and again:\n{log}");
     ensure!(log.matches("destination is back").count() == 1, "{log}");
     ensure!(bed.count("SELECT max(attempts)::bigint FROM outbox.messages").await? == 0);
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 40)
@@ -108,10 +91,7 @@ async fn refused_connections_cost_no_attempt_and_no_write() -> Result<()> {
     proxy.refuse_connections().await?;
     let relay = probing(&bed).start().await?;
     relay.wait_for_metric(UP, 0.0).await?;
-    eventually("five requests were refused", || async {
-        Ok(failures(&relay).await? >= 5.0)
-    })
-    .await?;
+    eventually("five requests were refused", || async { Ok(failures(&relay).await? >= 5.0) }).await?;
     ensure!(versions(&bed).await? == before, "the outage wrote");
     proxy.accept_connections().await?;
     bed.until_nothing_is_pending().await?;
@@ -146,9 +126,7 @@ async fn a_halted_destination_concerns_no_other() -> Result<()> {
     let relay = probing(&bed).start().await?;
     relay.wait_for_metric(UP, 0.0).await?;
     bed.enqueue_many("audit", 100, 0).await?;
-    relay
-        .wait_for_metric(r#"delivered_messages_total{destination="audit"}"#, 100.0)
-        .await?;
+    relay.wait_for_metric(r#"delivered_messages_total{destination="audit"}"#, 100.0).await?;
     ensure!(relay.metrics().await?.get(r#"destination_up{destination="audit"}"#)? == 1.0);
     ensure_each_once(numbers(&bed.queues.contents(&audit).await?)?, 100)?;
     proxy.clear();

@@ -85,11 +85,7 @@ async fn requests_are_no_larger_than_the_request_size() -> Result<()> {
     bed.standard("audit").await?;
     bed.enqueue_many("audit", 30, 0).await?;
     bed.relay().env("OUTBOX_RELAY_REQUEST_SIZE", "3").deliver_all().await?;
-    ensure!(
-        proxy.entries_per_request() == [3; 10],
-        "{:?}",
-        proxy.entries_per_request()
-    );
+    ensure!(proxy.entries_per_request() == [3; 10], "{:?}", proxy.entries_per_request());
     Ok(())
 }
 
@@ -121,12 +117,7 @@ async fn requests_are_split_by_bytes() -> Result<()> {
     bed.relay().deliver_all().await?;
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 20)?;
     for request in proxy.requests() {
-        ensure!(
-            request.answered == Some(200),
-            "{:?} {} bytes",
-            request.answered,
-            bytes(&request)?
-        );
+        ensure!(request.answered == Some(200), "{:?} {} bytes", request.answered, bytes(&request)?);
         ensure!(bytes(&request)? <= MAX_BYTES, "{} bytes", bytes(&request)?);
     }
     // Three fit into a request, so seven requests are the least.
@@ -156,10 +147,7 @@ async fn strict_mode_never_sends_two_entries_of_a_group_at_a_time() -> Result<()
     relay.stop().await?;
     for request in proxy.requests() {
         let groups = groups(&request.entries);
-        ensure!(
-            groups.iter().collect::<HashSet<_>>().len() == groups.len(),
-            "{groups:?} in one request"
-        );
+        ensure!(groups.iter().collect::<HashSet<_>>().len() == groups.len(), "{groups:?} in one request");
     }
     ensure_ascending(&sent_by_group(&proxy.requests())?)?;
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 61)
@@ -171,20 +159,9 @@ async fn batched_mode_sends_up_to_ten_of_a_group_in_order() -> Result<()> {
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 100, 1).await?;
-    bed.relay()
-        .env("OUTBOX_RELAY_FIFO_MODE", "batched")
-        .deliver_all()
-        .await?;
-    ensure!(
-        proxy.entries_per_request() == [10; 10],
-        "{:?}",
-        proxy.entries_per_request()
-    );
-    ensure!(
-        proxy.most_in_flight() == 1,
-        "{} requests of the group in flight",
-        proxy.most_in_flight()
-    );
+    bed.relay().env("OUTBOX_RELAY_FIFO_MODE", "batched").deliver_all().await?;
+    ensure!(proxy.entries_per_request() == [10; 10], "{:?}", proxy.entries_per_request());
+    ensure!(proxy.most_in_flight() == 1, "{} requests of the group in flight", proxy.most_in_flight());
     let arrived = numbers(&bed.queues.contents(&queue).await?)?;
     ensure!(arrived == (1..=100).collect::<Vec<_>>(), "{arrived:?}");
     Ok(())
@@ -201,14 +178,9 @@ async fn messages_of_a_group_arrive_in_the_order_of_their_ids() -> Result<()> {
         ensure_each_once(numbers(&messages)?, 1500)?;
         for group in 0..40 {
             let group = format!("g{group}");
-            let of_group = messages
-                .iter()
-                .filter(|message| message.group_id.as_ref() == Some(&group));
+            let of_group = messages.iter().filter(|message| message.group_id.as_ref() == Some(&group));
             let arrived = numbers(&of_group.cloned().collect::<Vec<_>>())?;
-            ensure!(
-                arrived.is_sorted() && arrived.len() >= 37,
-                "{mode}: {group} arrived as {arrived:?}"
-            );
+            ensure!(arrived.is_sorted() && arrived.len() >= 37, "{mode}: {group} arrived as {arrived:?}");
         }
     }
     Ok(())

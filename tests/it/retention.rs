@@ -19,19 +19,12 @@ async fn no_retention_deletes_messages_at_delivery_and_keeps_the_events() -> Res
     let bed = Bed::new().await?;
     let queue = bed.standard("audit").await?;
     bed.enqueue_many("audit", 500, 0).await?;
-    bed.relay()
-        .env("OUTBOX_RELAY_DELIVERED_RETENTION", "0s")
-        .deliver_all()
-        .await?;
+    bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "0s").deliver_all().await?;
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 500)?;
     ensure!(bed.count("SELECT count(*) FROM outbox.messages").await? == 0);
     ensure!(bed.count("SELECT count(*) FROM outbox.events").await? == 500);
     // Nothing passed through the delivered partition either: deleting is all that was written.
-    ensure!(
-        bed.count("SELECT pg_relation_size('outbox.messages_delivered')")
-            .await?
-            == 0
-    );
+    ensure!(bed.count("SELECT pg_relation_size('outbox.messages_delivered')").await? == 0);
     Ok(())
 }
 
@@ -55,11 +48,7 @@ async fn messages_older_than_the_retention_are_pruned_and_younger_ones_stay() ->
     bed.standard("audit").await?;
     bed.client.batch_execute(OLD).await?;
     bed.client.batch_execute(RECENT).await?;
-    let relay = bed
-        .relay()
-        .env("OUTBOX_RELAY_DELIVERED_RETENTION", "10m")
-        .start()
-        .await?;
+    let relay = bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "10m").start().await?;
     let old = "SELECT count(*) FROM outbox.messages_delivered WHERE delivered_at < now() - interval '10 minutes'";
     eventually("the old ones are gone", || async { Ok(bed.count(old).await? == 0) }).await?;
     relay.stop().await?;
@@ -72,18 +61,10 @@ async fn messages_are_pruned_once_the_retention_is_over() -> Result<()> {
     let bed = Bed::new().await?;
     bed.standard("audit").await?;
     bed.enqueue_many("audit", 200, 0).await?;
-    let relay = bed
-        .relay()
-        .env("OUTBOX_RELAY_DELIVERED_RETENTION", "1s")
-        .start()
+    let relay = bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "1s").start().await?;
+    relay.wait_for_metric(r#"delivered_messages_total{destination="audit"}"#, 200.0).await?;
+    eventually("all are pruned", || async { Ok(bed.count("SELECT count(*) FROM outbox.messages").await? == 0) })
         .await?;
-    relay
-        .wait_for_metric(r#"delivered_messages_total{destination="audit"}"#, 200.0)
-        .await?;
-    eventually("all are pruned", || async {
-        Ok(bed.count("SELECT count(*) FROM outbox.messages").await? == 0)
-    })
-    .await?;
     relay.stop().await?;
     ensure!(bed.count("SELECT count(*) FROM outbox.events").await? == 200);
     Ok(())
@@ -101,15 +82,8 @@ async fn dead_and_pending_messages_are_never_pruned() -> Result<()> {
     let query = "INSERT INTO outbox.messages (destination, event_position, group_id, enqueued_at, available_at)
         SELECT 'audit', 1, 'g', now() - interval '1 year', now() + interval '1 year'";
     bed.client.batch_execute(query).await?;
-    let relay = bed
-        .relay()
-        .env("OUTBOX_RELAY_DELIVERED_RETENTION", "1ms")
-        .start()
-        .await?;
-    eventually("the delivered ones are gone", || async {
-        Ok(bed.delivered().await? == 0)
-    })
-    .await?;
+    let relay = bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "1ms").start().await?;
+    eventually("the delivered ones are gone", || async { Ok(bed.delivered().await? == 0) }).await?;
     relay.stop().await?;
     ensure!(bed.count("SELECT count(*) FROM outbox.messages").await? == 2);
     Ok(())

@@ -16,10 +16,7 @@ const DELIVERED: &str = r#"delivered_messages_total{destination="tickets"}"#;
 fn ensure_order_in_groups(messages: &[Received]) -> Result<()> {
     let mut groups = HashMap::<_, Vec<_>>::new();
     for message in messages {
-        groups
-            .entry(message.group_id.clone())
-            .or_default()
-            .push(message.clone());
+        groups.entry(message.group_id.clone()).or_default().push(message.clone());
     }
     for (group, messages) in groups {
         let numbers = numbers(&messages)?;
@@ -46,10 +43,8 @@ async fn two_relays_share_an_outbox_and_send_nothing_twice() -> Result<()> {
         enqueue_range(&bed.client, "tickets", count + 1..=count + 100, 0).await?;
         count += 100;
         bed.until_nothing_is_pending().await?;
-        eventually("the lanes are free", || async {
-            Ok(bed.count(&format!("SELECT count(*) {CLAIMS}")).await? == 0)
-        })
-        .await?;
+        eventually("the lanes are free", || async { Ok(bed.count(&format!("SELECT count(*) {CLAIMS}")).await? == 0) })
+            .await?;
     }
     ensure!(both_worked().await?, "one of the relays never got a lane");
     for relay in relays {
@@ -71,23 +66,14 @@ async fn a_relay_with_too_much_to_do_leaves_lanes_to_another() -> Result<()> {
     proxy.wait_for_requests(1).await?;
     let second = relay.start().await?;
     let delivered = |relay: Metrics| relay.get(DELIVERED);
-    eventually("the second relay has delivered something", || async {
-        Ok(delivered(second.metrics().await?)? > 0.0)
-    })
-    .await?;
+    eventually("the second relay has delivered something", || async { Ok(delivered(second.metrics().await?)? > 0.0) })
+        .await?;
     let before = delivered(first.metrics().await?)?;
-    eventually("the first goes on", || async {
-        Ok(delivered(first.metrics().await?)? > before)
-    })
-    .await?;
+    eventually("the first goes on", || async { Ok(delivered(first.metrics().await?)? > before) }).await?;
     first.stop().await?;
     second.stop().await?;
     let mut arrived = numbers(&bed.queues.contents(&queue).await?)?;
-    ensure!(
-        arrived.len() as i64 == bed.delivered().await?,
-        "{} arrived",
-        arrived.len()
-    );
+    ensure!(arrived.len() as i64 == bed.delivered().await?, "{} arrived", arrived.len());
     arrived.sort_unstable();
     arrived.dedup();
     ensure!(arrived.len() as i64 == bed.delivered().await?, "some were sent twice");
@@ -104,10 +90,7 @@ async fn groups_keep_their_order_with_many_relays() -> Result<()> {
         code: "InternalError",
         sender_fault: false,
     }));
-    let relay = bed
-        .relay()
-        .env("OUTBOX_RELAY_RETRY_INITIAL", "5ms")
-        .env("OUTBOX_RELAY_MAX_ATTEMPTS", "1000");
+    let relay = bed.relay().env("OUTBOX_RELAY_RETRY_INITIAL", "5ms").env("OUTBOX_RELAY_MAX_ATTEMPTS", "1000");
     let relays = [relay.start().await?, relay.start().await?, relay.start().await?];
     bed.enqueue_many("tickets", 3000, 100).await?;
     bed.until_nothing_is_pending().await?;
@@ -132,10 +115,7 @@ async fn lanes_that_one_relay_holds_are_left_alone_by_the_other() -> Result<()> 
     // When the second relay has looked for work a hundred times, it had its chance.
     let commits = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
     let before = bed.count(commits).await?;
-    eventually("the second relay has looked", || async {
-        Ok(bed.count(commits).await? > before + 100)
-    })
-    .await?;
+    eventually("the second relay has looked", || async { Ok(bed.count(commits).await? > before + 100) }).await?;
     ensure!(proxy.entries_seen() == 10, "{} entries were sent", proxy.entries_seen());
     proxy.release();
     bed.until_nothing_is_pending().await?;
@@ -198,10 +178,7 @@ async fn a_claim_whose_session_is_terminated_loses_nothing() -> Result<()> {
     proxy.set(Fault::HoldAnswer);
     let relay = bed.relay().start().await?;
     proxy.wait_for_held(1).await?;
-    ensure!(
-        bed.count(&format!("SELECT count(*) {CLAIMS}")).await? == 1,
-        "there is no claim"
-    );
+    ensure!(bed.count(&format!("SELECT count(*) {CLAIMS}")).await? == 1, "there is no claim");
     let query = format!("SELECT count(pg_terminate_backend(pid)) {CLAIMS}");
     ensure!(bed.count(&query).await? == 1);
     proxy.release();

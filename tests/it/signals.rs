@@ -20,11 +20,7 @@ async fn sigterm_in_mid_flight_duplicates_nothing() -> Result<()> {
         proxy.release();
         let (status, log) = relay.wait().await?;
         ensure!(status.code() == Some(0), "SIG{signal}: {status}\n{log}");
-        ensure!(
-            bed.delivered().await? == 20 && proxy.entries_seen() == 20,
-            "{} were sent",
-            proxy.entries_seen()
-        );
+        ensure!(bed.delivered().await? == 20 && proxy.entries_seen() == 20, "{} were sent", proxy.entries_seen());
         bed.relay().deliver_all().await?;
         ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 100)?;
     }
@@ -38,10 +34,7 @@ async fn a_second_signal_aborts_at_once() -> Result<()> {
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 10, 10).await?;
     proxy.set(Fault::HoldAnswer);
-    let relay = bed
-        .relay()
-        .env("OUTBOX_RELAY_REQUEST_TIMEOUT", "1m")
-        .env("OUTBOX_RELAY_DRAIN_TIMEOUT", "1h");
+    let relay = bed.relay().env("OUTBOX_RELAY_REQUEST_TIMEOUT", "1m").env("OUTBOX_RELAY_DRAIN_TIMEOUT", "1h");
     let relay = relay.start().await?;
     proxy.wait_for_held(1).await?;
     relay.terminate().await?;
@@ -64,18 +57,12 @@ async fn the_drain_timeout_ends_a_drain_that_does_not() -> Result<()> {
     bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 10, 10).await?;
     proxy.set(Fault::HoldAnswer);
-    let relay = bed
-        .relay()
-        .env("OUTBOX_RELAY_REQUEST_TIMEOUT", "1m")
-        .env("OUTBOX_RELAY_DRAIN_TIMEOUT", "100ms");
+    let relay = bed.relay().env("OUTBOX_RELAY_REQUEST_TIMEOUT", "1m").env("OUTBOX_RELAY_DRAIN_TIMEOUT", "100ms");
     let relay = relay.start().await?;
     proxy.wait_for_held(1).await?;
     relay.terminate().await?;
     let (status, log) = relay.wait().await?;
-    ensure!(
-        status.code() == Some(1) && log.contains("not drained in time"),
-        "{status}\n{log}"
-    );
+    ensure!(status.code() == Some(1) && log.contains("not drained in time"), "{status}\n{log}");
     ensure!(bed.pending().await? == 10);
     Ok(())
 }
@@ -98,12 +85,7 @@ async fn a_relay_whose_queue_is_halted_leaves_when_told() -> Result<()> {
     bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 10, 10).await?;
     proxy.set(Fault::throttle());
-    let relay = bed
-        .relay()
-        .env("OUTBOX_RELAY_RETRY_INITIAL", "1h")
-        .env("OUTBOX_RELAY_RETRY_MAX", "1h")
-        .start()
-        .await?;
+    let relay = bed.relay().env("OUTBOX_RELAY_RETRY_INITIAL", "1h").env("OUTBOX_RELAY_RETRY_MAX", "1h").start().await?;
     relay.wait_for_log("destination halted").await?;
     relay.stop().await?;
     ensure!(bed.pending().await? == 10);

@@ -154,12 +154,7 @@ impl Bed {
     pub async fn row(&self, id: i64) -> Result<Row> {
         let query = "SELECT status, attempts, last_error, sqs_message_id FROM outbox.messages WHERE id = $1";
         let row = self.client.query_one(query, &[&id]).await?;
-        Ok(Row {
-            status: row.get(0),
-            attempts: row.get(1),
-            last_error: row.get(2),
-            sqs_message_id: row.get(3),
-        })
+        Ok(Row { status: row.get(0), attempts: row.get(1), last_error: row.get(2), sqs_message_id: row.get(3) })
     }
 
     /// Inserts, updates and deletes so far in all partitions of messages, as PostgreSQL counted them.
@@ -192,9 +187,7 @@ pub async fn enqueue_range(
         )
         INSERT INTO outbox.messages (destination, event_position, group_id)
         SELECT $1, position, CASE WHEN $4::bigint > 0 THEN 'g' || n % $4 END FROM event ORDER BY n";
-    client
-        .execute(query, &[&destination, numbers.start(), numbers.end(), &groups])
-        .await?;
+    client.execute(query, &[&destination, numbers.start(), numbers.end(), &groups]).await?;
     Ok(())
 }
 
@@ -202,9 +195,7 @@ pub async fn enqueue_range(
 pub fn numbers(received: &[Received]) -> Result<Vec<i64>> {
     let number = |message: &Received| {
         let body: serde_json::Value = serde_json::from_str(&message.body)?;
-        body["n"]
-            .as_i64()
-            .with_context(|| format!("no number in {}", message.body))
+        body["n"].as_i64().with_context(|| format!("no number in {}", message.body))
     };
     received.iter().map(number).collect()
 }
@@ -212,17 +203,8 @@ pub fn numbers(received: &[Received]) -> Result<Vec<i64>> {
 /// Whether each of the numbers 1 to `count` is there exactly once.
 pub fn ensure_each_once(mut numbers: Vec<i64>, count: i64) -> Result<()> {
     numbers.sort_unstable();
-    let doubled: Vec<_> = numbers
-        .windows(2)
-        .filter(|pair| pair[0] == pair[1])
-        .map(|pair| pair[0])
-        .collect();
-    ensure!(
-        doubled.is_empty(),
-        "{} are there twice, such as {}",
-        doubled.len(),
-        doubled[0]
-    );
+    let doubled: Vec<_> = numbers.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+    ensure!(doubled.is_empty(), "{} are there twice, such as {}", doubled.len(), doubled[0]);
     ensure_each(numbers, count)
 }
 
@@ -231,17 +213,8 @@ pub fn ensure_each(mut numbers: Vec<i64>, count: i64) -> Result<()> {
     numbers.sort_unstable();
     numbers.dedup();
     let missing: Vec<_> = (1..=count).filter(|n| numbers.binary_search(n).is_err()).collect();
-    ensure!(
-        missing.is_empty(),
-        "{} of {count} are missing, such as {}",
-        missing.len(),
-        missing[0]
-    );
-    ensure!(
-        i64::try_from(numbers.len())? == count,
-        "{} instead of {count}",
-        numbers.len()
-    );
+    ensure!(missing.is_empty(), "{} of {count} are missing, such as {}", missing.len(), missing[0]);
+    ensure!(i64::try_from(numbers.len())? == count, "{} instead of {count}", numbers.len());
     Ok(())
 }
 

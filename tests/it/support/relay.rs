@@ -67,9 +67,7 @@ impl Command {
     /// Runs to the end, in bounded time.
     pub async fn output(&self, arguments: &[&str]) -> Result<Finished> {
         let output = tokio::time::timeout(PATIENCE, self.prepared(arguments).output());
-        let output = output
-            .await
-            .with_context(|| format!("{arguments:?} did not end within {PATIENCE:?}"))??;
+        let output = output.await.with_context(|| format!("{arguments:?} did not end within {PATIENCE:?}"))??;
         Ok(Finished {
             code: output.status.code(),
             stdout: String::from_utf8(output.stdout)?,
@@ -98,17 +96,9 @@ impl Command {
         let stderr = child.stderr.take().context("no standard error")?;
         let log = Arc::new(Log::default());
         let reader = tokio::spawn(read_log(BufReader::new(stderr).lines(), Arc::clone(&log)));
-        let mut relay = Relay {
-            child,
-            log,
-            reader,
-            address: String::new(),
-        };
+        let mut relay = Relay { child, log, reader, address: String::new() };
         let line = relay.wait_for_log("listen=").await?;
-        let address = line
-            .split("listen=")
-            .nth(1)
-            .and_then(|rest| rest.split_whitespace().next());
+        let address = line.split("listen=").nth(1).and_then(|rest| rest.split_whitespace().next());
         relay.address = address.context("no address in the log")?.to_owned();
         Ok(relay)
     }
@@ -117,10 +107,7 @@ impl Command {
         let mut command = tokio::process::Command::new(binary());
         command.args(arguments).env_clear().envs(&self.env);
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.kill_on_drop(true);
         command
     }
@@ -192,13 +179,7 @@ impl Relay {
     /// Sends a signal by its name.
     pub async fn signal(&self, name: &str) -> Result<()> {
         let mut kill = tokio::process::Command::new("/bin/sh");
-        kill.args([
-            "-c",
-            "kill -s \"$1\" \"$2\"",
-            "kill",
-            name,
-            &self.process_id()?.to_string(),
-        ]);
+        kill.args(["-c", "kill -s \"$1\" \"$2\"", "kill", name, &self.process_id()?.to_string()]);
         ensure!(kill.status().await?.success(), "cannot send SIG{name}");
         Ok(())
     }
@@ -225,10 +206,7 @@ impl Relay {
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
         let exchange = async {
             let mut stream = TcpStream::connect(&self.address).await?;
-            let request = format!(
-                "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
-                self.address
-            );
+            let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address);
             stream.write_all(request.as_bytes()).await?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await?;
@@ -278,18 +256,12 @@ impl Metrics {
     pub fn get(&self, series: &str) -> Result<f64> {
         let name = format!("outbox_relay_{series}");
         let value = self.0.get(&name);
-        value
-            .copied()
-            .with_context(|| format!("no series {name} in {:?}", self.0.keys()))
+        value.copied().with_context(|| format!("no series {name} in {:?}", self.0.keys()))
     }
 
     /// The sum of all series of a name, whatever their labels.
     pub fn sum(&self, name: &str) -> f64 {
         let prefix = format!("outbox_relay_{name}{{");
-        self.0
-            .iter()
-            .filter(|(series, _)| series.starts_with(&prefix))
-            .map(|(_, value)| value)
-            .sum()
+        self.0.iter().filter(|(series, _)| series.starts_with(&prefix)).map(|(_, value)| value).sum()
     }
 }
