@@ -1,0 +1,41 @@
+# What one does with this repository. Needs Rust, a C compiler and Node.js >= 20; the rest is brought as needed.
+
+CARGO  ?= cargo
+FLAGS  := --locked
+export RUSTDOCFLAGS += -D warnings
+
+.PHONY: help demo test fmt build
+.DEFAULT_GOAL := help
+
+help: ## This list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: needed ## Sell lottery tickets through the relay and kill it half-way; KEEP=1 stays up, ARGS=--help tells more
+	@sh tests/tools/postgres.sh >/dev/null
+	@sh tests/tools/emulator.sh >/dev/null
+	$(CARGO) build $(FLAGS) --release --bin outbox-relay --example lottery
+	@$(CARGO) run $(FLAGS) --quiet --release --example lottery -- $(ARGS)
+
+# With PG=13 to PG=18 only what depends on the version.
+test: needed ## All checks and tests; PG=13 (to 18) runs the integration tests on that PostgreSQL
+ifdef PG
+	PG_MAJOR=$(PG) $(CARGO) test $(FLAGS) --test it
+else
+	@sh tests/tools/debian.sh
+	$(CARGO) fmt --check
+	$(CARGO) clippy $(FLAGS) --all-targets -- -D warnings
+	$(CARGO) doc $(FLAGS) --no-deps --document-private-items
+	$(CARGO) test $(FLAGS)
+endif
+
+fmt: needed ## Format the sources
+	$(CARGO) fmt
+
+build: needed ## The relay, as released: target/release/outbox-relay
+	$(CARGO) build $(FLAGS) --release --bin outbox-relay
+
+# The first thing missing is named with its remedy, before anything is built.
+.PHONY: needed
+needed:
+	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust >= 1.94.1, for example by https://rustup.rs" >&2; exit 1; }
+	@command -v cc >/dev/null || { echo "cc is missing: install a C compiler, for example by: apt-get install build-essential" >&2; exit 1; }

@@ -1,0 +1,182 @@
+//! A lottery sells tickets while the relay that publishes them is killed half-way: nothing may get lost, appear from
+//! nowhere, or come in the wrong order. `make demo` builds and runs it.
+//!
+//! Everything it needs is started for it and ends with it: a private PostgreSQL cluster, an SQS emulator, and the relay
+//! as a process of its own. In the order to read: `stage` (what runs, and the play), `shop` (the application, which writes
+//! plain SQL), `consumer` (the far end of the queues), `ledger` (the judge), `relay`, `screen`, `folder`.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a demo talks to the person who started it")]
+#![allow(unreachable_pub, reason = "the modules of an example have no outside")]
+
+mod consumer;
+#[path = "../../tests/it/support/emulator.rs"]
+mod emulator;
+mod folder;
+mod ledger;
+#[path = "../../tests/it/support/postgres.rs"]
+mod postgres;
+mod relay;
+mod screen;
+mod shop;
+mod stage;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+use screen::grouped;
+use shop::Season;
+use stage::Stage;
+
+/// Sells lottery tickets, kills the relay half-way, and compares what was bought with what arrived
+#[derive(Parser, Debug)]
+#[command(name = "lottery", max_term_width = 100)]
+struct Flags {
+    /// Purchases to make
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(2..=10_000_000))]
+    purchases: u64,
+
+    /// Writers at work at the same time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=100))]
+    writers: u8,
+
+    /// Draws that the tickets are for; each is a group of the FIFO queue
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    draws: u64,
+
+    /// Purchases a second at most; 0 is as fast as this machine can
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    rate: u64,
+
+    /// Decides who buys what and who changes his mind
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+
+    /// Stay up after the table and print the URLs
+    #[arg(long, env = "KEEP", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    keep: bool,
+
+    /// The relay's binary [default: the one built beside this example]
+    #[arg(long, value_name = "PATH")]
+    relay: Option<PathBuf>,
+
+    /// Where to work; emptied before and after [default: demo in cargo's target folder]
+    #[arg(long, value_name = "PATH")]
+    folder: Option<PathBuf>,
+}
+
+impl Flags {
+    fn season(&self) -> Season {
+        let Flags { purchases, draws, rate, seed, .. } = *self;
+        Season { purchases, writers: self.writers.into(), draws, rate, seed }
+    }
+
+    fn relay(&self) -> Result<PathBuf> {
+        let binary = match &self.relay {
+            Some(binary) => binary.clone(),
+            None => profile_folder()?.join("outbox-relay"),
+        };
+        ensure!(
+            binary.is_file(),
+            "{} is missing: run `make demo`, which builds it, or name the relay with --relay",
+            binary.display()
+        );
+        Ok(binary.canonicalize()?)
+    }
+
+    fn folder(&self) -> Result<PathBuf> {
+        match &self.folder {
+            Some(folder) => Ok(folder.clone()),
+            None => Ok(profile_folder()?.parent().context("no target folder")?.join("demo")),
+        }
+    }
+}
+
+/// `target/release` of `target/release/examples/lottery`.
+fn profile_folder() -> Result<PathBuf> {
+    let example = std::env::current_exe()?;
+    let folder = example.parent().and_then(Path::parent);
+    Ok(folder.context("the example is not where cargo built it; give --relay and --folder")?.to_owned())
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let performed = tokio::select! {
+        performed = perform(&flags) => performed,
+        interrupted = interrupted() => {
+            let word = if interrupted.is_ok() { "interrupted" } else { "signals cannot be received" };
+            eprintln!("\n{word}; everything is put away");
+            return ExitCode::from(130);
+        }
+    };
+    let ended = match performed {
+        Ok((stage, passed)) => leave(&flags, stage, passed).await.map(|()| passed),
+        Err(error) => Err(error),
+    };
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("\ndemo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The play and its table; says whether all promises were kept.
+async fn perform(flags: &Flags) -> Result<(Stage, bool)> {
+    let season = flags.season();
+    println!(
+        "A lottery sells {} tickets for {} draws, with {} writers at a time (seed {}).",
+        grouped(season.purchases),
+        season.draws,
+        season.writers,
+        season.seed
+    );
+    println!();
+    let mut stage = Stage::set(flags).await?;
+    let report = stage.play(season).await?;
+    report.print();
+    let broken = report.broken_promises();
+    if broken.is_empty() {
+        println!("PASSED: nothing lost, nothing invented, every draw in order.");
+    } else {
+        println!("FAILED:");
+        broken.iter().for_each(|promise| println!("  {promise}"));
+    }
+    Ok((stage, broken.is_empty()))
+}
+
+/// Puts everything away, when the user has seen enough.
+async fn leave(flags: &Flags, mut stage: Stage, passed: bool) -> Result<()> {
+    if flags.keep {
+        println!();
+        stage.print_urls();
+        interrupted().await?;
+        println!();
+    }
+    stage.strike().await?;
+    if passed {
+        stage.forget_log();
+    } else {
+        println!("The relay's log is {}", stage.relay_log().display());
+    }
+    Ok(())
+}
+
+/// Returns when the process is told to end.
+async fn interrupted() -> Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hang_up.recv() => {}
+    }
+    Ok(())
+}

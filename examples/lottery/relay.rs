@@ -1,0 +1,236 @@
+//! The relay as an operator sees it: a process with an environment, a log and a few URLs.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Migrating an empty database takes a fraction of a second.
+const MIGRATE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// From the start of the process until database and queues have answered it.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Beyond the relay's own drain timeout of 20 s.
+const STOP_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// A probe's answer.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How to start a relay, as often as it takes.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    pub binary: PathBuf,
+    pub database_url: String,
+    /// `NAME=QUEUE_URL,…`
+    pub destinations: String,
+    pub sqs_endpoint: String,
+    pub listen: SocketAddr,
+    pub log: PathBuf,
+}
+
+impl Recipe {
+    /// Creates the outbox's tables.
+    pub async fn migrate(&self) -> Result<()> {
+        let mut child = self.command("migrate")?.spawn().context("cannot start the relay")?;
+        let status = wait(&mut child, MIGRATE_TIMEOUT).await?;
+        ensure!(status.success(), "outbox-relay migrate: {status}{}", self.log_tail());
+        Ok(())
+    }
+
+    /// Starts `outbox-relay run`.
+    pub fn start(&self) -> Result<Relay> {
+        let child = self.command("run")?.spawn().context("cannot start the relay")?;
+        let guardian = Guardian::watch(child.id());
+        let mut relay = Relay { recipe: self.clone(), started: Instant::now(), child, guardian: None };
+        relay.guardian = Some(guardian?);
+        Ok(relay)
+    }
+
+    fn command(&self, verb: &str) -> Result<Command> {
+        let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let mut command = Command::new(&self.binary);
+        command.arg(verb).stdin(Stdio::null()).stdout(File::try_clone(&log)?).stderr(log);
+        // Not in our process group: Ctrl-C in a terminal must reach the demo only.
+        command.process_group(0);
+        // What the user has set is about other relays, queues and servers.
+        for (name, _) in std::env::vars_os() {
+            let theirs = ["AWS_", "DATABASE_URL", "OUTBOX_RELAY_", "PG"];
+            if theirs.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+                command.env_remove(name);
+            }
+        }
+        command.envs([
+            ("DATABASE_URL", self.database_url.as_str()),
+            ("OUTBOX_RELAY_DESTINATIONS", &self.destinations),
+            ("OUTBOX_RELAY_HTTP_LISTEN", &self.listen.to_string()),
+            ("AWS_ENDPOINT_URL_SQS", &self.sqs_endpoint),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ACCESS_KEY_ID", "demo"),
+            ("AWS_SECRET_ACCESS_KEY", "demo"),
+            ("AWS_CONFIG_FILE", "/dev/null"),
+            ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
+            ("NO_COLOR", "1"),
+            ("NO_PROXY", "127.0.0.1"),
+        ]);
+        Ok(command)
+    }
+
+    fn log_tail(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(5)..];
+        tail.iter().map(|line| format!("\n  relay.log: {line}")).collect()
+    }
+}
+
+/// A running relay; dropping it kills it, and so does the demo's own death.
+#[derive(Debug)]
+pub struct Relay {
+    recipe: Recipe,
+    started: Instant,
+    child: Child,
+    guardian: Option<Guardian>,
+}
+
+impl Relay {
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Fails when the process has ended by itself.
+    pub fn ensure_alive(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!("the relay ended by itself, {status}{}", self.recipe.log_tail());
+        }
+        Ok(())
+    }
+
+    /// Waits until it says that database and queues answer.
+    pub async fn wait_until_ready(&mut self) -> Result<()> {
+        while !ask(self.recipe.listen, "/readyz").await.is_ok_and(|(status, _)| status == 200) {
+            self.ensure_alive()?;
+            ensure!(self.started.elapsed() < READY_TIMEOUT, "the relay is not ready{}", self.recipe.log_tail());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// What `/metrics` says now; nothing when it has just been started and does not listen yet.
+    pub async fn metrics(&self) -> Result<Option<Metrics>> {
+        match ask(self.recipe.listen, "/metrics").await {
+            Ok((200, text)) => Ok(Some(Metrics(text))),
+            Ok((status, _)) => bail!("/metrics answered {status}"),
+            Err(_) if self.started.elapsed() < READY_TIMEOUT => Ok(None),
+            Err(error) => Err(error).context("/metrics"),
+        }
+    }
+
+    /// The most memory that the process ever had resident, in bytes; where /proc tells.
+    pub fn peak_memory(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kilobytes * 1024)
+    }
+
+    /// SIGKILL: the process has no chance to finish anything.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM: the process finishes what is in flight and ends with 0.
+    pub async fn stop(mut self) -> Result<()> {
+        let told =
+            Command::new("/bin/sh").args(["-c", "kill -TERM \"$1\"", "stop", &self.child.id().to_string()]).status()?;
+        ensure!(told.success(), "the relay has gone before it was stopped");
+        let status = wait(&mut self.child, STOP_TIMEOUT).await.context("the relay did not stop")?;
+        ensure!(status.success(), "the relay did not stop well: {status}{}", self.recipe.log_tail());
+        Ok(())
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+        // Only now: until here the process id was the relay's.
+        if let Some(guardian) = self.guardian.take() {
+            guardian.dismiss();
+        }
+    }
+}
+
+async fn wait(child: &mut Child, timeout: Duration) -> Result<ExitStatus> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            bail!("still running after {timeout:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A shell that kills the relay when the demo is gone in whatever way, which ends the pipe between them.
+#[derive(Debug)]
+struct Guardian(Child);
+
+impl Guardian {
+    fn watch(process_id: u32) -> Result<Guardian> {
+        let script = "trap '' HUP; read -r word || kill -KILL \"$1\"";
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script, "guardian", &process_id.to_string()]);
+        command.stdin(Stdio::piped()).current_dir("/").process_group(0);
+        Ok(Guardian(command.spawn().context("cannot start /bin/sh")?))
+    }
+
+    fn dismiss(mut self) {
+        if let Some(mut orders) = self.0.stdin.take() {
+            writeln!(orders, "dismissed").ok();
+        }
+        self.0.wait().ok();
+    }
+}
+
+/// A page of metrics.
+#[derive(Debug, Default, Clone)]
+pub struct Metrics(String);
+
+impl Metrics {
+    /// The value of a series that has only the label `destination`.
+    pub fn value(&self, name: &str, destination: &str) -> f64 {
+        let series = format!("outbox_relay_{name}{{destination=\"{destination}\"}} ");
+        let value = self.0.lines().find_map(|line| line.strip_prefix(&series));
+        value.and_then(|value| value.parse().ok()).unwrap_or(0.0)
+    }
+}
+
+/// A plain GET: status and body.
+async fn ask(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        anyhow::Ok(answer)
+    };
+    let answer = tokio::time::timeout(ASK_TIMEOUT, exchange).await??;
+    let (head, body) = answer.split_once("\r\n\r\n").context("half an answer")?;
+    let status = head.split(' ').nth(1).context("no status")?.parse()?;
+    Ok((status, body.to_owned()))
+}
