@@ -4,9 +4,12 @@
 
 mod architecture;
 mod bodies;
+mod configuration;
 mod delivery;
 mod failures;
 mod ground;
+mod metrics;
+mod migrations;
 mod order;
 mod outages;
 mod plans;
@@ -14,7 +17,9 @@ mod reading;
 mod requests;
 mod restarts;
 mod retention;
+mod scale;
 mod sharing;
 mod signals;
+mod startup;
 mod support;
 mod tls;

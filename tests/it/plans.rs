@@ -205,10 +205,11 @@ async fn statements_use_their_indexes_on_an_outbox_full_of_dead_rows() -> Result
     bed.enqueue_many("audit", 30_000, 100).await?;
     bed.client.batch_execute("DELETE FROM outbox.messages").await?;
     bed.enqueue_many("audit", 20, 5).await?;
+    ensure_plans(&bed).await.context("before ANALYZE")?;
     bed.client.batch_execute("VACUUM ANALYZE").await?;
     let dead = "SELECT pg_relation_size('outbox.messages_pending')";
     ensure!(bed.count(dead).await? > 1_000_000, "vacuum removed the dead rows");
-    ensure_plans(&bed).await
+    ensure_plans(&bed).await.context("after ANALYZE")
 }
 
 #[tokio::test]
