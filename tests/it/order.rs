@@ -23,20 +23,23 @@ fn of_group(messages: &[Received], group: &str) -> Result<Vec<i64>> {
 
 #[tokio::test]
 async fn the_first_messages_of_an_outbox_keep_their_order() -> Result<()> {
-    let bed = Bed::new().await?;
-    let queue = bed.fifo("tickets").await?;
-    let relay = bed.relay().start().await?;
-    relay.wait_for_status("/readyz", 200).await?;
-    let commits = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
-    let before = bed.count(commits).await?;
-    eventually("the relay has looked", || async { Ok(bed.count(commits).await? > before + 30) }).await?;
-    for number in 1..=5 {
-        bed.enqueue("tickets", &format!("{{\"n\": {number}}}"), Some("g1")).await?;
+    // A sweep that happens to come at the right moment hides what the ordinary way misses, but not every time.
+    for _ in 0..3 {
+        let bed = Bed::new().await?;
+        let queue = bed.fifo("tickets").await?;
+        let relay = bed.relay().start().await?;
+        relay.wait_for_status("/readyz", 200).await?;
+        let commits = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
+        let before = bed.count(commits).await?;
+        eventually("the relay has looked", || async { Ok(bed.count(commits).await? > before + 30) }).await?;
+        for number in 1..=5 {
+            bed.enqueue("tickets", &format!("{{\"n\": {number}}}"), Some("g1")).await?;
+        }
+        bed.until_nothing_is_pending().await?;
+        relay.stop().await?;
+        let arrived = of_group(&bed.queues.contents(&queue).await?, "g1")?;
+        ensure!(arrived == [1, 2, 3, 4, 5], "{arrived:?}");
     }
-    bed.until_nothing_is_pending().await?;
-    relay.stop().await?;
-    let arrived = of_group(&bed.queues.contents(&queue).await?, "g1")?;
-    ensure!(arrived == [1, 2, 3, 4, 5], "{arrived:?}");
     Ok(())
 }
 
