@@ -2,6 +2,24 @@
 
 #![allow(dead_code, unreachable_pub, reason = "a test crate has no outside; some of the ground waits for its tests")]
 
+mod architecture;
+mod bodies;
+mod configuration;
+mod delivery;
+mod failures;
 mod ground;
+mod metrics;
+mod migrations;
+mod order;
+mod outages;
+mod plans;
+mod reading;
+mod requests;
+mod restarts;
+mod retention;
+mod scale;
+mod sharing;
+mod signals;
+mod startup;
 mod support;
 mod tls;

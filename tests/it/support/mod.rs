@@ -3,9 +3,11 @@
 //! Cluster and emulator are started once for the whole run, when the first test asks, and end with the
 //! process. Tests share them without meeting: each has its own database and its own queues.
 
+pub mod bed;
 pub mod emulator;
 pub mod postgres;
 pub mod proxy;
+pub mod relay;
 
 use std::future::Future;
 use std::sync::OnceLock;

@@ -1,0 +1,178 @@
+//! Wrong settings are refused before anything starts: all at once, by name, with the remedy, and without a secret.
+
+use anyhow::{Result, ensure};
+
+use crate::support::relay::{Command, Finished};
+
+const SECRET: &str = "hunter2-the-secret";
+
+/// A command line that would start if its database and queue were there.
+fn configured() -> Command {
+    Command::new()
+        .env("DATABASE_URL", format!("postgres://app:{SECRET}@127.0.0.1:1/lottery"))
+        .env("OUTBOX_RELAY_DESTINATIONS", "tickets=http://127.0.0.1:1/000000000000/tickets.fifo")
+        .env("OUTBOX_RELAY_HTTP_LISTEN", "127.0.0.1:0")
+        .env("AWS_REGION", "us-east-1")
+}
+
+/// Each variable of the contract with values that it refuses.
+const REFUSED: [(&str, &[&str]); 15] = [
+    ("OUTBOX_RELAY_DESTINATIONS", &["tickets", "=https://h/q", "t=ftp://h/q", "a=https://h/q,a=https://h/r", ","]),
+    ("OUTBOX_RELAY_BATCH_SIZE", &["0", "10001", "-1", "many", "1.5"]),
+    ("OUTBOX_RELAY_REQUEST_SIZE", &["0", "11", "ten"]),
+    ("OUTBOX_RELAY_MAX_IN_FLIGHT", &["0", "1025", "x"]),
+    ("OUTBOX_RELAY_POLL_INTERVAL", &["20", "0ms", "2m", "fast"]),
+    ("OUTBOX_RELAY_FIFO_MODE", &["loose", "Strict"]),
+    ("OUTBOX_RELAY_MAX_ATTEMPTS", &["0", "ten"]),
+    ("OUTBOX_RELAY_RETRY_INITIAL", &["200", "0s", "2h"]),
+    ("OUTBOX_RELAY_RETRY_MAX", &["1", "100ms"]),
+    ("OUTBOX_RELAY_REQUEST_TIMEOUT", &["5", "61s"]),
+    ("OUTBOX_RELAY_DELIVERED_RETENTION", &["24", "-1s", "never"]),
+    ("OUTBOX_RELAY_DRAIN_TIMEOUT", &["20", "2h"]),
+    ("OUTBOX_RELAY_HTTP_LISTEN", &["9595", "localhost", ":9595"]),
+    ("OUTBOX_RELAY_LOG_FORMAT", &["xml"]),
+    ("RUST_LOG", &["a=b=c"]),
+];
+
+fn ensure_refused(ended: &Finished) -> Result<()> {
+    ensure!(ended.code == Some(2), "{ended:?}");
+    ensure!(ended.stdout.is_empty(), "{ended:?}");
+    for banned in ["panicked", "RUST_BACKTRACE", SECRET] {
+        ensure!(!ended.stderr.contains(banned), "{banned} is in {}", ended.stderr);
+    }
+    for line in ended.stderr.lines() {
+        ensure!(line.starts_with("outbox-relay: "), "{line}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_variable_refuses_bad_values_by_its_name() -> Result<()> {
+    for (name, values) in REFUSED {
+        for value in values {
+            let ended = configured().env(name, *value).output(&["run"]).await?;
+            ensure_refused(&ended)?;
+            ensure!(ended.stderr.lines().count() == 1, "{name}={value}: {}", ended.stderr);
+            ensure!(ended.stderr.contains(name), "{name}={value}: {}", ended.stderr);
+            ensure!(ended.stderr.contains("; "), "no remedy for {name}={value}: {}", ended.stderr);
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn all_mistakes_are_told_at_once() -> Result<()> {
+    let mut command = configured().env("DATABASE_URL", format!("postgres://app:{SECRET}@db:port/lottery"));
+    for (name, values) in REFUSED.iter().filter(|(name, _)| *name != "RUST_LOG") {
+        command = command.env(name, values[0]);
+    }
+    let ended = command.output(&["run", "--until-empty"]).await?;
+    ensure_refused(&ended)?;
+    for (name, _) in REFUSED.iter().filter(|(name, _)| *name != "RUST_LOG") {
+        ensure!(ended.stderr.lines().any(|line| line.contains(name)), "{name} is not in\n{}", ended.stderr);
+    }
+    ensure!(ended.stderr.lines().any(|line| line.contains("DATABASE_URL")), "{}", ended.stderr);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_flag_wins_over_its_variable() -> Result<()> {
+    let command = configured().env("OUTBOX_RELAY_BATCH_SIZE", "100");
+    let ended = command.output(&["run", "--batch-size", "0"]).await?;
+    ensure_refused(&ended)?;
+    ensure!(ended.stderr.contains("OUTBOX_RELAY_BATCH_SIZE=\"0\""), "{}", ended.stderr);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_misspelt_variable_is_refused_with_the_right_one() -> Result<()> {
+    let ended = configured().env("OUTBOX_RELAY_BATCHSIZE", "100").output(&["run"]).await?;
+    ensure_refused(&ended)?;
+    ensure!(ended.stderr.contains("did you mean OUTBOX_RELAY_BATCH_SIZE?"), "{}", ended.stderr);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_required_is_asked_for_by_name() -> Result<()> {
+    for (name, argument) in [("DATABASE_URL", "run"), ("OUTBOX_RELAY_DESTINATIONS", "run"), ("DATABASE_URL", "migrate")]
+    {
+        for command in [configured().without(name), configured().env(name, "")] {
+            let ended = command.output(&[argument]).await?;
+            ensure_refused(&ended)?;
+            ensure!(ended.stderr.lines().count() == 1, "{argument} without {name}: {}", ended.stderr);
+            ensure!(ended.stderr.contains(&format!("{name} is not set")), "{}", ended.stderr);
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_mistake_in_the_database_url_shows_its_password() -> Result<()> {
+    let wrong = [
+        format!("postgres://app:{SECRET}@db:port/lottery"),
+        format!("postgres://app:{SECRET}@db/lottery?sslmode=sometimes"),
+        format!("postgres://app:{SECRET}@db/lottery?no_such_option=1"),
+        format!("host=db password={SECRET} nonsense"),
+        format!("mysql://app:{SECRET}@db/lottery"),
+    ];
+    for url in wrong {
+        let ended = configured().env("DATABASE_URL", &url).output(&["migrate"]).await?;
+        ensure_refused(&ended)?;
+        ensure!(ended.stderr.contains("DATABASE_URL"), "{url}: {}", ended.stderr);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_url_may_come_from_a_file_but_not_from_two_places() -> Result<()> {
+    let path = std::env::temp_dir().join(format!("outbox-relay-url-{}", std::process::id()));
+    std::fs::write(&path, format!("postgres://app:{SECRET}@127.0.0.1:1/from-the-file?connect_timeout=1\n"))?;
+    let file = path.to_str().unwrap_or_default();
+    let both = configured().env("DATABASE_URL_FILE", file).output(&["migrate"]).await?;
+    let one = configured().without("DATABASE_URL").env("DATABASE_URL_FILE", file).output(&["migrate"]).await?;
+    std::fs::remove_file(&path)?;
+    let none = configured().without("DATABASE_URL").env("DATABASE_URL_FILE", file).output(&["migrate"]).await?;
+    ensure_refused(&both)?;
+    ensure!(both.stderr.contains("DATABASE_URL_FILE"), "{}", both.stderr);
+    ensure!(one.code == Some(1) && one.stderr.contains("from-the-file"), "{one:?}");
+    ensure!(!one.stderr.contains(SECRET), "{}", one.stderr);
+    ensure_refused(&none)?;
+    ensure!(none.stderr.contains(file), "{}", none.stderr);
+    Ok(())
+}
+
+#[tokio::test]
+async fn help_lists_every_flag_with_its_variable() -> Result<()> {
+    for command in ["run", "migrate", "healthcheck"] {
+        let help = configured().output(&[command, "--help"]).await?;
+        ensure!(help.code == Some(0), "{help:?}");
+        for (name, _) in REFUSED.iter().chain(&[("DATABASE_URL", &[][..]), ("DATABASE_URL_FILE", &[][..])]) {
+            ensure!(
+                help.stdout.contains(&format!("[env: {name}")) || wraps(&help.stdout, name),
+                "{command}: no {name}"
+            );
+        }
+        ensure!(!help.stdout.contains(SECRET), "{command} --help shows a secret");
+    }
+    let help = configured().output(&["--help"]).await?;
+    for command in ["run", "migrate", "healthcheck", "Exit codes"] {
+        ensure!(help.stdout.contains(command), "no {command} in {}", help.stdout);
+    }
+    Ok(())
+}
+
+/// Help is broken into lines, also between `[env:` and the name.
+fn wraps(help: &str, name: &str) -> bool {
+    let words: Vec<_> = help.split_whitespace().collect();
+    words.windows(2).any(|pair| pair[0].ends_with("[env:") && pair[1].starts_with(name))
+}
+
+#[tokio::test]
+async fn unknown_flags_and_commands_are_usage_errors() -> Result<()> {
+    for arguments in [&["run", "--batchsize", "1"][..], &["walk"], &[]] {
+        let ended = configured().output(arguments).await?;
+        ensure!(ended.code == Some(2), "{arguments:?}: {ended:?}");
+        ensure!(ended.stderr.contains("Usage"), "{arguments:?}: {}", ended.stderr);
+    }
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! Migrations: each applies on data, many may start at once, and a schema that does not fit is refused.
+
+use anyhow::{Context, Result, ensure};
+use outbox_relay::outbox::MIGRATIONS;
+
+use crate::support::bed::{Bed, enqueue};
+
+const RECORDED: &str = "SELECT count(*) FROM outbox.migrations";
+
+/// Everything that makes up the schema, one line each.
+async fn schema(bed: &Bed) -> Result<Vec<String>> {
+    let query = "SELECT concat_ws(' ', 'column', table_name, column_name, data_type, is_nullable, column_default,
+                is_identity, generation_expression) AS line
+            FROM information_schema.columns WHERE table_schema = 'outbox'
+        UNION ALL SELECT concat_ws(' ', 'index', indexname, indexdef) FROM pg_indexes WHERE schemaname = 'outbox'
+        UNION ALL SELECT concat_ws(' ', 'constraint', conrelid::regclass, conname, pg_get_constraintdef(oid))
+            FROM pg_constraint WHERE connamespace = 'outbox'::regnamespace
+        UNION ALL SELECT concat_ws(' ', 'function', pg_get_functiondef(oid))
+            FROM pg_proc WHERE pronamespace = 'outbox'::regnamespace
+        UNION ALL SELECT concat_ws(' ', 'table', oid::regclass, relkind, reloptions::text, obj_description(oid, 'pg_class'))
+            FROM pg_class WHERE relnamespace = 'outbox'::regnamespace
+        UNION ALL SELECT concat_ws(' ', 'migration', version, name, checksum) FROM outbox.migrations
+        ORDER BY 1";
+    Ok(bed.client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+#[tokio::test]
+async fn every_migration_applies_on_data() -> Result<()> {
+    let bed = Bed::empty().await?;
+    let queue = bed.fifo("tickets").await?;
+    // What the relay records beside each migration, so that it takes the database for one it migrated itself.
+    let reference = Bed::new().await?;
+    let rows = reference.client.query("SELECT version, checksum FROM outbox.migrations ORDER BY version", &[]).await?;
+    ensure!(rows.len() == MIGRATIONS.len());
+    let prelude =
+        "CREATE SCHEMA outbox; CREATE TABLE outbox.migrations (version integer PRIMARY KEY, name text NOT NULL,
+        checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp())";
+    bed.client.batch_execute(prelude).await?;
+    for (number, migration) in (1..).zip(MIGRATIONS) {
+        ensure!(migration.version == number, "a gap before migration {}", migration.version);
+        bed.client.batch_execute(migration.sql).await.with_context(|| migration.name.to_owned())?;
+        let record = "INSERT INTO outbox.migrations (version, name, checksum) VALUES ($1, $2, $3)";
+        bed.client.execute(record, &[&migration.version, &migration.name, &migration.checksum()]).await?;
+        // Data of every kind for the next one to apply on.
+        enqueue(&bed.client, "tickets", "{\"n\": 1}", Some("draw-1")).await?;
+        let settled =
+            "INSERT INTO outbox.messages (destination, event_position, status, delivered_at, dead_at, last_error)
+            VALUES ('tickets', 1, 'delivered', now(), NULL, NULL), ('tickets', 1, 'dead', NULL, now(), 'too large')";
+        bed.client.batch_execute(settled).await?;
+    }
+    let migrated = bed.relay().output(&["migrate"]).await?;
+    migrated.ensure_success()?;
+    ensure!(migrated.stdout.contains("up to date"), "{migrated:?}");
+    bed.relay().deliver_all().await?;
+    ensure!(bed.queues.depth(&queue).await?.visible == MIGRATIONS.len());
+    Ok(())
+}
+
+#[tokio::test]
+async fn migrating_twice_changes_nothing() -> Result<()> {
+    let bed = Bed::new().await?;
+    let before = schema(&bed).await?;
+    let again = bed.relay().output(&["migrate"]).await?;
+    again.ensure_success()?;
+    ensure!(again.stdout.contains("up to date") && !again.stdout.contains("applied"), "{again:?}");
+    ensure!(schema(&bed).await? == before && before.len() > 50, "{before:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn ten_migrations_at_once_apply_each_one_once() -> Result<()> {
+    let bed = Bed::empty().await?;
+    let command = bed.relay();
+    let outputs = (0..10).map(|_| command.output(&["migrate"]));
+    let outputs = futures_util::future::try_join_all(outputs).await?;
+    for output in &outputs {
+        output.ensure_success()?;
+    }
+    let applied: usize = outputs.iter().map(|output| output.stdout.matches("applied migration").count()).sum();
+    ensure!(applied == MIGRATIONS.len(), "{applied} were applied");
+    ensure!(bed.count(RECORDED).await? == i64::try_from(MIGRATIONS.len())?);
+    ensure!(schema(&bed).await? == schema(&Bed::new().await?).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_database_newer_than_the_relay_is_refused_by_migrate_and_served_by_run() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    let newer = "INSERT INTO outbox.migrations (version, name, checksum) VALUES (99, 'future', 'x')";
+    bed.client.batch_execute(newer).await?;
+    let refused = bed.relay().output(&["migrate"]).await?;
+    ensure!(refused.code == Some(1) && refused.stderr.lines().count() == 1, "{refused:?}");
+    ensure!(refused.stderr.contains("99") && refused.stderr.contains("newer"), "{refused:?}");
+    // Migrations only add, and old relays go on while the new version is rolled out.
+    bed.enqueue("tickets", "{}", None).await?;
+    bed.relay().deliver_all().await?;
+    ensure!(bed.queues.depth(&queue).await?.visible == 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_migration_that_was_changed_is_refused() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.client.batch_execute("UPDATE outbox.migrations SET checksum = 'x' WHERE version = 1").await?;
+    let refused = bed.relay().output(&["migrate"]).await?;
+    ensure!(refused.code == Some(1) && refused.stderr.lines().count() == 1, "{refused:?}");
+    ensure!(refused.stderr.contains("migration 1"), "{refused:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_failing_migration_leaves_nothing_behind() -> Result<()> {
+    let bed = Bed::empty().await?;
+    // In the way of what the first migration creates.
+    bed.client.batch_execute("CREATE SCHEMA outbox; CREATE TABLE outbox.lanes (in_the_way integer)").await?;
+    let failed = bed.relay().output(&["migrate"]).await?;
+    ensure!(failed.code == Some(1) && failed.stderr.contains("lanes"), "{failed:?}");
+    let tables = "SELECT count(*) FROM pg_class WHERE relnamespace = 'outbox'::regnamespace AND relkind IN ('r', 'p')";
+    ensure!(bed.count(tables).await? == 1, "half a migration is left");
+    bed.client.batch_execute("DROP TABLE outbox.lanes").await?;
+    bed.relay().output(&["migrate"]).await?.ensure_success()
+}
+
+#[tokio::test]
+async fn the_printed_migrations_make_the_same_schema() -> Result<()> {
+    let bed = Bed::empty().await?;
+    // Without a database or any setting: a team that runs SQL itself has neither at hand.
+    let printed = crate::support::relay::Command::new().output(&["migrate", "--print"]).await?;
+    printed.ensure_success()?;
+    bed.client.batch_execute(&printed.stdout).await?;
+    ensure!(schema(&bed).await? == schema(&Bed::new().await?).await?);
+    let migrated = bed.relay().output(&["migrate"]).await?;
+    ensure!(migrated.stdout.contains("up to date"), "{migrated:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_table_and_column_has_a_comment() -> Result<()> {
+    let bed = Bed::new().await?;
+    let tables = "SELECT oid::regclass::text FROM pg_class
+        WHERE relnamespace = 'outbox'::regnamespace AND relkind IN ('r', 'p') ORDER BY 1";
+    ensure!(bed.client.query(tables, &[]).await?.len() >= 7);
+    let silent = "SELECT oid::regclass::text FROM pg_class
+            WHERE relnamespace = 'outbox'::regnamespace AND relkind IN ('r', 'p')
+                AND obj_description(oid, 'pg_class') IS NULL
+        UNION ALL SELECT attrelid::regclass::text || '.' || attname FROM pg_attribute JOIN pg_class ON oid = attrelid
+            WHERE relnamespace = 'outbox'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+                AND attnum > 0 AND NOT attisdropped AND col_description(attrelid, attnum) IS NULL
+        UNION ALL SELECT oid::regprocedure::text FROM pg_proc
+            WHERE pronamespace = 'outbox'::regnamespace AND obj_description(oid, 'pg_proc') IS NULL";
+    let silent: Vec<String> = bed.client.query(silent, &[]).await?.iter().map(|row| row.get(0)).collect();
+    ensure!(silent.is_empty(), "without a comment: {silent:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn impossible_messages_are_refused_by_the_table() -> Result<()> {
+    let bed = Bed::new().await?;
+    let wrong = [
+        "(destination, event_position, status) VALUES ('a', 1, 'delivered')",
+        "(destination, event_position, status, dead_at) VALUES ('a', 1, 'dead', now())",
+        "(destination, event_position, delivered_at) VALUES ('a', 1, now())",
+        "(destination, event_position, sqs_message_id) VALUES ('a', 1, 'm')",
+        "(destination, event_position, status, dead_at, last_error, available_at) VALUES ('a', 1, 'dead', now(), 'e', now())",
+        "(destination, event_position, status) VALUES ('a', 1, 'unknown')",
+        "(destination, event_position) VALUES ('', 1)",
+        "(destination, event_position, group_id) VALUES ('a', 1, '')",
+    ];
+    for row in wrong {
+        let inserted = bed.client.batch_execute(&format!("INSERT INTO outbox.messages {row}")).await;
+        ensure!(inserted.is_err(), "accepted: {row}");
+    }
+    Ok(())
+}

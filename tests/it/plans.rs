@@ -1,0 +1,255 @@
+//! Each statement uses the index it is meant to use: on an empty outbox, on a full one, and on one that is full of dead
+//! rows which a long transaction keeps from being vacuumed.
+
+use std::fmt::Write;
+
+use anyhow::{Context, Result, ensure};
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use crate::support::bed::Bed;
+
+/// A statement of the relay with parameters, and how it may reach the pending messages.
+struct Planned {
+    name: &'static str,
+    sql: &'static str,
+    types: &'static str,
+    arguments: &'static str,
+    /// Index and the columns that its condition must have, so that no more is walked than wanted.
+    pending: &'static [(&'static str, &'static [&'static str])],
+}
+
+macro_rules! query {
+    ($name:literal) => {
+        include_str!(concat!("../../sql/queries/", $name, ".sql"))
+    };
+}
+
+const LANES: &str = "'{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}'";
+const CURSORS: &str = "'{9,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9}'";
+const PKEY: &str = "messages_pending_pkey";
+const DEFERRED: &str = "messages_pending_deferred";
+
+const ABOVE: (&str, &[&str]) = (PKEY, &["destination =", "lane =", "id >"]);
+const ONE: (&str, &[&str]) = (PKEY, &["destination =", "lane =", "id ="]);
+const DUE: (&str, &[&str]) = (DEFERRED, &["available_at <="]);
+
+/// `LANES` and `CURSORS` stand for the arrays above.
+const STATEMENTS: [Planned; 11] = [
+    Planned { name: "watch", sql: query!("watch"), types: "text[]", arguments: "'{audit,tickets}'", pending: &[DUE] },
+    Planned {
+        name: "look",
+        sql: query!("look"),
+        types: "text, smallint[], bigint[]",
+        arguments: "'audit', LANES, CURSORS",
+        pending: &[ABOVE, DUE],
+    },
+    Planned {
+        name: "read",
+        sql: query!("read"),
+        types: "text, smallint[], bigint[], bigint[]",
+        arguments: "'audit', LANES, CURSORS, CURSORS",
+        pending: &[ABOVE],
+    },
+    Planned {
+        name: "sweep",
+        sql: query!("sweep"),
+        types: "text, smallint[], bigint[], bigint[], bigint, text[]",
+        arguments: "'audit', LANES, CURSORS, CURSORS, 100, '{g1,g2}'",
+        pending: &[ABOVE],
+    },
+    Planned {
+        name: "read_found",
+        sql: query!("read_found"),
+        types: "text, smallint[], bigint[]",
+        arguments: "'audit', LANES, CURSORS",
+        pending: &[ONE],
+    },
+    Planned {
+        name: "read_group",
+        sql: query!("read_group"),
+        types: "text, smallint, text, bigint, bigint",
+        arguments: "'audit', 3, 'g1', 10, 20",
+        pending: &[ABOVE],
+    },
+    Planned {
+        name: "read_deferred",
+        sql: query!("read_deferred"),
+        types: "text, smallint[], bigint, bigint",
+        arguments: "'audit', LANES, 1000, 0",
+        pending: &[DUE],
+    },
+    Planned {
+        name: "deliver",
+        sql: query!("deliver"),
+        types: "text, smallint[], bigint[], text[]",
+        arguments: "'audit', LANES, CURSORS, CURSORS",
+        pending: &[ONE],
+    },
+    Planned {
+        name: "delete_delivered",
+        sql: query!("delete_delivered"),
+        types: "text, smallint[], bigint[]",
+        arguments: "'audit', LANES, CURSORS",
+        pending: &[ONE],
+    },
+    Planned {
+        name: "defer",
+        sql: query!("defer"),
+        types: "text, smallint[], bigint[], smallint[], bigint[], text[]",
+        arguments: "'audit', LANES, CURSORS, LANES, CURSORS, CURSORS",
+        pending: &[ONE],
+    },
+    Planned {
+        name: "bury",
+        sql: query!("bury"),
+        types: "text, smallint[], bigint[], smallint[], text[]",
+        arguments: "'audit', LANES, CURSORS, LANES, CURSORS",
+        pending: &[ONE],
+    },
+];
+
+/// One scan of a plan.
+#[derive(Debug)]
+struct Scan {
+    relation: String,
+    kind: String,
+    index: String,
+    condition: String,
+}
+
+fn scans(plan: &serde_json::Value, found: &mut Vec<Scan>) {
+    let text = |name: &str| plan[name].as_str().unwrap_or_default().to_owned();
+    if plan["Relation Name"].is_string() && plan["Node Type"] != "ModifyTable" {
+        // A bitmap scan's index and condition stand one node below it.
+        let of_index = if plan["Node Type"] == "Bitmap Heap Scan" { &plan["Plans"][0] } else { plan };
+        let text_of_index = |name: &str| of_index[name].as_str().unwrap_or_default().to_owned();
+        let (index, condition) = (text_of_index("Index Name"), text_of_index("Index Cond"));
+        found.push(Scan { relation: text("Relation Name"), kind: text("Node Type"), index, condition });
+    }
+    plan["Plans"].as_array().into_iter().flatten().for_each(|plan| scans(plan, found));
+}
+
+/// The plan that the relay's unnamed statement gets: made for these very parameters.
+async fn plan(client: &Client, statement: &Planned) -> Result<Vec<Scan>> {
+    let Planned { name, sql, types, arguments, .. } = statement;
+    let arguments = arguments.replace("LANES", LANES).replace("CURSORS", CURSORS);
+    let prepare = format!("SET plan_cache_mode = force_custom_plan; PREPARE {name} ({types}) AS {sql}");
+    client.batch_execute(&prepare).await.with_context(|| format!("cannot prepare {name}"))?;
+    let answer = client.simple_query(&format!("EXPLAIN (FORMAT JSON) EXECUTE {name} ({arguments})")).await?;
+    client.batch_execute(&format!("DEALLOCATE {name}")).await?;
+    let text = answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    let plan: serde_json::Value = serde_json::from_str(text.context("no plan")?)?;
+    let mut found = Vec::new();
+    scans(&plan[0]["Plan"], &mut found);
+    Ok(found)
+}
+
+fn is_intended(scan: &Scan, statement: &Planned) -> bool {
+    let kinds = ["Index Scan", "Index Only Scan"];
+    match scan.relation.as_str() {
+        "messages_pending" => statement.pending.iter().any(|(index, columns)| {
+            let condition = format!("({}", scan.condition).replace('"', "");
+            scan.index == *index && columns.iter().all(|column| has_column(&condition, column))
+        }),
+        "events" => kinds.contains(&scan.kind.as_str()) && scan.index == "events_pkey",
+        "messages_id_seq" => true,
+        _ => false,
+    }
+}
+
+/// `id >` is not to be found in `paid > 3`.
+fn has_column(condition: &str, column: &str) -> bool {
+    condition.contains(&format!("({column}"))
+}
+
+async fn ensure_plans(bed: &Bed) -> Result<()> {
+    let mut wrong = String::new();
+    for statement in &STATEMENTS {
+        let scans = plan(&bed.client, statement).await?;
+        ensure!(scans.iter().any(|scan| scan.relation == "messages_pending"), "{} reads nothing", statement.name);
+        for scan in scans.iter().filter(|scan| !is_intended(scan, statement)) {
+            writeln!(wrong, "{}: {scan:?}", statement.name)?;
+        }
+    }
+    ensure!(wrong.is_empty(), "not the plan that was intended:\n{wrong}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn statements_use_their_indexes_on_an_empty_outbox() -> Result<()> {
+    let bed = Bed::new().await?;
+    ensure_plans(&bed).await.context("before ANALYZE")?;
+    bed.client.batch_execute("ANALYZE").await?;
+    ensure_plans(&bed).await.context("after ANALYZE")
+}
+
+#[tokio::test]
+async fn statements_use_their_indexes_on_a_full_outbox() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.enqueue_many("audit", 50_000, 100).await?;
+    bed.enqueue_many("tickets", 50_000, 100).await?;
+    let deferred = "UPDATE outbox.messages SET available_at = now() WHERE id % 1000 = 0";
+    bed.client.batch_execute(deferred).await?;
+    bed.client.batch_execute("VACUUM ANALYZE").await?;
+    ensure_plans(&bed).await
+}
+
+#[tokio::test]
+async fn statements_use_their_indexes_on_an_outbox_full_of_dead_rows() -> Result<()> {
+    let bed = Bed::new().await?;
+    let report = bed.connect().await?;
+    report.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM outbox.events").await?;
+    bed.enqueue_many("audit", 30_000, 100).await?;
+    bed.client.batch_execute("DELETE FROM outbox.messages").await?;
+    bed.enqueue_many("audit", 20, 5).await?;
+    ensure_plans(&bed).await.context("before ANALYZE")?;
+    bed.client.batch_execute("VACUUM ANALYZE").await?;
+    let dead = "SELECT pg_relation_size('outbox.messages_pending')";
+    ensure!(bed.count(dead).await? > 1_000_000, "vacuum removed the dead rows");
+    ensure_plans(&bed).await.context("after ANALYZE")
+}
+
+#[tokio::test]
+async fn claims_take_lane_rows_and_walk_nothing_else() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.enqueue_many("audit", 1000, 100).await?;
+    let query =
+        "INSERT INTO outbox.lanes SELECT d, l FROM unnest('{audit,tickets}'::text[]) AS d, generate_series(0, 15) AS l";
+    bed.client.batch_execute(query).await?;
+    bed.client.batch_execute("ANALYZE").await?;
+    let claim = Planned {
+        name: "claim",
+        sql: query!("claim"),
+        types: "text, smallint[], bigint, smallint",
+        arguments: "'audit', LANES, 16, 3",
+        pending: &[],
+    };
+    let scans = plan(&bed.client, &claim).await?;
+    ensure!(!scans.is_empty() && scans.iter().all(|scan| scan.relation == "lanes"), "{scans:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn pruning_walks_delivered_messages_by_their_key() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.client
+        .batch_execute(
+            "INSERT INTO outbox.messages (destination, event_position, group_id, status, delivered_at)
+             SELECT 'audit', n, 'g' || n % 100, 'delivered', now() FROM generate_series(1, 50000) AS n; ANALYZE",
+        )
+        .await?;
+    let prune = Planned {
+        name: "prune",
+        sql: query!("prune"),
+        types: "text, smallint, float8, bigint",
+        arguments: "'audit', 3, 60, 1000",
+        pending: &[],
+    };
+    let scans = plan(&bed.client, &prune).await?;
+    let is_good = |scan: &Scan| scan.relation == "messages_delivered" && scan.index == "messages_delivered_pkey";
+    ensure!(scans.len() == 2 && scans.iter().all(is_good), "{scans:?}");
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! Reading finds everything and walks no dead rows: late commits, many writers, long transactions elsewhere.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use crate::support::bed::{Bed, enqueue, enqueue_range, ensure_each_once, numbers};
+use crate::support::eventually;
+
+const READ: &str = include_str!("../../sql/queries/read.sql");
+
+/// Guarded by the issue: a late commit is delivered within this time.
+const LATE_LIMIT: Duration = Duration::from_secs(2);
+
+#[tokio::test]
+async fn a_late_committer_with_a_lower_id_is_delivered_within_two_seconds() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.standard("audit").await?;
+    let relay = bed.relay().start().await?;
+    let late = bed.connect().await?;
+    late.batch_execute("BEGIN").await?;
+    let id = enqueue(&late, "audit", "{\"n\": 10001}", None).await?;
+    for wave in 0..20 {
+        enqueue_range(&bed.client, "audit", wave * 500 + 1..=wave * 500 + 500, 0).await?;
+        bed.until_nothing_is_pending().await?;
+    }
+    ensure!(bed.delivered().await? == 10_000 && bed.count("SELECT min(id) FROM outbox.messages").await? > id);
+    late.batch_execute("COMMIT").await?;
+    ensure_delivered_soon(&bed, id).await?;
+    relay.stop().await?;
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 10_001)
+}
+
+#[tokio::test]
+async fn a_committer_that_is_later_than_the_low_bound_waits_is_delivered_too() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.fifo("tickets").await?;
+    let relay = bed.relay().start().await?;
+    let late = bed.connect().await?;
+    late.batch_execute("BEGIN").await?;
+    let id = enqueue(&late, "tickets", "{}", Some("g1")).await?;
+    // The low bound passes a running transaction after two seconds, if reads show it that there is more.
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
+        bed.enqueue_many("tickets", 100, 20).await?;
+        bed.until_nothing_is_pending().await?;
+    }
+    late.batch_execute("COMMIT").await?;
+    ensure_delivered_soon(&bed, id).await?;
+    relay.stop().await?;
+    Ok(())
+}
+
+async fn ensure_delivered_soon(bed: &Bed, id: i64) -> Result<()> {
+    let committed = Instant::now();
+    eventually("the late message is delivered", || async { Ok(bed.row(id).await?.status == "delivered") }).await?;
+    ensure!(committed.elapsed() < LATE_LIMIT, "it took {:?}", committed.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn eight_writers_that_commit_out_of_order_lose_nothing() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    let relay = bed.relay().start().await?;
+    let mut writers = Vec::new();
+    for writer in 0..8 {
+        writers.push(write_slowly(bed.connect().await?, writer));
+    }
+    futures_util::future::try_join_all(writers).await?;
+    bed.until_nothing_is_pending().await?;
+    relay.stop().await?;
+    let messages = bed.queues.contents(&queue).await?;
+    ensure_each_once(numbers(&messages)?, 8 * 50)?;
+    for writer in 0..8 {
+        let group = format!("writer {writer}");
+        let own = numbers(&messages)?.into_iter().filter(|n| (n - 1) / 50 == writer).collect::<Vec<_>>();
+        ensure!(own.len() == 50 && own.is_sorted(), "{group}: {own:?}");
+    }
+    Ok(())
+}
+
+/// Fifty transactions, each of which takes its id and commits at another time than the others.
+async fn write_slowly(client: Client, writer: i64) -> Result<()> {
+    let group = format!("writer {writer}");
+    for number in writer * 50 + 1..=writer * 50 + 50 {
+        client.batch_execute("BEGIN").await?;
+        enqueue(&client, "tickets", &format!("{{\"n\": {number}}}"), Some(&group)).await?;
+        // Not to wait for something: the delay between taking an id and committing is what this is about.
+        client.batch_execute("SELECT pg_sleep(random() * 0.04)").await?;
+        client.batch_execute("COMMIT").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_idle_repeatable_read_session_does_not_slow_reading() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.standard("audit").await?;
+    bed.enqueue_many("audit", 1000, 0).await?;
+    let fresh = buffers_of_a_read(&bed.client, 0).await?;
+    let _report = long_transaction(&bed).await?;
+    enqueue_range(&bed.client, "audit", 1001..=20_000, 0).await?;
+    bed.relay().deliver_all().await?;
+    let last: i64 = bed.count("SELECT max(id) FROM outbox.messages").await?;
+    bed.enqueue_many("audit", 1000, 0).await?;
+    let bounded = buffers_of_a_read(&bed.client, last).await?;
+    let unbounded = buffers_of_a_read(&bed.client, 0).await?;
+    ensure!(bounded < fresh + 500, "{bounded} buffers for a read of a thousand messages, {fresh} on a fresh outbox");
+    ensure!(
+        unbounded > fresh + 2000,
+        "{unbounded} buffers without the bound, {fresh} on a fresh outbox: no dead rows?"
+    );
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 20_000)
+}
+
+#[tokio::test]
+async fn a_relay_walks_no_dead_rows_over_and_over() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.standard("audit").await?;
+    let _report = long_transaction(&bed).await?;
+    let relay = bed.relay().start().await?;
+    for wave in 0..200 {
+        enqueue_range(&bed.client, "audit", wave * 100 + 1..=wave * 100 + 100, 0).await?;
+        // Asked of the relay, because asking the table would walk the dead rows too.
+        let delivered = (wave * 100 + 100) as f64;
+        relay.wait_for_metric(r#"delivered_messages_total{destination="audit"}"#, delivered).await?;
+    }
+    relay.stop().await?;
+    // Two hundred reads that begin at the bottom would walk 200 × 10,000 entries and as many again for each look.
+    let query = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'messages_pending_pkey'";
+    let walked = bed.count(query).await?;
+    ensure!(walked >= 20_000, "{walked} index entries: statistics are not there");
+    ensure!(walked < 1_000_000, "{walked} index entries were walked for 20,000 messages");
+    Ok(())
+}
+
+/// A transaction that keeps vacuum from removing anything that is deleted from now on.
+async fn long_transaction(bed: &Bed) -> Result<Client> {
+    let report = bed.connect().await?;
+    report.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM outbox.events").await?;
+    Ok(report)
+}
+
+/// Pages that the relay's read touches when all lanes are read from this cursor.
+async fn buffers_of_a_read(client: &Client, cursor: i64) -> Result<i64> {
+    let prepare = format!("PREPARE read (text, smallint[], bigint[], bigint[]) AS {READ}");
+    client.batch_execute(&prepare).await?;
+    let all = |value: String| format!("'{{{}}}'", vec![value; 16].join(","));
+    let lanes = (0..16).map(|lane| lane.to_string()).collect::<Vec<_>>().join(",");
+    let (cursors, most) = (all(cursor.to_string()), all("63".to_owned()));
+    let explain =
+        format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE read ('audit', '{{{lanes}}}', {cursors}, {most})");
+    let answer = client.simple_query(&explain).await?;
+    client.batch_execute("DEALLOCATE read").await?;
+    let text = answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    let plan: serde_json::Value = serde_json::from_str(text.context("no plan")?)?;
+    let plan = &plan[0]["Plan"];
+    let number = |name: &str| plan[name].as_i64().with_context(|| format!("no {name}"));
+    Ok(number("Shared Hit Blocks")? + number("Shared Read Blocks")?)
+}

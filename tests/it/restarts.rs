@@ -1,0 +1,96 @@
+//! PostgreSQL goes away and comes back: nothing is lost, and the relay needs no help.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, ensure};
+
+use crate::support::bed::{Bed, connect, enqueue, numbers};
+use crate::support::postgres::{Cluster, Options, StopMode};
+use crate::support::relay::Relay;
+use crate::support::{chosen_major, eventually};
+
+fn own_cluster() -> Result<Arc<Cluster>> {
+    let options = Options { major: chosen_major(), ..Options::default() };
+    Ok(Arc::new(Cluster::start(&options)?))
+}
+
+/// Commits as many messages as it can until told to stop, reconnecting as applications do.
+async fn write(url: String, stop: Arc<AtomicBool>) -> i64 {
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(client) = connect(&url).await else {
+            tokio::task::yield_now().await;
+            continue;
+        };
+        while !stop.load(Ordering::Relaxed) {
+            number += 1;
+            let group = format!("g{}", number % 10);
+            if enqueue(&client, "tickets", &format!("{{\"n\": {number}}}"), Some(&group)).await.is_err() {
+                break;
+            }
+        }
+    }
+    number
+}
+
+#[tokio::test]
+async fn postgresql_restarted_in_mid_traffic_loses_nothing() -> Result<()> {
+    let cluster = own_cluster()?;
+    let bed = Bed::on(&cluster).await?;
+    let queue = bed.fifo("tickets").await?;
+    let relay = bed.relay().start().await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = tokio::spawn(write(bed.url().to_owned(), Arc::clone(&stop)));
+    for _ in 0..2 {
+        let before = delivered(&relay).await?;
+        eventually("messages flow", || async { Ok(delivered(&relay).await? >= before + 100.0) }).await?;
+        let restarted = Arc::clone(&cluster);
+        tokio::task::spawn_blocking(move || restarted.restart(StopMode::Immediate)).await??;
+    }
+    let before = delivered(&relay).await?;
+    eventually("messages flow again", || async { Ok(delivered(&relay).await? >= before + 100.0) }).await?;
+    stop.store(true, Ordering::Relaxed);
+    let written = writer.await?;
+    let client = bed.connect().await?;
+    let pending = "SELECT count(*) FROM outbox.messages_pending";
+    eventually("nothing is pending", || async { Ok(client.query_one(pending, &[]).await?.get::<_, i64>(0) == 0) })
+        .await?;
+    let log = relay.stop().await?;
+    ensure!(log.contains("the database is back"), "{log}");
+    let query = "SELECT (payload ->> 'n')::bigint FROM outbox.events ORDER BY position";
+    let committed: Vec<i64> = client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect();
+    let mut arrived = numbers(&bed.queues.contents(&queue).await?)?;
+    for group in 0..10 {
+        let of_group: Vec<_> = arrived.iter().copied().filter(|n| n % 10 == group).collect();
+        ensure!(of_group.is_sorted(), "g{group} arrived as {of_group:?}");
+    }
+    arrived.sort_unstable();
+    ensure!(arrived == committed, "{} arrived, {} are committed of {written}", arrived.len(), committed.len());
+    Ok(())
+}
+
+async fn delivered(relay: &Relay) -> Result<f64> {
+    relay.metrics().await?.get(r#"delivered_messages_total{destination="tickets"}"#)
+}
+
+#[tokio::test]
+async fn a_relay_lives_while_its_database_is_down_and_delivers_when_it_is_back() -> Result<()> {
+    let cluster = own_cluster()?;
+    let bed = Bed::on(&cluster).await?;
+    let queue = bed.fifo("tickets").await?;
+    bed.enqueue("tickets", "{\"n\": 1}", None).await?;
+    cluster.stop(StopMode::Fast)?;
+    let relay = bed.relay().start().await?;
+    relay.wait_for_log("the database cannot be used").await?;
+    ensure!(relay.get("/livez").await?.0 == 200, "a dead database is no reason to restart the relay");
+    ensure!(relay.get("/readyz").await?.0 == 503);
+    ensure!(relay.metrics().await?.get("database_up")? == 0.0);
+    cluster.start_again()?;
+    relay.wait_for_status("/readyz", 200).await?;
+    relay.wait_for_metric(r#"delivered_messages_total{destination="tickets"}"#, 1.0).await?;
+    relay.wait_for_metric("database_up", 1.0).await?;
+    relay.stop().await?;
+    ensure!(bed.queues.depth(&queue).await?.visible == 1);
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! What stays in the tables after a delivery, and for how long.
+
+use anyhow::{Result, ensure};
+
+use crate::support::bed::{Bed, ensure_each_once, numbers};
+use crate::support::eventually;
+
+/// A thousand more than the janitor deletes in one statement, all in one lane: delivered an hour ago.
+const OLD: &str =
+    "INSERT INTO outbox.messages (destination, event_position, group_id, status, enqueued_at, delivered_at)
+    SELECT 'audit', n, 'g', 'delivered', now() - interval '2 hours', now() - interval '1 hour'
+    FROM generate_series(1, 2000) AS n";
+
+const RECENT: &str = "INSERT INTO outbox.messages (destination, event_position, group_id, status, delivered_at)
+    SELECT 'audit', n, 'g', 'delivered', now() FROM generate_series(1, 500) AS n";
+
+#[tokio::test]
+async fn no_retention_deletes_messages_at_delivery_and_keeps_the_events() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.standard("audit").await?;
+    bed.enqueue_many("audit", 500, 0).await?;
+    bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "0s").deliver_all().await?;
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 500)?;
+    ensure!(bed.count("SELECT count(*) FROM outbox.messages").await? == 0);
+    ensure!(bed.count("SELECT count(*) FROM outbox.events").await? == 500);
+    // Nothing passed through the delivered partition either: deleting is all that was written.
+    ensure!(bed.count("SELECT pg_relation_size('outbox.messages_delivered')").await? == 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn delivered_messages_are_kept_by_default() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.standard("audit").await?;
+    bed.enqueue_many("audit", 100, 0).await?;
+    let relay = bed.relay().start().await?;
+    bed.until_nothing_is_pending().await?;
+    relay.stop().await?;
+    let query = "SELECT count(*) FROM outbox.messages
+        WHERE status = 'delivered' AND delivered_at >= enqueued_at AND sqs_message_id <> '' AND attempts = 0";
+    ensure!(bed.count(query).await? == 100);
+    Ok(())
+}
+
+#[tokio::test]
+async fn messages_older_than_the_retention_are_pruned_and_younger_ones_stay() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.standard("audit").await?;
+    bed.client.batch_execute(OLD).await?;
+    bed.client.batch_execute(RECENT).await?;
+    let relay = bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "10m").start().await?;
+    let old = "SELECT count(*) FROM outbox.messages_delivered WHERE delivered_at < now() - interval '10 minutes'";
+    eventually("the old ones are gone", || async { Ok(bed.count(old).await? == 0) }).await?;
+    relay.stop().await?;
+    ensure!(bed.delivered().await? == 500);
+    Ok(())
+}
+
+#[tokio::test]
+async fn messages_are_pruned_once_the_retention_is_over() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.standard("audit").await?;
+    bed.enqueue_many("audit", 200, 0).await?;
+    let relay = bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "1s").start().await?;
+    relay.wait_for_metric(r#"delivered_messages_total{destination="audit"}"#, 200.0).await?;
+    eventually("all are pruned", || async { Ok(bed.count("SELECT count(*) FROM outbox.messages").await? == 0) })
+        .await?;
+    relay.stop().await?;
+    ensure!(bed.count("SELECT count(*) FROM outbox.events").await? == 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn dead_and_pending_messages_are_never_pruned() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.standard("audit").await?;
+    bed.client.batch_execute(OLD).await?;
+    let query =
+        "INSERT INTO outbox.messages (destination, event_position, group_id, status, enqueued_at, dead_at, last_error)
+        SELECT 'audit', 1, 'g', 'dead', now() - interval '1 year', now() - interval '1 year', 'too large'";
+    bed.client.batch_execute(query).await?;
+    let query = "INSERT INTO outbox.messages (destination, event_position, group_id, enqueued_at, available_at)
+        SELECT 'audit', 1, 'g', now() - interval '1 year', now() + interval '1 year'";
+    bed.client.batch_execute(query).await?;
+    let relay = bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "1ms").start().await?;
+    eventually("the delivered ones are gone", || async { Ok(bed.delivered().await? == 0) }).await?;
+    relay.stop().await?;
+    ensure!(bed.count("SELECT count(*) FROM outbox.messages").await? == 2);
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! Stopping: what is in flight is awaited and recorded, and there is always a way out.
+
+use anyhow::{Result, ensure};
+
+use crate::support::bed::{Bed, ensure_each_once, numbers};
+use crate::support::proxy::Fault;
+
+#[tokio::test]
+async fn sigterm_in_mid_flight_duplicates_nothing() -> Result<()> {
+    for signal in ["TERM", "INT"] {
+        let bed = Bed::new().await?;
+        let proxy = bed.proxy().await?;
+        let queue = bed.standard("audit").await?;
+        bed.enqueue_many("audit", 100, 0).await?;
+        proxy.set(Fault::HoldAnswer);
+        let relay = bed.relay().env("OUTBOX_RELAY_MAX_IN_FLIGHT", "2").start().await?;
+        proxy.wait_for_held(2).await?;
+        relay.signal(signal).await?;
+        relay.wait_for_log("draining").await?;
+        proxy.release();
+        let (status, log) = relay.wait().await?;
+        ensure!(status.code() == Some(0), "SIG{signal}: {status}\n{log}");
+        ensure!(bed.delivered().await? == 20 && proxy.entries_seen() == 20, "{} were sent", proxy.entries_seen());
+        bed.relay().deliver_all().await?;
+        ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 100)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_signal_aborts_at_once() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    let queue = bed.fifo("tickets").await?;
+    bed.enqueue_many("tickets", 10, 10).await?;
+    proxy.set(Fault::HoldAnswer);
+    let relay = bed.relay().env("OUTBOX_RELAY_REQUEST_TIMEOUT", "1m").env("OUTBOX_RELAY_DRAIN_TIMEOUT", "1h");
+    let relay = relay.start().await?;
+    proxy.wait_for_held(1).await?;
+    relay.terminate().await?;
+    relay.wait_for_log("draining").await?;
+    relay.terminate().await?;
+    // The request is still held, so only giving it up lets the process end.
+    let (status, log) = relay.wait().await?;
+    ensure!(status.code() == Some(1), "{status}\n{log}");
+    ensure!(bed.pending().await? == 10);
+    proxy.release();
+    proxy.wait_until_quiet().await?;
+    bed.relay().deliver_all().await?;
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 10)
+}
+
+#[tokio::test]
+async fn the_drain_timeout_ends_a_drain_that_does_not() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    bed.fifo("tickets").await?;
+    bed.enqueue_many("tickets", 10, 10).await?;
+    proxy.set(Fault::HoldAnswer);
+    let relay = bed.relay().env("OUTBOX_RELAY_REQUEST_TIMEOUT", "1m").env("OUTBOX_RELAY_DRAIN_TIMEOUT", "100ms");
+    let relay = relay.start().await?;
+    proxy.wait_for_held(1).await?;
+    relay.terminate().await?;
+    let (status, log) = relay.wait().await?;
+    ensure!(status.code() == Some(1) && log.contains("not drained in time"), "{status}\n{log}");
+    ensure!(bed.pending().await? == 10);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_idle_relay_leaves_when_told() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.fifo("tickets").await?;
+    let relay = bed.relay().env("OUTBOX_RELAY_POLL_INTERVAL", "1m").start().await?;
+    relay.wait_for_status("/readyz", 200).await?;
+    let log = relay.stop().await?;
+    ensure!(log.contains("outbox-relay ends"), "{log}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_relay_whose_queue_is_halted_leaves_when_told() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    bed.fifo("tickets").await?;
+    bed.enqueue_many("tickets", 10, 10).await?;
+    proxy.set(Fault::throttle());
+    let relay = bed.relay().env("OUTBOX_RELAY_RETRY_INITIAL", "1h").env("OUTBOX_RELAY_RETRY_MAX", "1h").start().await?;
+    relay.wait_for_log("destination halted").await?;
+    relay.stop().await?;
+    ensure!(bed.pending().await? == 10);
+    Ok(())
+}
