@@ -1,4 +1,4 @@
-//! The values that flow through the relay: what is read from the outbox, and what became of it.
+//! The values that flow through the relay: what is read from the outbox, what became of it, and why it failed.
 //!
 //! No I/O lives here and no decision; [`crate::outbox`] makes messages, [`crate::relay`] moves them, [`crate::sqs`] turns
 //! them into entries.
@@ -103,5 +103,83 @@ impl QueueKind {
     /// The kind of the queue behind a URL. SQS requires the suffix `.fifo` for FIFO queues and refuses it for others.
     pub fn of(queue_url: &str) -> Self {
         if queue_url.ends_with(".fifo") { Self::Fifo } else { Self::Standard }
+    }
+}
+
+/// Whose fault a failure was. Each kind has its own conduct.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FaultKind {
+    /// The message can never be accepted: characters, size, an empty body.
+    MessagePermanent,
+    /// The entry failed, and another attempt may succeed: SQS's per-entry InternalError, an unknown code.
+    MessageTransient,
+    /// The queue cannot be used by anyone here: missing, access denied, key, credentials.
+    Destination,
+    /// SQS asks for fewer requests.
+    Throttle,
+    /// SQS cannot be reached; nothing was accepted.
+    Outage,
+    /// SQS failed with HTTP 5xx and may have accepted the request before it did.
+    ServerError,
+    /// The request may have been accepted: a timeout after sending, a reset, an unreadable answer.
+    Ambiguous,
+    /// The request itself was wrong, which is never the message's fault.
+    Ours,
+}
+
+impl FaultKind {
+    /// All kinds, so that every series of a metric can be born at 0.
+    pub const ALL: [Self; 8] = [
+        Self::MessagePermanent,
+        Self::MessageTransient,
+        Self::Destination,
+        Self::Throttle,
+        Self::Outage,
+        Self::ServerError,
+        Self::Ambiguous,
+        Self::Ours,
+    ];
+
+    /// The value of the metric label `reason`.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::MessagePermanent => "message_permanent",
+            Self::MessageTransient => "message_transient",
+            Self::Destination => "destination",
+            Self::Throttle => "throttle",
+            Self::Outage => "outage",
+            Self::ServerError => "server_error",
+            Self::Ambiguous => "ambiguous",
+            Self::Ours => "ours",
+        }
+    }
+
+    /// Whether SQS may have accepted the entry although the answer does not say so.
+    pub fn may_have_been_accepted(self) -> bool {
+        matches!(self, Self::Ambiguous | Self::ServerError)
+    }
+}
+
+/// A failure with what an operator needs to know of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Whose fault it was.
+    pub kind: FaultKind,
+    /// SQS's code, or a word of ours where SQS gave none.
+    pub code: String,
+    /// The sentence that goes with it.
+    pub detail: String,
+}
+
+impl Fault {
+    /// A fault from its parts.
+    pub fn new(kind: FaultKind, code: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { kind, code: code.into(), detail: detail.into() }
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.detail.is_empty() { f.write_str(&self.code) } else { write!(f, "{}: {}", self.code, self.detail) }
     }
 }

@@ -9,7 +9,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::retry::FaultKind;
+use crate::message::FaultKind;
 
 /// Content type of [`Metrics::render`]; Prometheus 3 refuses a scrape without one.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;

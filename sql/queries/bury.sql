@@ -2,8 +2,15 @@
 --
 -- $1 destination, $2 lanes, $3 ids, $4 attempts, $5 reasons.
 -- Guarantees: idempotent; a message that is no longer pending is left alone. Index: messages_pending_pkey once a message.
+-- Runs in a transaction of src/outbox/settle.rs that allows the planner nothing but an index probe a message. With the
+-- destination as a column of a subquery that probe has the whole key; as a constant, "all of this destination" looks as
+-- cheap on a fresh outbox, where the planner has no statistics.
 UPDATE outbox.messages AS m
 SET status = 'dead', dead_at = clock_timestamp(), available_at = NULL,
     attempts = greatest(m.attempts, d.attempts), last_error = d.last_error
-FROM unnest($2::smallint[], $3::bigint[], $4::smallint[], $5::text[]) AS d (lane, id, attempts, last_error)
-WHERE m.status = 'pending' AND m.destination = $1 AND m.lane = d.lane AND m.id = d.id
+FROM (
+    SELECT $1::text AS destination, u.*
+    FROM unnest($2::smallint[], $3::bigint[], $4::smallint[], $5::text[]) AS u (lane, id, attempts, last_error)
+    OFFSET 0
+) AS d
+WHERE m.status = 'pending' AND m.destination = d.destination AND m.lane = d.lane AND m.id = d.id

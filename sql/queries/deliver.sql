@@ -4,7 +4,14 @@
 -- Guarantees: idempotent; a message that is no longer pending is left alone, and the count of rows tells. A late mark is
 -- never refused, because SQS did accept the message. Ids are sorted by the caller, so two relays cannot deadlock.
 -- Index: messages_pending_pkey once a message.
+-- Runs in a transaction of src/outbox/settle.rs that allows the planner nothing but an index probe a message. With the
+-- destination as a column of a subquery that probe has the whole key; as a constant, "all of this destination" looks as
+-- cheap on a fresh outbox, where the planner has no statistics.
 UPDATE outbox.messages AS m
 SET status = 'delivered', delivered_at = clock_timestamp(), available_at = NULL, sqs_message_id = d.sqs_message_id
-FROM unnest($2::smallint[], $3::bigint[], $4::text[]) AS d (lane, id, sqs_message_id)
-WHERE m.status = 'pending' AND m.destination = $1 AND m.lane = d.lane AND m.id = d.id
+FROM (
+    SELECT $1::text AS destination, u.*
+    FROM unnest($2::smallint[], $3::bigint[], $4::text[]) AS u (lane, id, sqs_message_id)
+    OFFSET 0
+) AS d
+WHERE m.status = 'pending' AND m.destination = d.destination AND m.lane = d.lane AND m.id = d.id

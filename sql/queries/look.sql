@@ -5,11 +5,12 @@
 -- "next_xid" as in read.sql.
 -- LATERAL … LIMIT 1 keeps one index probe a lane; EXISTS would let the planner choose a scan of all that is pending.
 -- Index: messages_pending_pkey once a lane, messages_pending_deferred once.
+-- The retries are looked for in the partition itself: with the status as a condition the planner may take the primary key.
 -- Deferred messages count only when due; now() is this statement's start and, unlike clock_timestamp(), can use the index.
 SELECT
     s.snapshot::text AS snapshot,
     pg_snapshot_xmin(s.snapshot)::text::bigint + age(pg_snapshot_xmin(s.snapshot)::xid) AS next_xid,
-    (SELECT last_value FROM outbox.messages_id_seq) AS last_id,
+    (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
     ARRAY(
         SELECT h.lane
         FROM unnest($2::smallint[], $3::bigint[]) AS h (lane, low)
@@ -26,11 +27,10 @@ SELECT
         SELECT DISTINCT due.lane
         FROM (
             SELECT m.lane
-            FROM outbox.messages AS m
-            WHERE m.status = 'pending' AND m.destination = $1 AND m.available_at <= now()
+            FROM outbox.messages_pending AS m
+            WHERE m.destination = $1 AND m.available_at <= now()
             ORDER BY m.available_at
             LIMIT 100
         ) AS due
-FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS s
     ) AS due
 FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS s

@@ -17,8 +17,8 @@ FROM (
 ) AS s
 CROSS JOIN LATERAL (
     SELECT p.lane, p.id, p.attempts, p.enqueued_at, p.group_id, p.event_position, p.available_at
-    FROM outbox.messages AS p
-    WHERE p.status = 'pending' AND p.destination = $1 AND p.available_at <= now() + $4 * interval '1 millisecond'
+    FROM outbox.messages_pending AS p
+    WHERE p.destination = $1 AND p.available_at <= now() + $4 * interval '1 millisecond'
         AND p.lane = ANY ($2::smallint[])
     ORDER BY p.available_at
     LIMIT $3

@@ -5,5 +5,5 @@
 -- It names the partition, because planning a partitioned table costs more than running this.
 -- Index: messages_pending_deferred. now() is this statement's start and, unlike clock_timestamp(), can use the index.
 SELECT
-    (SELECT last_value FROM outbox.messages_id_seq) AS last_id,
+    (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
     EXISTS (SELECT FROM outbox.messages_pending AS m WHERE m.destination = ANY ($1) AND m.available_at <= now()) AS is_due

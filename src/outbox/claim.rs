@@ -20,6 +20,9 @@ use crate::message::{LANES, Lane};
 const CLAIM: &str = include_str!("../../sql/queries/claim.sql");
 const CREATE_LANES: &str = include_str!("../../sql/queries/create_lanes.sql");
 
+/// Locking rows has given the claim's transaction an id.
+const OWN_TRANSACTION: &str = "SELECT pg_current_xact_id()::text::bigint";
+
 /// A connection with a transaction open. Unless that was committed, it is closed and never goes back to the pool, whose
 /// next user would find the transaction; whoever is the last to let go of it sees to that.
 #[derive(Debug)]
@@ -52,6 +55,7 @@ pub struct Claim {
     destination: Arc<str>,
     lanes: Vec<Lane>,
     taken_at: Instant,
+    transaction_id: i64,
 }
 
 impl Outbox {
@@ -87,12 +91,16 @@ impl Outbox {
         );
         self.bounded("claim", connection.object()?.batch_execute(&begin)).await?;
         let destination = Arc::clone(destination);
-        let mut claim = Claim { connection, outbox: self.clone(), destination, lanes: Vec::new(), taken_at };
+        let mut claim =
+            Claim { transaction_id: 0, connection, outbox: self.clone(), destination, lanes: Vec::new(), taken_at };
         claim.lanes = claim.take_more(wanted, most).await?;
         if claim.lanes.is_empty() {
             claim.release().await?;
             return Ok(None);
         }
+        let own = claim.connection.object()?.query_typed(OWN_TRANSACTION, &[]);
+        let rows = self.bounded("claim", own).await?;
+        claim.transaction_id = rows.first().map_or(Ok(0), |row| column("claim", row, 0))?;
         Ok(Some(claim))
     }
 }
@@ -106,6 +114,11 @@ impl Claim {
     /// Just before the claim was asked for.
     pub fn taken_at(&self) -> Instant {
         self.taken_at
+    }
+
+    /// The claim's own transaction, which runs all the time and writes no messages.
+    pub fn transaction_id(&self) -> i64 {
+        self.transaction_id
     }
 
     /// Whether PostgreSQL has ended the claim, as far as this side can know.

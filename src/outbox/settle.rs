@@ -1,14 +1,20 @@
-//! Settling: writes back what became of messages. Idempotent, so an unknown answer is settled again.
+//! Settling: writes back what became of messages, in one transaction. Idempotent, so an unknown answer is settled again.
 
+use deadpool_postgres::Object;
 use tokio_postgres::types::Type;
 
-use super::{Outbox, OutboxError, Parameter};
+use super::{Outbox, OutboxError, Parameter, keep_if_ok};
 use crate::message::{Lane, MessageKey, Outcome, Settlement};
 
 const DELIVER: &str = include_str!("../../sql/queries/deliver.sql");
 const DELETE_DELIVERED: &str = include_str!("../../sql/queries/delete_delivered.sql");
 const DEFER: &str = include_str!("../../sql/queries/defer.sql");
 const BURY: &str = include_str!("../../sql/queries/bury.sql");
+
+/// Under a long transaction the pending partition holds few rows and many dead ones, and for hundreds of keys the planner
+/// then prefers to scan it all, each time. Nothing but one index probe a message is ever right here.
+const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
+    SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
 
 /// What happens to a row at delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +50,7 @@ impl Outbox {
     ///
     /// # Errors
     ///
-    /// When a statement fails; then any part may have been written, and settling all of it again is right.
+    /// When a statement fails; then all or nothing was written, and settling all of it again is right.
     pub async fn settle(
         &self,
         destination: &str,
@@ -73,13 +79,36 @@ impl Outbox {
                 }
             }
         }
-        let missing = self.deliver(destination, keep, &delivered).await?;
-        self.defer(destination, &deferred).await?;
-        self.bury(destination, &dead).await?;
-        Ok(missing)
+        let connection = self.connection().await?;
+        let work = async {
+            self.bounded("settle", connection.batch_execute(BEGIN)).await?;
+            let missing = self.deliver(&connection, destination, keep, &delivered).await?;
+            self.defer(&connection, destination, &deferred).await?;
+            self.bury(&connection, destination, &dead).await?;
+            self.bounded("settle", connection.batch_execute("COMMIT")).await?;
+            Ok(missing)
+        };
+        let result = work.await;
+        keep_if_ok(connection, result)
     }
 
-    async fn deliver(&self, destination: &str, keep: Keep, rows: &Columns) -> Result<u64, OutboxError> {
+    async fn write(
+        &self,
+        connection: &Object,
+        statement: &'static str,
+        sql: &str,
+        parameters: &[Parameter<'_>],
+    ) -> Result<u64, OutboxError> {
+        self.bounded(statement, connection.execute_typed(sql, parameters)).await
+    }
+
+    async fn deliver(
+        &self,
+        connection: &Object,
+        destination: &str,
+        keep: Keep,
+        rows: &Columns,
+    ) -> Result<u64, OutboxError> {
         if rows.ids.is_empty() {
             return Ok(0);
         }
@@ -90,13 +119,13 @@ impl Outbox {
             (&rows.texts, Type::TEXT_ARRAY),
         ];
         let settled = match keep {
-            Keep::Delivered => self.execute("deliver", DELIVER, &parameters).await?,
-            Keep::Nothing => self.execute("delete delivered", DELETE_DELIVERED, &parameters[..3]).await?,
+            Keep::Delivered => self.write(connection, "deliver", DELIVER, &parameters).await?,
+            Keep::Nothing => self.write(connection, "delete delivered", DELETE_DELIVERED, &parameters[..3]).await?,
         };
         Ok(u64::try_from(rows.ids.len()).unwrap_or(u64::MAX).saturating_sub(settled))
     }
 
-    async fn defer(&self, destination: &str, rows: &Columns) -> Result<(), OutboxError> {
+    async fn defer(&self, connection: &Object, destination: &str, rows: &Columns) -> Result<(), OutboxError> {
         if rows.ids.is_empty() {
             return Ok(());
         }
@@ -108,10 +137,10 @@ impl Outbox {
             (&rows.waits, Type::INT8_ARRAY),
             (&rows.texts, Type::TEXT_ARRAY),
         ];
-        self.execute("defer", DEFER, &parameters).await.map(drop)
+        self.write(connection, "defer", DEFER, &parameters).await.map(drop)
     }
 
-    async fn bury(&self, destination: &str, rows: &Columns) -> Result<(), OutboxError> {
+    async fn bury(&self, connection: &Object, destination: &str, rows: &Columns) -> Result<(), OutboxError> {
         if rows.ids.is_empty() {
             return Ok(());
         }
@@ -122,7 +151,7 @@ impl Outbox {
             (&rows.attempts, Type::INT2_ARRAY),
             (&rows.texts, Type::TEXT_ARRAY),
         ];
-        self.execute("bury", BURY, &parameters).await.map(drop)
+        self.write(connection, "bury", BURY, &parameters).await.map(drop)
     }
 }
 

@@ -253,6 +253,7 @@ impl Stream<'_> {
             Event::Read { positions, sweep, result } => {
                 self.feed.is_reading = false;
                 result.map(|(batch, swept)| {
+                    let swept = swept.map(|swept| self.without_the_claim(swept));
                     let gap = sweep.as_ref().zip(swept.as_ref());
                     self.read(&positions, batch, gap);
                 })
@@ -268,7 +269,10 @@ impl Stream<'_> {
             }
             Event::Swept { sweep, started, result } => {
                 self.feed.is_sweeping = false;
-                result.map(|swept| self.swept_from_the_bottom(&sweep, started, &swept))
+                result.map(|swept| {
+                    let swept = self.without_the_claim(swept);
+                    self.swept_from_the_bottom(&sweep, started, &swept);
+                })
             }
             Event::Due { result } => {
                 self.feed.is_asking_for_due = false;
@@ -285,6 +289,11 @@ impl Stream<'_> {
         if let Err(error) = applied {
             self.broke(error);
         }
+    }
+
+    /// The claim's own transaction is open as long as the stream; no bound has to wait for it.
+    fn without_the_claim(&self, swept: Swept) -> Swept {
+        Swept { snapshot: swept.snapshot.without(self.claim.transaction_id()), keys: swept.keys }
     }
 
     fn broke(&mut self, error: OutboxError) {

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use super::group::Item;
 use super::schedule::Leftovers;
 use super::stream::{Closing, Event, Stream, StreamEnd};
+use crate::message::{Fault, FaultKind};
 use crate::message::{MessageKey, Outcome, Settlement};
 use crate::outbox::OutboxError;
-use crate::retry::{Conduct, Fault, FaultKind, conduct, delay_after};
+use crate::retry::{Conduct, conduct, delay_after};
 use crate::sqs::Published;
 
 /// Outcomes are written when there are this many, or when the oldest has waited [`SETTLE_AFTER`].

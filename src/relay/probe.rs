@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use super::Destination;
 use crate::health::Dependency;
-use crate::retry::{Delays, Fault};
+use crate::message::Fault;
+use crate::retry::Delays;
 
 /// Whether a destination is halted, and when to try it again.
 #[derive(Debug)]

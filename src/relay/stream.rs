@@ -23,9 +23,9 @@ use super::schedule::{Limits, ReadOn, Remembered, Schedule};
 use super::{Destination, Probe};
 use crate::config::FifoMode;
 use crate::health::Pulse;
+use crate::message::Fault;
 use crate::message::{Lane, Settlement};
 use crate::outbox::{Batch, Claim, LowBounds, OutboxError, Position, Sweep, Swept};
-use crate::retry::Fault;
 use crate::sqs::Published;
 
 /// How long a claim is used before it is given back, so that lanes can move and vacuum is not held up. With the request

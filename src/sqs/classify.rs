@@ -10,7 +10,7 @@ use aws_sdk_sqs::error::{ProvideErrorMetadata as _, SdkError};
 use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchError;
 use aws_sdk_sqs::types::BatchResultErrorEntry;
 
-use crate::retry::{Fault, FaultKind};
+use crate::message::{Fault, FaultKind};
 
 /// The longest sentence that is kept of an SDK error.
 const DETAIL_CHARS: usize = 300;

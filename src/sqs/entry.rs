@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::MAX_BYTES;
 use crate::message::{Event, Message, MessageKey, QueueKind};
-use crate::retry::{Fault, FaultKind};
+use crate::message::{Fault, FaultKind};
 
 /// Most attributes of a message.
 const MAX_ATTRIBUTES: usize = 10;

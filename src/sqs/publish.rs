@@ -11,7 +11,7 @@ use aws_sdk_sqs::types::{
 };
 
 use super::{Entry, Queue, classify};
-use crate::retry::{Fault, FaultKind};
+use crate::message::{Fault, FaultKind};
 
 /// What became of a request.
 #[derive(Debug)]

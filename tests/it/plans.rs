@@ -34,7 +34,7 @@ const ONE: (&str, &[&str]) = (PKEY, &["destination =", "lane =", "id ="]);
 const DUE: (&str, &[&str]) = (DEFERRED, &["available_at <="]);
 
 /// `LANES` and `CURSORS` stand for the arrays above.
-const STATEMENTS: [Planned; 11] = [
+const STATEMENTS: [Planned; 10] = [
     Planned { name: "watch", sql: query!("watch"), types: "text[]", arguments: "'{audit,tickets}'", pending: &[DUE] },
     Planned {
         name: "look",
@@ -56,13 +56,6 @@ const STATEMENTS: [Planned; 11] = [
         types: "text, smallint[], bigint[], bigint[], bigint, text[]",
         arguments: "'audit', LANES, CURSORS, CURSORS, 100, '{g1,g2}'",
         pending: &[ABOVE],
-    },
-    Planned {
-        name: "read_found",
-        sql: query!("read_found"),
-        types: "text, smallint[], bigint[]",
-        arguments: "'audit', LANES, CURSORS",
-        pending: &[ONE],
     },
     Planned {
         name: "read_group",
@@ -133,7 +126,13 @@ fn scans(plan: &serde_json::Value, found: &mut Vec<Scan>) {
 async fn plan(client: &Client, statement: &Planned) -> Result<Vec<Scan>> {
     let Planned { name, sql, types, arguments, .. } = statement;
     let arguments = arguments.replace("LANES", LANES).replace("CURSORS", CURSORS);
-    let prepare = format!("SET plan_cache_mode = force_custom_plan; PREPARE {name} ({types}) AS {sql}");
+    // The settling statements run in a transaction with these settings; see `src/outbox/settle.rs`.
+    let settles = ["deliver", "delete_delivered", "defer", "bury"].contains(name);
+    let allowed = if settles { "off" } else { "on" };
+    let prepare = format!(
+        "SET plan_cache_mode = force_custom_plan; SET enable_seqscan = {allowed}; SET enable_bitmapscan = {allowed};
+        SET enable_hashjoin = {allowed}; SET enable_mergejoin = {allowed}; PREPARE {name} ({types}) AS {sql}"
+    );
     client.batch_execute(&prepare).await.with_context(|| format!("cannot prepare {name}"))?;
     let answer = client.simple_query(&format!("EXPLAIN (FORMAT JSON) EXECUTE {name} ({arguments})")).await?;
     client.batch_execute(&format!("DEALLOCATE {name}")).await?;
