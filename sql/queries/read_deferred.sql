@@ -4,12 +4,16 @@
 -- Guarantees: what is due first comes first. "wait" is null for a message that is due.
 -- Index: messages_pending_deferred; events_pkey once a message.
 SELECT
-    s.xmax, s.now, m.lane, m.id, m.attempts, m.enqueued_at, m.group_id,
+    s.next_xid, s.now, m.lane, m.id, m.attempts, m.enqueued_at, m.group_id,
     e.event_id::text, e.event_type, e.stream_id, e.stream_version, e.payload::text, e.metadata::text,
     CASE WHEN m.available_at > s.now
         THEN (extract(epoch FROM m.available_at - s.now) * 1000)::bigint END AS wait
 FROM (
-    SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS xmax, clock_timestamp() AS now OFFSET 0
+    SELECT
+        pg_snapshot_xmin(x.snapshot)::text::bigint + age(pg_snapshot_xmin(x.snapshot)::xid) AS next_xid,
+        clock_timestamp() AS now
+    FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS x
+    OFFSET 0
 ) AS s
 CROSS JOIN LATERAL (
     SELECT p.lane, p.id, p.attempts, p.enqueued_at, p.group_id, p.event_position, p.available_at

@@ -4,10 +4,14 @@
 -- Guarantees: the ids ascend and none of the group that this snapshot shows is left out between two of them.
 -- Index: messages_pending_pkey, from $4 upwards; events_pkey once a message.
 SELECT
-    s.xmax, s.now, m.lane, m.id, m.attempts, m.enqueued_at, m.group_id,
+    s.next_xid, s.now, m.lane, m.id, m.attempts, m.enqueued_at, m.group_id,
     e.event_id::text, e.event_type, e.stream_id, e.stream_version, e.payload::text, e.metadata::text
 FROM (
-    SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS xmax, clock_timestamp() AS now OFFSET 0
+    SELECT
+        pg_snapshot_xmin(x.snapshot)::text::bigint + age(pg_snapshot_xmin(x.snapshot)::xid) AS next_xid,
+        clock_timestamp() AS now
+    FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS x
+    OFFSET 0
 ) AS s
 CROSS JOIN LATERAL (
     SELECT p.lane, p.id, p.attempts, p.enqueued_at, p.group_id, p.event_position

@@ -2,27 +2,37 @@
 //!
 //! A read starts above its lane's *cursor* and so never walks the index entries of delivered rows that vacuum could not
 //! remove. But a transaction can take an id and commit after higher ids were read. So the cursor is only a promise, and
-//! the *low bound* follows it: between the two lies the gap, which is swept for late rows until every transaction that was
-//! running when the cursor passed has ended. A snapshot tells: once a later snapshot's xmin has reached the earlier
-//! snapshot's xmax, all writers of that moment are over (PostgreSQL documentation, 9.27, pg_snapshot). A writer that stays
-//! open longer than [`PATIENCE`] is left behind; the sweep from the bottom, which the relay makes every second, finds what
-//! it commits. So completeness rests on the sweep, and this file is only speed.
+//! the *low bound* follows it: the gap between the two is swept for late rows until every transaction that was running
+//! when the cursor passed has ended. Transaction ids tell: once a later snapshot's xmin has reached the next id of that
+//! moment, all its writers are over. (The snapshot's own xmax would not do: a writer may run beyond it, see
+//! [`Snapshot::xmax`].) A late row sets the cursor back below it, so that it is read together with what
+//! follows it.
+//!
+//! A writer that stays open longer than [`PATIENCE`] is *overtaken*: the bound passes it, and its transaction id is
+//! remembered. As soon as a snapshot shows that it has ended, everything is swept from the bottom before a FIFO queue gets
+//! anything more, because the next writer of its group may have committed right behind it. So order does not rest on
+//! time. (It does rest on writers having a transaction id before they take a message id, which any earlier write gives
+//! them: a row lock, an event, a stream's version. That is also what makes them wait for each other.)
+//!
+//! Completeness rests on the sweep from the bottom, which the relay makes every second in any case.
 //!
 //! Pure: no I/O and no clock of its own.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::{Look, Snapshot};
 use crate::message::{LANES, Lane};
 
 /// How long the low bound waits for a running transaction before it passes anyway.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// An id that becomes the low bound once the writers of its moment have ended.
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
     id: i64,
-    xmax: i64,
+    next_xid: i64,
     seen_at: Instant,
 }
 
@@ -37,22 +47,27 @@ impl LaneBound {
     fn note(&mut self, candidate: Candidate) {
         match self.candidates.back_mut() {
             Some(last) if last.id >= candidate.id => {}
-            // Under the same snapshot horizon the higher id serves for both.
-            Some(last) if last.xmax == candidate.xmax => last.id = candidate.id,
+            // When no transaction began in between, the higher id serves for both.
+            Some(last) if last.next_xid == candidate.next_xid => last.id = candidate.id,
             _ => self.candidates.push_back(candidate),
         }
     }
 
-    fn settle(&mut self, upto: i64, xmin: i64, now: Instant) {
-        while let Some(first) = self.candidates.front() {
-            let is_waited_for = first.xmax > xmin && now.saturating_duration_since(first.seen_at) < PATIENCE;
-            if first.id > upto || is_waited_for {
-                break;
+    /// Moves the bound up over what the snapshot settles; returns below which transaction writers were overtaken.
+    fn settle(&mut self, upto: i64, snapshot: &Snapshot, now: Instant) -> Option<i64> {
+        let mut overtaken = None;
+        while let Some(first) = self.candidates.front().copied().filter(|first| first.id <= upto) {
+            if first.next_xid > snapshot.xmin {
+                if now.saturating_duration_since(first.seen_at) < PATIENCE {
+                    break;
+                }
+                overtaken = Some(first.next_xid);
             }
             self.low = self.low.max(first.id);
             self.candidates.pop_front();
         }
         self.cursor = self.cursor.max(self.low);
+        overtaken
     }
 }
 
@@ -62,11 +77,55 @@ pub struct LowBounds {
     lanes: Vec<LaneBound>,
     /// The sequence's last value at the look before this one, see [`LowBounds::looked`].
     last_id: Option<i64>,
+    overtaken: Overtaken,
+}
+
+/// Transactions that had begun and not ended when a bound passed what they may have written.
+#[derive(Clone, Debug, Default)]
+struct Overtaken {
+    /// Those that a snapshot listed.
+    listed: BTreeSet<i64>,
+    /// Those beyond that snapshot's xmax, which it does not list.
+    beyond: Range<i64>,
+}
+
+impl Overtaken {
+    fn add(&mut self, next_xid: i64, snapshot: &Snapshot) {
+        self.listed.extend(snapshot.running_in(0..next_xid));
+        let beyond = snapshot.xmax..next_xid;
+        if self.beyond.is_empty() {
+            self.beyond = beyond;
+        } else if !beyond.is_empty() {
+            self.beyond = self.beyond.start.min(beyond.start)..self.beyond.end.max(beyond.end);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.listed.is_empty() && self.beyond.is_empty()
+    }
+
+    fn has_ended(&self, snapshot: &Snapshot) -> bool {
+        let seen = self.beyond.start..self.beyond.end.min(snapshot.xmax);
+        let ended_beyond = !seen.is_empty()
+            && snapshot.running_in(seen.clone()).count() < usize::try_from(seen.end - seen.start).unwrap_or(0);
+        ended_beyond || self.listed.iter().any(|xid| !snapshot.is_running(*xid))
+    }
+
+    /// Keeps those that still run.
+    fn forget_ended(&mut self, snapshot: &Snapshot) {
+        self.listed.retain(|xid| snapshot.is_running(*xid));
+        self.listed.extend(snapshot.running_in(self.beyond.clone()));
+        self.beyond.start = self.beyond.start.max(snapshot.xmax);
+    }
 }
 
 impl Default for LowBounds {
     fn default() -> Self {
-        Self { lanes: vec![LaneBound::default(); usize::try_from(LANES).unwrap_or(0)], last_id: None }
+        Self {
+            lanes: vec![LaneBound::default(); usize::try_from(LANES).unwrap_or(0)],
+            last_id: None,
+            overtaken: Overtaken::default(),
+        }
     }
 }
 
@@ -111,33 +170,57 @@ impl LowBounds {
         bound.candidates.clear();
     }
 
-    /// A read under a snapshot with this xmax returned the lane's messages up to `id`.
-    pub fn read(&mut self, lane: Lane, id: i64, xmax: i64, now: Instant) {
+    /// A read returned the lane's messages up to `id`; all transactions that had begun to write then were below `next_xid`.
+    pub fn read(&mut self, lane: Lane, id: i64, next_xid: i64, now: Instant) {
         let bound = self.lane_mut(lane);
         if id > bound.cursor {
             bound.cursor = id;
-            bound.note(Candidate { id, xmax, seen_at: now });
+            bound.note(Candidate { id, next_xid, seen_at: now });
         }
     }
 
-    /// A sweep under a snapshot with this xmin has looked at everything from the low bound of each lane up to this id.
-    pub fn swept(&mut self, lanes: &[(Lane, i64)], xmin: i64, started: Instant) {
+    /// A sweep has looked at everything from the low bound of each lane up to this id.
+    pub fn swept(&mut self, lanes: &[(Lane, i64)], snapshot: &Snapshot, now: Instant) {
         for (lane, upto) in lanes {
-            self.lane_mut(*lane).settle(*upto, xmin, started);
+            let overtaken = self.lane_mut(*lane).settle(*upto, snapshot, now);
+            self.overtake(overtaken, snapshot);
         }
     }
 
     /// A look found nothing above the low bounds of the `empty` lanes. What the sequence had reached at the look *before*
-    /// this one was taken by transactions that this look's snapshot knows, so it can become the bound.
-    pub fn looked(&mut self, empty: &[Lane], (xmin, xmax): (i64, i64), last_id: i64, now: Instant) {
-        let reached = self.last_id.replace(last_id);
+    /// this one was taken by transactions below this look's `next_xid`, so it can become the bound.
+    pub fn looked(&mut self, empty: &[Lane], look: &Look, now: Instant) {
+        let (snapshot, next_xid) = (&look.snapshot, look.next_xid);
+        let reached = self.last_id.replace(look.last_id);
         for lane in empty {
+            let overtaken = self.lane_mut(*lane).settle(i64::MAX, snapshot, now);
+            self.overtake(overtaken, snapshot);
             let bound = self.lane_mut(*lane);
-            bound.settle(i64::MAX, xmin, now);
             if let Some(id) = reached.filter(|id| *id > bound.low) {
-                bound.note(Candidate { id, xmax, seen_at: now });
+                bound.note(Candidate { id, next_xid, seen_at: now });
             }
         }
+    }
+
+    fn overtake(&mut self, upto: Option<i64>, snapshot: &Snapshot) {
+        if let Some(upto) = upto {
+            self.overtaken.add(upto, snapshot);
+        }
+    }
+
+    /// Whether some writer was overtaken and has not been seen to end.
+    pub fn has_overtaken(&self) -> bool {
+        !self.overtaken.is_empty()
+    }
+
+    /// Whether this snapshot shows the end of a writer that was overtaken, so that rows below the bounds may be new.
+    pub fn shows_late_rows(&self, snapshot: &Snapshot) -> bool {
+        self.overtaken.has_ended(snapshot)
+    }
+
+    /// Everything that this snapshot shows was swept from the bottom, and the lanes were set back to what was found.
+    pub fn swept_from_the_bottom(&mut self, snapshot: &Snapshot) {
+        self.overtaken.forget_ended(snapshot);
     }
 
     /// Messages of the lane from `id` on were left in the table and have to be read again.
@@ -162,6 +245,14 @@ mod tests {
         start + Duration::from_millis(millis)
     }
 
+    fn look(text: &str, next_xid: i64, last_id: i64) -> Look {
+        Look { snapshot: snapshot(text), next_xid, last_id, ready: Vec::new(), due: Vec::new() }
+    }
+
+    fn snapshot(text: &str) -> Snapshot {
+        Snapshot::parse(text).unwrap()
+    }
+
     #[test]
     fn the_bound_waits_until_the_writers_of_the_read_have_ended() {
         let start = Instant::now();
@@ -169,22 +260,47 @@ mod tests {
         bounds.read(3, 100, 50, start);
         assert_eq!((bounds.low(3), bounds.cursor(3)), (0, 100));
         assert!(bounds.has_gap(3));
-        bounds.swept(&[(3, 100)], 49, after(start, 10));
+        bounds.swept(&[(3, 100)], &snapshot("49:51:49"), after(start, 10));
         assert_eq!(bounds.low(3), 0, "transaction 49 still runs and may hold a lower id");
-        bounds.swept(&[(3, 100)], 50, after(start, 20));
+        bounds.swept(&[(3, 100)], &snapshot("50:52:50"), after(start, 20));
         assert_eq!(bounds.low(3), 100);
-        assert!(!bounds.has_gap(3));
+        assert!(!bounds.has_gap(3) && !bounds.has_overtaken());
     }
 
     #[test]
-    fn the_bound_does_not_wait_longer_than_its_patience() {
+    fn a_writer_that_is_overtaken_is_remembered_until_it_is_seen_to_end() {
         let start = Instant::now();
         let mut bounds = LowBounds::default();
         bounds.read(0, 100, 50, start);
-        bounds.swept(&[(0, 100)], 1, after(start, 1999));
+        bounds.swept(&[(0, 100)], &snapshot("30:60:30,55"), after(start, 1999));
         assert_eq!(bounds.low(0), 0);
-        bounds.swept(&[(0, 100)], 1, after(start, 2000));
+        bounds.swept(&[(0, 100)], &snapshot("30:60:30,55"), after(start, 2000));
         assert_eq!(bounds.low(0), 100);
+        assert!(bounds.has_overtaken());
+        assert!(!bounds.shows_late_rows(&snapshot("30:70:30")), "55 began after the read, so it holds no lower id");
+        let ended = snapshot("65:70:65");
+        assert!(bounds.shows_late_rows(&ended));
+        bounds.swept_from_the_bottom(&ended);
+        assert!(!bounds.has_overtaken());
+    }
+
+    #[test]
+    fn a_writer_beyond_the_snapshots_xmax_is_waited_for_and_remembered() {
+        let start = Instant::now();
+        let mut bounds = LowBounds::default();
+        // 50 has taken an id and runs; nothing after it has ended, so the snapshot's xmax is 50 and does not list it.
+        bounds.read(0, 100, 51, start);
+        bounds.swept(&[(0, 100)], &snapshot("50:50:"), after(start, 10));
+        assert_eq!(bounds.low(0), 0);
+        bounds.swept(&[(0, 100)], &snapshot("50:50:"), after(start, 2000));
+        assert_eq!(bounds.low(0), 100);
+        assert!(bounds.has_overtaken() && !bounds.shows_late_rows(&snapshot("50:50:")));
+        assert!(!bounds.shows_late_rows(&snapshot("50:60:50,55")), "now it is listed");
+        bounds.swept_from_the_bottom(&snapshot("50:60:50,55"));
+        assert!(bounds.has_overtaken());
+        assert!(bounds.shows_late_rows(&snapshot("55:60:55")));
+        bounds.swept_from_the_bottom(&snapshot("55:60:55"));
+        assert!(!bounds.has_overtaken());
     }
 
     #[test]
@@ -193,11 +309,11 @@ mod tests {
         let mut bounds = LowBounds::default();
         bounds.read(0, 100, 50, start);
         bounds.read(0, 200, 60, start);
-        bounds.swept(&[(0, 200)], 55, start);
+        bounds.swept(&[(0, 200)], &snapshot("55:61:55"), start);
         assert_eq!((bounds.low(0), bounds.cursor(0)), (100, 200));
-        bounds.swept(&[(1, 200)], 99, start);
+        bounds.swept(&[(1, 200)], &snapshot("99:99:"), start);
         assert_eq!(bounds.low(0), 100, "another lane's sweep says nothing");
-        bounds.swept(&[(0, 150)], 99, start);
+        bounds.swept(&[(0, 150)], &snapshot("99:99:"), start);
         assert_eq!(bounds.low(0), 100, "the sweep ended before the second read's cursor");
     }
 
@@ -205,11 +321,11 @@ mod tests {
     fn an_empty_look_moves_the_bound_to_what_the_sequence_had_reached_before() {
         let start = Instant::now();
         let mut bounds = LowBounds::default();
-        bounds.looked(&[5], (10, 10), 1000, start);
+        bounds.looked(&[5], &look("10:10:", 10, 1000), start);
         assert_eq!(bounds.low(5), 0);
-        bounds.looked(&[5], (11, 12), 1200, start);
-        assert_eq!(bounds.low(5), 0, "1000 is known to have been taken before a snapshot with xmax 12");
-        bounds.looked(&[5], (12, 12), 1300, start);
+        bounds.looked(&[5], &look("11:12:11", 12, 1200), start);
+        assert_eq!(bounds.low(5), 0, "1000 was taken by a transaction below 12, and 11 still runs");
+        bounds.looked(&[5], &look("12:12:", 12, 1300), start);
         assert_eq!((bounds.low(5), bounds.cursor(5)), (1000, 1000));
         assert_eq!(bounds.lowest(), 0, "the other lanes were not seen empty");
     }
@@ -219,12 +335,23 @@ mod tests {
         let start = Instant::now();
         let mut bounds = LowBounds::default();
         bounds.read(0, 100, 50, start);
-        bounds.swept(&[(0, 100)], 50, start);
+        bounds.swept(&[(0, 100)], &snapshot("50:50:"), start);
         bounds.read(0, 200, 60, start);
         bounds.rewind(0, 80);
         assert_eq!((bounds.low(0), bounds.cursor(0)), (79, 79));
-        bounds.swept(&[(0, 200)], 60, start);
+        bounds.swept(&[(0, 200)], &snapshot("60:60:"), start);
         assert_eq!(bounds.low(0), 79, "a candidate above the left message is gone");
+    }
+
+    #[test]
+    fn a_late_row_in_the_gap_sets_only_the_cursor_back() {
+        let start = Instant::now();
+        let mut bounds = LowBounds::default();
+        bounds.read(0, 100, 50, start);
+        bounds.swept(&[(0, 100)], &snapshot("50:50:"), start);
+        bounds.read(0, 200, 60, start);
+        bounds.rewind(0, 150);
+        assert_eq!((bounds.low(0), bounds.cursor(0)), (100, 149));
     }
 
     #[test]
@@ -234,7 +361,7 @@ mod tests {
         bounds.read(0, 100, 50, start);
         bounds.open(0);
         assert_eq!(bounds.cursor(0), 0);
-        bounds.swept(&[(0, 100)], 99, start);
+        bounds.swept(&[(0, 100)], &snapshot("99:99:"), start);
         assert_eq!(bounds.low(0), 0);
     }
 }

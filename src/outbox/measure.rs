@@ -11,7 +11,7 @@ const BACKLOG: &str = include_str!("../../sql/queries/backlog.sql");
 const PRUNE: &str = include_str!("../../sql/queries/prune.sql");
 
 /// Where counting stops: beyond this number an operator asks "how fast does it shrink", not "how many exactly".
-pub const COUNT_LIMIT: i64 = 100_000;
+const COUNT_LIMIT: i64 = 100_000;
 
 /// What waits in one destination.
 #[derive(Clone, Copy, Debug, PartialEq)]

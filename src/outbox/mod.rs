@@ -11,6 +11,7 @@ mod measure;
 mod migrate;
 mod read;
 mod settle;
+mod snapshot;
 mod tls;
 
 use std::sync::Arc;
@@ -26,8 +27,9 @@ pub use connect::OutboxError;
 pub use low_bound::LowBounds;
 pub use measure::Backlog;
 pub use migrate::{MIGRATIONS, Migration, script};
-pub use read::{Batch, Look, Position, READ_BYTES, Swept, Watch};
+pub use read::{Batch, Look, Position, READ_BYTES, Range, Sweep, Swept, Watch};
 pub use settle::Keep;
+pub use snapshot::Snapshot;
 
 /// How long a statement may take before its connection is given up. All of them are bounded in what they touch, so one that
 /// takes longer is not slow but has lost its server.

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use deadpool_postgres::Object;
 use futures_util::{StreamExt as _, pin_mut};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::{Outbox, OutboxError, Parameter, STATEMENT_TIMEOUT, column, keep_if_ok};
+use super::{Outbox, OutboxError, Parameter, STATEMENT_TIMEOUT, Snapshot, column, keep_if_ok};
 use crate::message::{Event, Lane, Message, MessageKey};
 
 const WATCH: &str = include_str!("../../sql/queries/watch.sql");
 const LOOK: &str = include_str!("../../sql/queries/look.sql");
 const READ: &str = include_str!("../../sql/queries/read.sql");
-const READ_FOUND: &str = include_str!("../../sql/queries/read_found.sql");
 const READ_GROUP: &str = include_str!("../../sql/queries/read_group.sql");
 const READ_DEFERRED: &str = include_str!("../../sql/queries/read_deferred.sql");
 const SWEEP: &str = include_str!("../../sql/queries/sweep.sql");
@@ -35,10 +35,10 @@ pub struct Watch {
 /// What a look saw.
 #[derive(Clone, Debug)]
 pub struct Look {
-    /// Oldest transaction that was still running.
-    pub xmin: i64,
-    /// First transaction that had not begun.
-    pub xmax: i64,
+    /// What had ended when it looked.
+    pub snapshot: Snapshot,
+    /// Every transaction that had begun to write was below this one.
+    pub next_xid: i64,
     /// The highest message id handed out so far, committed or not.
     pub last_id: i64,
     /// Lanes with messages above their bound.
@@ -63,17 +63,39 @@ pub struct Position {
 pub struct Batch {
     /// The messages.
     pub messages: Vec<Message>,
-    /// The xmax of the snapshot; 0 when there is no message.
-    pub xmax: i64,
+    /// Every transaction that had begun to write was below this one; 0 when there is no message.
+    pub next_xid: i64,
     /// Whether the read stopped at [`READ_BYTES`].
     pub is_cut: bool,
+}
+
+/// Where to sweep in a lane.
+#[derive(Clone, Copy, Debug)]
+pub struct Range {
+    /// The lane.
+    pub lane: Lane,
+    /// Above this id.
+    pub above: i64,
+    /// Up to and including this one.
+    pub upto: i64,
+}
+
+/// What to sweep.
+#[derive(Clone, Debug)]
+pub struct Sweep {
+    /// Where.
+    pub ranges: Vec<Range>,
+    /// How many messages of each lane at most.
+    pub most: usize,
+    /// Groups whose messages are known to wait in the table.
+    pub groups_to_skip: Vec<Arc<str>>,
 }
 
 /// What a sweep found.
 #[derive(Clone, Debug)]
 pub struct Swept {
-    /// The xmin of the snapshot.
-    pub xmin: i64,
+    /// What had ended when it looked.
+    pub snapshot: Snapshot,
     /// Pending messages in the range, those already known included.
     pub keys: Vec<MessageKey>,
 }
@@ -100,8 +122,8 @@ impl Outbox {
             [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY), (&lows, Type::INT8_ARRAY)];
         let row = self.query_one("look", LOOK, &parameters).await?;
         Ok(Look {
-            xmin: column("look", &row, 0)?,
-            xmax: column("look", &row, 1)?,
+            snapshot: snapshot("look", &column::<String>("look", &row, 0)?)?,
+            next_xid: column("look", &row, 1)?,
             last_id: column("look", &row, 2)?,
             ready: column("look", &row, 3)?,
             due: column("look", &row, 4)?,
@@ -118,12 +140,18 @@ impl Outbox {
         column("look for pending", &row, 0)
     }
 
-    /// The next messages of claimed lanes.
+    /// The next messages of claimed lanes; and if asked for, what a sweep sees right after that, under a later snapshot. So
+    /// a message that this read shows, and one that was committed before it, are never both missed.
     ///
     /// # Errors
     ///
-    /// When the statement fails.
-    pub async fn read(&self, destination: &str, positions: &[Position]) -> Result<Batch, OutboxError> {
+    /// When a statement fails.
+    pub async fn read(
+        &self,
+        destination: &str,
+        positions: &[Position],
+        sweep: Option<&Sweep>,
+    ) -> Result<(Batch, Option<Swept>), OutboxError> {
         let lanes: Vec<Lane> = positions.iter().map(|position| position.lane).collect();
         let cursors: Vec<i64> = positions.iter().map(|position| position.cursor).collect();
         let most: Vec<i64> = positions.iter().map(|p| i64::try_from(p.most).unwrap_or(i64::MAX)).collect();
@@ -133,20 +161,17 @@ impl Outbox {
             (&cursors, Type::INT8_ARRAY),
             (&most, Type::INT8_ARRAY),
         ];
-        self.batch("read", READ, &parameters).await
-    }
-
-    /// Messages that a sweep found.
-    ///
-    /// # Errors
-    ///
-    /// When the statement fails.
-    pub async fn read_found(&self, destination: &str, keys: &[MessageKey]) -> Result<Batch, OutboxError> {
-        let lanes: Vec<Lane> = keys.iter().map(|key| key.lane).collect();
-        let ids: Vec<i64> = keys.iter().map(|key| key.id).collect();
-        let parameters: [Parameter<'_>; 3] =
-            [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY), (&ids, Type::INT8_ARRAY)];
-        self.batch("read found", READ_FOUND, &parameters).await
+        let connection = self.connection().await?;
+        // Both are sent at once; PostgreSQL runs the statements of a connection one after the other, in this order.
+        let read = self.batch_on(&connection, "read", READ, &parameters);
+        let sweep = async {
+            match sweep {
+                Some(sweep) => self.sweep_on(&connection, destination, sweep).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let (read, swept) = tokio::join!(read, sweep);
+        keep_if_ok(connection, read.and_then(|batch| swept.map(|swept| (batch, swept))))
     }
 
     /// The next messages of one group.
@@ -191,23 +216,23 @@ impl Outbox {
         self.batch("read deferred", READ_DEFERRED, &parameters).await
     }
 
-    /// Looks for pending messages between two ids of each lane: `(lane, above, up to)`.
+    /// Looks for pending messages between two ids of each lane.
     ///
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn sweep(
-        &self,
-        destination: &str,
-        ranges: &[(Lane, i64, i64)],
-        most: usize,
-        groups_to_skip: &[Arc<str>],
-    ) -> Result<Swept, OutboxError> {
-        let lanes: Vec<Lane> = ranges.iter().map(|range| range.0).collect();
-        let above: Vec<i64> = ranges.iter().map(|range| range.1).collect();
-        let upto: Vec<i64> = ranges.iter().map(|range| range.2).collect();
-        let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let groups: Vec<&str> = groups_to_skip.iter().map(AsRef::as_ref).collect();
+    pub async fn sweep(&self, destination: &str, sweep: &Sweep) -> Result<Swept, OutboxError> {
+        let connection = self.connection().await?;
+        let swept = self.sweep_on(&connection, destination, sweep).await;
+        keep_if_ok(connection, swept)
+    }
+
+    async fn sweep_on(&self, connection: &Object, destination: &str, sweep: &Sweep) -> Result<Swept, OutboxError> {
+        let lanes: Vec<Lane> = sweep.ranges.iter().map(|range| range.lane).collect();
+        let above: Vec<i64> = sweep.ranges.iter().map(|range| range.above).collect();
+        let upto: Vec<i64> = sweep.ranges.iter().map(|range| range.upto).collect();
+        let most = i64::try_from(sweep.most).unwrap_or(i64::MAX);
+        let groups: Vec<&str> = sweep.groups_to_skip.iter().map(AsRef::as_ref).collect();
         let parameters: [Parameter<'_>; 6] = [
             (&destination, Type::TEXT),
             (&lanes, Type::INT2_ARRAY),
@@ -216,15 +241,17 @@ impl Outbox {
             (&most, Type::INT8),
             (&groups, Type::TEXT_ARRAY),
         ];
-        let rows = self.query("sweep", SWEEP, &parameters).await?;
-        let mut swept = Swept { xmin: 0, keys: Vec::with_capacity(rows.len()) };
+        let rows = self.bounded("sweep", connection.query_typed(SWEEP, &parameters)).await?;
+        let mut seen = None;
+        let mut keys = Vec::with_capacity(rows.len());
         for row in &rows {
-            swept.xmin = column("sweep", row, 0)?;
-            if let Some(lane) = column::<Option<Lane>>("sweep", row, 1)? {
-                swept.keys.push(MessageKey { lane, id: column("sweep", row, 2)? });
+            match column::<Option<String>>("sweep", row, 0)? {
+                Some(text) => seen = Some(snapshot("sweep", &text)?),
+                None => keys.push(MessageKey { lane: column("sweep", row, 1)?, id: column("sweep", row, 2)? }),
             }
         }
-        Ok(swept)
+        let snapshot = seen.ok_or(OutboxError::Answer { statement: "sweep", problem: "no snapshot".to_owned() })?;
+        Ok(Swept { snapshot, keys })
     }
 
     async fn batch(
@@ -234,6 +261,17 @@ impl Outbox {
         parameters: &[Parameter<'_>],
     ) -> Result<Batch, OutboxError> {
         let connection = self.connection().await?;
+        let batch = self.batch_on(&connection, statement, sql, parameters).await;
+        keep_if_ok(connection, batch)
+    }
+
+    async fn batch_on(
+        &self,
+        connection: &Object,
+        statement: &'static str,
+        sql: &str,
+        parameters: &[Parameter<'_>],
+    ) -> Result<Batch, OutboxError> {
         let work = async {
             let parameters = parameters.iter().map(|(value, kind)| (*value, kind.clone()));
             let rows = self.bounded(statement, connection.query_typed_raw(sql, parameters)).await?;
@@ -242,7 +280,7 @@ impl Outbox {
             let mut bytes = 0;
             while let Some(row) = rows.next().await {
                 let row = row.map_err(|error| OutboxError::of_statement(statement, &self.place, &error))?;
-                let message = message(statement, &row, &mut batch.xmax)?;
+                let message = message(statement, &row, &mut batch.next_xid)?;
                 bytes += message.event.as_ref().map_or(0, |event| event.payload.len() + event.metadata.len());
                 // The first message always fits, or it would never be read.
                 if bytes > READ_BYTES && !batch.messages.is_empty() {
@@ -251,22 +289,24 @@ impl Outbox {
                 }
                 batch.messages.push(message);
             }
+            // Lanes come one after the other; the oldest message of all is to go first.
+            batch.messages.sort_by_key(|message| message.key.id);
             Ok(batch)
         };
-        let result = match tokio::time::timeout(STATEMENT_TIMEOUT, work).await {
+        match tokio::time::timeout(STATEMENT_TIMEOUT, work).await {
             Ok(result) => result,
             Err(_) => Err(OutboxError::Timeout { statement, place: self.place.to_string() }),
-        };
-        let mut batch = keep_if_ok(connection, result)?;
-        // Lanes come one after the other; the oldest message of all is to go first.
-        batch.messages.sort_by_key(|message| message.key.id);
-        Ok(batch)
+        }
     }
 }
 
+fn snapshot(statement: &'static str, text: &str) -> Result<Snapshot, OutboxError> {
+    Snapshot::parse(text).ok_or_else(|| OutboxError::Answer { statement, problem: format!("{text:?} is no snapshot") })
+}
+
 /// The columns are those of `sql/queries/read.sql`, which all reading statements share; `wait` follows in one of them.
-fn message(statement: &'static str, row: &Row, xmax: &mut i64) -> Result<Message, OutboxError> {
-    *xmax = column(statement, row, 0)?;
+fn message(statement: &'static str, row: &Row, next_xid: &mut i64) -> Result<Message, OutboxError> {
+    *next_xid = column(statement, row, 0)?;
     let now: SystemTime = column(statement, row, 1)?;
     let enqueued_at: SystemTime = column(statement, row, 5)?;
     let event = match column::<Option<String>>(statement, row, 7)? {

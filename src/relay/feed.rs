@@ -1,23 +1,26 @@
 //! Feeding the stream: opening lanes, reading, sweeping, and taking in what comes.
 //!
 //! [`Feed`] is the state of reading; the methods of [`Stream`] here start the tasks and apply their results. Only one task
-//! of a kind is under way. That matters for sweeps: their result is compared with what is in memory now, and two of them
-//! could bring the same message twice.
+//! of a kind is under way.
+//!
+//! Order depends on one rule: a FIFO queue gets a message only if every message of its group that was committed before is
+//! in memory or done. A read shows some snapshot; the sweep sent right behind it sees at least as much, so a row it finds
+//! in the gap sets the lane's cursor back and what was read of that lane is dropped, to be read again in order.
 
 use std::time::{Duration, Instant};
 
 use super::group::Item;
 use super::positions::positions;
 use super::stream::{Closing, Event, Stream};
-use crate::message::{LANES, Lane, Message, MessageKey, QueueKind};
-use crate::outbox::{Batch, OutboxError, Position, Swept};
+use crate::message::{LANES, Lane, Message, QueueKind};
+use crate::outbox::{Batch, OutboxError, Position, Range, Sweep, Swept};
 use crate::sqs::compose;
 
 /// How soon to read again after a read that was not full: commits are seen within this time while traffic flows.
 const ACTIVE_POLL: Duration = Duration::from_millis(5);
 
-/// How often the gap between low bound and cursor is swept while reads are not full; it bounds how late a message comes
-/// whose transaction committed just after a higher id was read.
+/// How often the gap between low bound and cursor is swept on a standard queue while reads are not full; it bounds how late
+/// a message comes whose transaction committed just after a higher id was read. On a FIFO queue every read sweeps.
 const GAP_SWEEP: Duration = Duration::from_millis(10);
 
 /// The same while there is a backlog: nobody waits for a single message then, and the rows cost.
@@ -53,6 +56,8 @@ pub(super) struct Feed {
     is_reading: bool,
     is_reading_on: bool,
     is_sweeping: bool,
+    /// A writer that had been overtaken has ended: nothing is read before all was swept.
+    must_sweep: bool,
     is_asking_for_due: bool,
     is_widening: bool,
     widened: usize,
@@ -72,6 +77,7 @@ impl Feed {
             is_reading: false,
             is_reading_on: false,
             is_sweeping: false,
+            must_sweep: false,
             is_asking_for_due: false,
             is_widening: false,
             widened: 0,
@@ -82,9 +88,9 @@ impl Feed {
         }
     }
 
-    /// Whether a sweep or what follows from it is under way.
-    pub(super) fn is_sweeping(&self) -> bool {
-        self.is_sweeping || self.is_asking_for_due
+    /// Whether messages are under way from the table that may have been settled since the statement began.
+    pub(super) fn may_be_stale(&self) -> bool {
+        self.is_reading || self.is_asking_for_due
     }
 
     /// Whether the last read left more in the table.
@@ -99,7 +105,7 @@ impl Feed {
 
     /// Whether nothing is under way and the last read took all there was.
     pub(super) fn has_nothing_more(&self) -> bool {
-        !self.expects_more() && !self.is_sweeping() && self.full.is_empty()
+        !self.expects_more() && !self.is_sweeping && !self.is_asking_for_due && self.full.is_empty()
     }
 }
 
@@ -140,11 +146,10 @@ impl Stream<'_> {
         if feed.open.is_empty() {
             return widening;
         }
-        let reading = (!feed.is_reading && self.has_room()).then_some(feed.next_read);
-        let gap = (!feed.is_sweeping && self.has_gap()).then_some(feed.next_gap_sweep);
+        let reading = (!feed.is_reading && !feed.must_sweep && self.has_room()).then_some(feed.next_read);
         let sweep = (!feed.is_sweeping).then_some(*self.memory.next_sweep);
         let due = (!feed.is_asking_for_due).then_some(feed.next_due);
-        [widening, reading, gap, sweep, due].into_iter().flatten().min()
+        [widening, reading, sweep, due].into_iter().flatten().min()
     }
 
     fn has_room(&self) -> bool {
@@ -174,18 +179,42 @@ impl Stream<'_> {
 
     fn start_reading(&mut self, now: Instant) {
         let is_due = !self.feed.full.is_empty() || now >= self.feed.next_read;
-        if self.feed.is_reading || !self.has_room() || !is_due {
+        if self.feed.is_reading || self.feed.must_sweep || !self.has_room() || !is_due {
             return;
         }
         self.feed.is_reading = true;
         let positions = positions(&self.feed.open, &self.feed.full, self.destination.tuning.batch_size, |lane| {
             self.memory.bounds.cursor(lane)
         });
+        let sweep = self.sweep_of_the_gap(now);
         let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
-            let result = destination.outbox.read(&destination.name, &positions).await;
-            Event::Read { positions, result }
+            let result = destination.outbox.read(&destination.name, &positions, sweep.as_ref()).await;
+            Event::Read { positions, sweep, result }
         }));
+    }
+
+    /// The sweep that goes with a read, if one is needed.
+    fn sweep_of_the_gap(&mut self, now: Instant) -> Option<Sweep> {
+        let is_due = match self.destination.queue.kind() {
+            QueueKind::Fifo => self.has_gap() || self.memory.bounds.has_overtaken(),
+            QueueKind::Standard => self.has_gap() && now >= self.feed.next_gap_sweep,
+        };
+        if !is_due {
+            return None;
+        }
+        self.feed.next_gap_sweep = now + if self.feed.full.is_empty() { GAP_SWEEP } else { GAP_SWEEP_BUSY };
+        Some(self.sweep_above(|lane| self.memory.bounds.low(lane)))
+    }
+
+    fn sweep_above(&self, above: impl Fn(Lane) -> i64) -> Sweep {
+        let range = |lane: &Lane| Range { lane: *lane, above: above(*lane), upto: self.memory.bounds.cursor(*lane) };
+        Sweep {
+            ranges: self.feed.open.iter().map(range).collect(),
+            // Room for all that is known and some that is not, so that the known cannot hide the unknown.
+            most: self.schedule.known() + 100,
+            groups_to_skip: self.schedule.groups_with_rest(),
+        }
     }
 
     fn start_reading_on(&mut self) {
@@ -204,25 +233,16 @@ impl Stream<'_> {
     }
 
     fn start_sweeping(&mut self, now: Instant) {
-        let is_full = now >= *self.memory.next_sweep;
-        if self.feed.is_sweeping || !(is_full || self.has_gap() && now >= self.feed.next_gap_sweep) {
+        if self.feed.is_sweeping || !(self.feed.must_sweep || now >= *self.memory.next_sweep) {
             return;
         }
         self.feed.is_sweeping = true;
-        self.feed.next_gap_sweep = now + if self.feed.full.is_empty() { GAP_SWEEP } else { GAP_SWEEP_BUSY };
-        if is_full {
-            *self.memory.next_sweep = now + FULL_SWEEP;
-        }
-        let range = |lane: &Lane| {
-            (*lane, if is_full { 0 } else { self.memory.bounds.low(*lane) }, self.memory.bounds.cursor(*lane))
-        };
-        let ranges: Vec<(Lane, i64, i64)> = self.feed.open.iter().map(range).collect();
-        // Room for all that is known and some that is not, so that the known cannot hide the unknown.
-        let most = self.schedule.known() + 100;
-        let (destination, groups) = (self.destination.clone(), self.schedule.groups_with_rest());
+        *self.memory.next_sweep = now + FULL_SWEEP;
+        let sweep = self.sweep_above(|_| 0);
+        let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
-            let result = destination.outbox.sweep(&destination.name, &ranges, most, &groups).await;
-            Event::Swept { ranges, most, started: now, result }
+            let result = destination.outbox.sweep(&destination.name, &sweep).await;
+            Event::Swept { sweep, started: now, result }
         }));
     }
 
@@ -230,7 +250,13 @@ impl Stream<'_> {
     pub(super) fn fed(&mut self, event: Event) {
         let applied = match event {
             Event::Opened { lanes, result } => result.map(|batch| self.opened(&lanes, batch)),
-            Event::Read { positions, result } => result.map(|batch| self.read(&positions, batch)),
+            Event::Read { positions, sweep, result } => {
+                self.feed.is_reading = false;
+                result.map(|(batch, swept)| {
+                    let gap = sweep.as_ref().zip(swept.as_ref());
+                    self.read(&positions, batch, gap);
+                })
+            }
             Event::ReadOn { from, result } => {
                 self.feed.is_reading_on = false;
                 result.map(|batch| {
@@ -240,12 +266,9 @@ impl Stream<'_> {
                     self.schedule.read_on(&from.group, items, last, is_all);
                 })
             }
-            Event::Swept { ranges, most, started, result } => {
-                result.map(|swept| self.swept(&ranges, most, started, &swept))
-            }
-            Event::Found { result } => {
+            Event::Swept { sweep, started, result } => {
                 self.feed.is_sweeping = false;
-                result.map(|batch| self.admit(batch))
+                result.map(|swept| self.swept_from_the_bottom(&sweep, started, &swept))
             }
             Event::Due { result } => {
                 self.feed.is_asking_for_due = false;
@@ -295,52 +318,65 @@ impl Stream<'_> {
         }
     }
 
-    fn read(&mut self, positions: &[Position], batch: Batch) {
+    fn read(&mut self, positions: &[Position], mut batch: Batch, gap: Option<(&Sweep, &Swept)>) {
         let now = Instant::now();
-        self.feed.is_reading = false;
+        let jitter = ACTIVE_POLL.mul_f64(0.8 + 0.4 * fastrand::f64());
+        self.feed.next_read = now + jitter;
+        // A sweep from the bottom may have set a lane back since the read began.
+        let mut in_place: Vec<Position> = positions.to_vec();
+        in_place.retain(|position| self.memory.bounds.cursor(position.lane) == position.cursor);
+        if let Some((sweep, swept)) = gap {
+            if self.destination.queue.kind() == QueueKind::Fifo && self.memory.bounds.shows_late_rows(&swept.snapshot) {
+                self.feed.must_sweep = true;
+                return;
+            }
+            let late = self.swept(sweep, swept, now);
+            if !late.is_empty() {
+                in_place.retain(|position| !late.contains(&position.lane));
+                self.feed.next_read = now;
+            }
+        }
+        batch.messages.retain(|message| in_place.iter().any(|position| position.lane == message.key.lane));
         self.feed.full.clear();
-        for position in positions {
+        for position in &in_place {
             let of_lane = batch.messages.iter().filter(|message| message.key.lane == position.lane);
             let (count, last) = of_lane.fold((0, 0), |(count, _), message| (count + 1, message.key.id));
             if last > 0 {
-                self.memory.bounds.read(position.lane, last, batch.xmax, now);
+                self.memory.bounds.read(position.lane, last, batch.next_xid, now);
             }
             if count == position.most || batch.is_cut {
                 self.feed.full.push(position.lane);
             }
         }
-        let jitter = ACTIVE_POLL.mul_f64(0.8 + 0.4 * fastrand::f64());
-        self.feed.next_read = now + jitter;
         if !batch.messages.is_empty() {
             self.touch(now);
         }
         self.admit(batch);
     }
 
-    fn swept(&mut self, ranges: &[(Lane, i64, i64)], most: usize, started: Instant, swept: &Swept) {
-        // A sweep from the bottom walks what vacuum could not remove, so it may not come too often.
-        *self.memory.next_sweep = (*self.memory.next_sweep).max(started + started.elapsed() * FULL_SWEEP_SHARE);
-        let is_complete = |lane: Lane| swept.keys.iter().filter(|key| key.lane == lane).count() < most;
+    /// Applies a sweep: bounds move up over what it settles, and back below what it found; returns the lanes where it
+    /// found something.
+    fn swept(&mut self, sweep: &Sweep, swept: &Swept, now: Instant) -> Vec<Lane> {
+        let is_complete = |lane: Lane| swept.keys.iter().filter(|key| key.lane == lane).count() < sweep.most;
         let covered: Vec<(Lane, i64)> =
-            ranges.iter().filter(|range| is_complete(range.0)).map(|range| (range.0, range.2)).collect();
-        self.memory.bounds.swept(&covered, swept.xmin, started);
-        let found: Vec<MessageKey> = swept.keys.iter().copied().filter(|key| !self.schedule.knows(key.id)).collect();
-        if found.is_empty() || self.closing.is_some() {
-            self.feed.is_sweeping = false;
-            self.rewind_to_found(&found);
-            return;
+            sweep.ranges.iter().filter(|range| is_complete(range.lane)).map(|range| (range.lane, range.upto)).collect();
+        self.memory.bounds.swept(&covered, &swept.snapshot, now);
+        let mut late = Vec::new();
+        for key in swept.keys.iter().filter(|key| !self.schedule.knows(key.id)) {
+            self.memory.bounds.rewind(key.lane, key.id);
+            late.push(key.lane);
         }
-        let destination = self.destination.clone();
-        self.tasks.push(Box::pin(async move {
-            Event::Found { result: destination.outbox.read_found(&destination.name, &found).await }
-        }));
+        late
     }
 
-    /// The stream closes: what a sweep found is left for the next claim.
-    fn rewind_to_found(&mut self, found: &[MessageKey]) {
-        for key in found {
-            self.memory.bounds.rewind(key.lane, key.id);
+    fn swept_from_the_bottom(&mut self, sweep: &Sweep, started: Instant, swept: &Swept) {
+        // It walks what vacuum could not remove, so it may not come too often.
+        *self.memory.next_sweep = (*self.memory.next_sweep).max(started + started.elapsed() * FULL_SWEEP_SHARE);
+        if !self.swept(sweep, swept, Instant::now()).is_empty() {
+            self.feed.next_read = Instant::now();
         }
+        self.memory.bounds.swept_from_the_bottom(&swept.snapshot);
+        self.feed.must_sweep = false;
     }
 
     fn admit(&mut self, batch: Batch) {

@@ -11,26 +11,26 @@ use crate::sqs::Entry;
 
 /// A message on its way, with what is needed when it comes back.
 #[derive(Debug)]
-pub struct Item {
+pub(super) struct Item {
     /// What is sent.
-    pub entry: Entry,
+    pub(super) entry: Entry,
     /// The group whose order counts; `None` on a standard queue and for messages without a group.
-    pub group: Option<Arc<str>>,
+    pub(super) group: Option<Arc<str>>,
     /// Failed attempts that were its own fault.
-    pub attempts: i16,
+    pub(super) attempts: i16,
     /// The last such failure if it was in this claim, so that it is recorded when the claim ends.
-    pub charged: Option<String>,
+    pub(super) charged: Option<String>,
     /// Age by the database's clock when it was read.
-    pub age_when_read: Duration,
+    pub(super) age_when_read: Duration,
     /// When it was read, by this process's clock.
-    pub read_at: Instant,
+    pub(super) read_at: Instant,
     /// Whether it has to be sent without neighbours, because a request with it was refused as a whole.
-    pub is_alone: bool,
+    pub(super) is_alone: bool,
 }
 
 impl Item {
     /// Lane and id.
-    pub fn key(&self) -> MessageKey {
+    pub(super) fn key(&self) -> MessageKey {
         self.entry.key()
     }
 }

@@ -23,7 +23,7 @@ use crate::config::Tuning;
 use crate::health::{Dependency, Pulse};
 use crate::message::{LANES, Lane, Settlement};
 use crate::metrics::DestinationMetrics;
-use crate::outbox::{Keep, LowBounds, Outbox, OutboxError};
+use crate::outbox::{Keep, LowBounds, Outbox, OutboxError, Range, Sweep};
 use crate::retry::Delays;
 use crate::sqs::Queue;
 
@@ -321,11 +321,14 @@ impl Relay {
         }
         let Destination { name, outbox, .. } = &self.destination;
         let look = outbox.look(name, &self.bounds.lows()).await?;
-        let empty: Vec<Lane> = (0..LANES).filter(|lane| !look.ready.contains(lane)).collect();
-        self.bounds.looked(&empty, (look.xmin, look.xmax), look.last_id, Instant::now());
+        // A writer that was overtaken has ended; what it left below the bounds may be the head of a group.
+        let late = if self.bounds.shows_late_rows(&look.snapshot) { self.sweep().await? } else { Vec::new() };
+        let empty: Vec<Lane> = (0..LANES).filter(|lane| !look.ready.contains(lane) && !late.contains(lane)).collect();
+        self.bounds.looked(&empty, &look, Instant::now());
         let now = Instant::now();
         let may_go_on = |group: &&Remembered| group.until.is_none_or(|until| until <= now);
         let mut ready = look.ready;
+        ready.extend(late);
         ready.extend(look.due);
         ready.extend(self.remembered.iter().filter(may_go_on).map(|group| group.lane));
         ready.sort_unstable();
@@ -337,14 +340,19 @@ impl Relay {
     /// bound or came with an id of its own; under a claim the stream does that.
     async fn sweep(&mut self) -> Result<Vec<Lane>, OutboxError> {
         let started = Instant::now();
-        let groups: Vec<Arc<str>> = self.remembered.iter().map(|left| Arc::clone(&left.group)).collect();
-        let ranges: Vec<(Lane, i64, i64)> = (0..LANES).map(|lane| (lane, 0, i64::MAX)).collect();
-        let swept = self.destination.outbox.sweep(&self.destination.name, &ranges, 1, &groups).await?;
+        let sweep = Sweep {
+            ranges: (0..LANES).map(|lane| Range { lane, above: 0, upto: i64::MAX }).collect(),
+            // The lowest of each lane is enough: the claim that follows reads on from there.
+            most: 1,
+            groups_to_skip: self.remembered.iter().map(|left| Arc::clone(&left.group)).collect(),
+        };
+        let swept = self.destination.outbox.sweep(&self.destination.name, &sweep).await?;
         self.next_sweep = started + FULL_SWEEP.max(started.elapsed() * FULL_SWEEP_SHARE);
         let found: Vec<Lane> = swept.keys.iter().map(|key| key.lane).collect();
-        for key in swept.keys {
+        for key in &swept.keys {
             self.bounds.rewind(key.lane, key.id);
         }
+        self.bounds.swept_from_the_bottom(&swept.snapshot);
         Ok(found)
     }
 

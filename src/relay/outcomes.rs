@@ -152,7 +152,7 @@ impl Stream<'_> {
         match result {
             Ok(published_twice) => {
                 self.count_settled(&settlements, published_twice);
-                // A sweep that is under way may have seen these messages pending, so they stay known until it is over.
+                // A read that is under way may have seen these messages pending, so they stay known until it is over.
                 self.settled_ids.extend(settlements.iter().map(|settlement| settlement.key.id));
                 self.forget_settled();
             }
@@ -163,9 +163,9 @@ impl Stream<'_> {
         }
     }
 
-    /// Forgets what is settled, unless a sweep is under way.
+    /// Forgets what is settled, unless a read is under way.
     pub(super) fn forget_settled(&mut self) {
-        if !self.feed.is_sweeping() {
+        if !self.feed.may_be_stale() {
             for id in self.settled_ids.drain(..) {
                 self.schedule.forget(id);
             }

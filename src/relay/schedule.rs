@@ -17,13 +17,13 @@ use crate::sqs::Load;
 
 /// How many messages of a group go out at once, and how many wait in memory.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub(super) struct Limits {
     /// Entries of a request.
-    pub request_size: usize,
+    pub(super) request_size: usize,
     /// Entries of one group in one request: 1 keeps the order whatever fails.
-    pub per_group: usize,
+    pub(super) per_group: usize,
     /// Messages of one group in memory.
-    pub window: usize,
+    pub(super) window: usize,
 }
 
 #[derive(Debug)]
@@ -34,44 +34,44 @@ enum Delayed {
 
 /// Where to read on in a group.
 #[derive(Clone, Debug)]
-pub struct ReadOn {
+pub(super) struct ReadOn {
     /// The group.
-    pub group: Arc<str>,
+    pub(super) group: Arc<str>,
     /// Its lane, and the last id in memory.
-    pub after: MessageKey,
+    pub(super) after: MessageKey,
     /// How many messages there is room for.
-    pub most: usize,
+    pub(super) most: usize,
 }
 
 /// A group of which messages were left in the table when a claim ended. Remembered, so that the next claim neither reads
 /// nor walks them again until the group may go on. It stays true if another relay has the lane in between: what that relay
 /// has delivered is not pending any more.
 #[derive(Clone, Debug)]
-pub struct Remembered {
+pub(super) struct Remembered {
     /// The group.
-    pub group: Arc<str>,
+    pub(super) group: Arc<str>,
     /// Its lane.
-    pub lane: Lane,
+    pub(super) lane: Lane,
     /// Nothing of the group up to here is left but recorded retries.
-    pub after: i64,
+    pub(super) after: i64,
     /// The highest id that was seen.
-    pub upto: i64,
+    pub(super) upto: i64,
     /// When its head may be tried again.
-    pub until: Option<Instant>,
+    pub(super) until: Option<Instant>,
 }
 
 /// What was not sent when a claim ended.
 #[derive(Debug, Default)]
-pub struct Leftovers {
+pub(super) struct Leftovers {
     /// Messages in memory, with the time that those waiting for a retry were to be tried again.
-    pub items: Vec<(Item, Option<Instant>)>,
+    pub(super) items: Vec<(Item, Option<Instant>)>,
     /// Groups that were left in part or whole.
-    pub remembered: Vec<Remembered>,
+    pub(super) remembered: Vec<Remembered>,
 }
 
 /// The messages of a claim that are not settled yet.
 #[derive(Debug)]
-pub struct Schedule {
+pub(super) struct Schedule {
     limits: Limits,
     free: VecDeque<Item>,
     groups: HashMap<Arc<str>, Group>,
@@ -85,7 +85,7 @@ pub struct Schedule {
 
 impl Schedule {
     /// An empty schedule.
-    pub fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,
             free: VecDeque::new(),
@@ -100,43 +100,43 @@ impl Schedule {
     }
 
     /// Whether a message is in memory: waiting, in flight, or not settled yet.
-    pub fn knows(&self, id: i64) -> bool {
+    pub(super) fn knows(&self, id: i64) -> bool {
         self.known.contains(&id)
     }
 
     /// Remembers a message that is settled without being sent; returns false when it is known already.
-    pub fn note(&mut self, id: i64) -> bool {
+    pub(super) fn note(&mut self, id: i64) -> bool {
         self.known.insert(id)
     }
 
     /// The message is settled in the table.
-    pub fn forget(&mut self, id: i64) {
+    pub(super) fn forget(&mut self, id: i64) {
         self.known.remove(&id);
     }
 
     /// How many messages are in memory.
-    pub fn known(&self) -> usize {
+    pub(super) fn known(&self) -> usize {
         self.known.len()
     }
 
     /// Messages that wait to be sent.
-    pub fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         self.waiting
     }
 
     /// Their bytes.
-    pub fn waiting_bytes(&self) -> usize {
+    pub(super) fn waiting_bytes(&self) -> usize {
         self.waiting_bytes
     }
 
     /// Groups of which messages were left in the table.
-    pub fn groups_with_rest(&self) -> Vec<Arc<str>> {
+    pub(super) fn groups_with_rest(&self) -> Vec<Arc<str>> {
         self.groups.iter().filter(|(_, group)| group.rest.is_some()).map(|(name, _)| Arc::clone(name)).collect()
     }
 
     /// Takes a message in, or leaves it in the table when its group has enough in memory. `until` is the time of a retry
     /// that was recorded earlier.
-    pub fn admit(&mut self, item: Item, until: Option<Instant>) {
+    pub(super) fn admit(&mut self, item: Item, until: Option<Instant>) {
         let id = item.key().id;
         if !self.known.insert(id) {
             return;
@@ -177,7 +177,7 @@ impl Schedule {
     }
 
     /// Whether a full request could be made now.
-    pub fn can_fill_a_request(&self) -> bool {
+    pub(super) fn can_fill_a_request(&self) -> bool {
         let size = self.limits.request_size;
         if self.free.len() + self.ready.len() >= size || self.waiting_bytes >= crate::sqs::MAX_BYTES {
             return true;
@@ -187,12 +187,12 @@ impl Schedule {
     }
 
     /// Whether anything could be sent now.
-    pub fn has_ready(&self) -> bool {
+    pub(super) fn has_ready(&self) -> bool {
         !self.free.is_empty() || !self.ready.is_empty()
     }
 
     /// The next request: as many entries as fit, in order within each group. `None` when nothing may go.
-    pub fn next_request(&mut self) -> Option<Vec<Item>> {
+    pub(super) fn next_request(&mut self) -> Option<Vec<Item>> {
         let mut items = Vec::with_capacity(self.limits.request_size);
         let mut load = Load::new(self.limits.request_size);
         while !load.is_full() {
@@ -241,7 +241,7 @@ impl Schedule {
     }
 
     /// A request came back: `done` will be settled, `again` has to be sent again, at once or at a time.
-    pub fn finish(&mut self, done: &[Item], again: Vec<(Item, Option<Instant>)>) {
+    pub(super) fn finish(&mut self, done: &[Item], again: Vec<(Item, Option<Instant>)>) {
         let mut blocked: HashMap<Arc<str>, Option<(Instant, i64)>> = HashMap::new();
         for item in done {
             if let Some(name) = &item.group {
@@ -301,14 +301,14 @@ impl Schedule {
     }
 
     /// An earlier claim left messages of this group in the table.
-    pub fn remember(&mut self, remembered: &Remembered) {
+    pub(super) fn remember(&mut self, remembered: &Remembered) {
         let group = self.groups.entry(Arc::clone(&remembered.group)).or_insert_with(|| Group::new(remembered.lane));
         group.rest = Some(Rest::new(remembered.after, remembered.upto));
         self.look_after(&remembered.group);
     }
 
     /// The next group that runs low and has more in the table; the answer goes to [`Schedule::read_on`].
-    pub fn next_to_read_on(&mut self) -> Option<ReadOn> {
+    pub(super) fn next_to_read_on(&mut self) -> Option<ReadOn> {
         loop {
             let name = self.to_read_on.pop_front()?;
             let Some(group) = self.groups.get(&name) else { continue };
@@ -319,7 +319,7 @@ impl Schedule {
     }
 
     /// A group's next messages were read; `is_all` when there were no more under that snapshot.
-    pub fn read_on(&mut self, name: &Arc<str>, items: Vec<Item>, last: Option<i64>, is_all: bool) {
+    pub(super) fn read_on(&mut self, name: &Arc<str>, items: Vec<Item>, last: Option<i64>, is_all: bool) {
         let is_wanted = self.groups.get_mut(name).is_some_and(|group| group.has_read_on(last, is_all));
         if is_wanted {
             items.into_iter().for_each(|item| self.admit(item, None));
@@ -328,7 +328,7 @@ impl Schedule {
     }
 
     /// Makes ready what has waited long enough.
-    pub fn wake(&mut self, now: Instant) {
+    pub(super) fn wake(&mut self, now: Instant) {
         while let Some(first) = self.delayed.first_entry() {
             if first.key().0 > now {
                 break;
@@ -351,17 +351,17 @@ impl Schedule {
     }
 
     /// Whether everything in memory waits for a retry that is not due before this time.
-    pub fn only_waits_beyond(&self, time: Instant) -> bool {
+    pub(super) fn only_waits_beyond(&self, time: Instant) -> bool {
         self.waiting == 0 && self.delayed.len() == self.known.len() && self.next_wake().is_none_or(|wake| wake >= time)
     }
 
     /// When the next retry is due.
-    pub fn next_wake(&self) -> Option<Instant> {
+    pub(super) fn next_wake(&self) -> Option<Instant> {
         self.delayed.first_key_value().map(|(key, _)| key.0)
     }
 
     /// Gives back everything that was not sent and forgets it. Nothing may be in flight.
-    pub fn take_leftovers(&mut self) -> Leftovers {
+    pub(super) fn take_leftovers(&mut self) -> Leftovers {
         let Self { free, groups, delayed, .. } = std::mem::replace(self, Self::new(self.limits));
         let mut leftovers = Leftovers::default();
         let mut waits: HashMap<Arc<str>, Instant> = HashMap::new();

@@ -24,13 +24,13 @@ use super::{Destination, Probe};
 use crate::config::FifoMode;
 use crate::health::Pulse;
 use crate::message::{Lane, Settlement};
-use crate::outbox::{Batch, Claim, LowBounds, OutboxError, Position, Swept};
+use crate::outbox::{Batch, Claim, LowBounds, OutboxError, Position, Sweep, Swept};
 use crate::retry::Fault;
 use crate::sqs::Published;
 
 /// How long a claim is used before it is given back, so that lanes can move and vacuum is not held up. With the request
 /// timeout on top it stays below the ten seconds within which a frozen relay's lanes must be free again.
-pub const STREAM_FOR: Duration = Duration::from_millis(3500);
+pub(super) const STREAM_FOR: Duration = Duration::from_millis(3500);
 
 /// A stream with nothing to do ends after this time: no transaction stays open while it is quiet.
 const IDLE_GRACE: Duration = Duration::from_millis(50);
@@ -52,7 +52,7 @@ const BATCHED_WINDOW: usize = 100;
 
 /// Why a stream closes.
 #[derive(Debug)]
-pub enum Closing {
+pub(super) enum Closing {
     /// It held its lanes long enough.
     Time,
     /// Nothing is left to do.
@@ -67,26 +67,25 @@ pub enum Closing {
 
 /// What a stream leaves behind.
 #[derive(Debug)]
-pub struct StreamEnd {
+pub(super) struct StreamEnd {
     /// Why it ended.
-    pub closing: Closing,
+    pub(super) closing: Closing,
     /// Outcomes that could not be written.
-    pub unsettled: Vec<Settlement>,
+    pub(super) unsettled: Vec<Settlement>,
     /// Whether more was waiting than it could send.
-    pub is_saturated: bool,
+    pub(super) is_saturated: bool,
     /// Messages that SQS accepted.
-    pub delivered: u64,
+    pub(super) delivered: u64,
     /// Messages given up.
-    pub dead: u64,
+    pub(super) dead: u64,
 }
 
 /// The result of a task.
 pub(super) enum Event {
     Opened { lanes: Vec<Lane>, result: Result<Batch, OutboxError> },
-    Read { positions: Vec<Position>, result: Result<Batch, OutboxError> },
+    Read { positions: Vec<Position>, sweep: Option<Sweep>, result: Result<(Batch, Option<Swept>), OutboxError> },
     ReadOn { from: ReadOn, result: Result<Batch, OutboxError> },
-    Swept { ranges: Vec<(Lane, i64, i64)>, most: usize, started: Instant, result: Result<Swept, OutboxError> },
-    Found { result: Result<Batch, OutboxError> },
+    Swept { sweep: Sweep, started: Instant, result: Result<Swept, OutboxError> },
     Due { result: Result<Batch, OutboxError> },
     Widened { result: Result<Vec<Lane>, OutboxError> },
     Published { items: Vec<Item>, published: Published },
