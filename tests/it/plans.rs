@@ -34,7 +34,7 @@ const ONE: (&str, &[&str]) = (PKEY, &["destination =", "lane =", "id ="]);
 const DUE: (&str, &[&str]) = (DEFERRED, &["available_at <="]);
 
 /// `LANES` and `CURSORS` stand for the arrays above.
-const STATEMENTS: [Planned; 11] = [
+const STATEMENTS: [Planned; 10] = [
     Planned { name: "watch", sql: query!("watch"), types: "text[]", arguments: "'{audit,tickets}'", pending: &[DUE] },
     Planned {
         name: "look",
@@ -56,13 +56,6 @@ const STATEMENTS: [Planned; 11] = [
         types: "text, smallint[], bigint[], bigint[], bigint, text[]",
         arguments: "'audit', LANES, CURSORS, CURSORS, 100, '{g1,g2}'",
         pending: &[ABOVE],
-    },
-    Planned {
-        name: "read_found",
-        sql: query!("read_found"),
-        types: "text, smallint[], bigint[]",
-        arguments: "'audit', LANES, CURSORS",
-        pending: &[ONE],
     },
     Planned {
         name: "read_group",
