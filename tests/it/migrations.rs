@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use outbox_relay::outbox::MIGRATIONS;
 
 use crate::support::bed::{Bed, enqueue};
+use crate::support::eventually;
 
 const RECORDED: &str = "SELECT count(*) FROM outbox.migrations";
 
@@ -70,9 +71,18 @@ async fn migrating_twice_changes_nothing() -> Result<()> {
 #[tokio::test]
 async fn ten_migrations_at_once_apply_each_one_once() -> Result<()> {
     let bed = Bed::empty().await?;
+    // Whoever comes waits for this schema's end, so that all ten are at work when it vanishes.
+    let start = bed.connect().await?;
+    start.batch_execute("BEGIN; CREATE SCHEMA outbox").await?;
+    let all_wait = async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        eventually("ten migrations wait", || async { Ok(bed.count(waiting).await? == 10) }).await?;
+        anyhow::Ok(start.batch_execute("ROLLBACK").await?)
+    };
     let command = bed.relay();
-    let outputs = (0..10).map(|_| command.output(&["migrate"]));
-    let outputs = futures_util::future::try_join_all(outputs).await?;
+    let outputs = futures_util::future::try_join_all((0..10).map(|_| command.output(&["migrate"])));
+    let (outputs, ()) = futures_util::future::try_join(outputs, all_wait).await?;
     for output in &outputs {
         output.ensure_success()?;
     }
