@@ -177,12 +177,21 @@ async fn ensure_plans(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
+/// On a table without a page every way costs nothing, and the relay's statements are planned anew each time. What counts is
+/// what the planner makes of a table that it was told is empty and that has filled up since.
 #[tokio::test]
-async fn statements_use_their_indexes_on_an_empty_outbox() -> Result<()> {
+async fn statements_use_their_indexes_on_an_outbox_that_was_analyzed_empty() -> Result<()> {
     let bed = Bed::new().await?;
-    ensure_plans(&bed).await.context("before ANALYZE")?;
     bed.client.batch_execute("ANALYZE").await?;
-    ensure_plans(&bed).await.context("after ANALYZE")
+    bed.enqueue_many("audit", 30_000, 100).await?;
+    ensure_plans(&bed).await
+}
+
+#[tokio::test]
+async fn statements_use_their_indexes_on_an_outbox_that_was_never_analyzed() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.enqueue_many("audit", 30_000, 100).await?;
+    ensure_plans(&bed).await
 }
 
 #[tokio::test]
