@@ -15,7 +15,7 @@ use crate::metrics::{DestinationMetrics, Metrics};
 use crate::outbox::{Outbox, OutboxError};
 
 /// How often the backlog is measured.
-const PROBE_EVERY: Duration = Duration::from_secs(5);
+const PROBE_EVERY: Duration = Duration::from_secs(2);
 
 /// A probe may take one part in so many of the time.
 const PROBE_SHARE: u32 = 20;

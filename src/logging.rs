@@ -9,9 +9,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
 
-/// What is logged when `RUST_LOG` is not set. The SDK's own lines repeat what the relay says of the same failure,
+/// What is logged when `RUST_LOG` is not set. The SDK's and the pool's own lines repeat what the relay says of the same failure,
 /// and notices of PostgreSQL are about objects that exist already.
-pub const DEFAULT_FILTER: &str = "info,tokio_postgres=warn,aws_config=warn,aws_runtime=warn,aws_smithy_runtime=error";
+pub const DEFAULT_FILTER: &str = "info,tokio_postgres=warn,deadpool_postgres=error,deadpool=error,aws_config=warn,aws_runtime=warn,aws_smithy_runtime=error";
 
 /// Installs the subscriber of the process.
 ///

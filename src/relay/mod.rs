@@ -236,6 +236,8 @@ impl Relay {
         }
         self.prepare().await?;
         let ready = self.look().await?;
+        // Not only after the claim that follows, which may take seconds.
+        self.database_answered();
         if ready.is_empty() {
             self.failing_since = None;
             let is_empty = until == Until::Empty && !self.destination.outbox.is_pending(&self.destination.name).await?;

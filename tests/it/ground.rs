@@ -113,10 +113,18 @@ async fn a_dropped_cluster_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
+/// Set in the process that is to be killed.
+const OWNER: &str = "OUTBOX_TEST_OWNER";
+
 #[tokio::test]
 async fn cluster_and_emulator_end_when_their_owner_is_killed() -> Result<()> {
+    if std::env::var_os(OWNER).is_some() {
+        return own_until_killed();
+    }
+    // The owner is this very test in another process.
     let mut owner = Command::new(std::env::current_exe()?);
-    owner.args(["--exact", "ground::an_owner_for_the_test_that_kills_it", "--ignored", "--nocapture"]);
+    let own_name = "ground::cluster_and_emulator_end_when_their_owner_is_killed";
+    owner.args(["--exact", own_name, "--nocapture"]).env(OWNER, "1");
     let mut owner = owner.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let said = BufReader::new(owner.stdout.take().context("no output")?).lines();
     let said = said.map_while(Result::ok).find(|line| line.contains("OWNS ")).context("it owns nothing")?;
@@ -133,10 +141,8 @@ async fn cluster_and_emulator_end_when_their_owner_is_killed() -> Result<()> {
     Ok(())
 }
 
-/// Not a test: `cluster_and_emulator_end_when_their_owner_is_killed` runs it in a process of its own.
-#[test]
-#[ignore = "it waits to be killed"]
-fn an_owner_for_the_test_that_kills_it() -> Result<()> {
+/// What the test runs in a process of its own: it owns a cluster and an emulator until it is killed.
+fn own_until_killed() -> Result<()> {
     let (cluster, emulator) = (own_cluster()?, Emulator::start()?);
     let emulator_port = emulator.endpoint().rsplit(':').next().unwrap_or_default();
     println!("OWNS {} {} {emulator_port}", cluster.socket_folder().display(), cluster.port());
