@@ -1,6 +1,6 @@
 //! Proof that the ground itself holds: what the other tests stand on does what it says.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -145,7 +145,8 @@ async fn cluster_and_emulator_end_when_their_owner_is_killed() -> Result<()> {
 fn own_until_killed() -> Result<()> {
     let (cluster, emulator) = (own_cluster()?, Emulator::start()?);
     let emulator_port = emulator.endpoint().rsplit(':').next().unwrap_or_default();
-    println!("OWNS {} {} {emulator_port}", cluster.socket_folder().display(), cluster.port());
+    let owned = format!("OWNS {} {} {emulator_port}\n", cluster.socket_folder().display(), cluster.port());
+    std::io::stdout().write_all(owned.as_bytes())?;
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
 }
