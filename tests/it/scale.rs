@@ -67,12 +67,12 @@ async fn an_idle_relay_writes_nothing() -> Result<()> {
     bed.fifo("tickets").await?;
     bed.standard("audit").await?;
     bed.enqueue_many("tickets", 100, 10).await?;
-    let relay = bed.relay().start().await?;
-    bed.until_nothing_is_pending().await?;
-    relay.wait_for_metric(r#"delivered_messages_total{destination="tickets"}"#, 100.0).await?;
+    // A relay that ends: before version 15 a session that falls silent keeps what it has counted to itself.
+    bed.relay().deliver_all().await?;
     // An event, a message, its move to another partition, and twice sixteen lanes. A session tells of its writes late.
     let expected = 100 + 100 + 200 + 32;
     eventually("PostgreSQL has counted the delivery", || async { Ok(bed.writes().await? >= expected) }).await?;
+    let relay = bed.relay().start().await?;
     polls(&bed, 150).await?;
     ensure!(bed.writes().await? == expected, "{expected} writes became {}", bed.writes().await?);
     relay.wait_for_metric(r#"lag_seconds{destination="tickets"}"#, 0.0).await?;
