@@ -2,6 +2,8 @@
 //!
 //! Exit codes: 0 fine, 1 failed, 2 usage or configuration.
 
+mod dead;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +40,11 @@ enum Command {
         /// Print the SQL instead of running it
         #[arg(long)]
         print: bool,
+    },
+    /// List, show, redrive or discard the messages that were given up
+    Dead {
+        #[command(subcommand)]
+        verb: dead::Verb,
     },
     /// Ask a running relay on this host whether it is alive; for images without a shell
     Healthcheck {
@@ -102,6 +109,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Migrate { print: false } => runtime.block_on(migrate(&cli.flags)),
+        Command::Dead { verb } => runtime.block_on(dead::run(&cli.flags, verb)),
         Command::Healthcheck { ready } => runtime.block_on(healthcheck(&cli.flags, ready)),
     }
 }
@@ -112,7 +120,13 @@ async fn run(flags: &Flags, until: Until) -> Result<(), Failure> {
     match daemon::run(config, until).await? {
         daemon::Outcome::Done(ended) => {
             tracing::info!(delivered = ended.delivered, dead = ended.dead, "outbox-relay ends");
-            if until == Until::Empty && ended.dead > 0 { Err(Failure::Silent) } else { Ok(()) }
+            if until == Until::Drained || (ended.dead == 0 && !ended.is_blocked) {
+                return Ok(());
+            }
+            if ended.is_blocked {
+                tracing::warn!("messages are left pending, because they wait behind dead ones of their groups");
+            }
+            Err(Failure::Silent)
         }
         daemon::Outcome::Aborted => Err(Failure::Silent),
     }

@@ -94,6 +94,7 @@ async fn assemble(config: &RelayConfig) -> anyhow::Result<Assembly> {
     for (name, queue) in all.into_iter().zip(queues) {
         let own = metrics.destination(&name);
         own.up.set(1);
+        own.in_flight_limit.set(config.tuning.max_in_flight as i64);
         let reports = Reports {
             database: Arc::clone(&database),
             database_up: metrics.database_up.clone(),
@@ -145,6 +146,7 @@ async fn join_relays(relays: &mut JoinSet<Result<Ended, RelayError>>) -> anyhow:
         let ended = joined.context("a relay crashed")??;
         total.delivered += ended.delivered;
         total.dead += ended.dead;
+        total.is_blocked |= ended.is_blocked;
     }
     Ok(total)
 }

@@ -46,6 +46,7 @@ pub struct Metrics {
     request_entries: HistogramVec,
     latency: HistogramVec,
     destination_up: IntGaugeVec,
+    in_flight_limit: IntGaugeVec,
     attributes_left_out: IntCounterVec,
 }
 
@@ -72,6 +73,8 @@ pub struct DestinationMetrics {
     pub latency: Histogram,
     /// 1 while the queue accepts requests.
     pub up: IntGauge,
+    /// Requests that may be in flight; below the configured number after SQS has throttled.
+    pub in_flight_limit: IntGauge,
     /// Metadata members that could not become attributes.
     pub attributes_left_out: IntCounter,
     retries: IntCounterVec,
@@ -137,6 +140,11 @@ impl Metrics {
                 &LATENCY_SECONDS,
             )?,
             destination_up: new.gauges("destination_up", "1 while the queue accepts requests, 0 while halted.", by_destination)?,
+            in_flight_limit: new.gauges(
+                "in_flight_limit",
+                "Requests that may be in flight: OUTBOX_RELAY_MAX_IN_FLIGHT, or less after SQS has throttled.",
+                by_destination,
+            )?,
             attributes_left_out: new.counters(
                 "attributes_left_out_total",
                 "Members of events' metadata that SQS cannot take as attributes.",
@@ -176,6 +184,7 @@ impl Metrics {
             request_entries: self.request_entries.with_label_values(&one),
             latency: self.latency.with_label_values(&one),
             up: self.destination_up.with_label_values(&one),
+            in_flight_limit: self.in_flight_limit.with_label_values(&one),
             attributes_left_out: self.attributes_left_out.with_label_values(&one),
             retries: self.retries.clone(),
             dead_lettered: self.dead_lettered.clone(),

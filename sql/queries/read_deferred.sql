@@ -20,7 +20,7 @@ CROSS JOIN LATERAL (
     FROM outbox.messages_pending AS p
     WHERE p.destination = $1 AND p.available_at <= now() + $4 * interval '1 millisecond'
         AND p.lane = ANY ($2::smallint[])
-    ORDER BY p.available_at
+    ORDER BY p.available_at, p.id
     LIMIT $3
 ) AS m
 LEFT JOIN outbox.events AS e ON e.position = m.event_position

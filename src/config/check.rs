@@ -9,7 +9,7 @@ use super::DestinationConfig;
 use crate::message::QueueKind;
 
 /// The variables that exist. Kept beside the parser that suggests one of them; a test compares it with the flags.
-pub(super) const KNOWN: [&str; 14] = [
+pub(super) const KNOWN: [&str; 15] = [
     "OUTBOX_RELAY_DESTINATIONS",
     "OUTBOX_RELAY_BATCH_SIZE",
     "OUTBOX_RELAY_REQUEST_SIZE",
@@ -17,6 +17,7 @@ pub(super) const KNOWN: [&str; 14] = [
     "OUTBOX_RELAY_POLL_INTERVAL",
     "OUTBOX_RELAY_FIFO_MODE",
     "OUTBOX_RELAY_MAX_ATTEMPTS",
+    "OUTBOX_RELAY_ON_DEAD",
     "OUTBOX_RELAY_RETRY_INITIAL",
     "OUTBOX_RELAY_RETRY_MAX",
     "OUTBOX_RELAY_REQUEST_TIMEOUT",

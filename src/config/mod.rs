@@ -59,6 +59,11 @@ pub struct Flags {
     #[arg(long, env = "OUTBOX_RELAY_MAX_ATTEMPTS", value_name = "N", global = true)]
     pub max_attempts: Option<String>,
 
+    /// What follows a dead message of a group on a FIFO queue: skip goes on with the next message, block holds the group
+    /// until the dead one was redriven or discarded [default: skip]
+    #[arg(long, env = "OUTBOX_RELAY_ON_DEAD", value_name = "MODE", global = true)]
+    pub on_dead: Option<String>,
+
     /// Ceiling of the first delay before a retry, 1ms to 1h; it doubles with each one [default: 200ms]
     #[arg(long, env = "OUTBOX_RELAY_RETRY_INITIAL", value_name = "DURATION", global = true)]
     pub retry_initial: Option<String>,
@@ -112,6 +117,15 @@ pub enum FifoMode {
     Batched,
 }
 
+/// What follows a dead message in its group on a FIFO queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDead {
+    /// The next message of the group.
+    Skip,
+    /// Nothing, until the dead message was redriven or discarded.
+    Block,
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
@@ -154,6 +168,8 @@ pub struct Tuning {
     pub fifo_mode: FifoMode,
     /// Message faults before a message is dead.
     pub max_attempts: i16,
+    /// What follows a dead message in its group.
+    pub on_dead: OnDead,
     /// Ceiling of the first delay.
     pub retry_initial: Duration,
     /// Ceiling of all delays.
@@ -251,6 +267,10 @@ impl Flags {
             ("OUTBOX_RELAY_FIFO_MODE", self.fifo_mode.as_deref()),
             &[("strict", FifoMode::Strict), ("batched", FifoMode::Batched)],
         );
+        let on_dead = problems.one_of(
+            ("OUTBOX_RELAY_ON_DEAD", self.on_dead.as_deref()),
+            &[("skip", OnDead::Skip), ("block", OnDead::Block)],
+        );
         let retry_initial = problems.duration(
             ("OUTBOX_RELAY_RETRY_INITIAL", self.retry_initial.as_deref()),
             (ms(1), ms(3_600_000)),
@@ -280,6 +300,7 @@ impl Flags {
             poll_interval,
             fifo_mode,
             max_attempts: i16::try_from(max_attempts).unwrap_or(i16::MAX),
+            on_dead,
             retry_initial,
             retry_max,
             request_timeout,

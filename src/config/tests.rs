@@ -45,6 +45,7 @@ fn refused() -> Vec<(&'static str, Set, &'static [&'static str])> {
         ("OUTBOX_RELAY_POLL_INTERVAL", |f, v| f.poll_interval = Some(v), &["20", "0ms", "2m", "fast"]),
         ("OUTBOX_RELAY_FIFO_MODE", |f, v| f.fifo_mode = Some(v), &["loose", "Strict"]),
         ("OUTBOX_RELAY_MAX_ATTEMPTS", |f, v| f.max_attempts = Some(v), &["0", "1001", "ten"]),
+        ("OUTBOX_RELAY_ON_DEAD", |f, v| f.on_dead = Some(v), &["stop", "Block"]),
         ("OUTBOX_RELAY_RETRY_INITIAL", |f, v| f.retry_initial = Some(v), &["200", "0s", "2h"]),
         ("OUTBOX_RELAY_RETRY_MAX", |f, v| f.retry_max = Some(v), &["1", "2days", "100ms"]),
         ("OUTBOX_RELAY_REQUEST_TIMEOUT", |f, v| f.request_timeout = Some(v), &["5", "99ms", "61s"]),

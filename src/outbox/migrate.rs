@@ -35,8 +35,10 @@ impl Migration {
 }
 
 /// All migrations, in order. A released one is never changed.
-pub const MIGRATIONS: [Migration; 1] =
-    [Migration { version: 1, name: "outbox", sql: include_str!("../../sql/migrations/0001_outbox.sql") }];
+pub const MIGRATIONS: [Migration; 2] = [
+    Migration { version: 1, name: "outbox", sql: include_str!("../../sql/migrations/0001_outbox.sql") },
+    Migration { version: 2, name: "dead_letters", sql: include_str!("../../sql/migrations/0002_dead_letters.sql") },
+];
 
 /// Where migrations are recorded; made before the first of them.
 const PRELUDE: &str = "\

@@ -6,6 +6,7 @@
 
 mod claim;
 mod connect;
+mod dead;
 mod low_bound;
 mod measure;
 mod migrate;
@@ -24,6 +25,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 pub use claim::Claim;
 pub use connect::OutboxError;
+pub use dead::{DeadAction, DeadCount, DeadFilter, DeadGroup, DeadLine, DeadMessage, Since};
 pub use low_bound::LowBounds;
 pub use measure::Backlog;
 pub use migrate::{MIGRATIONS, Migration, script};

@@ -304,8 +304,9 @@ fn snapshot(statement: &'static str, text: &str) -> Result<Snapshot, OutboxError
     Snapshot::parse(text).ok_or_else(|| OutboxError::Answer { statement, problem: format!("{text:?} is no snapshot") })
 }
 
-/// The columns are those of `sql/queries/read.sql`, which all reading statements share; `wait` follows in one of them.
-fn message(statement: &'static str, row: &Row, next_xid: &mut i64) -> Result<Message, OutboxError> {
+/// The columns are those of `sql/queries/read.sql`, which all reading statements share; `wait` follows in
+/// some of them.
+pub(super) fn message(statement: &'static str, row: &Row, next_xid: &mut i64) -> Result<Message, OutboxError> {
     *next_xid = column(statement, row, 0)?;
     let now: SystemTime = column(statement, row, 1)?;
     let enqueued_at: SystemTime = column(statement, row, 5)?;

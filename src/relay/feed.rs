@@ -9,11 +9,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::Destination;
 use super::group::Item;
 use super::positions::positions;
 use super::stream::{Closing, Event, Stream};
 use crate::message::{LANES, Lane, Message, QueueKind};
-use crate::outbox::{Batch, OutboxError, Position, Range, Sweep, Swept};
+use crate::outbox::{Batch, DeadGroup, OutboxError, Position, Range, Sweep, Swept};
 use crate::sqs::compose;
 
 /// How soon to read again after a read that was not full: commits are seen within this time while traffic flows.
@@ -59,6 +60,9 @@ pub(super) struct Feed {
     /// A writer that had been overtaken has ended: nothing is read before all was swept.
     must_sweep: bool,
     is_asking_for_due: bool,
+    pub(super) is_rechecking: bool,
+    /// When to ask whether blocked groups may go on; `None` while there are none.
+    pub(super) next_recheck: Option<Instant>,
     is_widening: bool,
     widened: usize,
     claimed_at: Instant,
@@ -79,6 +83,8 @@ impl Feed {
             is_sweeping: false,
             must_sweep: false,
             is_asking_for_due: false,
+            is_rechecking: false,
+            next_recheck: None,
             is_widening: false,
             widened: 0,
             claimed_at,
@@ -115,7 +121,13 @@ impl Stream<'_> {
         self.feed.is_opening = true;
         let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
-            let result = destination.outbox.read_deferred(&destination.name, &lanes, MOST_DEFERRED, ANY_TIME).await;
+            let Destination { name, outbox, .. } = &destination;
+            let work = async {
+                // Only the holder of a lane buries its messages, so nothing becomes dead in between.
+                let dead = if destination.blocks() { outbox.dead_groups(name, &lanes).await? } else { Vec::new() };
+                Ok((dead, outbox.read_deferred(name, &lanes, MOST_DEFERRED, ANY_TIME).await?))
+            };
+            let result = work.await;
             Event::Opened { lanes, result }
         }));
     }
@@ -128,6 +140,7 @@ impl Stream<'_> {
         self.start_reading(now);
         self.start_reading_on();
         self.start_sweeping(now);
+        self.start_rechecking(now);
         if now >= self.feed.next_due && !self.feed.is_asking_for_due {
             self.feed.is_asking_for_due = true;
             let (destination, lanes) = (self.destination.clone(), self.feed.open.clone());
@@ -149,7 +162,8 @@ impl Stream<'_> {
         let reading = (!feed.is_reading && !feed.must_sweep && self.has_room()).then_some(feed.next_read);
         let sweep = (!feed.is_sweeping).then_some(*self.memory.next_sweep);
         let due = (!feed.is_asking_for_due).then_some(feed.next_due);
-        [widening, reading, sweep, due].into_iter().flatten().min()
+        let recheck = feed.next_recheck.filter(|_| !feed.is_rechecking);
+        [widening, reading, sweep, due, recheck].into_iter().flatten().min()
     }
 
     fn has_room(&self) -> bool {
@@ -249,7 +263,8 @@ impl Stream<'_> {
     /// Applies the results of the tasks that are started here.
     pub(super) fn fed(&mut self, event: Event) {
         let applied = match event {
-            Event::Opened { lanes, result } => result.map(|batch| self.opened(&lanes, batch)),
+            Event::Opened { lanes, result } => result.map(|(dead, batch)| self.opened(&lanes, &dead, batch)),
+            Event::Rechecked { blocked, result } => result.map(|dead| self.rechecked(&blocked, &dead)),
             Event::Read { positions, sweep, result } => {
                 self.feed.is_reading = false;
                 result.map(|(batch, swept)| {
@@ -263,7 +278,10 @@ impl Stream<'_> {
                 result.map(|batch| {
                     let is_all = batch.messages.len() < from.most && !batch.is_cut;
                     let last = batch.messages.last().map(|message| message.key.id);
-                    let items = batch.messages.into_iter().filter_map(|message| self.item(message)).collect();
+                    let until = |message: &Message| message.wait.map(|wait| message.read_at + wait);
+                    let with_time = |message| (until(&message), message);
+                    let items = batch.messages.into_iter().map(with_time);
+                    let items = items.filter_map(|(until, message)| Some((self.item(message)?, until))).collect();
                     self.schedule.read_on(&from.group, items, last, is_all);
                 })
             }
@@ -302,10 +320,13 @@ impl Stream<'_> {
         }
     }
 
-    fn opened(&mut self, lanes: &[Lane], batch: Batch) {
+    fn opened(&mut self, lanes: &[Lane], dead: &[DeadGroup], batch: Batch) {
         self.feed.is_opening = false;
         for lane in lanes {
             self.memory.bounds.open(*lane);
+        }
+        for group in dead {
+            self.block(&group.name, group.first);
         }
         self.feed.open.extend_from_slice(lanes);
         self.feed.next_read = Instant::now();
@@ -417,6 +438,9 @@ impl Stream<'_> {
             Err(fault) => {
                 self.schedule.note(key.id);
                 self.bury(key, attempts, &fault);
+                if let Some(group) = group.filter(|_| self.destination.blocks()) {
+                    self.block(&group, key);
+                }
                 None
             }
         }

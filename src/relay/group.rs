@@ -45,6 +45,8 @@ pub(super) enum State {
     InFlight,
     /// Its head waits for a retry, and only the head is in memory.
     Delayed,
+    /// A message of it is dead, and nothing goes before that one was redriven or discarded. Nothing is in memory.
+    Blocked,
 }
 
 /// The part of a group that was left in the table.
@@ -70,11 +72,13 @@ pub(super) struct Group {
     pub(super) state: State,
     pub(super) waiting: VecDeque<Item>,
     pub(super) rest: Option<Rest>,
+    /// The lowest message known to be dead, while the group is blocked.
+    dead: i64,
 }
 
 impl Group {
     pub(super) fn new(lane: Lane) -> Self {
-        Self { lane, state: State::Idle, waiting: VecDeque::new(), rest: None }
+        Self { lane, state: State::Idle, waiting: VecDeque::new(), rest: None, dead: i64::MAX }
     }
 
     /// Items and bytes that count as read ahead. A delayed group does not count, or a few of them would keep the relay
@@ -88,6 +92,10 @@ impl Group {
 
     /// Whether a message has to stay in the table; remembers that it was seen.
     pub(super) fn leaves_in_table(&mut self, id: i64, window: usize) -> bool {
+        if self.state == State::Blocked {
+            self.leave(id - 1, id);
+            return true;
+        }
         if let Some(rest) = &mut self.rest {
             if id > rest.after {
                 rest.upto = rest.upto.max(id);
@@ -103,6 +111,39 @@ impl Group {
             }
             _ => false,
         }
+    }
+
+    /// Some messages above `after`, up to `upto` at least, are in the table only.
+    fn leave(&mut self, after: i64, upto: i64) {
+        let rest = self.rest.get_or_insert(Rest::new(after, upto));
+        rest.after = rest.after.min(after);
+        rest.upto = rest.upto.max(upto);
+    }
+
+    /// A message is dead and holds up the group. All of it is left in the table; returns what was in memory.
+    pub(super) fn block(&mut self, dead: i64) -> Vec<Item> {
+        self.state = State::Blocked;
+        self.dead = self.dead.min(dead);
+        if let Some(rest) = &mut self.rest {
+            rest.asked_upto = None;
+        }
+        let left: Vec<Item> = self.waiting.drain(..).collect();
+        if let (Some(first), Some(last)) = (left.first(), left.last()) {
+            self.leave(first.key().id - 1, last.key().id);
+        }
+        left
+    }
+
+    /// The dead message was redriven or discarded. It is read again with what follows it, if it is there.
+    pub(super) fn unblock(&mut self) {
+        self.state = State::Idle;
+        let dead = std::mem::replace(&mut self.dead, i64::MAX);
+        self.leave(dead - 1, dead);
+    }
+
+    /// Where the group goes on after a claim that leaves it blocked.
+    pub(super) fn blocked_after(&self) -> Option<i64> {
+        (self.state == State::Blocked).then(|| self.dead - 1)
     }
 
     /// Puts a message where its id belongs; returns whether that is the head.
@@ -131,7 +172,9 @@ impl Group {
     pub(super) fn begins_to_read_on(&mut self, window: usize) -> bool {
         match &mut self.rest {
             Some(rest)
-                if rest.asked_upto.is_none() && self.state != State::Delayed && self.waiting.len() <= window / 2 =>
+                if rest.asked_upto.is_none()
+                    && !matches!(self.state, State::Delayed | State::Blocked)
+                    && self.waiting.len() <= window / 2 =>
             {
                 rest.asked_upto = Some(rest.upto);
                 true

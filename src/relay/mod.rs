@@ -4,6 +4,7 @@
 //! happens under a claim, then [`schedule`] for the order of groups. No SQL and no SQS call stands here; those are
 //! [`crate::outbox`] and [`crate::sqs`].
 
+mod blocked;
 mod feed;
 mod group;
 mod lookout;
@@ -12,6 +13,7 @@ mod positions;
 mod probe;
 mod schedule;
 mod stream;
+mod throttle;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,8 +32,9 @@ use crate::sqs::Queue;
 use feed::{FULL_SWEEP, FULL_SWEEP_SHARE};
 pub use lookout::{Ear, Lookout};
 pub use probe::Probe;
-use schedule::Remembered;
+use schedule::{GoesOn, Remembered};
 use stream::{Closing, Memory, STREAM_FOR, Stream, StreamEnd};
+use throttle::Throttle;
 
 /// First and longest pause after a database failure.
 const DATABASE_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -85,6 +88,8 @@ pub struct Ended {
     pub delivered: u64,
     /// Messages given up.
     pub dead: u64,
+    /// Whether messages are left pending because they wait behind dead ones.
+    pub is_blocked: bool,
 }
 
 /// Why `--until-empty` did not get there.
@@ -110,6 +115,7 @@ pub struct Relay {
     reports: Reports,
     ear: Ear,
     probe: Probe,
+    throttle: Throttle,
     bounds: LowBounds,
     /// Groups of which messages below the low bounds wait in the table.
     remembered: Vec<Remembered>,
@@ -118,6 +124,7 @@ pub struct Relay {
     unsettled: Vec<Settlement>,
     most_lanes: usize,
     next_sweep: Instant,
+    next_recheck: Instant,
     /// The lookout saw nothing since the last look, so only the sweep is due.
     is_only_sweeping: bool,
     database_delays: Delays,
@@ -142,7 +149,8 @@ impl Relay {
     pub fn new(destination: Destination, reports: Reports, ear: Ear) -> Self {
         let tuning = destination.tuning;
         Self {
-            probe: Probe::new(Arc::clone(&reports.queue), Delays::new(tuning.retry_initial, tuning.retry_max)),
+            probe: Probe::new(Arc::clone(&reports.queue), tuning.retry_initial, tuning.retry_max),
+            throttle: Throttle::new(tuning.max_in_flight),
             reports,
             ear,
             bounds: LowBounds::default(),
@@ -152,6 +160,7 @@ impl Relay {
             unsettled: Vec::new(),
             most_lanes: usize::try_from(LANES).unwrap_or(1),
             next_sweep: Instant::now() + FULL_SWEEP,
+            next_recheck: Instant::now(),
             is_only_sweeping: false,
             database_delays: Delays::new(DATABASE_RETRY.0, DATABASE_RETRY.1),
             failing_since: None,
@@ -201,12 +210,17 @@ impl Relay {
     /// Whether nothing is known to have come that the last look did not see. Before the first look nothing is known.
     fn is_quiet(&self) -> bool {
         let settled_to = self.bounds.lowest();
-        settled_to > 0 && self.ear.is_quiet(settled_to) && self.remembered.iter().all(|group| group.until.is_some())
+        settled_to > 0
+            && self.ear.is_quiet(settled_to)
+            && self.remembered.iter().all(|group| group.goes_on != GoesOn::Now)
     }
 
     /// Sleeps until the lookout sees something or the next sweep is due; returns whether something was seen.
     async fn listen(&mut self, drain: &CancellationToken) -> bool {
-        let heads = self.remembered.iter().filter_map(|group| group.until);
+        let heads = self.remembered.iter().filter_map(|group| match group.goes_on {
+            GoesOn::At(until) => Some(until),
+            GoesOn::Now | GoesOn::Unblocked => None,
+        });
         let until_sweep = heads.fold(self.next_sweep, Instant::min).saturating_duration_since(Instant::now());
         tokio::select! {
             is_news = self.ear.listen(self.bounds.lowest(), until_sweep) => is_news,
@@ -240,8 +254,8 @@ impl Relay {
         self.database_answered();
         if ready.is_empty() {
             self.failing_since = None;
-            let is_empty = until == Until::Empty && !self.destination.outbox.is_pending(&self.destination.name).await?;
-            return Ok(if is_empty { Step::Empty } else { Step::Idle });
+            let is_done = until == Until::Empty && self.is_all_done().await?;
+            return Ok(if is_done { Step::Empty } else { Step::Idle });
         }
         let all: Vec<Lane> = (0..LANES).collect();
         // An idle relay takes every lane, so that quiet traffic fills requests. A saturated one takes fewer, those with
@@ -254,6 +268,7 @@ impl Relay {
         let memory = Memory {
             bounds: &mut self.bounds,
             probe: &mut self.probe,
+            throttle: &mut self.throttle,
             next_sweep: &mut self.next_sweep,
             remembered: &mut self.remembered,
         };
@@ -275,6 +290,8 @@ impl Relay {
             // A claim that found nothing it could send may find the same again at once.
             Closing::Idle => Ok(if end.delivered > 0 { Step::Worked } else { Step::Idle }),
             Closing::Halted(fault) => {
+                self.throttle.halted(fault.kind);
+                self.destination.metrics.in_flight_limit.set(self.throttle.limit() as i64);
                 let pause = self.probe.failed(&self.destination, &fault);
                 Ok(Step::Halted(pause, fault.to_string()))
             }
@@ -315,6 +332,7 @@ impl Relay {
             self.generation = generation;
             self.forget_bounds();
         }
+        self.recheck_the_blocked().await?;
         if Instant::now() >= self.next_sweep {
             let found = self.sweep().await?;
             if !found.is_empty() || std::mem::take(&mut self.is_only_sweeping) {
@@ -328,7 +346,7 @@ impl Relay {
         let empty: Vec<Lane> = (0..LANES).filter(|lane| !look.ready.contains(lane) && !late.contains(lane)).collect();
         self.bounds.looked(&empty, &look, Instant::now());
         let now = Instant::now();
-        let may_go_on = |group: &&Remembered| group.until.is_none_or(|until| until <= now);
+        let may_go_on = |group: &&Remembered| group.goes_on.is_now(now);
         let mut ready = look.ready;
         ready.extend(late);
         ready.extend(look.due);

@@ -61,7 +61,7 @@ impl Stream<'_> {
         // A whole request is refused for what one entry holds: sent one by one, only that entry is refused again.
         let is_refused = |fault: &Fault| fault.kind == FaultKind::MessagePermanent;
         let is_split = items.len() > 1 && published.request_fault.as_ref().is_some_and(is_refused);
-        let (mut done, mut again) = (Vec::with_capacity(items.len()), Vec::new());
+        let (mut done, mut again, mut dead) = (Vec::with_capacity(items.len()), Vec::new(), Vec::new());
         for (mut item, result) in items.into_iter().zip(published.results) {
             match result {
                 Ok(sqs_message_id) => {
@@ -76,23 +76,33 @@ impl Stream<'_> {
                 }
                 Err(fault) => match self.failed(&mut item, &fault, now) {
                     Some(until) => again.push((item, until)),
-                    None => done.push(item),
+                    None => {
+                        dead.extend(item.group.clone().map(|group| (group, item.key())));
+                        done.push(item);
+                    }
                 },
             }
         }
-        let accepted = done.len() as u64;
+        let accepted = (done.len() - dead.len()) as u64;
         if self.outcomes.is_empty() {
             self.oldest_outcome = None;
         } else {
             self.oldest_outcome.get_or_insert(now);
         }
         self.schedule.finish(&done, again);
+        if self.destination.blocks() {
+            for (group, key) in &dead {
+                self.block(group, *key);
+            }
+        }
         self.count_accepted(accepted);
     }
 
     fn count_accepted(&mut self, accepted: u64) {
         if accepted > 0 && self.failures_in_a_row == 0 {
             self.memory.probe.passed(self.destination);
+            self.memory.throttle.accepted();
+            self.destination.metrics.in_flight_limit.set(self.memory.throttle.limit() as i64);
         }
     }
 

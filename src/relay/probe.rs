@@ -8,21 +8,28 @@ use std::time::Duration;
 
 use super::Destination;
 use crate::health::Dependency;
-use crate::message::Fault;
+use crate::message::{Fault, FaultKind};
 use crate::retry::Delays;
+
+/// The longest pause while SQS throttles or cannot be reached: that passes by itself, and then every second counts. What
+/// somebody has to mend is tried less and less often, up to `OUTBOX_RELAY_RETRY_MAX`.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Whether a destination is halted, and when to try it again.
 #[derive(Debug)]
 pub struct Probe {
     is_on: bool,
     delays: Delays,
+    brief_delays: Delays,
     queue: Arc<Dependency>,
 }
 
 impl Probe {
     /// A destination that is taken to work until it fails.
-    pub fn new(queue: Arc<Dependency>, delays: Delays) -> Self {
-        Self { is_on: false, delays, queue }
+    pub fn new(queue: Arc<Dependency>, first: Duration, longest: Duration) -> Self {
+        let brief = longest.min(LONGEST_PAUSE);
+        let (delays, brief_delays) = (Delays::new(first, longest), Delays::new(first.min(brief), brief));
+        Self { is_on: false, delays, brief_delays, queue }
     }
 
     /// Whether only one request may be under way.
@@ -32,7 +39,12 @@ impl Probe {
 
     /// The destination failed; returns how long to leave it alone.
     pub(super) fn failed(&mut self, destination: &Destination, fault: &Fault) -> Duration {
-        let pause = self.delays.next_delay();
+        let pause = match fault.kind {
+            FaultKind::Throttle | FaultKind::Outage | FaultKind::ServerError | FaultKind::Ambiguous => {
+                self.brief_delays.next_delay()
+            }
+            _ => self.delays.next_delay(),
+        };
         let is_new = !self.is_on;
         self.is_on = true;
         destination.metrics.up.set(0);
@@ -49,6 +61,7 @@ impl Probe {
         if self.is_on {
             self.is_on = false;
             self.delays.reset();
+            self.brief_delays.reset();
             destination.metrics.up.set(1);
             self.queue.report_up();
             tracing::info!(destination = %destination.name, "destination is back");

@@ -56,8 +56,30 @@ pub(super) struct Remembered {
     pub(super) after: i64,
     /// The highest id that was seen.
     pub(super) upto: i64,
+    /// When it goes on.
+    pub(super) goes_on: GoesOn,
+}
+
+/// When a group that was left in the table goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GoesOn {
+    /// At once.
+    Now,
     /// When its head may be tried again.
-    pub(super) until: Option<Instant>,
+    At(Instant),
+    /// When nothing of it is dead any more.
+    Unblocked,
+}
+
+impl GoesOn {
+    /// Whether a claim would find something to send.
+    pub(super) fn is_now(self, now: Instant) -> bool {
+        match self {
+            Self::Now => true,
+            Self::At(until) => until <= now,
+            Self::Unblocked => false,
+        }
+    }
 }
 
 /// What was not sent when a claim ended.
@@ -275,6 +297,10 @@ impl Schedule {
         let Some(group) = self.groups.get_mut(name) else { return };
         let before = group.counted();
         match wait {
+            _ if group.state == State::Blocked => {
+                let left = group.block(i64::MAX);
+                self.forget_all(&left);
+            }
             Some(key) => {
                 self.delayed.insert(key, Delayed::Group(Arc::clone(name)));
                 let left = group.delay();
@@ -307,6 +333,33 @@ impl Schedule {
         self.look_after(&remembered.group);
     }
 
+    /// A message of this group is dead, and what follows has to wait for an operator. Whatever is in memory of the group
+    /// is forgotten and stays in the table, and so does what comes back from a request.
+    pub(super) fn block(&mut self, name: &Arc<str>, dead: MessageKey) {
+        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(dead.lane));
+        let before = group.counted();
+        if group.state == State::Delayed {
+            self.delayed.retain(|_, delayed| !matches!(delayed, Delayed::Group(other) if other == name));
+        }
+        let left = group.block(dead.id);
+        self.forget_all(&left);
+        self.recount(name, before);
+    }
+
+    /// The blocked groups.
+    pub(super) fn blocked(&self) -> Vec<(Lane, Arc<str>)> {
+        let blocked = self.groups.iter().filter(|(_, group)| group.state == State::Blocked);
+        blocked.map(|(name, group)| (group.lane, Arc::clone(name))).collect()
+    }
+
+    /// Nothing of this group is dead any more: it goes on, from the message that was dead if that was redriven.
+    pub(super) fn unblock(&mut self, name: &Arc<str>) {
+        if let Some(group) = self.groups.get_mut(name).filter(|group| group.state == State::Blocked) {
+            group.unblock();
+            self.look_after(name);
+        }
+    }
+
     /// The next group that runs low and has more in the table; the answer goes to [`Schedule::read_on`].
     pub(super) fn next_to_read_on(&mut self) -> Option<ReadOn> {
         loop {
@@ -319,10 +372,16 @@ impl Schedule {
     }
 
     /// A group's next messages were read; `is_all` when there were no more under that snapshot.
-    pub(super) fn read_on(&mut self, name: &Arc<str>, items: Vec<Item>, last: Option<i64>, is_all: bool) {
+    pub(super) fn read_on(
+        &mut self,
+        name: &Arc<str>,
+        items: Vec<(Item, Option<Instant>)>,
+        last: Option<i64>,
+        is_all: bool,
+    ) {
         let is_wanted = self.groups.get_mut(name).is_some_and(|group| group.has_read_on(last, is_all));
         if is_wanted {
-            items.into_iter().for_each(|item| self.admit(item, None));
+            items.into_iter().for_each(|(item, until)| self.admit(item, until));
         }
         self.look_after(name);
     }
@@ -377,7 +436,18 @@ impl Schedule {
             if let Some(rest) = group.rest {
                 let first_uncharged = group.waiting.iter().find(|item| item.charged.is_none());
                 let after = first_uncharged.map_or(rest.after, |item| rest.after.min(item.key().id - 1));
-                leftovers.remembered.push(Remembered { group: name, lane: group.lane, after, upto: rest.upto, until });
+                let (after, goes_on) = match (group.blocked_after(), until) {
+                    (Some(before), _) => (after.min(before), GoesOn::Unblocked),
+                    (None, Some(until)) => (after, GoesOn::At(until)),
+                    (None, None) => (after, GoesOn::Now),
+                };
+                leftovers.remembered.push(Remembered {
+                    group: name,
+                    lane: group.lane,
+                    after,
+                    upto: rest.upto,
+                    goes_on,
+                });
                 let charged = group.waiting.into_iter().filter(|item| item.charged.is_some());
                 leftovers.items.extend(charged.map(|item| (item, until)));
             } else {

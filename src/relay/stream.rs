@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::FuturesUnordered;
@@ -20,12 +21,13 @@ use super::feed::Feed;
 use super::group::Item;
 use super::outcomes::SETTLE_AFTER;
 use super::schedule::{Limits, ReadOn, Remembered, Schedule};
+use super::throttle::Throttle;
 use super::{Destination, Probe};
 use crate::config::FifoMode;
 use crate::health::Pulse;
 use crate::message::Fault;
 use crate::message::{Lane, Settlement};
-use crate::outbox::{Batch, Claim, LowBounds, OutboxError, Position, Sweep, Swept};
+use crate::outbox::{Batch, Claim, DeadGroup, LowBounds, OutboxError, Position, Sweep, Swept};
 use crate::sqs::Published;
 
 /// How long a claim is used before it is given back, so that lanes can move and vacuum is not held up. With the request
@@ -82,11 +84,12 @@ pub(super) struct StreamEnd {
 
 /// The result of a task.
 pub(super) enum Event {
-    Opened { lanes: Vec<Lane>, result: Result<Batch, OutboxError> },
+    Opened { lanes: Vec<Lane>, result: Result<(Vec<DeadGroup>, Batch), OutboxError> },
     Read { positions: Vec<Position>, sweep: Option<Sweep>, result: Result<(Batch, Option<Swept>), OutboxError> },
     ReadOn { from: ReadOn, result: Result<Batch, OutboxError> },
     Swept { sweep: Sweep, started: Instant, result: Result<Swept, OutboxError> },
     Due { result: Result<Batch, OutboxError> },
+    Rechecked { blocked: Vec<(Lane, Arc<str>)>, result: Result<Vec<DeadGroup>, OutboxError> },
     Widened { result: Result<Vec<Lane>, OutboxError> },
     Published { items: Vec<Item>, published: Published },
     Settled { settlements: Vec<Settlement>, result: Result<u64, OutboxError> },
@@ -99,6 +102,7 @@ pub(super) type Task = Pin<Box<dyn Future<Output = Event> + Send>>;
 pub(super) struct Memory<'a> {
     pub(super) bounds: &'a mut LowBounds,
     pub(super) probe: &'a mut Probe,
+    pub(super) throttle: &'a mut Throttle,
     pub(super) next_sweep: &'a mut Instant,
     pub(super) remembered: &'a mut Vec<Remembered>,
 }
@@ -206,7 +210,7 @@ impl<'a> Stream<'a> {
     }
 
     fn start_requests(&mut self, now: Instant) {
-        let most = if self.memory.probe.is_on() { 1 } else { self.destination.tuning.max_in_flight };
+        let most = if self.memory.probe.is_on() { 1 } else { self.memory.throttle.limit() };
         while self.publishing < most && self.may_send(now) {
             let Some(items) = self.schedule.next_request() else {
                 return;

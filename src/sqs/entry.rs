@@ -59,6 +59,19 @@ impl Entry {
         self.key
     }
 
+    /// Group, deduplication id and attributes in words, for people.
+    pub fn described(&self) -> Vec<(&'static str, String)> {
+        let mut lines = Vec::new();
+        if let Some(fifo) = &self.fifo {
+            lines.push(("MessageGroupId", fifo.group.clone()));
+            lines.push(("deduplication id", fifo.deduplication.clone()));
+        }
+        let attributes = self.attributes.iter();
+        lines.extend(attributes.map(|a| ("attribute", format!("{} = {} ({})", a.name, a.value, a.kind))));
+        lines.extend(self.trace_header.iter().map(|header| (TRACE_HEADER, header.clone())));
+        lines
+    }
+
     /// What SQS counts: the body and each attribute's name, type and value.
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -16,7 +16,7 @@ fn configured() -> Command {
 }
 
 /// Each variable of the contract with values that it refuses.
-const REFUSED: [(&str, &[&str]); 15] = [
+const REFUSED: [(&str, &[&str]); 16] = [
     ("OUTBOX_RELAY_DESTINATIONS", &["tickets", "=https://h/q", "t=ftp://h/q", "a=https://h/q,a=https://h/r", ","]),
     ("OUTBOX_RELAY_BATCH_SIZE", &["0", "10001", "-1", "many", "1.5"]),
     ("OUTBOX_RELAY_REQUEST_SIZE", &["0", "11", "ten"]),
@@ -24,6 +24,7 @@ const REFUSED: [(&str, &[&str]); 15] = [
     ("OUTBOX_RELAY_POLL_INTERVAL", &["20", "0ms", "2m", "fast"]),
     ("OUTBOX_RELAY_FIFO_MODE", &["loose", "Strict"]),
     ("OUTBOX_RELAY_MAX_ATTEMPTS", &["0", "ten"]),
+    ("OUTBOX_RELAY_ON_DEAD", &["stop", "Block"]),
     ("OUTBOX_RELAY_RETRY_INITIAL", &["200", "0s", "2h"]),
     ("OUTBOX_RELAY_RETRY_MAX", &["1", "100ms"]),
     ("OUTBOX_RELAY_REQUEST_TIMEOUT", &["5", "61s"]),

@@ -5,6 +5,8 @@
 mod architecture;
 mod bodies;
 mod configuration;
+mod dead;
+mod dead_groups;
 mod delivery;
 mod failures;
 mod ground;

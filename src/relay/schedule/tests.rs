@@ -36,6 +36,11 @@ fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
     Item { entry, group, attempts: 0, charged: None, age_when_read: Duration::ZERO, read_at, is_alone: false }
 }
 
+/// Messages of group a, as a read brings them.
+fn of_a(ids: impl IntoIterator<Item = i64>) -> Vec<(Item, Option<Instant>)> {
+    ids.into_iter().map(|id| (item(id, Some("a")), None)).collect()
+}
+
 fn ids(items: &[Item]) -> Vec<i64> {
     items.iter().map(|item| item.key().id).collect()
 }
@@ -116,7 +121,7 @@ fn a_delayed_group_keeps_only_its_head_in_memory() {
     schedule.finish(&again, Vec::new());
     let from = schedule.next_to_read_on().expect("the rest is wanted now");
     assert_eq!(from.after, MessageKey { lane: 1, id: 1 });
-    schedule.read_on(&from.group, vec![item(2, Some("a")), item(3, Some("a")), item(4, Some("a"))], Some(4), true);
+    schedule.read_on(&from.group, of_a(2..=4), Some(4), true);
     assert_eq!(next(&mut schedule), [2]);
     assert!(schedule.groups_with_rest().is_empty());
 }
@@ -135,14 +140,14 @@ fn a_hot_group_leaves_what_is_beyond_its_window_in_the_table() {
     assert_eq!((from.after.id, from.most), (4, 4));
     // While the table is read a further message is seen and left, so this read cannot have been the last.
     schedule.admit(item(10, Some("a")), None);
-    schedule.read_on(&from.group, (5..=8).map(|id| item(id, Some("a"))).collect(), Some(8), false);
+    schedule.read_on(&from.group, of_a(5..=8), Some(8), false);
     let mut sent = Vec::new();
     while let Some(request) = schedule.next_request() {
         sent.extend(ids(&request));
         schedule.finish(&request, Vec::new());
         while let Some(from) = schedule.next_to_read_on() {
-            let rest: Vec<Item> = (from.after.id + 1..=10).map(|id| item(id, Some("a"))).collect();
-            let last = rest.last().map(|item| item.key().id);
+            let rest = of_a(from.after.id + 1..=10);
+            let last = rest.last().map(|(item, _)| item.key().id);
             schedule.read_on(&from.group, rest, last, true);
         }
     }
@@ -228,8 +233,8 @@ fn leftovers_are_everything_that_was_not_sent() {
     assert_eq!(leftovers.remembered.len(), 1, "3 was left in the table behind 2");
     let remembered = &leftovers.remembered[0];
     assert_eq!(
-        (remembered.after, remembered.upto, remembered.until),
-        (1, 3, Some(due)),
+        (remembered.after, remembered.upto, remembered.goes_on),
+        (1, 3, GoesOn::At(due)),
         "2 is not recorded as a retry"
     );
     assert!(schedule.next_request().is_none());
@@ -256,7 +261,7 @@ fn a_recorded_retry_and_what_is_behind_it_are_remembered_apart() {
     assert_eq!(ids(&head), [2]);
     schedule.finish(&head, Vec::new());
     let from = schedule.next_to_read_on().unwrap();
-    schedule.read_on(&from.group, vec![item(3, Some("a"))], Some(3), true);
+    schedule.read_on(&from.group, of_a([3]), Some(3), true);
     assert_eq!(next(&mut schedule), [3]);
 }
 
@@ -264,7 +269,7 @@ fn a_recorded_retry_and_what_is_behind_it_are_remembered_apart() {
 fn a_remembered_group_without_a_head_is_read_on_at_once() {
     let mut schedule = Schedule::new(STRICT);
     let group: Arc<str> = Arc::from("a");
-    schedule.remember(&Remembered { group: Arc::clone(&group), lane: 1, after: 5, upto: 9, until: None });
+    schedule.remember(&Remembered { group: Arc::clone(&group), lane: 1, after: 5, upto: 9, goes_on: GoesOn::Now });
     schedule.admit(item(10, Some("a")), None);
     assert!(schedule.next_request().is_none(), "10 must not overtake 6 to 9");
     let from = schedule.next_to_read_on().unwrap();
@@ -292,8 +297,9 @@ fn any_mix_of_outcomes_keeps_order_and_makes_progress() {
                 let read_so_far = unread.front().copied().unwrap_or(i64::MAX);
                 let rest: Vec<i64> =
                     table.range(from.after.id + 1..read_so_far).filter(of_group).map(|(id, _)| *id).collect();
-                let batch: Vec<Item> = rest.iter().take(from.most).map(|id| item(*id, Some(&from.group))).collect();
-                let last = batch.last().map(|item| item.key().id);
+                let batch: Vec<(Item, Option<Instant>)> =
+                    rest.iter().take(from.most).map(|id| (item(*id, Some(&from.group)), None)).collect();
+                let last = batch.last().map(|(item, _)| item.key().id);
                 schedule.read_on(&from.group, batch, last, rest.len() < from.most);
             }
             schedule.wake(Instant::now() + Duration::from_secs(1));
@@ -328,4 +334,43 @@ fn any_mix_of_outcomes_keeps_order_and_makes_progress() {
             assert!(ids.is_sorted(), "seed {seed}, group {name}: {ids:?}");
         }
     }
+}
+
+#[test]
+fn a_blocked_group_keeps_nothing_in_memory_and_others_go_on() {
+    let mut schedule = with(STRICT, &[(1, Some("a")), (2, Some("a")), (3, Some("b")), (4, Some("a"))]);
+    let group: Arc<str> = Arc::from("a");
+    let request = schedule.next_request().unwrap();
+    assert_eq!(ids(&request), [1, 3]);
+    // 1 is dead.
+    schedule.finish(&request, Vec::new());
+    schedule.block(&group, MessageKey { lane: 1, id: 1 });
+    schedule.admit(item(5, Some("a")), None);
+    schedule.admit(item(6, Some("b")), None);
+    assert_eq!(next(&mut schedule), [6]);
+    assert!(!schedule.knows(2) && !schedule.knows(5), "they are in the table");
+    assert!(schedule.next_to_read_on().is_none());
+    assert_eq!(schedule.groups_with_rest(), [Arc::clone(&group)], "sweeps pass over it");
+    schedule.unblock(&group);
+    let from = schedule.next_to_read_on().expect("it goes on from the dead message");
+    assert_eq!(from.after.id, 0);
+    schedule.read_on(&group, of_a([2, 4, 5]), Some(5), true);
+    assert_eq!(next(&mut schedule), [2]);
+}
+
+#[test]
+fn what_comes_back_to_a_blocked_group_stays_in_the_table() {
+    let mut schedule = with(BATCHED, &[(1, Some("a")), (2, Some("a"))]);
+    let group: Arc<str> = Arc::from("a");
+    let request = schedule.next_request().unwrap();
+    // 3 can never be sent; it is read while 1 and 2 are under way.
+    schedule.block(&group, MessageKey { lane: 1, id: 3 });
+    let mut request = request.into_iter();
+    let (first, second) = (request.next().unwrap(), request.next().unwrap());
+    schedule.finish(&[first], vec![(second, None)]);
+    assert!(schedule.next_request().is_none());
+    let leftovers = schedule.take_leftovers();
+    assert!(leftovers.items.is_empty());
+    let remembered = &leftovers.remembered[0];
+    assert_eq!((remembered.after, remembered.upto, remembered.goes_on), (1, 2, GoesOn::Unblocked));
 }

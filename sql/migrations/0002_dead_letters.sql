@@ -1,0 +1,222 @@
+-- Dead messages: finding them, sending them again, and giving them up for good. The verbs of `outbox-relay dead …`, as
+-- functions, so that psql is enough. Each change leaves a row in outbox.actions.
+
+CREATE TABLE outbox.actions (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    taken_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    action      text NOT NULL CHECK (action <> ''),
+    actor       text NOT NULL,
+    role        text NOT NULL DEFAULT session_user,
+    filter      jsonb NOT NULL CHECK (jsonb_typeof(filter) = 'object'),
+    messages    bigint NOT NULL CHECK (messages >= 0),
+    message_ids bigint[] NOT NULL
+);
+
+COMMENT ON TABLE outbox.actions IS 'What operators did to messages. Only ever added to; delete old rows as you like.';
+COMMENT ON COLUMN outbox.actions.id IS 'Order of the actions.';
+COMMENT ON COLUMN outbox.actions.taken_at IS 'When.';
+COMMENT ON COLUMN outbox.actions.action IS 'What: redrive or discard.';
+COMMENT ON COLUMN outbox.actions.actor IS 'Who, as the command said; else the role.';
+COMMENT ON COLUMN outbox.actions.role IS 'The role that was logged in.';
+COMMENT ON COLUMN outbox.actions.filter IS 'Which messages were asked for: the arguments that were not null.';
+COMMENT ON COLUMN outbox.actions.messages IS 'How many messages were changed.';
+COMMENT ON COLUMN outbox.actions.message_ids IS 'Their ids.';
+
+CREATE FUNCTION outbox.dead_find(
+    ids         bigint[] DEFAULT NULL,
+    destination text DEFAULT NULL,
+    event_type  text DEFAULT NULL,
+    group_id    text DEFAULT NULL,
+    reason      text DEFAULT NULL,
+    since       timestamptz DEFAULT NULL,
+    upto        timestamptz DEFAULT NULL
+) RETURNS SETOF outbox.messages_dead
+LANGUAGE sql STABLE
+AS $$
+    SELECT m.*
+    FROM outbox.messages_dead AS m
+    WHERE (dead_find.ids IS NULL OR m.id = ANY (dead_find.ids))
+        AND (dead_find.destination IS NULL OR m.destination = dead_find.destination)
+        AND (dead_find.group_id IS NULL OR m.group_id = dead_find.group_id)
+        AND (dead_find.reason IS NULL OR strpos(lower(m.last_error), lower(dead_find.reason)) > 0)
+        AND (dead_find.since IS NULL OR m.dead_at >= dead_find.since)
+        AND (dead_find.upto IS NULL OR m.dead_at <= dead_find.upto)
+        AND (dead_find.event_type IS NULL OR EXISTS (
+            SELECT FROM outbox.events AS e
+            WHERE e.position = m.event_position AND e.event_type = dead_find.event_type
+        ))
+$$;
+
+COMMENT ON FUNCTION outbox.dead_find(bigint[], text, text, text, text, timestamptz, timestamptz) IS
+    'The dead messages that match every argument that is not null: reason is a part of last_error, since and upto bound dead_at.';
+
+CREATE FUNCTION outbox.dead_list(
+    ids         bigint[] DEFAULT NULL,
+    destination text DEFAULT NULL,
+    event_type  text DEFAULT NULL,
+    group_id    text DEFAULT NULL,
+    reason      text DEFAULT NULL,
+    since       timestamptz DEFAULT NULL,
+    upto        timestamptz DEFAULT NULL,
+    most        bigint DEFAULT 100
+) RETURNS TABLE (
+    id bigint, destination text, event_type text, group_id text, attempts smallint, dead_at timestamptz, reason text
+)
+LANGUAGE sql STABLE
+AS $$
+    SELECT m.id, m.destination, e.event_type, m.group_id, m.attempts, m.dead_at, m.last_error
+    FROM outbox.dead_find(
+        dead_list.ids, dead_list.destination, dead_list.event_type, dead_list.group_id, dead_list.reason,
+        dead_list.since, dead_list.upto
+    ) AS m
+    LEFT JOIN outbox.events AS e ON e.position = m.event_position
+    ORDER BY m.dead_at DESC, m.id DESC
+    LIMIT dead_list.most
+$$;
+
+COMMENT ON FUNCTION outbox.dead_list(bigint[], text, text, text, text, timestamptz, timestamptz, bigint) IS
+    'Dead messages, the latest first. Arguments as outbox.dead_find.';
+
+CREATE FUNCTION outbox.dead_show(id bigint) RETURNS TABLE (
+    id bigint, destination text, lane smallint, group_id text, attempts smallint, enqueued_at timestamptz,
+    dead_at timestamptz, reason text, event_position bigint, event_id uuid, event_type text, stream_id text,
+    stream_version bigint, payload jsonb, metadata jsonb
+)
+LANGUAGE sql STABLE
+AS $$
+    SELECT
+        m.id, m.destination, m.lane, m.group_id, m.attempts, m.enqueued_at, m.dead_at, m.last_error, m.event_position,
+        e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata
+    FROM outbox.messages_dead AS m
+    LEFT JOIN outbox.events AS e ON e.position = m.event_position
+    WHERE m.id = dead_show.id
+$$;
+
+COMMENT ON FUNCTION outbox.dead_show(bigint) IS 'One dead message with everything about it.';
+
+-- A call without any argument would mean all dead messages. That has to be said: since => '-infinity'.
+CREATE FUNCTION outbox.dead_filter(
+    ids bigint[], destination text, event_type text, group_id text, reason text, since timestamptz, upto timestamptz
+) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    filter jsonb := jsonb_strip_nulls(jsonb_build_object(
+        'ids', to_jsonb(ids), 'destination', destination, 'event_type', event_type, 'group', group_id, 'reason', reason,
+        'since', since, 'upto', upto
+    ));
+BEGIN
+    IF filter - 'upto' = '{}' THEN
+        RAISE EXCEPTION 'no dead messages were chosen'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Give ids or a filter; since => ''-infinity'' means all.';
+    END IF;
+    RETURN filter;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.dead_filter(bigint[], text, text, text, text, timestamptz, timestamptz) IS
+    'The arguments that are not null, for outbox.actions; refuses to take none of them for all messages.';
+
+CREATE FUNCTION outbox.dead_redrive(
+    ids         bigint[] DEFAULT NULL,
+    destination text DEFAULT NULL,
+    event_type  text DEFAULT NULL,
+    group_id    text DEFAULT NULL,
+    reason      text DEFAULT NULL,
+    since       timestamptz DEFAULT NULL,
+    upto        timestamptz DEFAULT NULL,
+    most        bigint DEFAULT NULL,
+    actor       text DEFAULT NULL
+) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    filter  jsonb := outbox.dead_filter($1, $2, $3, $4, $5, $6, $7);
+    changed bigint[];
+    latest  timestamptz;
+BEGIN
+    WITH chosen AS (
+        SELECT d.destination, d.lane, d.id, d.dead_at
+        FROM outbox.messages_dead AS d
+        WHERE (d.destination, d.lane, d.id) IN (
+            SELECT f.destination, f.lane, f.id
+            FROM outbox.dead_find($1, $2, $3, $4, $5, $6, $7) AS f
+            ORDER BY f.id
+            LIMIT $8
+        )
+        ORDER BY d.id
+        FOR UPDATE SKIP LOCKED
+    ), moved AS (
+        -- Due at once, and so found through the small index of deferred messages, wherever the relays have read to. One
+        -- time for all, so that relays read them in the order of ids.
+        UPDATE outbox.messages AS m
+        SET status = 'pending', dead_at = NULL, attempts = 0, available_at = now()
+        FROM chosen AS c
+        WHERE m.status = 'dead' AND m.destination = c.destination AND m.lane = c.lane AND m.id = c.id
+        RETURNING m.id, c.dead_at
+    )
+    SELECT coalesce(array_agg(m.id ORDER BY m.id), '{}'), max(m.dead_at) INTO changed, latest FROM moved AS m;
+    IF changed <> '{}' THEN
+        INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
+        VALUES ('redrive', coalesce($9, session_user), filter, cardinality(changed), changed);
+    END IF;
+    IF latest > clock_timestamp() - interval '5 minutes' THEN
+        RAISE WARNING 'some of these messages died less than 5 minutes ago'
+            USING DETAIL = 'A FIFO queue drops a message whose deduplication id it accepted within 5 minutes.';
+    END IF;
+    RETURN cardinality(changed);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.dead_redrive(bigint[], text, text, text, text, timestamptz, timestamptz, bigint, text) IS
+    'Makes dead messages pending again, with no attempts charged; at most "most" of them, the lowest ids first. Arguments as '
+    'outbox.dead_find. Returns how many. Leaves a row in outbox.actions.';
+
+CREATE FUNCTION outbox.dead_discard(
+    ids         bigint[] DEFAULT NULL,
+    destination text DEFAULT NULL,
+    event_type  text DEFAULT NULL,
+    group_id    text DEFAULT NULL,
+    reason      text DEFAULT NULL,
+    since       timestamptz DEFAULT NULL,
+    upto        timestamptz DEFAULT NULL,
+    most        bigint DEFAULT NULL,
+    actor       text DEFAULT NULL
+) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    filter  jsonb := outbox.dead_filter($1, $2, $3, $4, $5, $6, $7);
+    changed bigint[];
+BEGIN
+    WITH chosen AS (
+        SELECT d.destination, d.lane, d.id
+        FROM outbox.messages_dead AS d
+        WHERE (d.destination, d.lane, d.id) IN (
+            SELECT f.destination, f.lane, f.id
+            FROM outbox.dead_find($1, $2, $3, $4, $5, $6, $7) AS f
+            ORDER BY f.id
+            LIMIT $8
+        )
+        ORDER BY d.id
+        FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM outbox.messages_dead AS m
+        USING chosen AS c
+        WHERE m.destination = c.destination AND m.lane = c.lane AND m.id = c.id
+        RETURNING m.id
+    )
+    SELECT coalesce(array_agg(m.id ORDER BY m.id), '{}') INTO changed FROM gone AS m;
+    IF changed <> '{}' THEN
+        INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
+        VALUES ('discard', coalesce($9, session_user), filter, cardinality(changed), changed);
+    END IF;
+    RETURN cardinality(changed);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.dead_discard(bigint[], text, text, text, text, timestamptz, timestamptz, bigint, text) IS
+    'Deletes dead messages for good; their events stay. Arguments as outbox.dead_find. Returns how many. Leaves a row in '
+    'outbox.actions.';

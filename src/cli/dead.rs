@@ -1,0 +1,332 @@
+//! `outbox-relay dead …`: what operators do with messages that were given up.
+//!
+//! Every verb takes ids or the same filters. What changes something says first how much it is about, asks, and leaves a row
+//! in `outbox.actions`. docs/operations.md tells when to use which.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+
+use super::{Failure, complain, say};
+use crate::config::{ConfigError, Flags};
+use crate::message::QueueKind;
+use crate::outbox::{DeadAction, DeadCount, DeadFilter, DeadLine, DeadMessage, Outbox, Since};
+use crate::sqs::compose;
+
+/// Messages changed in one transaction.
+const CHUNK: u64 = 1000;
+
+/// What to do with dead messages.
+#[derive(Subcommand)]
+pub(super) enum Verb {
+    /// List dead messages, the latest first
+    List {
+        #[command(flatten)]
+        choice: Choice,
+        /// How many to show
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: u32,
+        /// Print an array of JSON objects
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one dead message with its reason, attributes and payload
+    Show {
+        /// The message's id
+        id: i64,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make dead messages pending again
+    Redrive {
+        #[command(flatten)]
+        choice: Choice,
+        #[command(flatten)]
+        consent: Consent,
+        /// At most this many in a second: 50/s
+        #[arg(long, value_name = "N/s", value_parser = rate)]
+        rate: Option<u32>,
+    },
+    /// Delete dead messages for good; their events stay
+    Discard {
+        #[command(flatten)]
+        choice: Choice,
+        #[command(flatten)]
+        consent: Consent,
+    },
+}
+
+/// Which dead messages.
+#[derive(Args)]
+pub(super) struct Choice {
+    /// Ids of messages; none means all that match the filters
+    ids: Vec<i64>,
+    /// Only messages to this destination
+    #[arg(long, value_name = "NAME")]
+    destination: Option<String>,
+    /// Only messages that carry events of this type
+    #[arg(long, value_name = "TYPE")]
+    event_type: Option<String>,
+    /// Only messages of this group
+    #[arg(long, value_name = "GROUP")]
+    group: Option<String>,
+    /// Only messages whose reason contains this text
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Only messages that died since then: 2h, 1day, 2026-11-25 or 2026-11-25T09:00:00Z
+    #[arg(long, value_name = "WHEN", value_parser = since)]
+    since: Option<Since>,
+}
+
+/// Whether to ask, and who answers for it.
+#[derive(Args)]
+pub(super) struct Consent {
+    /// Mean all dead messages, where neither ids nor filters are given
+    #[arg(long)]
+    all: bool,
+    /// Do not ask; for scripts
+    #[arg(long)]
+    yes: bool,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Who does it, for outbox.actions
+    #[arg(long, value_name = "NAME", env = "USER", default_value = "unknown")]
+    actor: String,
+}
+
+impl Choice {
+    fn filter(self) -> DeadFilter {
+        let Self { ids, destination, event_type, group, reason, since } = self;
+        DeadFilter { ids, destination, event_type, group, reason, since }
+    }
+
+    fn is_all(&self) -> bool {
+        let texts = [&self.destination, &self.event_type, &self.group, &self.reason];
+        self.ids.is_empty() && texts.iter().all(|text| text.is_none()) && self.since.is_none()
+    }
+}
+
+fn since(text: &str) -> Result<Since, String> {
+    if let Ok(ago) = humantime::parse_duration(text) {
+        return Ok(Since::Ago(ago));
+    }
+    let time =
+        humantime::parse_rfc3339_weak(text).or_else(|_| humantime::parse_rfc3339_weak(&format!("{text}T00:00:00Z")));
+    time.map(Since::Time)
+        .map_err(|_| "use a duration as 2h or 1day, or a time in UTC as 2026-11-25T09:00:00Z".to_owned())
+}
+
+fn rate(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix("/s").unwrap_or(text).parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| "use a whole number of messages in a second, such as 50/s".to_owned())
+}
+
+/// Runs one verb.
+pub(super) async fn run(flags: &Flags, verb: Verb) -> Result<(), Failure> {
+    let outbox = Outbox::new(&flags.database()?, 1).map_err(anyhow::Error::from)?;
+    match verb {
+        Verb::List { choice, limit, json } => list(&outbox, &choice.filter(), limit, json).await,
+        Verb::Show { id, json } => show(&outbox, id, json).await,
+        Verb::Redrive { choice, consent, rate } => act(&outbox, DeadAction::Redrive, choice, &consent, rate).await,
+        Verb::Discard { choice, consent } => act(&outbox, DeadAction::Discard, choice, &consent, None).await,
+    }
+}
+
+async fn list(outbox: &Outbox, filter: &DeadFilter, limit: u32, json: bool) -> Result<(), Failure> {
+    outbox.check_schema().await.map_err(anyhow::Error::from)?;
+    let counted = outbox.dead_count(filter).await.map_err(anyhow::Error::from)?;
+    let lines = outbox.dead_list(filter, &counted, i64::from(limit)).await.map_err(anyhow::Error::from)?;
+    if json {
+        let objects: Vec<&str> = lines.iter().map(|line| line.json.as_str()).collect();
+        say(&format!("[{}]\n", objects.join(",\n ")));
+    } else {
+        say(&table(&lines, &counted));
+    }
+    Ok(())
+}
+
+fn table(lines: &[DeadLine], counted: &DeadCount) -> String {
+    if lines.is_empty() {
+        return "no dead messages\n".to_owned();
+    }
+    let head = ["ID", "DIED", "DESTINATION", "EVENT TYPE", "GROUP", "ATTEMPTS", "REASON"].map(str::to_owned);
+    let row = |line: &DeadLine| {
+        let (id, attempts) = (line.id.to_string(), line.attempts.to_string());
+        let reason = line.reason.replace('\n', " ");
+        [id, line.died.clone(), line.destination.clone(), line.event_type.clone(), line.group.clone(), attempts, reason]
+    };
+    let rows: Vec<[String; 7]> = std::iter::once(head).chain(lines.iter().map(row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..7).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    if counted.messages > lines.len() as i64 {
+        text.push_str(&format!("{} of {} dead messages; --limit shows more\n", lines.len(), counted.messages));
+    }
+    text
+}
+
+async fn show(outbox: &Outbox, id: i64, json: bool) -> Result<(), Failure> {
+    outbox.check_schema().await.map_err(anyhow::Error::from)?;
+    let found = outbox.dead_show(id).await.map_err(anyhow::Error::from)?;
+    let dead = found.with_context(|| format!("message {id} is not dead, or does not exist"))?;
+    say(&if json { format!("{}\n", dead.json) } else { description(dead) });
+    Ok(())
+}
+
+fn description(dead: DeadMessage) -> String {
+    let DeadMessage { message, destination, reason, died, enqueued, .. } = dead;
+    let event = message.event.clone();
+    let group = message.group.as_deref().unwrap_or("none").to_owned();
+    let mut lines = vec![
+        ("message", message.key.id.to_string()),
+        ("destination", destination),
+        ("group", group),
+        ("attempts", message.attempts.to_string()),
+        ("enqueued", enqueued),
+        ("died", died),
+        ("reason", reason),
+    ];
+    if let Some(event) = &event {
+        lines.push(("event id", event.event_id.clone()));
+        lines.push(("event type", event.event_type.clone()));
+        if let Some((stream, version)) = &event.stream {
+            lines.push(("stream", format!("{stream}, version {version}")));
+        }
+    }
+    // As for a FIFO queue, which is told the most.
+    match compose(message, QueueKind::Fifo) {
+        Ok(composed) => {
+            lines.extend(composed.entry.described());
+            if composed.left_out > 0 {
+                lines.push(("left out", format!("{} members of metadata that SQS cannot take", composed.left_out)));
+            }
+        }
+        Err(fault) => lines.push(("cannot be sent", fault.to_string())),
+    }
+    let mut text: String = lines.iter().map(|(name, value)| format!("{name:<18} {value}\n")).collect();
+    if let Some(event) = event {
+        text.push_str(&format!("{:<18} {}\n{:<18}\n{}\n", "metadata", event.metadata, "payload", event.payload));
+    }
+    text
+}
+
+async fn act(
+    outbox: &Outbox,
+    action: DeadAction,
+    choice: Choice,
+    consent: &Consent,
+    rate: Option<u32>,
+) -> Result<(), Failure> {
+    if choice.is_all() && !consent.all {
+        let sentence = "which dead messages? Give ids or a filter such as --destination, or --all";
+        return Err(ConfigError(vec![sentence.to_owned()]).into());
+    }
+    let is_all = choice.is_all();
+    let mut filter = choice.filter();
+    if is_all {
+        filter.since = Some(Since::Time(SystemTime::UNIX_EPOCH));
+    }
+    outbox.check_schema().await.map_err(anyhow::Error::from)?;
+    let counted = outbox.dead_count(&filter).await.map_err(anyhow::Error::from)?;
+    if counted.messages == 0 {
+        say("no dead message matches\n");
+        return Ok(());
+    }
+    let verb = match action {
+        DeadAction::Redrive => "redrive",
+        DeadAction::Discard => "discard",
+    };
+    if action == DeadAction::Redrive && counted.recent > 0 {
+        complain(&format!(
+            "{} of them died less than 5 minutes ago: should SQS have accepted one of those on an earlier attempt, a FIFO \
+             queue drops it as a duplicate and it counts as delivered",
+            counted.recent
+        ));
+    }
+    if consent.dry_run {
+        say(&format!("would {verb} {}\n", messages(counted.messages)));
+        return Ok(());
+    }
+    if !consent.yes && !ask(&format!("{verb} {}?", messages(counted.messages)))? {
+        return Err(anyhow::anyhow!("nothing was done").into());
+    }
+    let changed = in_chunks(outbox, action, &filter, &counted, &consent.actor, rate).await?;
+    say(&format!("{verb}: {}\n", messages(changed)));
+    Ok(())
+}
+
+/// Changes a chunk at a time, so that no transaction is long, and a rate is kept evenly.
+async fn in_chunks(
+    outbox: &Outbox,
+    action: DeadAction,
+    filter: &DeadFilter,
+    counted: &DeadCount,
+    actor: &str,
+    rate: Option<u32>,
+) -> Result<i64, Failure> {
+    let chunk = rate.map_or(CHUNK, |rate| u64::from(rate).min(CHUNK));
+    let pause = rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(chunk as f64 / f64::from(rate)));
+    let mut changed = 0;
+    let mut next = Instant::now();
+    loop {
+        tokio::time::sleep_until(next.into()).await;
+        next += pause;
+        let most = i64::try_from(chunk).unwrap_or(i64::MAX);
+        let done = outbox.dead_act(action, filter, counted, most, actor).await;
+        let done = done.with_context(|| format!("{} changed before", messages(changed)))?;
+        changed += done;
+        if done == 0 || changed >= counted.messages {
+            return Ok(changed);
+        }
+    }
+}
+
+fn messages(count: i64) -> String {
+    if count == 1 { "1 message".to_owned() } else { format!("{count} messages") }
+}
+
+/// Asks the person at the terminal; where there is none, nobody can have meant it.
+fn ask(question: &str) -> Result<bool, Failure> {
+    if !std::io::stdin().is_terminal() {
+        let sentence = format!("{question} Nobody can answer here; say --yes, or --dry-run to look");
+        return Err(ConfigError(vec![sentence]).into());
+    }
+    say(&format!("{question} [y/N] "));
+    std::io::stdout().flush().context("the question cannot be shown")?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("the answer cannot be read")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_is_a_duration_a_day_or_a_time() {
+        assert!(matches!(since("2h"), Ok(Since::Ago(ago)) if ago == Duration::from_secs(7200)));
+        for text in ["2026-11-25", "2026-11-25T09:00:00Z", "2026-11-25 09:00:00"] {
+            assert!(matches!(since(text), Ok(Since::Time(_))), "{text}");
+        }
+        for text in ["", "yesterday", "12", "2026-13-01"] {
+            assert!(since(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_rate_is_a_number_of_messages_in_a_second() {
+        assert_eq!((rate("50/s"), rate("7")), (Ok(50), Ok(7)));
+        for text in ["", "0/s", "-1", "1/m", "fast"] {
+            assert!(rate(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Dead messages: which groups they hold up, and what operators do with them. The SQL functions behind this are in
+//! `sql/migrations/0002_dead_letters.sql`.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio_postgres::types::Type;
+
+use super::read::message;
+use super::{Outbox, OutboxError, Parameter, column};
+use crate::message::{Lane, Message, MessageKey};
+
+const DEAD_GROUPS: &str = include_str!("../../sql/queries/dead_groups.sql");
+const ALL_BLOCKED: &str = include_str!("../../sql/queries/all_blocked.sql");
+const DEAD_COUNT: &str = include_str!("../../sql/queries/dead_count.sql");
+const DEAD_LIST: &str = include_str!("../../sql/queries/dead_list.sql");
+const DEAD_SHOW: &str = include_str!("../../sql/queries/dead_show.sql");
+const DEAD_REDRIVE: &str = include_str!("../../sql/queries/dead_redrive.sql");
+const DEAD_DISCARD: &str = include_str!("../../sql/queries/dead_discard.sql");
+
+/// A group with dead messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadGroup {
+    /// The group.
+    pub name: Arc<str>,
+    /// The first of its dead messages.
+    pub first: MessageKey,
+}
+
+/// From when on a message must have died.
+#[derive(Clone, Copy, Debug)]
+pub enum Since {
+    /// A point in time.
+    Time(SystemTime),
+    /// So long ago, by the database's clock.
+    Ago(Duration),
+}
+
+/// Which dead messages are meant: those that match everything that is given.
+#[derive(Clone, Debug, Default)]
+pub struct DeadFilter {
+    /// Message ids; empty for any.
+    pub ids: Vec<i64>,
+    /// The destination.
+    pub destination: Option<String>,
+    /// The type of the event.
+    pub event_type: Option<String>,
+    /// The group.
+    pub group: Option<String>,
+    /// A part of the reason, in any case.
+    pub reason: Option<String>,
+    /// Died at this time or later.
+    pub since: Option<Since>,
+}
+
+/// How many dead messages a filter matches now.
+#[derive(Clone, Debug)]
+pub struct DeadCount {
+    /// How many.
+    pub messages: i64,
+    /// How many of them died within the last five minutes, which is how long SQS remembers a deduplication id.
+    pub recent: i64,
+    /// When they were counted, by the database's clock. What dies later is not meant.
+    pub upto: SystemTime,
+    /// The filter's `since` by the database's clock.
+    since: Option<SystemTime>,
+}
+
+/// A dead message in a list.
+#[derive(Clone, Debug)]
+pub struct DeadLine {
+    /// All of it as a JSON object.
+    pub json: String,
+    /// Its id.
+    pub id: i64,
+    /// Its destination.
+    pub destination: String,
+    /// The type of its event; empty when the event is missing.
+    pub event_type: String,
+    /// Its group; empty for none.
+    pub group: String,
+    /// Failed attempts.
+    pub attempts: i16,
+    /// When it died, in RFC 3339.
+    pub died: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A dead message with everything about it.
+#[derive(Clone, Debug)]
+pub struct DeadMessage {
+    /// All of it as a JSON object.
+    pub json: String,
+    /// As the relay reads it.
+    pub message: Message,
+    /// Its destination.
+    pub destination: String,
+    /// Why it died.
+    pub reason: String,
+    /// When it died, in RFC 3339.
+    pub died: String,
+    /// When it was enqueued, in RFC 3339.
+    pub enqueued: String,
+}
+
+/// What is done with dead messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeadAction {
+    /// Pending again, with no attempts charged.
+    Redrive,
+    /// Deleted.
+    Discard,
+}
+
+impl Outbox {
+    /// The groups of these lanes that have dead messages.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn dead_groups(&self, destination: &str, lanes: &[Lane]) -> Result<Vec<DeadGroup>, OutboxError> {
+        const NAME: &str = "read dead groups";
+        let rows = self.query(NAME, DEAD_GROUPS, &[(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY)]).await?;
+        let group = |row: &tokio_postgres::Row| {
+            let first = MessageKey { lane: column(NAME, row, 0)?, id: column(NAME, row, 2)? };
+            Ok(DeadGroup { name: Arc::from(column::<&str>(NAME, row, 1)?), first })
+        };
+        rows.iter().map(group).collect()
+    }
+
+    /// Whether all that is pending waits in groups that have dead messages.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn is_all_blocked(&self, destination: &str) -> Result<bool, OutboxError> {
+        let row = self.query_one("look for blocked", ALL_BLOCKED, &[(&destination, Type::TEXT)]).await?;
+        column("look for blocked", &row, 0)
+    }
+
+    /// Counts the dead messages that a filter matches.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn dead_count(&self, filter: &DeadFilter) -> Result<DeadCount, OutboxError> {
+        const NAME: &str = "count the dead";
+        let (time, seconds) = match filter.since {
+            None => (None, None),
+            Some(Since::Time(time)) => (Some(time), None),
+            Some(Since::Ago(ago)) => (None, Some(ago.as_secs_f64())),
+        };
+        let ids = filter.ids();
+        let mut parameters = filter.parameters(&ids).to_vec();
+        parameters.push((&time, Type::TIMESTAMPTZ));
+        parameters.push((&seconds, Type::FLOAT8));
+        let row = self.query_one(NAME, DEAD_COUNT, &parameters).await?;
+        Ok(DeadCount {
+            messages: column(NAME, &row, 0)?,
+            recent: column(NAME, &row, 1)?,
+            upto: column(NAME, &row, 2)?,
+            since: column(NAME, &row, 3)?,
+        })
+    }
+
+    /// The latest of the dead messages that were counted.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn dead_list(
+        &self,
+        filter: &DeadFilter,
+        counted: &DeadCount,
+        most: i64,
+    ) -> Result<Vec<DeadLine>, OutboxError> {
+        const NAME: &str = "list the dead";
+        let ids = filter.ids();
+        let mut parameters = filter.parameters(&ids).to_vec();
+        parameters.push((&counted.since, Type::TIMESTAMPTZ));
+        parameters.push((&counted.upto, Type::TIMESTAMPTZ));
+        parameters.push((&most, Type::INT8));
+        let rows = self.query(NAME, DEAD_LIST, &parameters).await?;
+        let line = |row: &tokio_postgres::Row| {
+            Ok(DeadLine {
+                json: column(NAME, row, 0)?,
+                id: column(NAME, row, 1)?,
+                destination: column(NAME, row, 2)?,
+                event_type: column(NAME, row, 3)?,
+                group: column(NAME, row, 4)?,
+                attempts: column(NAME, row, 5)?,
+                died: column(NAME, row, 6)?,
+                reason: column(NAME, row, 7)?,
+            })
+        };
+        rows.iter().map(line).collect()
+    }
+
+    /// One dead message; `None` when there is no such message, or it is not dead.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn dead_show(&self, id: i64) -> Result<Option<DeadMessage>, OutboxError> {
+        const NAME: &str = "show the dead";
+        let rows = self.query(NAME, DEAD_SHOW, &[(&id, Type::INT8)]).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        Ok(Some(DeadMessage {
+            message: message(NAME, row, &mut 0)?,
+            json: column(NAME, row, 14)?,
+            destination: column(NAME, row, 15)?,
+            reason: column(NAME, row, 16)?,
+            died: column(NAME, row, 17)?,
+            enqueued: column(NAME, row, 18)?,
+        }))
+    }
+
+    /// Redrives or discards up to `most` of the dead messages that were counted, the lowest ids first; returns how many
+    /// those were. `outbox.actions` tells of it.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails; then nothing was changed.
+    pub async fn dead_act(
+        &self,
+        action: DeadAction,
+        filter: &DeadFilter,
+        counted: &DeadCount,
+        most: i64,
+        actor: &str,
+    ) -> Result<i64, OutboxError> {
+        let (name, sql) = match action {
+            DeadAction::Redrive => ("redrive the dead", DEAD_REDRIVE),
+            DeadAction::Discard => ("discard the dead", DEAD_DISCARD),
+        };
+        let ids = filter.ids();
+        let mut parameters = filter.parameters(&ids).to_vec();
+        parameters.push((&counted.since, Type::TIMESTAMPTZ));
+        parameters.push((&counted.upto, Type::TIMESTAMPTZ));
+        parameters.push((&most, Type::INT8));
+        parameters.push((&actor, Type::TEXT));
+        let row = self.query_one(name, sql, &parameters).await?;
+        column(name, &row, 0)
+    }
+}
+
+impl DeadFilter {
+    fn ids(&self) -> Option<&[i64]> {
+        (!self.ids.is_empty()).then_some(self.ids.as_slice())
+    }
+
+    /// The parameters that all statements begin with.
+    fn parameters<'a>(&'a self, ids: &'a Option<&'a [i64]>) -> [Parameter<'a>; 5] {
+        [
+            (ids, Type::INT8_ARRAY),
+            (&self.destination, Type::TEXT),
+            (&self.event_type, Type::TEXT),
+            (&self.group, Type::TEXT),
+            (&self.reason, Type::TEXT),
+        ]
+    }
+}

@@ -1,0 +1,187 @@
+//! What follows a dead message in its group: the next one with `skip`, nothing with `block` until somebody decides.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::support::bed::{Bed, enqueue_range, numbers};
+use crate::support::eventually;
+use crate::support::proxy::{Choice, Fault, Proxy};
+use crate::support::relay::Command;
+
+/// SQS can never take the messages with these numbers.
+fn refuse(proxy: &Proxy, refused: &'static [i64]) {
+    let bodies: Vec<_> = refused.iter().map(|n| format!("{{\"n\": {n}}}")).collect();
+    let which = Choice::by(move |_, entry| bodies.contains(&entry.body));
+    proxy.set(Fault::FailEntries { which, code: "InvalidMessageContents", sender_fault: true });
+}
+
+fn blocking(bed: &Bed) -> Command {
+    bed.relay().env("OUTBOX_RELAY_ON_DEAD", "block")
+}
+
+async fn dead_id(bed: &Bed) -> Result<i64> {
+    bed.count("SELECT id FROM outbox.messages_dead").await
+}
+
+async fn arrived_of_group(bed: &Bed, queue: &str, group: &str) -> Result<Vec<i64>> {
+    let messages = bed.queues.contents(queue).await?;
+    let of_group = messages.into_iter().filter(|message| message.group_id.as_deref() == Some(group));
+    numbers(&of_group.collect::<Vec<_>>())
+}
+
+#[tokio::test]
+async fn a_group_goes_on_after_a_dead_message_by_default() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    let queue = bed.fifo("tickets").await?;
+    bed.enqueue_many("tickets", 40, 4).await?;
+    refuse(&proxy, &[5]);
+    ensure!(bed.relay().until_empty().await?.code == Some(1), "a message died");
+    ensure!(arrived_of_group(&bed, &queue, "g1").await? == [1, 9, 13, 17, 21, 25, 29, 33, 37]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_blocked_group_waits_for_a_redrive_and_others_go_on() -> Result<()> {
+    for mode in ["strict", "batched"] {
+        let bed = Bed::new().await?;
+        let proxy = bed.proxy().await?;
+        let queue = bed.fifo("tickets").await?;
+        bed.enqueue_many("tickets", 400, 4).await?;
+        refuse(&proxy, &[5]);
+        let relay = blocking(&bed).env("OUTBOX_RELAY_FIFO_MODE", mode).start().await?;
+        // In batched mode those of the same request are in the queue already: SQS took them.
+        let expected = if mode == "strict" { 98 } else { 90 };
+        eventually("all other groups are delivered", || async {
+            Ok(bed.count("SELECT count(*) FROM outbox.messages_pending WHERE group_id <> 'g1'").await? == 0)
+        })
+        .await?;
+        ensure!(bed.pending().await? == expected, "{mode}: {}", bed.pending().await?);
+        enqueue_range(&bed.client, "tickets", 401..=404, 4).await?;
+        eventually("the others' new ones are delivered", || async { Ok(bed.pending().await? == expected + 1) }).await?;
+        proxy.clear();
+        ensure!(bed.count(&format!("SELECT outbox.dead_redrive(ids => '{{{}}}')", dead_id(&bed).await?)).await? == 1);
+        bed.until_nothing_is_pending().await?;
+        relay.stop().await?;
+        let arrived = arrived_of_group(&bed, &queue, "g1").await?;
+        ensure!(arrived.len() == 101, "{mode}: {arrived:?}");
+        if mode == "strict" {
+            ensure!(arrived.is_sorted(), "{arrived:?}");
+        } else {
+            ensure!(arrived[10] == 41 || arrived[9] == 5, "5 comes before what was not sent: {arrived:?}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_blocked_group_goes_on_without_a_discarded_message() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    let queue = bed.fifo("tickets").await?;
+    bed.enqueue_many("tickets", 10, 1).await?;
+    refuse(&proxy, &[4]);
+    let relay = blocking(&bed).start().await?;
+    eventually("4 is dead", || async { Ok(bed.pending().await? == 6) }).await?;
+    ensure!(bed.count("SELECT outbox.dead_discard(destination => 'tickets')").await? == 1);
+    bed.until_nothing_is_pending().await?;
+    relay.stop().await?;
+    ensure!(arrived_of_group(&bed, &queue, "g0").await? == [1, 2, 3, 5, 6, 7, 8, 9, 10]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_group_stays_blocked_over_restarts_and_for_other_relays() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    let queue = bed.fifo("tickets").await?;
+    bed.enqueue_many("tickets", 20, 2).await?;
+    refuse(&proxy, &[6]);
+    let ended = blocking(&bed).until_empty().await?;
+    ensure!(ended.code == Some(1) && ended.stderr.contains("wait behind dead ones"), "{ended:?}");
+    ensure!(bed.pending().await? == 7, "{}", bed.pending().await?);
+    proxy.clear();
+    proxy.forget();
+    let ended = blocking(&bed).until_empty().await?;
+    ensure!(ended.code == Some(1) && ended.stderr.contains("wait behind dead ones"), "{ended:?}");
+    ensure!(proxy.requests_seen() == 0, "something of the group was sent");
+    let relays = [blocking(&bed).start().await?, blocking(&bed).start().await?];
+    bed.enqueue("tickets", r#"{"n": 22}"#, Some("g0")).await?;
+    bed.enqueue("tickets", r#"{"n": 21}"#, Some("g1")).await?;
+    eventually("the other group's is delivered", || async { Ok(bed.pending().await? == 8) }).await?;
+    ensure!(bed.count("SELECT outbox.dead_redrive(group_id => 'g0')").await? == 1);
+    bed.until_nothing_is_pending().await?;
+    for relay in relays {
+        relay.stop().await?;
+    }
+    ensure!(arrived_of_group(&bed, &queue, "g0").await? == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_blocked_group_with_a_hundred_thousand_messages_is_not_walked_at_each_read() -> Result<()> {
+    const BEHIND: i64 = 100_000;
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    let queue = bed.fifo("tickets").await?;
+    bed.enqueue("tickets", r#"{"n": 1}"#, Some("g0")).await?;
+    enqueue_range(&bed.client, "tickets", 2..=BEHIND, 1).await?;
+    bed.client.batch_execute("ANALYZE outbox.messages_pending").await?;
+    refuse(&proxy, &[1]);
+    let relay = blocking(&bed).start().await?;
+    eventually("the head is dead", || async { Ok(bed.pending().await? == BEHIND - 1) }).await?;
+    // One message of another group in the same lane at a time: each is a read of its own.
+    let other = "SELECT name FROM (SELECT 'x' || n AS name FROM generate_series(1, 1000) AS n) AS names
+                 WHERE hashtext(name) & 15 = hashtext('g0') & 15 LIMIT 1";
+    let other: String = bed.client.query_one(other, &[]).await?.get(0);
+    let send = async |n: i64| {
+        bed.enqueue("tickets", &format!("{{\"n\": {n}}}"), Some(&other)).await?;
+        eventually("the other group's message is delivered", || async { Ok(bed.delivered().await? == n - BEHIND) })
+            .await
+    };
+    // The relay reads past the blocked ones once.
+    send(BEHIND + 1).await?;
+    let read = async || {
+        let client = bed.connect().await?;
+        let query = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'messages_pending_pkey'";
+        anyhow::Ok(client.query_one(query, &[]).await?.get::<_, i64>(0))
+    };
+    let before = read().await?;
+    for n in 2..=40 {
+        send(BEHIND + n).await?;
+    }
+    let walked = read().await? - before;
+    // Forty claims that walked them would have read four million entries. The sweep of everything, once a second, does.
+    println!("{walked} index entries for 39 messages beside a blocked group of {BEHIND}");
+    ensure!(walked < 39 * BEHIND / 2, "{walked} index entries were read");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", relay.process_id()?))?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no peak of memory")?;
+    let peak: i64 = peak.trim().trim_end_matches(" kB").parse()?;
+    println!("{peak} kB at the peak");
+    ensure!(peak < 80_000, "{peak} kB at the peak");
+    proxy.clear();
+    ensure!(bed.count("SELECT outbox.dead_redrive(group_id => 'g0')").await? == 1);
+    eventually("its head is delivered", || async { Ok(bed.pending().await? < BEHIND - 100) }).await?;
+    relay.stop().await?;
+    let first: Vec<i64> = arrived_of_group(&bed, &queue, "g0").await?;
+    ensure!(first.first() == Some(&1) && first.is_sorted(), "{:?}", first.iter().take(20).collect::<Vec<_>>());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_composed_blocks_its_group_too() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    bed.enqueue("tickets", r#"{"n": 1}"#, Some("g")).await?;
+    let large = bed.enqueue("tickets", &format!("{{\"pad\": \"{}\"}}", "x".repeat(1_100_000)), Some("g")).await?;
+    bed.enqueue("tickets", r#"{"n": 3}"#, Some("g")).await?;
+    bed.enqueue("tickets", r#"{"n": 4}"#, Some("h")).await?;
+    let ended = blocking(&bed).until_empty().await?;
+    ensure!(ended.code == Some(1), "{ended:?}");
+    let row = bed.row(large).await?;
+    ensure!(row.status == "dead" && row.last_error.context("no reason")?.contains("MessageTooLong"));
+    ensure!(numbers(&bed.queues.contents(&queue).await?)?.contains(&4));
+    ensure!(bed.count(&format!("SELECT outbox.dead_discard(ids => '{{{large}}}')")).await? == 1);
+    blocking(&bed).deliver_all().await?;
+    ensure!(bed.pending().await? == 0 && arrived_of_group(&bed, &queue, "g").await? == [1, 3]);
+    Ok(())
+}
