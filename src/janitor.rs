@@ -32,6 +32,16 @@ const PRUNE_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 /// Pause between two chunks, so that pruning a large remainder leaves room for deliveries.
 const CHUNK_PAUSE: Duration = Duration::from_millis(20);
 
+/// How often the backlog is measured from the bottom; in between it is measured above what was found there.
+const CLIMB_EVERY: Duration = Duration::from_secs(30);
+
+/// An id in each lane below which nothing waits but retries, and how long to believe that.
+#[derive(Debug, Default)]
+struct Floors {
+    lanes: Vec<(Lane, i64)>,
+    until: Option<Instant>,
+}
+
 /// What the janitor looks after.
 #[derive(Debug)]
 pub struct Janitor {
@@ -50,13 +60,14 @@ pub struct Janitor {
 impl Janitor {
     /// Does its rounds until told to stop.
     pub async fn run(self, stop: CancellationToken) {
+        let mut floors: Vec<Floors> = self.destinations.iter().map(|_| Floors::default()).collect();
         let mut next_probe = Instant::now();
         let mut next_prune = Instant::now();
         while !stop.is_cancelled() {
             self.pulse.tick();
             let now = Instant::now();
             if now >= next_probe {
-                let took = self.probe().await;
+                let took = self.probe(&mut floors, &stop).await;
                 next_probe = now + PROBE_EVERY.max(took * PROBE_SHARE);
             }
             if now >= next_prune {
@@ -73,9 +84,9 @@ impl Janitor {
     }
 
     /// Measures all destinations; returns how long that took.
-    async fn probe(&self) -> Duration {
+    async fn probe(&self, floors: &mut [Floors], stop: &CancellationToken) -> Duration {
         let started = Instant::now();
-        match self.measure().await {
+        match self.measure(floors, stop).await {
             Ok(()) => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 self.metrics.backlog_probe.set(now.as_secs_f64());
@@ -89,12 +100,36 @@ impl Janitor {
         started.elapsed()
     }
 
-    async fn measure(&self) -> Result<(), OutboxError> {
-        for (name, metrics) in &self.destinations {
-            let backlog = self.outbox.backlog(name).await?;
+    async fn measure(&self, floors: &mut [Floors], stop: &CancellationToken) -> Result<(), OutboxError> {
+        for ((name, metrics), floors) in self.destinations.iter().zip(floors) {
+            self.climb(name, floors, stop).await?;
+            if floors.lanes.is_empty() {
+                return Ok(());
+            }
+            let backlog = self.outbox.backlog(name, &floors.lanes).await?;
+            for (lane, first) in &backlog.firsts {
+                floors.lanes.iter_mut().filter(|(of, _)| of == lane).for_each(|(_, floor)| *floor = first - 1);
+            }
             metrics.lag.set(backlog.lag);
             metrics.backlog.set(backlog.messages);
             metrics.dead.set(backlog.dead);
+        }
+        Ok(())
+    }
+
+    /// Now and then looks from the bottom, so that a row that committed late below a floor is measured too.
+    async fn climb(&self, name: &str, floors: &mut Floors, stop: &CancellationToken) -> Result<(), OutboxError> {
+        let started = Instant::now();
+        if floors.until.is_some_and(|until| started < until) {
+            return Ok(());
+        }
+        let go_on = || {
+            self.pulse.tick();
+            !stop.is_cancelled()
+        };
+        if let Some(climb) = self.outbox.climb(name, go_on).await? {
+            floors.lanes = climb.floors;
+            floors.until = Some(Instant::now() + CLIMB_EVERY.max(started.elapsed() * PROBE_SHARE));
         }
         Ok(())
     }

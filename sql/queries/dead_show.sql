@@ -3,7 +3,7 @@
 -- $1 id. Guarantees: no row if the message is not dead. Reads the dead partition; events_pkey.
 SELECT
     0::bigint AS next_xid, now(), d.lane, d.id, d.attempts, d.enqueued_at, d.group_id,
-    d.event_id::text, d.event_type, d.stream_id, d.stream_version, d.payload::text, d.metadata::text, NULL::bigint AS wait,
+    d.event_id::text, d.event_type, d.stream_id, d.stream_version, d.payload::text, d.metadata::text, NULL::bigint AS wait, false AS has_more,
     to_jsonb(d)::text, d.destination, d.reason,
     to_char(d.dead_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
     to_char(d.enqueued_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')

@@ -1,7 +1,9 @@
 -- Reads the next messages of claimed lanes, each lane from its own cursor.
 --
--- $1 destination, $2 lanes, $3 the cursor of each lane, $4 how many messages of each lane at most.
--- Guarantees: within a lane the ids ascend and none that this snapshot shows is left out between two of them.
+-- $1 destination, $2 lanes, $3 the cursor of each lane, $4 how many messages of each lane at most, $5 how many bytes of each.
+-- Guarantees: within a lane the ids ascend and none that this snapshot shows is left out between two of them. "has_more"
+-- says of the last of a lane that $4 would have allowed more. The bytes are those that PostgreSQL stores, so that nothing
+-- is unpacked that is not sent; the first message always comes.
 -- A read never walks what lies below the cursor, so entries of delivered rows that vacuum could not remove cost nothing.
 -- "next_xid" is above every transaction that had begun to write. The snapshot's xmax is not: it only follows the latest
 -- transaction that has ended. age() counts from the next transaction id (PostgreSQL, GetStableLatestTransactionId).
@@ -9,7 +11,8 @@
 -- Index: messages_pending_pkey once a lane, events_pkey once a message.
 SELECT
     s.next_xid, s.now, m.lane, m.id, m.attempts, m.enqueued_at, m.group_id,
-    e.event_id::text, e.event_type, e.stream_id, e.stream_version, e.payload::text, e.metadata::text
+    m.event_id::text, m.event_type, m.stream_id, m.stream_version, m.payload::text, m.metadata::text,
+    NULL::bigint AS wait, m.has_more
 FROM (
     SELECT
         pg_snapshot_xmin(x.snapshot)::text::bigint + age(pg_snapshot_xmin(x.snapshot)::xid) AS next_xid,
@@ -17,13 +20,22 @@ FROM (
     FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS x
     OFFSET 0
 ) AS s
-CROSS JOIN unnest($2::smallint[], $3::bigint[], $4::bigint[]) AS h (lane, cursor, most)
+CROSS JOIN unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[]) AS h (lane, cursor, most, bytes)
 CROSS JOIN LATERAL (
-    SELECT p.lane, p.id, p.attempts, p.enqueued_at, p.group_id, p.event_position
-    FROM outbox.messages AS p
-    WHERE p.status = 'pending' AND p.destination = $1 AND p.lane = h.lane AND p.id > h.cursor
-        AND p.available_at IS NULL
-    ORDER BY p.id
-    LIMIT h.most
+    SELECT
+        p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata,
+        sum(coalesce(pg_column_size(e.payload) + pg_column_size(e.metadata), 0)) OVER ids
+            - coalesce(pg_column_size(e.payload) + pg_column_size(e.metadata), 0) AS bytes_before,
+        lead(p.id) OVER ids IS NOT NULL AS has_more
+    FROM (
+        SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position
+        FROM outbox.messages AS q
+        WHERE q.status = 'pending' AND q.destination = $1 AND q.lane = h.lane AND q.id > h.cursor
+            AND q.available_at IS NULL
+        ORDER BY q.id
+        LIMIT h.most
+    ) AS p
+    LEFT JOIN outbox.events AS e ON e.position = p.event_position
+    WINDOW ids AS (ORDER BY p.id ROWS UNBOUNDED PRECEDING)
 ) AS m
-LEFT JOIN outbox.events AS e ON e.position = m.event_position
+WHERE m.bytes_before < h.bytes

@@ -1,14 +1,15 @@
 -- Reads on in one group whose later messages were left in the table because too many of them waited.
 --
--- $1 destination, $2 lane, $3 group, $4 the last id in memory, $5 how many at most.
+-- $1 destination, $2 lane, $3 group, $4 the last id in memory, $5 how many at most, $6 how many bytes.
 -- Guarantees: the ids ascend and none of the group that this snapshot shows is left out between two of them, not even one
--- that waits for a retry; "wait" says how long, and is null for a message that is due.
+-- that waits for a retry; "wait" says how long in milliseconds, and is null for a message that is due. Bytes as in read.sql.
 -- Index: messages_pending_pkey, from $4 upwards; events_pkey once a message.
 SELECT
     s.next_xid, s.now, m.lane, m.id, m.attempts, m.enqueued_at, m.group_id,
-    e.event_id::text, e.event_type, e.stream_id, e.stream_version, e.payload::text, e.metadata::text,
+    m.event_id::text, m.event_type, m.stream_id, m.stream_version, m.payload::text, m.metadata::text,
     CASE WHEN m.available_at > s.now
-        THEN (extract(epoch FROM m.available_at - s.now) * 1000)::bigint END AS wait
+        THEN (extract(epoch FROM m.available_at - s.now) * 1000)::bigint END AS wait,
+    m.has_more
 FROM (
     SELECT
         pg_snapshot_xmin(x.snapshot)::text::bigint + age(pg_snapshot_xmin(x.snapshot)::xid) AS next_xid,
@@ -17,10 +18,19 @@ FROM (
     OFFSET 0
 ) AS s
 CROSS JOIN LATERAL (
-    SELECT p.lane, p.id, p.attempts, p.enqueued_at, p.group_id, p.event_position, p.available_at
-    FROM outbox.messages AS p
-    WHERE p.status = 'pending' AND p.destination = $1 AND p.lane = $2 AND p.id > $4 AND p.group_id = $3
-    ORDER BY p.id
-    LIMIT $5
+    SELECT
+        p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata,
+        sum(coalesce(pg_column_size(e.payload) + pg_column_size(e.metadata), 0)) OVER ids
+            - coalesce(pg_column_size(e.payload) + pg_column_size(e.metadata), 0) AS bytes_before,
+        lead(p.id) OVER ids IS NOT NULL AS has_more
+    FROM (
+        SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.available_at
+        FROM outbox.messages AS q
+        WHERE q.status = 'pending' AND q.destination = $1 AND q.lane = $2 AND q.id > $4 AND q.group_id = $3
+        ORDER BY q.id
+        LIMIT $5
+    ) AS p
+    LEFT JOIN outbox.events AS e ON e.position = p.event_position
+    WINDOW ids AS (ORDER BY p.id ROWS UNBOUNDED PRECEDING)
 ) AS m
-LEFT JOIN outbox.events AS e ON e.position = m.event_position
+WHERE m.bytes_before < $6

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use deadpool_postgres::Object;
 use tokio_postgres::types::Type;
 
-use super::{Outbox, OutboxError, Parameter, column};
+use super::{LIMITS, Outbox, OutboxError, Parameter, column};
 use crate::message::{LANES, Lane};
 
 const CLAIM: &str = include_str!("../../sql/queries/claim.sql");
@@ -86,7 +86,7 @@ impl Outbox {
             Arc::new(ClaimConnection { object: Some(self.connection().await?), is_committed: AtomicBool::new(false) });
         // The transaction writes nothing but row locks, so its commit need not wait for the disk.
         let begin = format!(
-            "BEGIN; SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL synchronous_commit = off",
+            "BEGIN; {LIMITS}; SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL synchronous_commit = off",
             limit.as_millis()
         );
         self.bounded("claim", connection.object()?.batch_execute(&begin)).await?;

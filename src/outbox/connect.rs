@@ -65,6 +65,8 @@ pub enum OutboxError {
     /// A statement failed.
     #[error("{statement} failed at {place}: {problem}")]
     Statement {
+        /// Whether another transaction was in the way and the same statements may succeed at once: SQLSTATE 40001, 40P01.
+        is_conflict: bool,
         /// Which statement.
         statement: &'static str,
         /// Host, port and database.
@@ -117,7 +119,11 @@ impl OutboxError {
             Some(cause) if missing.contains(cause.code()) => {
                 Self::NotMigrated { place: place.to_owned(), problem: cause.message().to_owned() }
             }
-            _ => Self::Statement { statement, place: place.to_owned(), problem: explain(error) },
+            cause => {
+                let conflicts = [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED];
+                let is_conflict = cause.is_some_and(|cause| conflicts.contains(cause.code()));
+                Self::Statement { is_conflict, statement, place: place.to_owned(), problem: explain(error) }
+            }
         }
     }
 }
@@ -147,9 +153,13 @@ impl Outbox {
         // in bounded time and the connection is thrown away.
         let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let connection = config.connection.clone();
-        let manager = match config.tls {
-            TlsMode::Disable => Manager::from_config(connection, NoTls, manager_config),
-            _ => Manager::from_config(connection, tls::connector(config)?, manager_config),
+        let tls = match config.tls {
+            TlsMode::Disable => None,
+            _ => Some(tls::connector(config)?),
+        };
+        let manager = match &tls {
+            None => Manager::from_config(connection, NoTls, manager_config),
+            Some(tls) => Manager::from_config(connection, tls.clone(), manager_config),
         };
         let generation = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&generation);
@@ -165,7 +175,7 @@ impl Outbox {
             }))
             .build()
             .map_err(|error| OutboxError::Tls(error.to_string()))?;
-        Ok(Self { pool, generation, place: config.place().into() })
+        Ok(Self { pool, generation, place: config.place().into(), tls })
     }
 
     pub(super) async fn connection(&self) -> Result<Object, OutboxError> {

@@ -208,11 +208,11 @@ impl Outbox {
         let Some(row) = rows.first() else { return Ok(None) };
         Ok(Some(DeadMessage {
             message: message(NAME, row, &mut 0)?,
-            json: column(NAME, row, 14)?,
-            destination: column(NAME, row, 15)?,
-            reason: column(NAME, row, 16)?,
-            died: column(NAME, row, 17)?,
-            enqueued: column(NAME, row, 18)?,
+            json: column(NAME, row, 15)?,
+            destination: column(NAME, row, 16)?,
+            reason: column(NAME, row, 17)?,
+            died: column(NAME, row, 18)?,
+            enqueued: column(NAME, row, 19)?,
         }))
     }
 

@@ -9,9 +9,9 @@
 //! follows it.
 //!
 //! A writer that stays open longer than [`PATIENCE`] is *overtaken*: the bound passes it, and its transaction id is
-//! remembered. As soon as a snapshot shows that it has ended, everything is swept from the bottom before a FIFO queue gets
-//! anything more, because the next writer of its group may have committed right behind it. So order does not rest on
-//! time. (It does rest on writers having a transaction id before they take a message id, which any earlier write gives
+//! remembered. As soon as a snapshot shows that it has ended, each lane is *unswept*: it has to be swept from the bottom
+//! before a FIFO queue gets anything more of it, because the next writer of its group may have committed right behind. So
+//! order does not rest on time. (It does rest on writers having a transaction id before they take a message id, which any earlier write gives
 //! them: a row lock, an event, a stream's version. That is also what makes them wait for each other.)
 //!
 //! Completeness rests on the sweep from the bottom, which the relay makes every second in any case.
@@ -22,7 +22,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::{Look, Snapshot};
+use super::{Climb, Look, Snapshot};
 use crate::message::{LANES, Lane};
 
 /// How long the low bound waits for a running transaction before it passes anyway.
@@ -41,6 +41,7 @@ struct LaneBound {
     low: i64,
     cursor: i64,
     candidates: VecDeque<Candidate>,
+    is_unswept: bool,
 }
 
 impl LaneBound {
@@ -78,6 +79,8 @@ pub struct LowBounds {
     /// The sequence's last value at the look before this one, see [`LowBounds::looked`].
     last_id: Option<i64>,
     overtaken: Overtaken,
+    /// How often lanes have become unswept; a sweep that began before the last time has not seen all.
+    marks: u64,
 }
 
 /// Transactions that had begun and not ended when a bound passed what they may have written.
@@ -125,6 +128,7 @@ impl Default for LowBounds {
             lanes: vec![LaneBound::default(); usize::try_from(LANES).unwrap_or(0)],
             last_id: None,
             overtaken: Overtaken::default(),
+            marks: 0,
         }
     }
 }
@@ -136,6 +140,17 @@ impl LowBounds {
 
     fn lane_mut(&mut self, lane: Lane) -> &mut LaneBound {
         &mut self.lanes[usize::try_from(lane).unwrap_or(0)]
+    }
+
+    /// Where everything starts after a [`Climb`]: what lies below a lane's floor was done, or belongs to writers that were
+    /// running when the climb began. Those count as overtaken.
+    pub fn start_from(&mut self, climb: &Climb) {
+        for (lane, floor) in &climb.floors {
+            let bound = self.lane_mut(*lane);
+            bound.low = *floor;
+            bound.cursor = *floor;
+        }
+        self.overtaken.add(climb.next_xid, &climb.snapshot);
     }
 
     /// All lanes with their low bounds, for a look.
@@ -213,14 +228,39 @@ impl LowBounds {
         !self.overtaken.is_empty()
     }
 
-    /// Whether this snapshot shows the end of a writer that was overtaken, so that rows below the bounds may be new.
-    pub fn shows_late_rows(&self, snapshot: &Snapshot) -> bool {
-        self.overtaken.has_ended(snapshot)
+    /// Whether this snapshot shows the end of a writer that was overtaken, so that rows below the bounds may be new. Then
+    /// all lanes are unswept.
+    pub fn shows_late_rows(&mut self, snapshot: &Snapshot) -> bool {
+        let shows = self.overtaken.has_ended(snapshot);
+        if shows {
+            self.marks += 1;
+            self.lanes.iter_mut().for_each(|bound| bound.is_unswept = true);
+            self.overtaken.forget_ended(snapshot);
+        }
+        shows
     }
 
-    /// Everything that this snapshot shows was swept from the bottom, and the lanes were set back to what was found.
-    pub fn swept_from_the_bottom(&mut self, snapshot: &Snapshot) {
-        self.overtaken.forget_ended(snapshot);
+    /// How often lanes have become unswept, to be given to [`LowBounds::swept_from_the_bottom`].
+    pub fn marks(&self) -> u64 {
+        self.marks
+    }
+
+    /// Whether a lane has to be swept from the bottom before more of it is read.
+    pub fn is_unswept(&self, lane: Lane) -> bool {
+        self.lane(lane).is_unswept
+    }
+
+    /// These lanes were swept from the bottom up, beginning when the count of marks was this, and were set back to what was
+    /// found.
+    pub fn swept_from_the_bottom(&mut self, lanes: &[Lane], marks: u64) {
+        if marks == self.marks {
+            lanes.iter().for_each(|lane| self.lane_mut(*lane).is_unswept = false);
+        }
+    }
+
+    /// The highest id up to which anything was looked at.
+    pub fn highest(&self) -> i64 {
+        self.lanes.iter().map(|bound| bound.cursor).max().unwrap_or(0)
     }
 
     /// Messages of the lane from `id` on were left in the table and have to be read again.
@@ -278,10 +318,32 @@ mod tests {
         assert_eq!(bounds.low(0), 100);
         assert!(bounds.has_overtaken());
         assert!(!bounds.shows_late_rows(&snapshot("30:70:30")), "55 began after the read, so it holds no lower id");
-        let ended = snapshot("65:70:65");
-        assert!(bounds.shows_late_rows(&ended));
-        bounds.swept_from_the_bottom(&ended);
-        assert!(!bounds.has_overtaken());
+        assert!(bounds.shows_late_rows(&snapshot("65:70:65")));
+        assert!(!bounds.has_overtaken() && bounds.is_unswept(0) && bounds.is_unswept(7));
+        bounds.swept_from_the_bottom(&[0], bounds.marks());
+        assert!(!bounds.is_unswept(0) && bounds.is_unswept(7), "7 was not swept");
+    }
+
+    #[test]
+    fn a_sweep_that_began_before_a_writer_ended_says_nothing_of_it() {
+        let start = Instant::now();
+        let mut bounds = LowBounds::default();
+        bounds.read(0, 100, 50, start);
+        bounds.swept(&[(0, 100)], &snapshot("30:60:30"), after(start, 2000));
+        let before = bounds.marks();
+        assert!(bounds.shows_late_rows(&snapshot("60:60:")));
+        bounds.swept_from_the_bottom(&[0], before);
+        assert!(bounds.is_unswept(0));
+    }
+
+    #[test]
+    fn after_a_climb_writers_that_were_running_are_waited_for() {
+        let mut bounds = LowBounds::default();
+        let climb = Climb { floors: vec![(0, 500), (1, 900)], snapshot: snapshot("40:50:40"), next_xid: 50 };
+        bounds.start_from(&climb);
+        assert_eq!((bounds.low(0), bounds.cursor(1), bounds.low(2)), (500, 900, 0));
+        assert!(bounds.has_overtaken() && !bounds.shows_late_rows(&snapshot("40:55:40")));
+        assert!(bounds.shows_late_rows(&snapshot("55:55:")), "what 40 wrote may lie below the floors");
     }
 
     #[test]
@@ -296,10 +358,8 @@ mod tests {
         assert_eq!(bounds.low(0), 100);
         assert!(bounds.has_overtaken() && !bounds.shows_late_rows(&snapshot("50:50:")));
         assert!(!bounds.shows_late_rows(&snapshot("50:60:50,55")), "now it is listed");
-        bounds.swept_from_the_bottom(&snapshot("50:60:50,55"));
         assert!(bounds.has_overtaken());
         assert!(bounds.shows_late_rows(&snapshot("55:60:55")));
-        bounds.swept_from_the_bottom(&snapshot("55:60:55"));
         assert!(!bounds.has_overtaken());
     }
 

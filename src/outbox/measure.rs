@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use super::{Outbox, OutboxError, Parameter, column};
-use crate::message::{LANES, Lane};
+use crate::message::Lane;
 
 const BACKLOG: &str = include_str!("../../sql/queries/backlog.sql");
 const PRUNE: &str = include_str!("../../sql/queries/prune.sql");
@@ -14,7 +14,7 @@ const PRUNE: &str = include_str!("../../sql/queries/prune.sql");
 const COUNT_LIMIT: i64 = 100_000;
 
 /// What waits in one destination.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Backlog {
     /// Age of the oldest pending message in seconds, 0 when there is none.
     pub lag: f64,
@@ -22,23 +22,33 @@ pub struct Backlog {
     pub messages: i64,
     /// Dead messages, at most [`COUNT_LIMIT`].
     pub dead: i64,
+    /// The first message of each lane that has one and that waits for no retry.
+    pub firsts: Vec<(Lane, i64)>,
 }
 
 impl Outbox {
-    /// Measures a destination's backlog in the table.
+    /// Measures a destination's backlog in the table, above these floors, as a [`Climb`](super::Climb) finds them.
     ///
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn backlog(&self, destination: &str) -> Result<Backlog, OutboxError> {
-        let lanes: Vec<Lane> = (0..LANES).collect();
-        let parameters: [Parameter<'_>; 3] =
-            [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY), (&COUNT_LIMIT, Type::INT8)];
-        let row = self.query_one("measure the backlog", BACKLOG, &parameters).await?;
+    pub async fn backlog(&self, destination: &str, floors: &[(Lane, i64)]) -> Result<Backlog, OutboxError> {
+        const NAME: &str = "measure the backlog";
+        let (lanes, ids): (Vec<Lane>, Vec<i64>) = floors.iter().copied().unzip();
+        let parameters: [Parameter<'_>; 4] = [
+            (&destination, Type::TEXT),
+            (&lanes, Type::INT2_ARRAY),
+            (&ids, Type::INT8_ARRAY),
+            (&COUNT_LIMIT, Type::INT8),
+        ];
+        let row = self.query_one(NAME, BACKLOG, &parameters).await?;
+        let firsts: Vec<Lane> = column(NAME, &row, 3)?;
+        let firsts = firsts.into_iter().zip(column::<Vec<i64>>(NAME, &row, 4)?).collect();
         Ok(Backlog {
-            lag: column::<f64>("measure the backlog", &row, 0)?.max(0.0),
-            messages: column("measure the backlog", &row, 1)?,
-            dead: column("measure the backlog", &row, 2)?,
+            lag: column::<f64>(NAME, &row, 0)?.max(0.0),
+            messages: column(NAME, &row, 1)?,
+            dead: column(NAME, &row, 2)?,
+            firsts,
         })
     }
 

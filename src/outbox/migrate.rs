@@ -5,7 +5,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::types::Type;
 
-use super::{Outbox, OutboxError, column, keep_if_ok};
+use super::{Outbox, OutboxError, column};
 
 /// One step of the schema.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +100,7 @@ impl Outbox {
         };
         // A failure leaves the transaction open, and closing the connection rolls it back.
         let result = work.await;
-        keep_if_ok(connection, result)
+        self.keep_if_ok(connection, result).await
     }
 
     /// Whether the schema is the one this program was built for.

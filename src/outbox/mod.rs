@@ -5,6 +5,7 @@
 //! wait is bounded; a connection on which a statement failed is thrown away.
 
 mod claim;
+mod climb;
 mod connect;
 mod dead;
 mod low_bound;
@@ -24,12 +25,13 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
 pub use claim::Claim;
+pub use climb::{Climb, Slices};
 pub use connect::OutboxError;
 pub use dead::{DeadAction, DeadCount, DeadFilter, DeadGroup, DeadLine, DeadMessage, Since};
 pub use low_bound::LowBounds;
 pub use measure::Backlog;
 pub use migrate::{MIGRATIONS, Migration, script};
-pub use read::{Batch, Look, Position, READ_BYTES, Range, Sweep, Swept, Watch};
+pub use read::{Batch, DeferredHead, Look, Position, READ_BYTES, Range, ReadBudget, Sweep, Swept, Watch};
 pub use settle::Keep;
 pub use snapshot::Snapshot;
 
@@ -37,15 +39,29 @@ pub use snapshot::Snapshot;
 /// takes longer is not slow but has lost its server.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long to try to tell the server that a statement was given up.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What every transaction begins with, so that the server itself gives up before [`STATEMENT_TIMEOUT`]: on a lock that
+/// somebody holds, or on a statement that runs too long.
+const LIMITS: &str = "SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '9s'";
+
 /// A parameter and its type: unnamed statements do not ask the server what they need.
 type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// The way to one database, cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Outbox {
     pool: deadpool_postgres::Pool,
     generation: Arc<AtomicU64>,
     place: Arc<str>,
+    tls: Option<tokio_postgres_rustls::MakeRustlsConnect>,
+}
+
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outbox").field("place", &self.place).finish_non_exhaustive()
+    }
 }
 
 impl Outbox {
@@ -62,7 +78,7 @@ impl Outbox {
     ) -> Result<Vec<Row>, OutboxError> {
         let connection = self.connection().await?;
         let result = self.bounded(name, connection.query_typed(sql, parameters)).await;
-        keep_if_ok(connection, result)
+        self.keep_if_ok(connection, result).await
     }
 
     async fn query_one(&self, name: &'static str, sql: &str, parameters: &[Parameter<'_>]) -> Result<Row, OutboxError> {
@@ -73,7 +89,7 @@ impl Outbox {
     async fn execute(&self, name: &'static str, sql: &str, parameters: &[Parameter<'_>]) -> Result<u64, OutboxError> {
         let connection = self.connection().await?;
         let result = self.bounded(name, connection.execute_typed(sql, parameters)).await;
-        keep_if_ok(connection, result)
+        self.keep_if_ok(connection, result).await
     }
 
     async fn bounded<T>(
@@ -95,14 +111,27 @@ impl Outbox {
             Err(_) => Err(OutboxError::Timeout { statement, place: self.place.to_string() }),
         }
     }
-}
 
-/// After a failure nobody knows what the server will still answer on a connection, or whether it is the right server.
-fn keep_if_ok<T>(connection: Object, result: Result<T, OutboxError>) -> Result<T, OutboxError> {
-    if result.is_err() {
-        drop(Object::take(connection));
+    /// After a failure nobody knows what the server will still answer on a connection, or whether it is the right server. A
+    /// statement that is given up is cancelled: PostgreSQL does not notice that its client is gone while it waits for a
+    /// lock or walks an index, and such sessions would pile up.
+    async fn keep_if_ok<T>(&self, connection: Object, result: Result<T, OutboxError>) -> Result<T, OutboxError> {
+        if let Err(error) = &result {
+            if matches!(error, OutboxError::Timeout { .. }) {
+                let token = connection.cancel_token();
+                let cancelled = async {
+                    match &self.tls {
+                        Some(tls) => token.cancel_query(tls.clone()).await,
+                        None => token.cancel_query(tokio_postgres::NoTls).await,
+                    }
+                };
+                // A server that does not answer cannot be told either.
+                drop(tokio::time::timeout(CANCEL_TIMEOUT, cancelled).await);
+            }
+            drop(Object::take(connection));
+        }
+        result
     }
-    result
 }
 
 /// Reads a column; a mismatch is an error of a statement in `sql/queries`, reported and not a panic.

@@ -8,20 +8,48 @@ use futures_util::{StreamExt as _, pin_mut};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::{Outbox, OutboxError, Parameter, STATEMENT_TIMEOUT, Snapshot, column, keep_if_ok};
+use super::{Outbox, OutboxError, Parameter, STATEMENT_TIMEOUT, Snapshot, column};
 use crate::message::{Event, Lane, Message, MessageKey};
 
 const WATCH: &str = include_str!("../../sql/queries/watch.sql");
 const LOOK: &str = include_str!("../../sql/queries/look.sql");
 const READ: &str = include_str!("../../sql/queries/read.sql");
 const READ_GROUP: &str = include_str!("../../sql/queries/read_group.sql");
-const READ_DEFERRED: &str = include_str!("../../sql/queries/read_deferred.sql");
+const READ_DUE: &str = include_str!("../../sql/queries/read_due.sql");
+const DEFERRED_HEADS: &str = include_str!("../../sql/queries/deferred_heads.sql");
 const SWEEP: &str = include_str!("../../sql/queries/sweep.sql");
 const PENDING: &str = include_str!("../../sql/queries/pending.sql");
 
 /// How many bytes of bodies one read may bring; what comes after is left for the next read. A batch of the largest
 /// messages would otherwise need a gigabyte.
 pub const READ_BYTES: usize = 16 * 1024 * 1024;
+
+/// How many bytes the server is asked for. It counts them as they are stored, which compression makes fewer than what
+/// arrives, so the number starts low and follows what reads bring.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadBudget(usize);
+
+impl Default for ReadBudget {
+    fn default() -> Self {
+        Self(READ_BYTES / 16)
+    }
+}
+
+impl ReadBudget {
+    /// What to ask for next, after a read that had to be cut, or had not.
+    pub fn follow(&mut self, is_cut: bool) {
+        self.0 = if is_cut { (self.0 / 2).max(READ_BYTES / 256) } else { (self.0 * 2).min(READ_BYTES) };
+    }
+
+    fn bytes(self) -> i64 {
+        i64::try_from(self.0).unwrap_or(i64::MAX)
+    }
+
+    /// The part of a lane that gets `part` of `total` messages.
+    fn share(self, part: usize, total: usize) -> i64 {
+        i64::try_from(self.0 * part / total.max(1)).unwrap_or(i64::MAX).max(1)
+    }
+}
 
 /// What can be seen of quiet destinations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +95,19 @@ pub struct Batch {
     pub next_xid: i64,
     /// Whether the read stopped at [`READ_BYTES`].
     pub is_cut: bool,
+    /// Lanes of which the server had more than it was asked for in bytes.
+    pub lanes_with_more: Vec<Lane>,
+}
+
+/// A group whose first message waits in the table for a retry.
+#[derive(Clone, Debug)]
+pub struct DeferredHead {
+    /// The group.
+    pub group: Arc<str>,
+    /// The message.
+    pub key: MessageKey,
+    /// When it may be tried again, by this process's clock.
+    pub due: Instant,
 }
 
 /// Where to sweep in a lane.
@@ -150,16 +191,20 @@ impl Outbox {
         &self,
         destination: &str,
         positions: &[Position],
+        budget: ReadBudget,
         sweep: Option<&Sweep>,
     ) -> Result<(Batch, Option<Swept>), OutboxError> {
         let lanes: Vec<Lane> = positions.iter().map(|position| position.lane).collect();
         let cursors: Vec<i64> = positions.iter().map(|position| position.cursor).collect();
         let most: Vec<i64> = positions.iter().map(|p| i64::try_from(p.most).unwrap_or(i64::MAX)).collect();
-        let parameters: [Parameter<'_>; 4] = [
+        let total = positions.iter().map(|position| position.most).sum();
+        let bytes: Vec<i64> = positions.iter().map(|position| budget.share(position.most, total)).collect();
+        let parameters: [Parameter<'_>; 5] = [
             (&destination, Type::TEXT),
             (&lanes, Type::INT2_ARRAY),
             (&cursors, Type::INT8_ARRAY),
             (&most, Type::INT8_ARRAY),
+            (&bytes, Type::INT8_ARRAY),
         ];
         let connection = self.connection().await?;
         // Both are sent at once; PostgreSQL runs the statements of a connection one after the other, in this order.
@@ -171,7 +216,8 @@ impl Outbox {
             }
         };
         let (read, swept) = tokio::join!(read, sweep);
-        keep_if_ok(connection, read.and_then(|batch| swept.map(|swept| (batch, swept))))
+        let both = read.and_then(|batch| swept.map(|swept| (batch, swept)));
+        self.keep_if_ok(connection, both).await
     }
 
     /// The next messages of one group.
@@ -185,35 +231,58 @@ impl Outbox {
         group: &str,
         after: MessageKey,
         most: usize,
+        budget: ReadBudget,
     ) -> Result<Batch, OutboxError> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let parameters: [Parameter<'_>; 5] = [
+        let bytes = budget.bytes();
+        let parameters: [Parameter<'_>; 6] = [
             (&destination, Type::TEXT),
             (&after.lane, Type::INT2),
             (&group, Type::TEXT),
             (&after.id, Type::INT8),
             (&most, Type::INT8),
+            (&bytes, Type::INT8),
         ];
         self.batch("read group", READ_GROUP, &parameters).await
     }
 
-    /// The messages of these lanes that wait for a retry which is due within some time; those not due say how long.
+    /// The groups of these lanes whose head waits for a retry.
     ///
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn read_deferred(
+    pub async fn deferred_heads(&self, destination: &str, lanes: &[Lane]) -> Result<Vec<DeferredHead>, OutboxError> {
+        const NAME: &str = "read deferred heads";
+        let parameters: [Parameter<'_>; 2] = [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY)];
+        let rows = self.query(NAME, DEFERRED_HEADS, &parameters).await?;
+        let now = Instant::now();
+        let head = |row: &Row| {
+            Ok(DeferredHead {
+                group: Arc::from(column::<&str>(NAME, row, 1)?),
+                key: MessageKey { lane: column(NAME, row, 0)?, id: column(NAME, row, 2)? },
+                due: now + column::<Option<i64>>(NAME, row, 3)?.map_or(Duration::ZERO, millis),
+            })
+        };
+        rows.iter().map(head).collect()
+    }
+
+    /// The messages of these lanes that wait for a retry which is due.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn read_due(
         &self,
         destination: &str,
         lanes: &[Lane],
         most: usize,
-        within: Duration,
+        budget: ReadBudget,
     ) -> Result<Batch, OutboxError> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let within = i64::try_from(within.as_millis()).unwrap_or(i64::MAX);
+        let bytes = budget.bytes();
         let parameters: [Parameter<'_>; 4] =
-            [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY), (&most, Type::INT8), (&within, Type::INT8)];
-        self.batch("read deferred", READ_DEFERRED, &parameters).await
+            [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY), (&most, Type::INT8), (&bytes, Type::INT8)];
+        self.batch("read due", READ_DUE, &parameters).await
     }
 
     /// Looks for pending messages between two ids of each lane.
@@ -224,7 +293,7 @@ impl Outbox {
     pub async fn sweep(&self, destination: &str, sweep: &Sweep) -> Result<Swept, OutboxError> {
         let connection = self.connection().await?;
         let swept = self.sweep_on(&connection, destination, sweep).await;
-        keep_if_ok(connection, swept)
+        self.keep_if_ok(connection, swept).await
     }
 
     async fn sweep_on(&self, connection: &Object, destination: &str, sweep: &Sweep) -> Result<Swept, OutboxError> {
@@ -262,7 +331,7 @@ impl Outbox {
     ) -> Result<Batch, OutboxError> {
         let connection = self.connection().await?;
         let batch = self.batch_on(&connection, statement, sql, parameters).await;
-        keep_if_ok(connection, batch)
+        self.keep_if_ok(connection, batch).await
     }
 
     async fn batch_on(
@@ -282,6 +351,11 @@ impl Outbox {
                 let row = row.map_err(|error| OutboxError::of_statement(statement, &self.place, &error))?;
                 let message = message(statement, &row, &mut batch.next_xid)?;
                 bytes += message.event.as_ref().map_or(0, |event| event.payload.len() + event.metadata.len());
+                let lane = message.key.lane;
+                batch.lanes_with_more.retain(|other| *other != lane);
+                if column(statement, &row, 14)? {
+                    batch.lanes_with_more.push(lane);
+                }
                 // The first message always fits, or it would never be read.
                 if bytes > READ_BYTES && !batch.messages.is_empty() {
                     batch.is_cut = true;
@@ -304,8 +378,11 @@ fn snapshot(statement: &'static str, text: &str) -> Result<Snapshot, OutboxError
     Snapshot::parse(text).ok_or_else(|| OutboxError::Answer { statement, problem: format!("{text:?} is no snapshot") })
 }
 
-/// The columns are those of `sql/queries/read.sql`, which all reading statements share; `wait` follows in
-/// some of them.
+fn millis(millis: i64) -> Duration {
+    Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+}
+
+/// The columns are those of `sql/queries/read.sql`, which all reading statements share.
 pub(super) fn message(statement: &'static str, row: &Row, next_xid: &mut i64) -> Result<Message, OutboxError> {
     *next_xid = column(statement, row, 0)?;
     let now: SystemTime = column(statement, row, 1)?;
@@ -324,7 +401,7 @@ pub(super) fn message(statement: &'static str, row: &Row, next_xid: &mut i64) ->
             })
         }
     };
-    let wait = if row.len() > 13 { column::<Option<i64>>(statement, row, 13)? } else { None };
+    let wait: Option<i64> = column(statement, row, 13)?;
     Ok(Message {
         key: MessageKey { lane: column(statement, row, 2)?, id: column(statement, row, 3)? },
         attempts: column(statement, row, 4)?,
@@ -332,7 +409,7 @@ pub(super) fn message(statement: &'static str, row: &Row, next_xid: &mut i64) ->
         // A clock that was set back makes a message look as if it came from the future.
         age_when_read: now.duration_since(enqueued_at).unwrap_or(Duration::ZERO),
         read_at: Instant::now(),
-        wait: wait.map(|millis| Duration::from_millis(u64::try_from(millis).unwrap_or(0))),
+        wait: wait.map(millis),
         event,
     })
 }

@@ -3,7 +3,7 @@
 use deadpool_postgres::Object;
 use tokio_postgres::types::Type;
 
-use super::{Outbox, OutboxError, Parameter, keep_if_ok};
+use super::{LIMITS, Outbox, OutboxError, Parameter};
 use crate::message::{Lane, MessageKey, Outcome, Settlement};
 
 const DELIVER: &str = include_str!("../../sql/queries/deliver.sql");
@@ -13,8 +13,12 @@ const BURY: &str = include_str!("../../sql/queries/bury.sql");
 
 /// Under a long transaction the pending partition holds few rows and many dead ones, and for hundreds of keys the planner
 /// then prefers to scan it all, each time. Nothing but one index probe a message is ever right here.
-const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
+const PLAN: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
     SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+
+/// How often to begin again when another transaction was in the way: two relays that settle the same message, of which
+/// one finds it moved to another partition (SQLSTATE 40001).
+const CONFLICTS: usize = 5;
 
 /// What happens to a row at delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,16 +84,25 @@ impl Outbox {
             }
         }
         let connection = self.connection().await?;
-        let work = async {
-            self.bounded("settle", connection.batch_execute(BEGIN)).await?;
-            let missing = self.deliver(&connection, destination, keep, &delivered).await?;
-            self.defer(&connection, destination, &deferred).await?;
-            self.bury(&connection, destination, &dead).await?;
-            self.bounded("settle", connection.batch_execute("COMMIT")).await?;
-            Ok(missing)
+        let mut conflicts = 0;
+        let result = loop {
+            let work = async {
+                self.bounded("settle", connection.batch_execute(&format!("BEGIN; {LIMITS}; {PLAN}"))).await?;
+                let missing = self.deliver(&connection, destination, keep, &delivered).await?;
+                self.defer(&connection, destination, &deferred).await?;
+                self.bury(&connection, destination, &dead).await?;
+                self.bounded("settle", connection.batch_execute("COMMIT")).await?;
+                Ok(missing)
+            };
+            match work.await {
+                Err(OutboxError::Statement { is_conflict: true, .. }) if conflicts < CONFLICTS => conflicts += 1,
+                result => break result,
+            }
+            if let Err(error) = self.bounded("settle", connection.batch_execute("ROLLBACK")).await {
+                break Err(error);
+            }
         };
-        let result = work.await;
-        keep_if_ok(connection, result)
+        self.keep_if_ok(connection, result).await
     }
 
     async fn write(

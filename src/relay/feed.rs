@@ -13,8 +13,9 @@ use super::Destination;
 use super::group::Item;
 use super::positions::positions;
 use super::stream::{Closing, Event, Stream};
+use super::sweep::Round;
 use crate::message::{LANES, Lane, Message, QueueKind};
-use crate::outbox::{Batch, DeadGroup, OutboxError, Position, Range, Sweep, Swept};
+use crate::outbox::{Batch, DeadGroup, DeferredHead, OutboxError, Position, ReadBudget, Sweep, Swept};
 use crate::sqs::compose;
 
 /// How soon to read again after a read that was not full: commits are seen within this time while traffic flows.
@@ -27,17 +28,11 @@ const GAP_SWEEP: Duration = Duration::from_millis(10);
 /// The same while there is a backlog: nobody waits for a single message then, and the rows cost.
 const GAP_SWEEP_BUSY: Duration = Duration::from_millis(250);
 
-/// How often lanes are swept from the bottom, whatever the bounds say.
-pub(super) const FULL_SWEEP: Duration = Duration::from_secs(1);
+/// How often recorded retries are looked for that have fallen due.
+const DUE_POLL: Duration = Duration::from_millis(50);
 
-/// A sweep from the bottom may take one part in so many of the time.
-pub(super) const FULL_SWEEP_SHARE: u32 = 20;
-
-/// How often retries that others recorded are looked for.
-const DUE_POLL: Duration = Duration::from_millis(100);
-
-/// Retries read when a lane is opened.
-const MOST_DEFERRED: usize = 1000;
+/// Retries read at once.
+const MOST_DUE: usize = 1000;
 
 /// When to ask for lanes that were left to others or held by them: a saturated relay leaves half of them free this long.
 const WIDEN_AFTER: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(400)];
@@ -45,20 +40,17 @@ const WIDEN_AFTER: [Duration; 2] = [Duration::from_millis(100), Duration::from_m
 /// Bytes in memory that wait to be sent, beyond which no read is started.
 const MOST_WAITING_BYTES: usize = crate::outbox::READ_BYTES;
 
-/// All retries, due or not, as far as any calendar goes.
-const ANY_TIME: Duration = Duration::from_secs(100 * 365 * 86_400);
-
 /// The state of reading.
 #[derive(Debug)]
 pub(super) struct Feed {
-    open: Vec<Lane>,
+    pub(super) open: Vec<Lane>,
     full: Vec<Lane>,
     is_opening: bool,
     is_reading: bool,
     is_reading_on: bool,
-    is_sweeping: bool,
-    /// A writer that had been overtaken has ended: nothing is read before all was swept.
-    must_sweep: bool,
+    pub(super) is_sweeping: bool,
+    /// The sweep from the bottom that is on its way up.
+    pub(super) round: Option<Round>,
     is_asking_for_due: bool,
     pub(super) is_rechecking: bool,
     /// When to ask whether blocked groups may go on; `None` while there are none.
@@ -66,9 +58,10 @@ pub(super) struct Feed {
     is_widening: bool,
     widened: usize,
     claimed_at: Instant,
-    next_read: Instant,
+    pub(super) next_read: Instant,
     next_gap_sweep: Instant,
     next_due: Instant,
+    budget: ReadBudget,
 }
 
 impl Feed {
@@ -81,7 +74,7 @@ impl Feed {
             is_reading: false,
             is_reading_on: false,
             is_sweeping: false,
-            must_sweep: false,
+            round: None,
             is_asking_for_due: false,
             is_rechecking: false,
             next_recheck: None,
@@ -90,7 +83,8 @@ impl Feed {
             claimed_at,
             next_read: now,
             next_gap_sweep: now + GAP_SWEEP,
-            next_due: now + DUE_POLL,
+            next_due: now,
+            budget: ReadBudget::default(),
         }
     }
 
@@ -116,7 +110,7 @@ impl Feed {
 }
 
 impl Stream<'_> {
-    /// Lanes were claimed: first the retries that wait in them, because those may block their groups.
+    /// Lanes were claimed: first of all, which of their groups have to wait.
     pub(super) fn open(&mut self, lanes: Vec<Lane>) {
         self.feed.is_opening = true;
         let destination = self.destination.clone();
@@ -125,7 +119,9 @@ impl Stream<'_> {
             let work = async {
                 // Only the holder of a lane buries its messages, so nothing becomes dead in between.
                 let dead = if destination.blocks() { outbox.dead_groups(name, &lanes).await? } else { Vec::new() };
-                Ok((dead, outbox.read_deferred(name, &lanes, MOST_DEFERRED, ANY_TIME).await?))
+                let is_fifo = destination.queue.kind() == QueueKind::Fifo;
+                let heads = if is_fifo { outbox.deferred_heads(name, &lanes).await? } else { Vec::new() };
+                Ok((dead, heads))
             };
             let result = work.await;
             Event::Opened { lanes, result }
@@ -141,11 +137,11 @@ impl Stream<'_> {
         self.start_reading_on();
         self.start_sweeping(now);
         self.start_rechecking(now);
-        if now >= self.feed.next_due && !self.feed.is_asking_for_due {
+        if now >= self.feed.next_due && !self.feed.is_asking_for_due && self.has_room() {
             self.feed.is_asking_for_due = true;
-            let (destination, lanes) = (self.destination.clone(), self.feed.open.clone());
+            let (destination, lanes, budget) = (self.destination.clone(), self.feed.open.clone(), self.feed.budget);
             self.tasks.push(Box::pin(async move {
-                let due = destination.outbox.read_deferred(&destination.name, &lanes, MOST_DEFERRED, Duration::ZERO);
+                let due = destination.outbox.read_due(&destination.name, &lanes, MOST_DUE, budget);
                 Event::Due { result: due.await }
             }));
         }
@@ -159,9 +155,9 @@ impl Stream<'_> {
         if feed.open.is_empty() {
             return widening;
         }
-        let reading = (!feed.is_reading && !feed.must_sweep && self.has_room()).then_some(feed.next_read);
-        let sweep = (!feed.is_sweeping).then_some(*self.memory.next_sweep);
-        let due = (!feed.is_asking_for_due).then_some(feed.next_due);
+        let reading = (!feed.is_reading && !self.must_sweep() && self.has_room()).then_some(feed.next_read);
+        let sweep = (!feed.is_sweeping).then_some(self.memory.sweeping.next());
+        let due = (!feed.is_asking_for_due && self.has_room()).then_some(feed.next_due);
         let recheck = feed.next_recheck.filter(|_| !feed.is_rechecking);
         [widening, reading, sweep, due, recheck].into_iter().flatten().min()
     }
@@ -193,7 +189,7 @@ impl Stream<'_> {
 
     fn start_reading(&mut self, now: Instant) {
         let is_due = !self.feed.full.is_empty() || now >= self.feed.next_read;
-        if self.feed.is_reading || self.feed.must_sweep || !self.has_room() || !is_due {
+        if self.feed.is_reading || self.must_sweep() || !self.has_room() || !is_due {
             return;
         }
         self.feed.is_reading = true;
@@ -201,9 +197,10 @@ impl Stream<'_> {
             self.memory.bounds.cursor(lane)
         });
         let sweep = self.sweep_of_the_gap(now);
+        let budget = self.feed.budget;
         let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
-            let result = destination.outbox.read(&destination.name, &positions, sweep.as_ref()).await;
+            let result = destination.outbox.read(&destination.name, &positions, budget, sweep.as_ref()).await;
             Event::Read { positions, sweep, result }
         }));
     }
@@ -218,17 +215,8 @@ impl Stream<'_> {
             return None;
         }
         self.feed.next_gap_sweep = now + if self.feed.full.is_empty() { GAP_SWEEP } else { GAP_SWEEP_BUSY };
-        Some(self.sweep_above(|lane| self.memory.bounds.low(lane)))
-    }
-
-    fn sweep_above(&self, above: impl Fn(Lane) -> i64) -> Sweep {
-        let range = |lane: &Lane| Range { lane: *lane, above: above(*lane), upto: self.memory.bounds.cursor(*lane) };
-        Sweep {
-            ranges: self.feed.open.iter().map(range).collect(),
-            // Room for all that is known and some that is not, so that the known cannot hide the unknown.
-            most: self.schedule.known() + 100,
-            groups_to_skip: self.schedule.groups_with_rest(),
-        }
+        let bounds = &*self.memory.bounds;
+        Some(self.sweep_of(&self.feed.open, |lane| (bounds.low(lane), bounds.cursor(lane))))
     }
 
     fn start_reading_on(&mut self) {
@@ -239,31 +227,18 @@ impl Stream<'_> {
             return;
         };
         self.feed.is_reading_on = true;
-        let destination = self.destination.clone();
+        let (destination, budget) = (self.destination.clone(), self.feed.budget);
         self.tasks.push(Box::pin(async move {
-            let result = destination.outbox.read_group(&destination.name, &from.group, from.after, from.most).await;
+            let Destination { name, outbox, .. } = &destination;
+            let result = outbox.read_group(name, &from.group, from.after, from.most, budget).await;
             Event::ReadOn { from, result }
-        }));
-    }
-
-    fn start_sweeping(&mut self, now: Instant) {
-        if self.feed.is_sweeping || !(self.feed.must_sweep || now >= *self.memory.next_sweep) {
-            return;
-        }
-        self.feed.is_sweeping = true;
-        *self.memory.next_sweep = now + FULL_SWEEP;
-        let sweep = self.sweep_above(|_| 0);
-        let destination = self.destination.clone();
-        self.tasks.push(Box::pin(async move {
-            let result = destination.outbox.sweep(&destination.name, &sweep).await;
-            Event::Swept { sweep, started: now, result }
         }));
     }
 
     /// Applies the results of the tasks that are started here.
     pub(super) fn fed(&mut self, event: Event) {
         let applied = match event {
-            Event::Opened { lanes, result } => result.map(|(dead, batch)| self.opened(&lanes, &dead, batch)),
+            Event::Opened { lanes, result } => result.map(|(dead, heads)| self.opened(&lanes, &dead, &heads)),
             Event::Rechecked { blocked, result } => result.map(|dead| self.rechecked(&blocked, &dead)),
             Event::Read { positions, sweep, result } => {
                 self.feed.is_reading = false;
@@ -276,7 +251,8 @@ impl Stream<'_> {
             Event::ReadOn { from, result } => {
                 self.feed.is_reading_on = false;
                 result.map(|batch| {
-                    let is_all = batch.messages.len() < from.most && !batch.is_cut;
+                    self.feed.budget.follow(batch.is_cut);
+                    let is_all = batch.messages.len() < from.most && !batch.is_cut && batch.lanes_with_more.is_empty();
                     let last = batch.messages.last().map(|message| message.key.id);
                     let until = |message: &Message| message.wait.map(|wait| message.read_at + wait);
                     let with_time = |message| (until(&message), message);
@@ -285,12 +261,9 @@ impl Stream<'_> {
                     self.schedule.read_on(&from.group, items, last, is_all);
                 })
             }
-            Event::Swept { sweep, started, result } => {
+            Event::Swept { round, upto, started, result } => {
                 self.feed.is_sweeping = false;
-                result.map(|swept| {
-                    let swept = self.without_the_claim(swept);
-                    self.swept_from_the_bottom(&sweep, started, &swept);
-                })
+                result.map(|swept| self.swept_a_slice(round, upto, started, &self.without_the_claim(swept)))
             }
             Event::Due { result } => {
                 self.feed.is_asking_for_due = false;
@@ -320,7 +293,7 @@ impl Stream<'_> {
         }
     }
 
-    fn opened(&mut self, lanes: &[Lane], dead: &[DeadGroup], batch: Batch) {
+    fn opened(&mut self, lanes: &[Lane], dead: &[DeadGroup], heads: &[DeferredHead]) {
         self.feed.is_opening = false;
         for lane in lanes {
             self.memory.bounds.open(*lane);
@@ -330,8 +303,10 @@ impl Stream<'_> {
         }
         self.feed.open.extend_from_slice(lanes);
         self.feed.next_read = Instant::now();
-        // Recorded retries first: they are the heads of their groups.
-        self.admit(batch);
+        self.feed.next_due = Instant::now();
+        for head in heads {
+            self.schedule.defer(&head.group, head.key, head.due);
+        }
         self.memory.remembered.retain(|remembered| {
             let is_here = lanes.contains(&remembered.lane);
             if is_here {
@@ -350,6 +325,7 @@ impl Stream<'_> {
 
     fn read(&mut self, positions: &[Position], mut batch: Batch, gap: Option<(&Sweep, &Swept)>) {
         let now = Instant::now();
+        self.feed.budget.follow(batch.is_cut);
         let jitter = ACTIVE_POLL.mul_f64(0.8 + 0.4 * fastrand::f64());
         self.feed.next_read = now + jitter;
         // A sweep from the bottom may have set a lane back since the read began.
@@ -357,7 +333,6 @@ impl Stream<'_> {
         in_place.retain(|position| self.memory.bounds.cursor(position.lane) == position.cursor);
         if let Some((sweep, swept)) = gap {
             if self.destination.queue.kind() == QueueKind::Fifo && self.memory.bounds.shows_late_rows(&swept.snapshot) {
-                self.feed.must_sweep = true;
                 return;
             }
             let late = self.swept(sweep, swept, now);
@@ -374,7 +349,7 @@ impl Stream<'_> {
             if last > 0 {
                 self.memory.bounds.read(position.lane, last, batch.next_xid, now);
             }
-            if count == position.most || batch.is_cut {
+            if count == position.most || batch.is_cut || batch.lanes_with_more.contains(&position.lane) {
                 self.feed.full.push(position.lane);
             }
         }
@@ -391,22 +366,7 @@ impl Stream<'_> {
         let covered: Vec<(Lane, i64)> =
             sweep.ranges.iter().filter(|range| is_complete(range.lane)).map(|range| (range.lane, range.upto)).collect();
         self.memory.bounds.swept(&covered, &swept.snapshot, now);
-        let mut late = Vec::new();
-        for key in swept.keys.iter().filter(|key| !self.schedule.knows(key.id)) {
-            self.memory.bounds.rewind(key.lane, key.id);
-            late.push(key.lane);
-        }
-        late
-    }
-
-    fn swept_from_the_bottom(&mut self, sweep: &Sweep, started: Instant, swept: &Swept) {
-        // It walks what vacuum could not remove, so it may not come too often.
-        *self.memory.next_sweep = (*self.memory.next_sweep).max(started + started.elapsed() * FULL_SWEEP_SHARE);
-        if !self.swept(sweep, swept, Instant::now()).is_empty() {
-            self.feed.next_read = Instant::now();
-        }
-        self.memory.bounds.swept_from_the_bottom(&swept.snapshot);
-        self.feed.must_sweep = false;
+        self.find_late(swept)
     }
 
     fn admit(&mut self, batch: Batch) {
@@ -428,12 +388,25 @@ impl Stream<'_> {
             QueueKind::Fifo => message.group.clone(),
             QueueKind::Standard => None,
         };
+        // Before it is composed: of a blocked or hot group there may be many.
+        if group.as_ref().is_some_and(|group| self.schedule.leaves_in_table(group, key.id)) {
+            return None;
+        }
         let (age_when_read, read_at) = (message.age_when_read, message.read_at);
         match compose(message, self.destination.queue.kind()) {
             Ok(composed) => {
                 self.destination.metrics.attributes_left_out.inc_by(composed.left_out as u64);
                 let entry = composed.entry;
-                Some(Item { entry, group, attempts, charged: None, age_when_read, read_at, is_alone: false })
+                Some(Item {
+                    entry,
+                    group,
+                    attempts,
+                    resends: 0,
+                    charged: None,
+                    age_when_read,
+                    read_at,
+                    is_alone: false,
+                })
             }
             Err(fault) => {
                 self.schedule.note(key.id);

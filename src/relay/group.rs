@@ -18,6 +18,8 @@ pub(super) struct Item {
     pub(super) group: Option<Arc<str>>,
     /// Failed attempts that were its own fault.
     pub(super) attempts: i16,
+    /// How often it was sent again because nobody knows whether SQS accepted it.
+    pub(super) resends: i16,
     /// The last such failure if it was in this claim, so that it is recorded when the claim ends.
     pub(super) charged: Option<String>,
     /// Age by the database's clock when it was read.
@@ -45,6 +47,8 @@ pub(super) enum State {
     InFlight,
     /// Its head waits for a retry, and only the head is in memory.
     Delayed,
+    /// Its head waits in the table until this time, and is brought when it is due. Nothing is in memory.
+    Deferred(Instant),
     /// A message of it is dead, and nothing goes before that one was redriven or discarded. Nothing is in memory.
     Blocked,
 }
@@ -73,7 +77,7 @@ pub(super) struct Group {
     pub(super) waiting: VecDeque<Item>,
     pub(super) rest: Option<Rest>,
     /// The lowest message known to be dead, while the group is blocked.
-    dead: i64,
+    pub(super) dead: i64,
 }
 
 impl Group {
@@ -120,6 +124,12 @@ impl Group {
         rest.upto = rest.upto.max(upto);
     }
 
+    /// Its head waits in the table, and nothing goes before it is due.
+    pub(super) fn defer(&mut self, head: i64, due: Instant) {
+        self.state = State::Deferred(due);
+        self.rest = Some(Rest::new(head, self.rest.map_or(head, |rest| rest.upto)));
+    }
+
     /// A message is dead and holds up the group. All of it is left in the table; returns what was in memory.
     pub(super) fn block(&mut self, dead: i64) -> Vec<Item> {
         self.state = State::Blocked;
@@ -139,11 +149,6 @@ impl Group {
         self.state = State::Idle;
         let dead = std::mem::replace(&mut self.dead, i64::MAX);
         self.leave(dead - 1, dead);
-    }
-
-    /// Where the group goes on after a claim that leaves it blocked.
-    pub(super) fn blocked_after(&self) -> Option<i64> {
-        (self.state == State::Blocked).then(|| self.dead - 1)
     }
 
     /// Puts a message where its id belongs; returns whether that is the head.
@@ -173,7 +178,7 @@ impl Group {
         match &mut self.rest {
             Some(rest)
                 if rest.asked_upto.is_none()
-                    && !matches!(self.state, State::Delayed | State::Blocked)
+                    && !matches!(self.state, State::Delayed | State::Deferred(_) | State::Blocked)
                     && self.waiting.len() <= window / 2 =>
             {
                 rest.asked_upto = Some(rest.upto);

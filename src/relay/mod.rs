@@ -13,6 +13,7 @@ mod positions;
 mod probe;
 mod schedule;
 mod stream;
+mod sweep;
 mod throttle;
 
 use std::sync::Arc;
@@ -23,17 +24,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Tuning;
 use crate::health::{Dependency, Pulse};
-use crate::message::{LANES, Lane, Settlement};
+use crate::message::{LANES, Lane, QueueKind, Settlement};
 use crate::metrics::DestinationMetrics;
-use crate::outbox::{Keep, LowBounds, Outbox, OutboxError, Range, Sweep};
+use crate::outbox::{Keep, LowBounds, Outbox, OutboxError};
 use crate::retry::Delays;
 use crate::sqs::Queue;
 
-use feed::{FULL_SWEEP, FULL_SWEEP_SHARE};
 pub use lookout::{Ear, Lookout};
 pub use probe::Probe;
 use schedule::{GoesOn, Remembered};
 use stream::{Closing, Memory, STREAM_FOR, Stream, StreamEnd};
+use sweep::{Round, Sweeping};
 use throttle::Throttle;
 
 /// First and longest pause after a database failure.
@@ -123,7 +124,10 @@ pub struct Relay {
     is_prepared: bool,
     unsettled: Vec<Settlement>,
     most_lanes: usize,
-    next_sweep: Instant,
+    sweeping: Sweeping,
+    round: Option<Round>,
+    /// Whether the bounds were set by a climb; if not, they say nothing.
+    is_climbed: bool,
     next_recheck: Instant,
     /// The lookout saw nothing since the last look, so only the sweep is due.
     is_only_sweeping: bool,
@@ -159,7 +163,9 @@ impl Relay {
             is_prepared: false,
             unsettled: Vec::new(),
             most_lanes: usize::try_from(LANES).unwrap_or(1),
-            next_sweep: Instant::now() + FULL_SWEEP,
+            sweeping: Sweeping::default(),
+            round: None,
+            is_climbed: false,
             next_recheck: Instant::now(),
             is_only_sweeping: false,
             database_delays: Delays::new(DATABASE_RETRY.0, DATABASE_RETRY.1),
@@ -208,7 +214,7 @@ impl Relay {
     }
 
     /// Whether nothing is known to have come that the last look did not see. Before the first look nothing is known.
-    fn is_quiet(&self) -> bool {
+    fn is_quiet(&mut self) -> bool {
         let settled_to = self.bounds.lowest();
         settled_to > 0
             && self.ear.is_quiet(settled_to)
@@ -221,7 +227,7 @@ impl Relay {
             GoesOn::At(until) => Some(until),
             GoesOn::Now | GoesOn::Unblocked => None,
         });
-        let until_sweep = heads.fold(self.next_sweep, Instant::min).saturating_duration_since(Instant::now());
+        let until_sweep = heads.fold(self.sweeping.next(), Instant::min).saturating_duration_since(Instant::now());
         tokio::select! {
             is_news = self.ear.listen(self.bounds.lowest(), until_sweep) => is_news,
             () = drain.cancelled() => true,
@@ -249,6 +255,14 @@ impl Relay {
             return Ok(Step::Idle);
         }
         self.prepare().await?;
+        let generation = self.destination.outbox.generation();
+        if generation != self.generation {
+            self.generation = generation;
+            self.forget_bounds();
+        }
+        if !self.climb(drain).await? {
+            return Ok(Step::Idle);
+        }
         let ready = self.look().await?;
         // Not only after the claim that follows, which may take seconds.
         self.database_answered();
@@ -269,7 +283,7 @@ impl Relay {
             bounds: &mut self.bounds,
             probe: &mut self.probe,
             throttle: &mut self.throttle,
-            next_sweep: &mut self.next_sweep,
+            sweeping: &mut self.sweeping,
             remembered: &mut self.remembered,
         };
         let end = Stream::new(&self.destination, claim, memory, &self.reports.pulse).run(drain).await;
@@ -327,13 +341,8 @@ impl Relay {
 
     /// Lanes with work.
     async fn look(&mut self) -> Result<Vec<Lane>, OutboxError> {
-        let generation = self.destination.outbox.generation();
-        if generation != self.generation {
-            self.generation = generation;
-            self.forget_bounds();
-        }
         self.recheck_the_blocked().await?;
-        if Instant::now() >= self.next_sweep {
+        if Instant::now() >= self.sweeping.next() {
             let found = self.sweep().await?;
             if !found.is_empty() || std::mem::take(&mut self.is_only_sweeping) {
                 return Ok(found);
@@ -342,7 +351,10 @@ impl Relay {
         let Destination { name, outbox, .. } = &self.destination;
         let look = outbox.look(name, &self.bounds.lows()).await?;
         // A writer that was overtaken has ended; what it left below the bounds may be the head of a group.
-        let late = if self.bounds.shows_late_rows(&look.snapshot) { self.sweep().await? } else { Vec::new() };
+        self.bounds.shows_late_rows(&look.snapshot);
+        let are_unswept =
+            self.destination.queue.kind() == QueueKind::Fifo && (0..LANES).any(|lane| self.bounds.is_unswept(lane));
+        let late = if are_unswept { self.sweep().await? } else { Vec::new() };
         let empty: Vec<Lane> = (0..LANES).filter(|lane| !look.ready.contains(lane) && !late.contains(lane)).collect();
         self.bounds.looked(&empty, &look, Instant::now());
         let now = Instant::now();
@@ -356,29 +368,11 @@ impl Relay {
         Ok(ready)
     }
 
-    /// Now and then a relay looks at everything that is pending in lanes it does not hold, for what committed below a low
-    /// bound or came with an id of its own; under a claim the stream does that.
-    async fn sweep(&mut self) -> Result<Vec<Lane>, OutboxError> {
-        let started = Instant::now();
-        let sweep = Sweep {
-            ranges: (0..LANES).map(|lane| Range { lane, above: 0, upto: i64::MAX }).collect(),
-            // The lowest of each lane is enough: the claim that follows reads on from there.
-            most: 1,
-            groups_to_skip: self.remembered.iter().map(|left| Arc::clone(&left.group)).collect(),
-        };
-        let swept = self.destination.outbox.sweep(&self.destination.name, &sweep).await?;
-        self.next_sweep = started + FULL_SWEEP.max(started.elapsed() * FULL_SWEEP_SHARE);
-        let found: Vec<Lane> = swept.keys.iter().map(|key| key.lane).collect();
-        for key in &swept.keys {
-            self.bounds.rewind(key.lane, key.id);
-        }
-        self.bounds.swept_from_the_bottom(&swept.snapshot);
-        Ok(found)
-    }
-
     /// What was learnt may have been about another server.
     fn forget_bounds(&mut self) {
         self.bounds.reset();
+        self.is_climbed = false;
+        self.round = None;
         self.remembered.clear();
     }
 

@@ -10,7 +10,7 @@ use super::stream::{Closing, Event, Stream, StreamEnd};
 use crate::message::{Fault, FaultKind};
 use crate::message::{MessageKey, Outcome, Settlement};
 use crate::outbox::OutboxError;
-use crate::retry::{Conduct, conduct, delay_after};
+use crate::retry::{Conduct, Delays, conduct, delay_after};
 use crate::sqs::Published;
 
 /// Outcomes are written when there are this many, or when the oldest has waited [`SETTLE_AFTER`].
@@ -18,6 +18,9 @@ const SETTLE_SIZE: usize = 500;
 
 /// See [`SETTLE_SIZE`].
 pub(super) const SETTLE_AFTER: Duration = Duration::from_millis(5);
+
+/// First and longest pause between attempts to write the last outcomes of a claim.
+const SETTLE_RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
 /// Groups remembered from claim to claim; beyond that they are read again from the table.
 const MOST_REMEMBERED: usize = 10_000;
@@ -128,12 +131,13 @@ impl Stream<'_> {
                 Some(Some(now + delay_after(item.attempts, tuning.retry_initial, tuning.retry_max)))
             }
             Conduct::Resend => {
+                item.resends = item.resends.saturating_add(1);
                 if self.failures_in_a_row >= FAILURES_IN_A_ROW
                     || (self.memory.probe.is_on() && self.failures_in_a_row > 0)
                 {
                     self.halt(fault);
                 }
-                Some(Some(now + delay_after(1, tuning.retry_initial, tuning.retry_max)))
+                Some(Some(now + delay_after(item.resends, tuning.retry_initial, tuning.retry_max)))
             }
             Conduct::Halt => {
                 self.halt(fault);
@@ -198,6 +202,25 @@ impl Stream<'_> {
         }
     }
 
+    /// Writes the last outcomes while the claim keeps others away: should it be released before, they would publish again
+    /// what SQS has accepted. A failure is tried again for as long as the claim lives.
+    async fn settle_before_release(&mut self, unsettled: &mut Vec<Settlement>) -> Result<(), OutboxError> {
+        let destination = self.destination;
+        let mut delays = Delays::new(SETTLE_RETRY.0, SETTLE_RETRY.1);
+        while !unsettled.is_empty() {
+            match destination.outbox.settle(&destination.name, destination.keep, unsettled).await {
+                Ok(published_twice) => {
+                    self.count_settled(unsettled, published_twice);
+                    unsettled.clear();
+                }
+                Err(error) if self.claim.is_lost() || Instant::now() >= self.claim_ends_at() => return Err(error),
+                Err(_) => tokio::time::sleep(delays.next_delay()).await,
+            }
+            self.pulse.tick();
+        }
+        Ok(())
+    }
+
     /// Everything has come back: records what waits for a retry, releases the claim, and says what was left.
     pub(super) async fn end(mut self) -> StreamEnd {
         let now = Instant::now();
@@ -221,15 +244,8 @@ impl Stream<'_> {
         }
         let mut closing = self.closing.take().unwrap_or(Closing::Time);
         let mut unsettled: Vec<Settlement> = self.outcomes.drain(..).collect();
-        if !matches!(closing, Closing::Broken(_)) {
-            let destination = self.destination;
-            match destination.outbox.settle(&destination.name, destination.keep, &mut unsettled).await {
-                Ok(published_twice) => {
-                    self.count_settled(&unsettled, published_twice);
-                    unsettled.clear();
-                }
-                Err(error) => closing = Closing::Broken(error),
-            }
+        if let Err(error) = self.settle_before_release(&mut unsettled).await {
+            closing = Closing::Broken(error);
         }
         let is_saturated = matches!(closing, Closing::Time) && self.feed.was_full();
         if let Err(error) = self.claim.release().await

@@ -156,6 +156,11 @@ impl Schedule {
         self.groups.iter().filter(|(_, group)| group.rest.is_some()).map(|(name, _)| Arc::clone(name)).collect()
     }
 
+    /// Whether this message of the group has to stay in the table for now; then that is remembered.
+    pub(super) fn leaves_in_table(&mut self, name: &Arc<str>, id: i64) -> bool {
+        self.groups.get_mut(name).is_some_and(|group| group.leaves_in_table(id, self.limits.window))
+    }
+
     /// Takes a message in, or leaves it in the table when its group has enough in memory. `until` is the time of a retry
     /// that was recorded earlier.
     pub(super) fn admit(&mut self, item: Item, until: Option<Instant>) {
@@ -189,13 +194,25 @@ impl Schedule {
                 let left = group.delay();
                 self.forget_all(&left);
             }
-            (State::Idle, _) => {
+            (State::Deferred(_), Some(until)) => {
+                group.state = State::Delayed;
+                self.delayed.insert((until, id), Delayed::Group(Arc::clone(&name)));
+            }
+            (State::Idle | State::Deferred(_), _) => {
                 group.state = State::Ready;
                 self.ready.push_back(Arc::clone(&name));
             }
             _ => {}
         }
         self.recount(&name, before);
+    }
+
+    /// The head of this group waits in the table for a retry.
+    pub(super) fn defer(&mut self, name: &Arc<str>, head: MessageKey, due: Instant) {
+        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(head.lane));
+        if group.state == State::Idle {
+            group.defer(head.id, due);
+        }
     }
 
     /// Whether a full request could be made now.
@@ -329,7 +346,12 @@ impl Schedule {
     /// An earlier claim left messages of this group in the table.
     pub(super) fn remember(&mut self, remembered: &Remembered) {
         let group = self.groups.entry(Arc::clone(&remembered.group)).or_insert_with(|| Group::new(remembered.lane));
-        group.rest = Some(Rest::new(remembered.after, remembered.upto));
+        // A head that waits in the table is itself the place to go on from.
+        let after = match (group.state, group.rest) {
+            (State::Deferred(_), Some(rest)) => rest.after,
+            _ => remembered.after,
+        };
+        group.rest = Some(Rest::new(after, remembered.upto.max(after)));
         self.look_after(&remembered.group);
     }
 
@@ -436,10 +458,14 @@ impl Schedule {
             if let Some(rest) = group.rest {
                 let first_uncharged = group.waiting.iter().find(|item| item.charged.is_none());
                 let after = first_uncharged.map_or(rest.after, |item| rest.after.min(item.key().id - 1));
-                let (after, goes_on) = match (group.blocked_after(), until) {
-                    (Some(before), _) => (after.min(before), GoesOn::Unblocked),
-                    (None, Some(until)) => (after, GoesOn::At(until)),
-                    (None, None) => (after, GoesOn::Now),
+                if matches!(group.state, State::Deferred(_)) && rest.upto <= rest.after {
+                    // Nothing was seen behind the head, and the head is found where it is recorded.
+                    continue;
+                }
+                let (after, goes_on) = match (group.state, until) {
+                    (State::Blocked, _) => (after.min(group.dead - 1), GoesOn::Unblocked),
+                    (State::Deferred(until), _) | (_, Some(until)) => (after, GoesOn::At(until)),
+                    (_, None) => (after, GoesOn::Now),
                 };
                 leftovers.remembered.push(Remembered {
                     group: name,

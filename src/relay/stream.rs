@@ -21,13 +21,14 @@ use super::feed::Feed;
 use super::group::Item;
 use super::outcomes::SETTLE_AFTER;
 use super::schedule::{Limits, ReadOn, Remembered, Schedule};
+use super::sweep::{Round, Sweeping};
 use super::throttle::Throttle;
 use super::{Destination, Probe};
 use crate::config::FifoMode;
 use crate::health::Pulse;
 use crate::message::Fault;
 use crate::message::{Lane, Settlement};
-use crate::outbox::{Batch, Claim, DeadGroup, LowBounds, OutboxError, Position, Sweep, Swept};
+use crate::outbox::{Batch, Claim, DeadGroup, DeferredHead, LowBounds, OutboxError, Position, Sweep, Swept};
 use crate::sqs::Published;
 
 /// How long a claim is used before it is given back, so that lanes can move and vacuum is not held up. With the request
@@ -84,10 +85,10 @@ pub(super) struct StreamEnd {
 
 /// The result of a task.
 pub(super) enum Event {
-    Opened { lanes: Vec<Lane>, result: Result<(Vec<DeadGroup>, Batch), OutboxError> },
+    Opened { lanes: Vec<Lane>, result: Result<(Vec<DeadGroup>, Vec<DeferredHead>), OutboxError> },
     Read { positions: Vec<Position>, sweep: Option<Sweep>, result: Result<(Batch, Option<Swept>), OutboxError> },
     ReadOn { from: ReadOn, result: Result<Batch, OutboxError> },
-    Swept { sweep: Sweep, started: Instant, result: Result<Swept, OutboxError> },
+    Swept { round: Round, upto: i64, started: Instant, result: Result<Swept, OutboxError> },
     Due { result: Result<Batch, OutboxError> },
     Rechecked { blocked: Vec<(Lane, Arc<str>)>, result: Result<Vec<DeadGroup>, OutboxError> },
     Widened { result: Result<Vec<Lane>, OutboxError> },
@@ -103,7 +104,7 @@ pub(super) struct Memory<'a> {
     pub(super) bounds: &'a mut LowBounds,
     pub(super) probe: &'a mut Probe,
     pub(super) throttle: &'a mut Throttle,
-    pub(super) next_sweep: &'a mut Instant,
+    pub(super) sweeping: &'a mut Sweeping,
     pub(super) remembered: &'a mut Vec<Remembered>,
 }
 
@@ -116,7 +117,7 @@ pub(super) struct Stream<'a> {
     pub(super) tasks: FuturesUnordered<Task>,
     pub(super) feed: Feed,
     pub(super) closing: Option<Closing>,
-    pulse: &'a Pulse,
+    pub(super) pulse: &'a Pulse,
     pub(super) outcomes: VecDeque<Settlement>,
     pub(super) oldest_outcome: Option<Instant>,
     pub(super) is_settling: bool,
@@ -203,6 +204,11 @@ impl<'a> Stream<'a> {
         } else {
             None
         };
+    }
+
+    /// When PostgreSQL may have ended the claim, should it have heard nothing.
+    pub(super) fn claim_ends_at(&self) -> Instant {
+        self.closes_at() + self.destination.tuning.request_timeout
     }
 
     fn closes_at(&self) -> Instant {

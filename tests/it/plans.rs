@@ -34,7 +34,7 @@ const ONE: (&str, &[&str]) = (PKEY, &["destination =", "lane =", "id ="]);
 const DUE: (&str, &[&str]) = (DEFERRED, &["available_at <="]);
 
 /// `LANES` and `CURSORS` stand for the arrays above.
-const STATEMENTS: [Planned; 10] = [
+const STATEMENTS: [Planned; 11] = [
     Planned { name: "watch", sql: query!("watch"), types: "text[]", arguments: "'{audit,tickets}'", pending: &[DUE] },
     Planned {
         name: "look",
@@ -46,8 +46,8 @@ const STATEMENTS: [Planned; 10] = [
     Planned {
         name: "read",
         sql: query!("read"),
-        types: "text, smallint[], bigint[], bigint[]",
-        arguments: "'audit', LANES, CURSORS, CURSORS",
+        types: "text, smallint[], bigint[], bigint[], bigint[]",
+        arguments: "'audit', LANES, CURSORS, CURSORS, CURSORS",
         pending: &[ABOVE],
     },
     Planned {
@@ -60,16 +60,23 @@ const STATEMENTS: [Planned; 10] = [
     Planned {
         name: "read_group",
         sql: query!("read_group"),
-        types: "text, smallint, text, bigint, bigint",
-        arguments: "'audit', 3, 'g1', 10, 20",
+        types: "text, smallint, text, bigint, bigint, bigint",
+        arguments: "'audit', 3, 'g1', 10, 20, 1000000",
         pending: &[ABOVE],
     },
     Planned {
-        name: "read_deferred",
-        sql: query!("read_deferred"),
+        name: "read_due",
+        sql: query!("read_due"),
         types: "text, smallint[], bigint, bigint",
-        arguments: "'audit', LANES, 1000, 0",
+        arguments: "'audit', LANES, 1000, 1000000",
         pending: &[DUE],
+    },
+    Planned {
+        name: "deferred_heads",
+        sql: query!("deferred_heads"),
+        types: "text, smallint[]",
+        arguments: "'audit', LANES",
+        pending: &[(DEFERRED, &["available_at >="])],
     },
     Planned {
         name: "deliver",

@@ -130,6 +130,7 @@ async fn a_relay_walks_no_dead_rows_over_and_over() -> Result<()> {
     let bed = Bed::new().await?;
     bed.standard("audit").await?;
     let _report = long_transaction(&bed).await?;
+    let started = Instant::now();
     let relay = bed.relay().start().await?;
     for wave in 0..200 {
         enqueue_range(&bed.client, "audit", wave * 100 + 1..=wave * 100 + 100, 0).await?;
@@ -142,7 +143,9 @@ async fn a_relay_walks_no_dead_rows_over_and_over() -> Result<()> {
     let query = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'messages_pending_pkey'";
     let walked = bed.count(query).await?;
     ensure!(walked >= 20_000, "{walked} index entries: statistics are not there");
-    ensure!(walked < 1_000_000, "{walked} index entries were walked for 20,000 messages");
+    // A sweep from the bottom each second is meant to be; a slow machine gets more of them for the same messages.
+    let allowed = 300_000 + i64::try_from(started.elapsed().as_secs())? * 25_000;
+    ensure!(walked < allowed, "{walked} index entries were walked for 20,000 messages, {allowed} are allowed");
     Ok(())
 }
 
@@ -155,13 +158,14 @@ async fn long_transaction(bed: &Bed) -> Result<Client> {
 
 /// Pages that the relay's read touches when all lanes are read from this cursor.
 async fn buffers_of_a_read(client: &Client, cursor: i64) -> Result<i64> {
-    let prepare = format!("PREPARE read (text, smallint[], bigint[], bigint[]) AS {READ}");
+    let prepare = format!("PREPARE read (text, smallint[], bigint[], bigint[], bigint[]) AS {READ}");
     client.batch_execute(&prepare).await?;
     let all = |value: String| format!("'{{{}}}'", vec![value; 16].join(","));
     let lanes = (0..16).map(|lane| lane.to_string()).collect::<Vec<_>>().join(",");
-    let (cursors, most) = (all(cursor.to_string()), all("63".to_owned()));
-    let explain =
-        format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE read ('audit', '{{{lanes}}}', {cursors}, {most})");
+    let (cursors, most, bytes) = (all(cursor.to_string()), all("63".to_owned()), all("1000000".to_owned()));
+    let explain = format!(
+        "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE read ('audit', '{{{lanes}}}', {cursors}, {most}, {bytes})"
+    );
     let answer = client.simple_query(&explain).await?;
     client.batch_execute("DEALLOCATE read").await?;
     let text = answer.iter().find_map(|message| match message {
@@ -172,4 +176,63 @@ async fn buffers_of_a_read(client: &Client, cursor: i64) -> Result<i64> {
     let plan = &plan[0]["Plan"];
     let number = |name: &str| plan[name].as_i64().with_context(|| format!("no {name}"));
     Ok(number("Shared Hit Blocks")? + number("Shared Read Blocks")?)
+}
+
+#[tokio::test]
+async fn a_relay_that_starts_amid_dead_rows_delivers_and_measures() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    let _report = long_transaction(&bed).await?;
+    // More ids than a slice has, so that the way up takes several.
+    enqueue_range(&bed.client, "tickets", 1..=400_000, 100).await?;
+    bed.client.batch_execute("DELETE FROM outbox.messages").await?;
+    enqueue_range(&bed.client, "tickets", 1..=300, 100).await?;
+    let relay = bed.relay().start().await?;
+    relay.wait_for_metric(r#"delivered_messages_total{destination="tickets"}"#, 300.0).await?;
+    relay.wait_for_metric(r#"backlog_messages{destination="tickets"}"#, 0.0).await?;
+    relay.stop().await?;
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 300)
+}
+
+#[tokio::test]
+async fn a_read_brings_no_more_bytes_than_it_was_asked_for() -> Result<()> {
+    let bed = Bed::new().await?;
+    let random = "(SELECT string_agg(md5(random()::text || i), '') FROM generate_series(1, 8000) AS i)";
+    let insert = format!(
+        "SELECT outbox.enqueue('audit', 'T', jsonb_build_object('pad', {random}), 'g') FROM generate_series(1, 10) AS n"
+    );
+    bed.client.batch_execute(&insert).await?;
+    let read = READ.replace("$1", "'audit'").replace("$2", "'{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}'");
+    let all = |value: i64| format!("array_fill({value}::bigint, '{{16}}')");
+    let read = read.replace("$3", &all(0)).replace("$4", &all(100)).replace("$5", &all(600_000));
+    // Each is a quarter of a megabyte; the third begins below the limit.
+    let rows = bed.client.query(&read, &[]).await?;
+    let has_more: Vec<bool> = rows.iter().map(|row| row.get("has_more")).collect();
+    ensure!(has_more == [true, true, true], "{has_more:?}");
+    let ids: Vec<i64> = rows.iter().map(|row| row.get("id")).collect();
+    ensure!(ids == [1, 2, 3], "{ids:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn large_messages_are_delivered_with_little_memory() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.standard("audit").await?;
+    // They shrink to almost nothing in the table, so the server's count of bytes says little.
+    let insert = "WITH event AS (
+            INSERT INTO outbox.events (event_type, payload)
+            SELECT 'T', jsonb_build_object('n', n, 'pad', repeat('x', 900000)) FROM generate_series(1, 60) AS n
+            RETURNING position
+        )
+        INSERT INTO outbox.messages (destination, event_position) SELECT 'audit', position FROM event";
+    bed.client.batch_execute(insert).await?;
+    let relay = bed.relay().start().await?;
+    bed.until_nothing_is_pending().await?;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", relay.process_id()?))?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no peak of memory")?;
+    let peak: i64 = peak.trim().trim_end_matches(" kB").parse()?;
+    println!("{peak} kB at the peak");
+    relay.stop().await?;
+    ensure!(peak < 150_000, "{peak} kB at the peak");
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 60)
 }

@@ -33,7 +33,16 @@ fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
         event: Some(event),
     };
     let entry = compose(message, QueueKind::Fifo).unwrap().entry;
-    Item { entry, group, attempts: 0, charged: None, age_when_read: Duration::ZERO, read_at, is_alone: false }
+    Item {
+        entry,
+        group,
+        attempts: 0,
+        resends: 0,
+        charged: None,
+        age_when_read: Duration::ZERO,
+        read_at,
+        is_alone: false,
+    }
 }
 
 /// Messages of group a, as a read brings them.

@@ -1,0 +1,111 @@
+//! Recorded retries: however many there are, they hold up their groups, are found when they are due, and leave an idle relay
+//! as cheap as it was.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::support::bed::{Bed, enqueue_range, numbers};
+use crate::support::eventually;
+use crate::support::proxy::{Choice, Fault, Rule};
+
+#[tokio::test]
+async fn more_retries_than_a_read_holds_still_hold_up_their_groups() -> Result<()> {
+    const GROUPS: i64 = 2500;
+    let bed = Bed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    bed.enqueue_many("tickets", 2 * GROUPS, GROUPS).await?;
+    // The first of each group failed, as a relay that was stopped has recorded it.
+    let deferred = "UPDATE outbox.messages AS m
+         SET attempts = 1, last_error = 'InternalError', available_at = now() + interval '1 second' * random()
+         FROM outbox.events AS e WHERE e.position = m.event_position AND (e.payload ->> 'n')::int <= $1::bigint";
+    ensure!(i64::try_from(bed.client.execute(deferred, &[&GROUPS]).await?)? == GROUPS);
+    bed.relay().deliver_all().await?;
+    let mut groups = HashMap::<_, Vec<_>>::new();
+    for message in bed.queues.contents(&queue).await? {
+        groups.entry(message.group_id.clone().context("no group")?).or_default().push(message);
+    }
+    ensure!(groups.len() as i64 == GROUPS);
+    for (group, messages) in groups {
+        let arrived = numbers(&messages)?;
+        ensure!(arrived.len() == 2 && arrived.is_sorted(), "{group} arrived as {arrived:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_retry_costs_an_idle_relay_no_more_than_it_takes() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    bed.fifo("tickets").await?;
+    let which = Choice::every();
+    proxy.script([Rule::new(Fault::FailEntries { which, code: "InternalError", sender_fault: false }).times(2)]);
+    // Longer than a claim lasts, so that the retry is recorded and found by whoever is idle.
+    let relay = bed.relay().env("OUTBOX_RELAY_RETRY_INITIAL", "10s").env("OUTBOX_RELAY_RETRY_MAX", "10s");
+    let relay = relay.start().await?;
+    bed.enqueue("tickets", "{\"n\": 1}", Some("g")).await?;
+    let recorded = "SELECT count(*) FROM outbox.messages_pending WHERE available_at IS NOT NULL";
+    eventually("the failure is recorded", || async { Ok(bed.count(recorded).await? == 1) }).await?;
+    bed.client.execute("UPDATE outbox.messages SET available_at = now()", &[]).await?;
+    proxy.clear();
+    bed.until_nothing_is_pending().await?;
+    // An idle relay asks the cheap question, which does not touch this index; a look probes it once a lane.
+    let probes = async || {
+        let query = "SELECT coalesce(sum(idx_scan), 0)::bigint FROM pg_stat_user_indexes
+                     WHERE indexrelname = 'messages_pending_pkey'";
+        anyhow::Ok(bed.connect().await?.query_one(query, &[]).await?.get::<_, i64>(0))
+    };
+    let commits = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
+    let (first, before) = (bed.count(commits).await?, probes().await?);
+    eventually("two hundred statements", || async { Ok(bed.count(commits).await? > first + 200) }).await?;
+    let probed = probes().await? - before;
+    ensure!(probed < 200 * 16 / 4, "{probed} probes for two hundred statements of an idle relay");
+    relay.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn attempts_move_with_a_message_from_relay_to_relay() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    bed.fifo("tickets").await?;
+    let id = bed.enqueue("tickets", "{\"n\": 1}", Some("g")).await?;
+    let which = Choice::every();
+    proxy.set(Fault::FailEntries { which, code: "InternalError", sender_fault: false });
+    let relay = bed.relay().env("OUTBOX_RELAY_RETRY_INITIAL", "5ms").env("OUTBOX_RELAY_RETRY_MAX", "20ms");
+    let relay = relay.env("OUTBOX_RELAY_MAX_ATTEMPTS", "30");
+    for _ in 0..3 {
+        let seen = proxy.requests_seen();
+        let running = relay.start().await?;
+        proxy.wait_for_requests(seen + 5).await?;
+        running.stop().await?;
+    }
+    // Five answers at least were counted each time, but for the one that may have come after the stop.
+    let row = bed.row(id).await?;
+    ensure!(row.status == "pending" && (12..30).contains(&row.attempts), "{row:?}");
+    ensure!(relay.until_empty().await?.code == Some(1));
+    let row = bed.row(id).await?;
+    ensure!(row.status == "dead" && row.attempts == 30, "{row:?}");
+    ensure!(proxy.entries_seen() <= 33, "{} entries were sent for thirty attempts", proxy.entries_seen());
+    Ok(())
+}
+
+#[tokio::test]
+async fn retries_of_ungrouped_messages_are_found_when_they_are_due() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.standard("audit").await?;
+    let relay = bed.relay().start().await?;
+    enqueue_range(&bed.client, "audit", 1..=1, 0).await?;
+    bed.until_nothing_is_pending().await?;
+    let insert = "WITH event AS (
+            INSERT INTO outbox.events (event_type, payload) SELECT 'T', jsonb_build_object('n', n)
+            FROM generate_series(2, 3000) AS n RETURNING position
+        )
+        INSERT INTO outbox.messages (destination, event_position, attempts, last_error, available_at)
+        SELECT 'audit', position, 1, 'InternalError', now() + interval '200 milliseconds' FROM event";
+    bed.client.execute(insert, &[]).await?;
+    bed.until_nothing_is_pending().await?;
+    relay.stop().await?;
+    ensure!(bed.queues.contents(&queue).await?.len() == 3000);
+    Ok(())
+}
