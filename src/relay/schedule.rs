@@ -197,7 +197,7 @@ impl Schedule {
         let mut load = Load::new(self.limits.request_size);
         while !load.is_full() {
             if let Some(front) = self.free.front() {
-                if !takes(&load, front) {
+                if !takes(&load, &items, front) {
                     break;
                 }
                 items.extend(self.free.pop_front());
@@ -207,7 +207,7 @@ impl Schedule {
                     continue;
                 };
                 let Some(front) = group.waiting.front() else { break };
-                if !takes(&load, front) {
+                if !takes(&load, &items, front) {
                     break;
                 }
                 group.state = State::InFlight;
@@ -215,13 +215,10 @@ impl Schedule {
                 let before = items.len();
                 while items.len() - before < self.limits.per_group
                     && let Some(next) = group.waiting.front()
-                    && takes(&load, next)
+                    && takes(&load, &items, next)
                 {
                     load.add(next.entry.bytes());
                     items.extend(group.waiting.pop_front());
-                }
-                if items.last().is_some_and(|item| item.is_alone) {
-                    break;
                 }
                 continue;
             } else {
@@ -229,9 +226,6 @@ impl Schedule {
             }
             let Some(taken) = items.last() else { break };
             load.add(taken.entry.bytes());
-            if taken.is_alone {
-                break;
-            }
         }
         for item in &items {
             self.waiting -= 1;
@@ -407,8 +401,9 @@ impl Schedule {
 }
 
 /// An entry that must be alone starts a request and ends it.
-fn takes(load: &Load, item: &Item) -> bool {
-    load.fits(item.entry.bytes()) && (load.entries() == 0 || !item.is_alone)
+fn takes(load: &Load, taken: &[Item], next: &Item) -> bool {
+    let may_join = taken.last().is_none_or(|last| !last.is_alone && !next.is_alone);
+    may_join && load.fits(next.entry.bytes())
 }
 
 #[cfg(test)]

@@ -271,6 +271,18 @@ fn a_remembered_group_without_a_head_is_read_on_at_once() {
     assert_eq!(from.after, MessageKey { lane: 1, id: 5 });
 }
 
+#[test]
+fn an_alone_message_has_no_company_of_its_own_group_either() {
+    let mut schedule = with(BATCHED, &[(1, Some("a")), (2, Some("a")), (3, Some("a"))]);
+    let mut request = schedule.next_request().unwrap();
+    request[0].is_alone = true;
+    schedule.finish(&[], request.into_iter().map(|item| (item, None)).collect());
+    let first = schedule.next_request().unwrap();
+    assert_eq!(ids(&first), [1]);
+    schedule.finish(&first, Vec::new());
+    assert_eq!(next(&mut schedule), [2, 3]);
+}
+
 /// Random outcomes, many groups: every message goes out, in order within its group, whatever fails.
 #[test]
 fn any_mix_of_outcomes_keeps_order_and_makes_progress() {
