@@ -264,7 +264,7 @@ impl Stream<'_> {
                     let is_all = batch.messages.len() < from.most && !batch.is_cut;
                     let last = batch.messages.last().map(|message| message.key.id);
                     let items = batch.messages.into_iter().filter_map(|message| self.item(message)).collect();
-                    self.schedule.read_on(&from.group, items, last, is_all);
+                    self.schedule.read_on(&from, items, last, is_all);
                 })
             }
             Event::Swept { sweep, started, result } => {

@@ -39,6 +39,8 @@ pub(super) struct ReadOn {
     pub(super) group: Arc<str>,
     /// Its lane, and the last id in memory.
     pub(super) after: MessageKey,
+    /// The highest id that was known to be left.
+    upto: i64,
     /// How many messages there is room for.
     pub(super) most: usize,
 }
@@ -306,19 +308,23 @@ impl Schedule {
         loop {
             let name = self.to_read_on.pop_front()?;
             let Some(group) = self.groups.get(&name) else { continue };
-            let Some(rest) = group.rest else { continue };
+            // A group that was delayed since does not ask any more.
+            let Some((rest, upto)) = group.rest.and_then(|rest| rest.asked_upto.map(|upto| (rest, upto))) else {
+                continue;
+            };
             let after = MessageKey { lane: group.lane, id: rest.after };
-            return Some(ReadOn { group: name, after, most: self.limits.window });
+            return Some(ReadOn { group: name, after, upto, most: self.limits.window });
         }
     }
 
     /// A group's next messages were read; `is_all` when there were no more under that snapshot.
-    pub(super) fn read_on(&mut self, name: &Arc<str>, items: Vec<Item>, last: Option<i64>, is_all: bool) {
-        let is_wanted = self.groups.get_mut(name).is_some_and(|group| group.has_read_on(last, is_all));
+    pub(super) fn read_on(&mut self, from: &ReadOn, items: Vec<Item>, last: Option<i64>, is_all: bool) {
+        let group = self.groups.get_mut(&from.group);
+        let is_wanted = group.is_some_and(|group| group.has_read_on(from.after.id, from.upto, last, is_all));
         if is_wanted {
             items.into_iter().for_each(|item| self.admit(item, None));
         }
-        self.look_after(name);
+        self.look_after(&from.group);
     }
 
     /// Makes ready what has waited long enough.

@@ -9,11 +9,11 @@ use crate::sqs::compose;
 const STRICT: Limits = Limits { request_size: 10, per_group: 1, window: 4 };
 const BATCHED: Limits = Limits { request_size: 10, per_group: 10, window: 40 };
 
-fn item(id: i64, group: Option<&str>) -> Item {
+pub(super) fn item(id: i64, group: Option<&str>) -> Item {
     sized(id, group, 2)
 }
 
-fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
+pub(super) fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
     let event = Event {
         event_id: "e".to_owned(),
         event_type: "T".to_owned(),
@@ -116,7 +116,7 @@ fn a_delayed_group_keeps_only_its_head_in_memory() {
     schedule.finish(&again, Vec::new());
     let from = schedule.next_to_read_on().expect("the rest is wanted now");
     assert_eq!(from.after, MessageKey { lane: 1, id: 1 });
-    schedule.read_on(&from.group, vec![item(2, Some("a")), item(3, Some("a")), item(4, Some("a"))], Some(4), true);
+    schedule.read_on(&from, vec![item(2, Some("a")), item(3, Some("a")), item(4, Some("a"))], Some(4), true);
     assert_eq!(next(&mut schedule), [2]);
     assert!(schedule.groups_with_rest().is_empty());
 }
@@ -135,7 +135,7 @@ fn a_hot_group_leaves_what_is_beyond_its_window_in_the_table() {
     assert_eq!((from.after.id, from.most), (4, 4));
     // While the table is read a further message is seen and left, so this read cannot have been the last.
     schedule.admit(item(10, Some("a")), None);
-    schedule.read_on(&from.group, (5..=8).map(|id| item(id, Some("a"))).collect(), Some(8), false);
+    schedule.read_on(&from, (5..=8).map(|id| item(id, Some("a"))).collect(), Some(8), false);
     let mut sent = Vec::new();
     while let Some(request) = schedule.next_request() {
         sent.extend(ids(&request));
@@ -143,7 +143,7 @@ fn a_hot_group_leaves_what_is_beyond_its_window_in_the_table() {
         while let Some(from) = schedule.next_to_read_on() {
             let rest: Vec<Item> = (from.after.id + 1..=10).map(|id| item(id, Some("a"))).collect();
             let last = rest.last().map(|item| item.key().id);
-            schedule.read_on(&from.group, rest, last, true);
+            schedule.read_on(&from, rest, last, true);
         }
     }
     assert_eq!(sent, (3..=10).collect::<Vec<_>>());
@@ -256,7 +256,7 @@ fn a_recorded_retry_and_what_is_behind_it_are_remembered_apart() {
     assert_eq!(ids(&head), [2]);
     schedule.finish(&head, Vec::new());
     let from = schedule.next_to_read_on().unwrap();
-    schedule.read_on(&from.group, vec![item(3, Some("a"))], Some(3), true);
+    schedule.read_on(&from, vec![item(3, Some("a"))], Some(3), true);
     assert_eq!(next(&mut schedule), [3]);
 }
 
@@ -283,6 +283,29 @@ fn an_alone_message_has_no_company_of_its_own_group_either() {
     assert_eq!(next(&mut schedule), [2, 3]);
 }
 
+#[test]
+fn an_answer_that_comes_after_its_group_was_given_back_is_not_taken_for_a_later_one() {
+    let messages: Vec<_> = (1..=9).map(|id| (id, Some("a"))).collect();
+    let mut schedule = with(STRICT, &messages);
+    for _ in 0..2 {
+        let request = schedule.next_request().unwrap();
+        schedule.finish(&request, Vec::new());
+    }
+    let slow = schedule.next_to_read_on().expect("3 and 4 are left");
+    let mut request = schedule.next_request().unwrap();
+    let due = Instant::now();
+    schedule.finish(&[], vec![(request.remove(0), Some(due))]);
+    schedule.wake(due);
+    let head = schedule.next_request().unwrap();
+    assert_eq!(ids(&head), [3]);
+    schedule.finish(&head, Vec::new());
+    // The group wants to read on behind 3, when what was read behind 4 comes in.
+    schedule.read_on(&slow, (5..=8).map(|id| item(id, Some("a"))).collect(), Some(8), false);
+    assert_eq!(next(&mut schedule), [] as [i64; 0], "4 was given back and has to go first");
+    let from = schedule.next_to_read_on().expect("4 is wanted");
+    assert_eq!(from.after.id, 3);
+}
+
 /// Random outcomes, many groups: every message goes out, in order within its group, whatever fails.
 #[test]
 fn any_mix_of_outcomes_keeps_order_and_makes_progress() {
@@ -306,7 +329,7 @@ fn any_mix_of_outcomes_keeps_order_and_makes_progress() {
                     table.range(from.after.id + 1..read_so_far).filter(of_group).map(|(id, _)| *id).collect();
                 let batch: Vec<Item> = rest.iter().take(from.most).map(|id| item(*id, Some(&from.group))).collect();
                 let last = batch.last().map(|item| item.key().id);
-                schedule.read_on(&from.group, batch, last, rest.len() < from.most);
+                schedule.read_on(&from, batch, last, rest.len() < from.most);
             }
             schedule.wake(Instant::now() + Duration::from_secs(1));
             in_flight.extend(schedule.next_request());
