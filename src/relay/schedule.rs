@@ -413,4 +413,6 @@ fn takes(load: &Load, taken: &[Item], next: &Item) -> bool {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;

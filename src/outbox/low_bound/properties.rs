@@ -1,0 +1,355 @@
+//! Writers that begin, take ids and end whenever they like; reads, sweeps and looks in between. Nothing is passed in silence.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Two lanes are enough to see one disturb the other.
+const FEW_LANES: Lane = 2;
+
+#[derive(Clone, Debug)]
+enum Move {
+    /// A transaction gets its id.
+    Begin,
+    /// A transaction takes a message id.
+    Take {
+        writer: usize,
+        lane: Lane,
+    },
+    End {
+        writer: usize,
+        commits: bool,
+    },
+    Pass {
+        millis: u64,
+    },
+    Claim,
+    /// The statement of a read runs; its answer is applied by `EndRead`, after the sweep that follows it.
+    BeginRead {
+        most: usize,
+    },
+    EndRead {
+        sweeps: bool,
+    },
+    BeginSweep,
+    EndSweep,
+    /// The claim ends, and some of what was read is left in the table.
+    Release {
+        left: usize,
+    },
+    Look,
+    SweepAll,
+}
+
+fn moves() -> impl Strategy<Value = Vec<Move>> {
+    let one = prop_oneof![
+        3 => Just(Move::Begin),
+        6 => (0..6_usize, 0..FEW_LANES).prop_map(|(writer, lane)| Move::Take { writer, lane }),
+        4 => (0..6_usize, prop::bool::weighted(0.8)).prop_map(|(writer, commits)| Move::End { writer, commits }),
+        2 => prop_oneof![0..50_u64, 1000..3000_u64].prop_map(|millis| Move::Pass { millis }),
+        2 => Just(Move::Claim),
+        4 => (1..6_usize).prop_map(|most| Move::BeginRead { most }),
+        4 => prop::bool::weighted(0.7).prop_map(|sweeps| Move::EndRead { sweeps }),
+        1 => Just(Move::BeginSweep),
+        1 => Just(Move::EndSweep),
+        1 => (0..4_usize).prop_map(|left| Move::Release { left }),
+        3 => Just(Move::Look),
+        1 => Just(Move::SweepAll),
+    ];
+    prop::collection::vec(one, 1..120)
+}
+
+/// A read that has seen the table and not come back.
+struct Read {
+    next_xid: i64,
+    /// The cursor of each lane and what lay above it.
+    lanes: Vec<(i64, Vec<i64>)>,
+}
+
+/// A sweep of claimed lanes from the bottom that has not come back.
+struct BottomSweep {
+    snapshot: Snapshot,
+    upto: Vec<(Lane, i64)>,
+    keys: Vec<(Lane, i64)>,
+}
+
+/// A database with writers, and the bounds of a relay that reads it.
+struct World {
+    bounds: LowBounds,
+    start: Instant,
+    now: Instant,
+    next_xid: i64,
+    latest_ended: i64,
+    last_id: i64,
+    /// Transactions that run, with the rows they have inserted.
+    running: BTreeMap<i64, Vec<(Lane, i64)>>,
+    /// Rows that are committed and not read.
+    pending: BTreeSet<(Lane, i64)>,
+    /// Rows that were read under this claim, in the order of reading.
+    taken: Vec<(Lane, i64)>,
+    claim: Option<i64>,
+    read: Option<Read>,
+    sweep: Option<BottomSweep>,
+}
+
+impl World {
+    fn new() -> Self {
+        let start = Instant::now();
+        Self {
+            bounds: LowBounds::default(),
+            start,
+            now: start,
+            next_xid: 100,
+            latest_ended: 99,
+            last_id: 0,
+            running: BTreeMap::new(),
+            pending: BTreeSet::new(),
+            taken: Vec::new(),
+            claim: None,
+            read: None,
+            sweep: None,
+        }
+    }
+
+    fn begin(&mut self) -> i64 {
+        self.next_xid += 1;
+        self.running.insert(self.next_xid - 1, Vec::new());
+        self.next_xid - 1
+    }
+
+    fn end(&mut self, xid: i64, commits: bool) {
+        let rows = self.running.remove(&xid).unwrap_or_default();
+        self.latest_ended = self.latest_ended.max(xid);
+        if commits {
+            self.pending.extend(rows);
+        }
+    }
+
+    /// Writers other than the claim, which takes no ids.
+    fn writer(&self, at: usize) -> Option<i64> {
+        let writers: Vec<i64> = self.running.keys().copied().filter(|xid| Some(*xid) != self.claim).collect();
+        (!writers.is_empty()).then(|| writers[at % writers.len()])
+    }
+
+    /// As PostgreSQL computes it: xmax follows the latest transaction that has ended.
+    fn snapshot(&self) -> Snapshot {
+        let xmax = self.latest_ended + 1;
+        let running: Vec<String> = self.running.range(..xmax).map(|(xid, _)| xid.to_string()).collect();
+        let xmin = self.running.keys().next().map_or(xmax, |first| xmax.min(*first));
+        let snapshot = Snapshot::parse(&format!("{xmin}:{xmax}:{}", running.join(","))).unwrap();
+        self.claim.map_or(snapshot.clone(), |claim| snapshot.without(claim))
+    }
+
+    fn above(&self, lane: Lane, id: i64) -> Vec<i64> {
+        self.pending.range((lane, id + 1)..(lane + 1, i64::MIN)).map(|(_, id)| *id).collect()
+    }
+
+    fn make(&mut self, step: &Move) {
+        match *step {
+            Move::Begin => drop(self.begin()),
+            Move::Take { writer, lane } => {
+                if let Some(xid) = self.writer(writer) {
+                    self.last_id += 1;
+                    self.running.get_mut(&xid).unwrap().push((lane, self.last_id));
+                }
+            }
+            Move::End { writer, commits } => {
+                if let Some(xid) = self.writer(writer) {
+                    self.end(xid, commits);
+                }
+            }
+            Move::Pass { millis } => self.now += Duration::from_millis(millis),
+            Move::Claim => self.open(),
+            Move::BeginRead { most } => self.begin_read(most),
+            Move::EndRead { sweeps } => self.end_read(sweeps),
+            Move::BeginSweep => self.begin_sweep(),
+            Move::EndSweep => self.end_sweep(),
+            Move::Release { left } => self.release(left),
+            Move::Look => drop(self.look()),
+            Move::SweepAll if self.claim.is_none() => drop(self.sweep_all()),
+            Move::SweepAll => {}
+        }
+    }
+
+    fn open(&mut self) {
+        if self.claim.is_none() {
+            self.claim = Some(self.begin());
+            (0..FEW_LANES).for_each(|lane| self.bounds.open(lane));
+        }
+    }
+
+    fn begin_read(&mut self, most: usize) {
+        if self.claim.is_some() && self.read.is_none() {
+            let of_lane = |lane| {
+                let cursor = self.bounds.cursor(lane);
+                (cursor, self.above(lane, cursor).into_iter().take(most).collect())
+            };
+            self.read = Some(Read { next_xid: self.next_xid, lanes: (0..FEW_LANES).map(of_lane).collect() });
+        }
+    }
+
+    /// What the feed does with a read and the sweep of the gap that follows it.
+    fn end_read(&mut self, sweeps: bool) {
+        let Some(Read { next_xid, lanes }) = self.read.take() else { return };
+        let snapshot = self.snapshot();
+        if sweeps && self.bounds.shows_late_rows(&snapshot) {
+            self.begin_sweep();
+            self.end_sweep();
+            return;
+        }
+        for (lane, (cursor, ids)) in (0..FEW_LANES).zip(lanes) {
+            let is_in_place = self.bounds.cursor(lane) == cursor;
+            let late = if sweeps { self.sweep_of_the_gap(lane, &snapshot) } else { None };
+            if let (true, None, Some(last)) = (is_in_place, late, ids.last()) {
+                self.bounds.read(lane, *last, next_xid, self.now);
+                self.take(lane, &ids);
+            }
+        }
+    }
+
+    fn take(&mut self, lane: Lane, ids: &[i64]) {
+        for id in ids {
+            if self.pending.remove(&(lane, *id)) {
+                self.taken.push((lane, *id));
+            }
+        }
+    }
+
+    fn sweep_of_the_gap(&mut self, lane: Lane, snapshot: &Snapshot) -> Option<i64> {
+        let upto = self.bounds.cursor(lane);
+        let late = self.above(lane, self.bounds.low(lane)).first().copied().filter(|id| *id <= upto);
+        self.bounds.swept(&[(lane, upto)], snapshot, self.now);
+        late.inspect(|id| self.bounds.rewind(lane, *id))
+    }
+
+    fn begin_sweep(&mut self) {
+        if self.claim.is_some() && self.sweep.is_none() {
+            let upto: Vec<(Lane, i64)> = (0..FEW_LANES).map(|lane| (lane, self.bounds.cursor(lane))).collect();
+            let is_in_reach = |key: &&(Lane, i64)| upto.iter().any(|(lane, upto)| *lane == key.0 && key.1 <= *upto);
+            let keys = self.pending.iter().filter(is_in_reach).copied().collect();
+            self.sweep = Some(BottomSweep { snapshot: self.snapshot(), upto, keys });
+        }
+    }
+
+    fn end_sweep(&mut self) {
+        let Some(BottomSweep { snapshot, upto, keys }) = self.sweep.take() else { return };
+        self.bounds.swept(&upto, &snapshot, self.now);
+        for (lane, id) in keys.into_iter().filter(|key| self.pending.contains(key)) {
+            self.bounds.rewind(lane, id);
+        }
+        self.bounds.swept_from_the_bottom(&snapshot);
+    }
+
+    fn release(&mut self, left: usize) {
+        let Some(claim) = self.claim else { return };
+        self.end_read(true);
+        self.end_sweep();
+        let taken = std::mem::take(&mut self.taken);
+        for key in taken.into_iter().rev().take(left) {
+            self.pending.insert(key);
+            self.bounds.rewind(key.0, key.1);
+        }
+        self.claim = None;
+        self.end(claim, true);
+    }
+
+    /// What the relay does without a claim; returns the lanes to claim.
+    fn look(&mut self) -> Vec<Lane> {
+        if self.claim.is_some() {
+            return Vec::new();
+        }
+        let ready: Vec<Lane> = (0..FEW_LANES).filter(|l| !self.above(*l, self.bounds.low(*l)).is_empty()).collect();
+        let (snapshot, next_xid, last_id) = (self.snapshot(), self.next_xid, self.last_id);
+        let look = Look { snapshot, next_xid, last_id, ready, due: Vec::new() };
+        let late = if self.bounds.shows_late_rows(&look.snapshot) { self.sweep_all() } else { Vec::new() };
+        let empty: Vec<Lane> = (0..LANES).filter(|lane| !look.ready.contains(lane) && !late.contains(lane)).collect();
+        self.bounds.looked(&empty, &look, self.now);
+        [look.ready, late].concat()
+    }
+
+    /// The relay's own sweep: the lowest message of each lane is enough.
+    fn sweep_all(&mut self) -> Vec<Lane> {
+        let lowest = |lane| self.above(lane, 0).first().map(|id| (lane, *id));
+        let found: Vec<(Lane, i64)> = (0..FEW_LANES).filter_map(lowest).collect();
+        for (lane, id) in &found {
+            self.bounds.rewind(*lane, *id);
+        }
+        self.bounds.swept_from_the_bottom(&self.snapshot());
+        found.iter().map(|(lane, _)| *lane).collect()
+    }
+
+    /// A message that is committed and not read lies above the low bound of its lane, or it is known that something below
+    /// the bounds may be new.
+    fn check(&self) {
+        for (lane, id) in &self.pending {
+            let low = self.bounds.low(*lane);
+            let is_seen = *id > low || self.bounds.shows_late_rows(&self.snapshot());
+            assert!(is_seen, "message {id} of lane {lane} was passed in silence; the low bound is {low}");
+        }
+        assert!((0..FEW_LANES).all(|lane| self.bounds.low(lane) <= self.bounds.cursor(lane)));
+        assert!(!self.bounds.has_overtaken() || self.now - self.start >= PATIENCE, "nobody waited for a writer");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_committed_message_is_passed_in_silence(moves in moves()) {
+        let mut world = World::new();
+        for step in &moves {
+            world.make(step);
+            world.check();
+        }
+    }
+
+    /// Without a sweep from the bottom but for those that a writer's end calls for.
+    #[test]
+    fn all_is_read_when_the_writers_are_over(moves in moves()) {
+        let mut world = World::new();
+        moves.iter().for_each(|step| world.make(step));
+        world.release(0);
+        while let Some(writer) = world.writer(0) {
+            world.end(writer, true);
+        }
+        let waiting = world.pending.len();
+        for _ in 0..waiting + 2 {
+            if world.look().is_empty() {
+                break;
+            }
+            world.open();
+            for _ in 0..2 * waiting {
+                world.begin_read(3);
+                world.end_read(true);
+            }
+            world.release(0);
+        }
+        prop_assert!(world.pending.is_empty(), "never read: {:?}", world.pending);
+    }
+
+    /// Without overtaking the bounds follow, so that neither reads nor sweeps walk what is done.
+    #[test]
+    fn the_bounds_reach_what_was_read_when_the_writers_are_over(moves in moves()) {
+        let mut world = World::new();
+        moves.iter().for_each(|step| world.make(step));
+        world.release(0);
+        while let Some(writer) = world.writer(0) {
+            world.end(writer, true);
+        }
+        let before = world.last_id;
+        for _ in 0..4 * world.pending.len() + 4 {
+            for _ in world.look() {
+                world.open();
+            }
+            for _ in 0..4 {
+                world.begin_read(3);
+                world.end_read(true);
+            }
+            world.release(0);
+        }
+        let lows: Vec<i64> = (0..FEW_LANES).map(|lane| world.bounds.low(lane)).collect();
+        prop_assert!(lows.iter().all(|low| *low >= before), "{:?} after all up to {} ended", lows, before);
+    }
+}
