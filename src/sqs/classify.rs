@@ -31,6 +31,10 @@ pub(super) fn request(error: &SdkError<SendMessageBatchError, HttpResponse>) -> 
         }
         SdkError::ResponseError(_) => Fault::new(FaultKind::Ambiguous, "UnreadableAnswer", detail()),
         SdkError::DispatchFailure(_) => dispatch(error),
+        // The SDK also says so of a good answer that it cannot read.
+        SdkError::ServiceError(context) if context.raw().status().is_success() => {
+            Fault::new(FaultKind::Ambiguous, "UnreadableAnswer", detail())
+        }
         SdkError::ServiceError(context) => {
             let status = context.raw().status().as_u16();
             let code = context.err().code().unwrap_or("Unknown");
