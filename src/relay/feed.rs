@@ -364,13 +364,15 @@ impl Stream<'_> {
     }
 
     /// Applies a sweep: bounds move up over what it settles, and back below what it found; returns the lanes where it
-    /// found something.
+    /// found something, or may have left something out.
     fn swept(&mut self, sweep: &Sweep, swept: &Swept, now: Instant) -> Vec<Lane> {
-        let is_complete = |lane: Lane| swept.keys.iter().filter(|key| key.lane == lane).count() < sweep.most;
+        let mut late = self.schedule.no_longer_left(&sweep.groups_to_skip);
+        self.schedule.has_swept();
+        let count = |lane: Lane| swept.keys.iter().filter(|key| key.lane == lane).count();
+        let is_complete = |lane: Lane| count(lane) < sweep.most && !late.contains(&lane);
         let covered: Vec<(Lane, i64)> =
             sweep.ranges.iter().filter(|range| is_complete(range.lane)).map(|range| (range.lane, range.upto)).collect();
         self.memory.bounds.swept(&covered, &swept.snapshot, now);
-        let mut late = Vec::new();
         for key in swept.keys.iter().filter(|key| !self.schedule.knows(key.id)) {
             self.memory.bounds.rewind(key.lane, key.id);
             late.push(key.lane);
@@ -384,8 +386,10 @@ impl Stream<'_> {
         if !self.swept(sweep, swept, Instant::now()).is_empty() {
             self.feed.next_read = Instant::now();
         }
-        self.memory.bounds.swept_from_the_bottom(&swept.snapshot);
-        self.feed.must_sweep = false;
+        if self.schedule.no_longer_left(&sweep.groups_to_skip).is_empty() {
+            self.memory.bounds.swept_from_the_bottom(&swept.snapshot);
+            self.feed.must_sweep = false;
+        }
     }
 
     fn admit(&mut self, batch: Batch) {

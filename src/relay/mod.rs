@@ -346,7 +346,7 @@ impl Relay {
             ranges: (0..LANES).map(|lane| Range { lane, above: 0, upto: i64::MAX }).collect(),
             // The lowest of each lane is enough: the claim that follows reads on from there.
             most: 1,
-            groups_to_skip: self.remembered.iter().map(|left| Arc::clone(&left.group)).collect(),
+            groups_to_skip: self.remembered.iter().map(|left| (left.lane, Arc::clone(&left.group))).collect(),
         };
         let swept = self.destination.outbox.sweep(&self.destination.name, &sweep).await?;
         self.next_sweep = started + FULL_SWEEP.max(started.elapsed() * FULL_SWEEP_SHARE);

@@ -41,6 +41,8 @@ pub(super) struct ReadOn {
     pub(super) after: MessageKey,
     /// The highest id that was known to be left.
     upto: i64,
+    /// How many sweeps had been applied when this was asked.
+    sweeps: u64,
     /// How many messages there is room for.
     pub(super) most: usize,
 }
@@ -80,6 +82,7 @@ pub(super) struct Schedule {
     ready: VecDeque<Arc<str>>,
     delayed: BTreeMap<(Instant, i64), Delayed>,
     to_read_on: VecDeque<Arc<str>>,
+    sweeps: u64,
     known: HashSet<i64>,
     waiting: usize,
     waiting_bytes: usize,
@@ -95,6 +98,7 @@ impl Schedule {
             ready: VecDeque::new(),
             delayed: BTreeMap::new(),
             to_read_on: VecDeque::new(),
+            sweeps: 0,
             known: HashSet::new(),
             waiting: 0,
             waiting_bytes: 0,
@@ -131,9 +135,23 @@ impl Schedule {
         self.waiting_bytes
     }
 
-    /// Groups of which messages were left in the table.
-    pub(super) fn groups_with_rest(&self) -> Vec<Arc<str>> {
-        self.groups.iter().filter(|(_, group)| group.rest.is_some()).map(|(name, _)| Arc::clone(name)).collect()
+    /// Groups of which messages were left in the table. A sweep leaves them out.
+    pub(super) fn groups_with_rest(&self) -> Vec<(Lane, Arc<str>)> {
+        let has_rest = self.groups.iter().filter(|(_, group)| group.rest.is_some());
+        has_rest.map(|(name, group)| (group.lane, Arc::clone(name))).collect()
+    }
+
+    /// The lanes of groups that a sweep has left out and that were read to their end since, by a read that may have seen
+    /// less than the sweep. What the sweep shows of these lanes is worth nothing.
+    pub(super) fn no_longer_left(&self, left_out: &[(Lane, Arc<str>)]) -> Vec<Lane> {
+        let has_rest = |name| self.groups.get(name).is_some_and(|group| group.rest.is_some());
+        left_out.iter().filter(|(_, name)| !has_rest(name)).map(|(lane, _)| *lane).collect()
+    }
+
+    /// A sweep was applied, which left out the groups with a rest. So a read of one of them that was under way cannot be
+    /// the last: it may have seen less than the sweep.
+    pub(super) fn has_swept(&mut self) {
+        self.sweeps += 1;
     }
 
     /// Takes a message in, or leaves it in the table when its group has enough in memory. `until` is the time of a retry
@@ -313,12 +331,14 @@ impl Schedule {
                 continue;
             };
             let after = MessageKey { lane: group.lane, id: rest.after };
-            return Some(ReadOn { group: name, after, upto, most: self.limits.window });
+            let (sweeps, most) = (self.sweeps, self.limits.window);
+            return Some(ReadOn { group: name, after, upto, sweeps, most });
         }
     }
 
     /// A group's next messages were read; `is_all` when there were no more under that snapshot.
     pub(super) fn read_on(&mut self, from: &ReadOn, items: Vec<Item>, last: Option<i64>, is_all: bool) {
+        let is_all = is_all && from.sweeps == self.sweeps;
         let group = self.groups.get_mut(&from.group);
         let is_wanted = group.is_some_and(|group| group.has_read_on(from.after.id, from.upto, last, is_all));
         if is_wanted {

@@ -306,6 +306,28 @@ fn an_answer_that_comes_after_its_group_was_given_back_is_not_taken_for_a_later_
     assert_eq!(from.after.id, 3);
 }
 
+#[test]
+fn a_group_is_read_to_its_end_only_by_a_read_that_saw_as_much_as_the_sweeps_that_left_it_out() {
+    let messages: Vec<_> = (1..=5).map(|id| (id, Some("a"))).collect();
+    let mut schedule = with(STRICT, &messages);
+    for _ in 0..2 {
+        let request = schedule.next_request().unwrap();
+        schedule.finish(&request, Vec::new());
+    }
+    let from = schedule.next_to_read_on().unwrap();
+    let left_out = schedule.groups_with_rest();
+    assert!(schedule.no_longer_left(&left_out).is_empty());
+    schedule.has_swept();
+    schedule.read_on(&from, vec![item(5, Some("a"))], Some(5), true);
+    assert_eq!(schedule.groups_with_rest().len(), 1, "the sweep may have left out a 6 that the read did not see");
+    let request = schedule.next_request().unwrap();
+    schedule.finish(&request, Vec::new());
+    let from = schedule.next_to_read_on().expect("so it is read once more");
+    schedule.read_on(&from, Vec::new(), None, true);
+    assert!(schedule.groups_with_rest().is_empty());
+    assert_eq!(schedule.no_longer_left(&left_out), [1], "and a sweep that began before that is worth nothing");
+}
+
 /// Random outcomes, many groups: every message goes out, in order within its group, whatever fails.
 #[test]
 fn any_mix_of_outcomes_keeps_order_and_makes_progress() {

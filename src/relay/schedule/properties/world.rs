@@ -17,8 +17,9 @@ struct Row {
 struct Read {
     cursor: i64,
     ids: Vec<i64>,
-    /// What the sweep from the bottom that was sent with it saw.
+    /// What the sweep from the bottom that was sent with it saw, and the groups that it left out.
     swept: Vec<i64>,
+    left_out: Vec<(Lane, Arc<str>)>,
 }
 
 /// A read of one group that has not come back.
@@ -121,22 +122,25 @@ impl World {
 
     fn begin_read(&mut self, most: usize) {
         if self.read.is_none() {
-            let skipped = self.schedule.groups_with_rest();
-            let is_swept = |row: &Row| row.group.as_ref().is_none_or(|group| !skipped.contains(group));
+            let left_out = self.schedule.groups_with_rest();
+            let is_left_out = |group: &Arc<str>| left_out.iter().any(|(_, other)| other == group);
+            let is_swept = |row: &Row| !row.group.as_ref().is_some_and(is_left_out);
             let upto = self.cursor;
             let below = self.readable(0).take_while(|(id, _)| *id <= upto);
             let swept = below.filter(|(_, row)| is_swept(row)).map(|(id, _)| id).collect();
             let ids = self.readable(upto).take(most).map(|(id, _)| id).collect();
-            self.read = Some(Read { cursor: upto, ids, swept });
+            self.read = Some(Read { cursor: upto, ids, swept, left_out });
         }
     }
 
     fn end_read(&mut self) {
-        let Some(Read { cursor, ids, swept }) = self.read.take() else { return };
+        let Some(Read { cursor, ids, swept, left_out }) = self.read.take() else { return };
+        let is_worthless = !self.schedule.no_longer_left(&left_out).is_empty();
+        self.schedule.has_swept();
         let late = swept.into_iter().find(|id| !self.schedule.knows(*id));
         match late {
             Some(id) => self.cursor = self.cursor.min(id - 1),
-            None if self.cursor == cursor => {
+            None if self.cursor == cursor && !is_worthless => {
                 self.cursor = ids.last().copied().unwrap_or(cursor);
                 ids.into_iter().for_each(|id| self.admit(id));
             }
@@ -311,7 +315,8 @@ impl World {
         let rounds = 10 + 4 * self.table.len();
         for _ in 0..rounds {
             let turn = Move::Turn { most: 10 };
-            for step in [turn, Move::EndRead, Move::EndReadOn, Move::EndDue, Move::Pass { millis: 1000 }] {
+            // A read of a group is quick. If each one took longer than a sweep, none could be known to be the last.
+            for step in [turn, Move::EndReadOn, Move::EndRead, Move::EndDue, Move::Pass { millis: 1000 }] {
                 self.make(&step);
             }
             while let Some(request) = self.in_flight.pop() {
