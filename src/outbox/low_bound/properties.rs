@@ -22,6 +22,10 @@ enum Move {
         writer: usize,
         commits: bool,
     },
+    /// A transaction does all that at once.
+    Write {
+        lane: Lane,
+    },
     Pass {
         millis: u64,
     },
@@ -39,26 +43,33 @@ enum Move {
     Release {
         left: usize,
     },
-    Look,
+    /// A transaction may begin and take an id after the look saw its snapshot and before it saw the sequence.
+    Look {
+        is_slow: bool,
+    },
     SweepAll,
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
-    let one = prop_oneof![
-        3 => Just(Move::Begin),
-        6 => (0..6_usize, 0..FEW_LANES).prop_map(|(writer, lane)| Move::Take { writer, lane }),
-        4 => (0..6_usize, prop::bool::weighted(0.8)).prop_map(|(writer, commits)| Move::End { writer, commits }),
-        2 => prop_oneof![0..50_u64, 1000..3000_u64].prop_map(|millis| Move::Pass { millis }),
+    let lane = || prop_oneof![4 => Just(0), 1 => Just(1)];
+    let read = || (1..6_usize).prop_map(|most| vec![Move::BeginRead { most }, Move::EndRead { sweeps: true }]);
+    let alone = prop_oneof![
+        2 => Just(Move::Begin),
+        4 => (0..6_usize, lane()).prop_map(|(writer, lane)| Move::Take { writer, lane }),
+        3 => (0..6_usize, prop::bool::weighted(0.8)).prop_map(|(writer, commits)| Move::End { writer, commits }),
+        4 => lane().prop_map(|lane| Move::Write { lane }),
+        1 => prop_oneof![0..50_u64, 1000..3000_u64].prop_map(|millis| Move::Pass { millis }),
         2 => Just(Move::Claim),
-        4 => (1..6_usize).prop_map(|most| Move::BeginRead { most }),
-        4 => prop::bool::weighted(0.7).prop_map(|sweeps| Move::EndRead { sweeps }),
+        1 => (1..6_usize).prop_map(|most| Move::BeginRead { most }),
+        1 => prop::bool::weighted(0.7).prop_map(|sweeps| Move::EndRead { sweeps }),
         1 => Just(Move::BeginSweep),
         1 => Just(Move::EndSweep),
         1 => (0..4_usize).prop_map(|left| Move::Release { left }),
-        3 => Just(Move::Look),
+        2 => any::<bool>().prop_map(|is_slow| Move::Look { is_slow }),
         1 => Just(Move::SweepAll),
     ];
-    prop::collection::vec(one, 1..120)
+    let some = prop_oneof![20 => alone.prop_map(|one| vec![one]), 5 => read()];
+    prop::collection::vec(some, 1..100).prop_map(|all| all.concat())
 }
 
 /// A read that has seen the table and not come back.
@@ -119,6 +130,11 @@ impl World {
         self.next_xid - 1
     }
 
+    fn insert(&mut self, xid: i64, lane: Lane) {
+        self.last_id += 1;
+        self.running.get_mut(&xid).unwrap().push((lane, self.last_id));
+    }
+
     fn end(&mut self, xid: i64, commits: bool) {
         let rows = self.running.remove(&xid).unwrap_or_default();
         self.latest_ended = self.latest_ended.max(xid);
@@ -131,6 +147,12 @@ impl World {
     fn writer(&self, at: usize) -> Option<i64> {
         let writers: Vec<i64> = self.running.keys().copied().filter(|xid| Some(*xid) != self.claim).collect();
         (!writers.is_empty()).then(|| writers[at % writers.len()])
+    }
+
+    fn end_all(&mut self) {
+        while let Some(writer) = self.writer(0) {
+            self.end(writer, true);
+        }
     }
 
     /// As PostgreSQL computes it: xmax follows the latest transaction that has ended.
@@ -151,14 +173,18 @@ impl World {
             Move::Begin => drop(self.begin()),
             Move::Take { writer, lane } => {
                 if let Some(xid) = self.writer(writer) {
-                    self.last_id += 1;
-                    self.running.get_mut(&xid).unwrap().push((lane, self.last_id));
+                    self.insert(xid, lane);
                 }
             }
             Move::End { writer, commits } => {
                 if let Some(xid) = self.writer(writer) {
                     self.end(xid, commits);
                 }
+            }
+            Move::Write { lane } => {
+                let xid = self.begin();
+                self.insert(xid, lane);
+                self.end(xid, true);
             }
             Move::Pass { millis } => self.now += Duration::from_millis(millis),
             Move::Claim => self.open(),
@@ -167,7 +193,7 @@ impl World {
             Move::BeginSweep => self.begin_sweep(),
             Move::EndSweep => self.end_sweep(),
             Move::Release { left } => self.release(left),
-            Move::Look => drop(self.look()),
+            Move::Look { is_slow } => drop(self.look(is_slow)),
             Move::SweepAll if self.claim.is_none() => drop(self.sweep_all()),
             Move::SweepAll => {}
         }
@@ -256,13 +282,17 @@ impl World {
     }
 
     /// What the relay does without a claim; returns the lanes to claim.
-    fn look(&mut self) -> Vec<Lane> {
+    fn look(&mut self, is_slow: bool) -> Vec<Lane> {
         if self.claim.is_some() {
             return Vec::new();
         }
         let ready: Vec<Lane> = (0..FEW_LANES).filter(|l| !self.above(*l, self.bounds.low(*l)).is_empty()).collect();
-        let (snapshot, next_xid, last_id) = (self.snapshot(), self.next_xid, self.last_id);
-        let look = Look { snapshot, next_xid, last_id, ready, due: Vec::new() };
+        let (snapshot, next_xid) = (self.snapshot(), self.next_xid);
+        if is_slow {
+            let xid = self.begin();
+            self.insert(xid, 0);
+        }
+        let look = Look { snapshot, next_xid, last_id: self.last_id, ready, due: Vec::new() };
         let late = if self.bounds.shows_late_rows(&look.snapshot) { self.sweep_all() } else { Vec::new() };
         let empty: Vec<Lane> = (0..LANES).filter(|lane| !look.ready.contains(lane) && !late.contains(lane)).collect();
         self.bounds.looked(&empty, &look, self.now);
@@ -305,26 +335,17 @@ proptest! {
         }
     }
 
-    /// Without a sweep from the bottom but for those that a writer's end calls for.
+    /// Under one claim, and without a sweep from the bottom but for those that a writer's end calls for.
     #[test]
     fn all_is_read_when_the_writers_are_over(moves in moves()) {
         let mut world = World::new();
         moves.iter().for_each(|step| world.make(step));
-        world.release(0);
-        while let Some(writer) = world.writer(0) {
-            world.end(writer, true);
-        }
-        let waiting = world.pending.len();
-        for _ in 0..waiting + 2 {
-            if world.look().is_empty() {
-                break;
-            }
-            world.open();
-            for _ in 0..2 * waiting {
-                world.begin_read(3);
-                world.end_read(true);
-            }
-            world.release(0);
+        world.end_all();
+        world.look(false);
+        world.open();
+        for _ in 0..2 * world.pending.len() + 4 {
+            world.begin_read(3);
+            world.end_read(true);
         }
         prop_assert!(world.pending.is_empty(), "never read: {:?}", world.pending);
     }
@@ -335,12 +356,10 @@ proptest! {
         let mut world = World::new();
         moves.iter().for_each(|step| world.make(step));
         world.release(0);
-        while let Some(writer) = world.writer(0) {
-            world.end(writer, true);
-        }
+        world.end_all();
         let before = world.last_id;
         for _ in 0..4 * world.pending.len() + 4 {
-            for _ in world.look() {
+            for _ in world.look(false) {
                 world.open();
             }
             for _ in 0..4 {
