@@ -300,4 +300,6 @@ impl Flags {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
