@@ -17,9 +17,11 @@ struct Row {
 struct Read {
     cursor: i64,
     ids: Vec<i64>,
-    /// What the sweep from the bottom that was sent with it saw, and the groups that it left out.
+    /// What the sweep of the gap that was sent with it saw, and the groups that it left out.
     swept: Vec<i64>,
     left_out: Vec<(Lane, Arc<str>)>,
+    /// Up to where nothing can be committed any more.
+    settled_to: i64,
 }
 
 /// A read of one group that has not come back.
@@ -37,6 +39,7 @@ pub(super) struct World {
     uncommitted: BTreeMap<i64, Row>,
     table: BTreeMap<i64, Row>,
     in_flight: Vec<Vec<Item>>,
+    low: i64,
     cursor: i64,
     read: Option<Read>,
     read_on: Option<GroupRead>,
@@ -60,6 +63,7 @@ impl World {
             uncommitted: BTreeMap::new(),
             table: BTreeMap::new(),
             in_flight: Vec::new(),
+            low: 0,
             cursor: 0,
             read: None,
             read_on: None,
@@ -126,20 +130,24 @@ impl World {
             let is_left_out = |group: &Arc<str>| left_out.iter().any(|(_, other)| other == group);
             let is_swept = |row: &Row| !row.group.as_ref().is_some_and(is_left_out);
             let upto = self.cursor;
-            let below = self.readable(0).take_while(|(id, _)| *id <= upto);
-            let swept = below.filter(|(_, row)| is_swept(row)).map(|(id, _)| id).collect();
+            let gap = self.readable(self.low).take_while(|(id, _)| *id <= upto);
+            let swept = gap.filter(|(_, row)| is_swept(row)).map(|(id, _)| id).collect();
             let ids = self.readable(upto).take(most).map(|(id, _)| id).collect();
-            self.read = Some(Read { cursor: upto, ids, swept, left_out });
+            let settled_to = self.uncommitted.keys().next().map_or(upto, |first| upto.min(first - 1));
+            self.read = Some(Read { cursor: upto, ids, swept, left_out, settled_to });
         }
     }
 
     fn end_read(&mut self) {
-        let Some(Read { cursor, ids, swept, left_out }) = self.read.take() else { return };
+        let Some(Read { cursor, ids, swept, left_out, settled_to }) = self.read.take() else { return };
         let is_worthless = !self.schedule.no_longer_left(&left_out).is_empty();
         self.schedule.has_swept();
+        if !is_worthless {
+            self.low = self.low.max(settled_to);
+        }
         let late = swept.into_iter().find(|id| !self.schedule.knows(*id));
         match late {
-            Some(id) => self.cursor = self.cursor.min(id - 1),
+            Some(id) => self.rewind(id),
             None if self.cursor == cursor && !is_worthless => {
                 self.cursor = ids.last().copied().unwrap_or(cursor);
                 ids.into_iter().for_each(|id| self.admit(id));
@@ -147,6 +155,11 @@ impl World {
             None => {}
         }
         self.forget_settled();
+    }
+
+    fn rewind(&mut self, id: i64) {
+        self.low = self.low.min(id - 1);
+        self.cursor = self.cursor.min(id - 1);
     }
 
     fn begin_read_on(&mut self) {
@@ -269,9 +282,10 @@ impl World {
             let id = item.key().id;
             match item.charged {
                 Some(_) => self.table.get_mut(&id).unwrap().due = Some(until.unwrap_or(self.now)),
-                None => self.cursor = self.cursor.min(id - 1),
+                None => self.rewind(id),
             }
         }
+        self.cursor = self.low;
         self.remembered.extend(remembered);
         self.work_elsewhere(elsewhere);
         let mut due: Vec<(Instant, i64)> =
