@@ -103,6 +103,21 @@ mod tests {
         assert_eq!(conduct(FaultKind::Outage, 9, 10), Conduct::Halt);
     }
 
+    /// The match in `conduct` is exhaustive; this says what may never slip into it.
+    #[test]
+    fn only_a_message_fault_charges_or_kills() {
+        for kind in FaultKind::ALL {
+            for attempts in 0..=i16::MAX {
+                let what = conduct(kind, attempts, 10);
+                match kind {
+                    FaultKind::MessagePermanent => assert_eq!(what, Conduct::Bury),
+                    FaultKind::MessageTransient => assert_eq!(what == Conduct::RetryCharged, attempts < 9),
+                    _ => assert!(matches!(what, Conduct::Resend | Conduct::Halt), "{kind:?}"),
+                }
+            }
+        }
+    }
+
     #[test]
     fn delays_grow_to_the_maximum_and_never_beyond() {
         let (initial, max) = (Duration::from_millis(200), Duration::from_secs(2));

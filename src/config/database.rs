@@ -91,9 +91,14 @@ struct Parts {
 }
 
 fn from_url(url: &str) -> Result<Parts, String> {
+    // What follows the first @ of a password would be taken for host and database, and so be shown.
+    if url.contains("://") && split_query(url).0.matches('@').count() > 1 {
+        return Err("DATABASE_URL has more than one @; write one in the password as %40, as in postgres://USER:PASS%40WORD@HOST:PORT/DATABASE".to_owned());
+    }
     let (rest, taken) = if url.contains("://") { take_from_query(url) } else { take_from_words(url) };
     let mut connection: tokio_postgres::Config = rest.parse().map_err(|error| {
-        format!("DATABASE_URL cannot be used: {}; use postgres://USER:PASSWORD@HOST:PORT/DATABASE", chain(&error))
+        let problem = without_secrets(chain(&error));
+        format!("DATABASE_URL cannot be used: {problem}; use postgres://USER:PASSWORD@HOST:PORT/DATABASE")
     })?;
     if connection.get_hosts().is_empty() && connection.get_hostaddrs().is_empty() {
         return Err("DATABASE_URL names no host; use postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned());
@@ -105,6 +110,16 @@ fn from_url(url: &str) -> Result<Parts, String> {
     }
     let find = |name: &str| taken.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     Ok(Parts { connection, sslmode: find("sslmode"), sslrootcert: find("sslrootcert") })
+}
+
+/// tokio-postgres quotes an option that it does not know, which may be half a password with a ? in it.
+fn without_secrets(problem: String) -> String {
+    match problem.split_once("unknown option") {
+        Some((before, _)) => {
+            format!("{before}it has an unknown option, or a character of the password is not written as %XX")
+        }
+        None => problem,
+    }
 }
 
 fn from_libpq_variables() -> Result<Parts, String> {
@@ -138,8 +153,17 @@ const TAKEN: [&str; 2] = ["sslmode", "sslrootcert"];
 
 type Taken = Vec<(String, String)>;
 
+/// The query begins with the first ? that is not in the password.
+fn split_query(url: &str) -> (&str, Option<&str>) {
+    let after_password = url.find('@').unwrap_or(0);
+    match url[after_password..].find('?') {
+        Some(at) => (&url[..after_password + at], Some(&url[after_password + at + 1..])),
+        None => (url, None),
+    }
+}
+
 fn take_from_query(url: &str) -> (String, Taken) {
-    let Some((place, query)) = url.split_once('?') else {
+    let (place, Some(query)) = split_query(url) else {
         return (url.to_owned(), Vec::new());
     };
     let (ours, theirs): (Vec<&str>, Vec<&str>) =
@@ -150,12 +174,29 @@ fn take_from_query(url: &str) -> (String, Taken) {
     (rest, taken)
 }
 
-fn take_from_words(words: &str) -> (String, Taken) {
+fn take_from_words(text: &str) -> (String, Taken) {
     let (ours, theirs): (Vec<&str>, Vec<&str>) =
-        words.split_whitespace().partition(|word| TAKEN.contains(&word.split('=').next().unwrap_or("")));
-    let taken =
-        ours.iter().filter_map(|word| word.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        words(text).into_iter().partition(|word| TAKEN.contains(&word.split('=').next().unwrap_or("")));
+    let unquoted = |value: &str| value.trim_matches('\'').to_owned();
+    let taken = ours.iter().filter_map(|word| word.split_once('=')).map(|(k, v)| (k.to_owned(), unquoted(v))).collect();
     (theirs.join(" "), taken)
+}
+
+/// What spaces part, but not those in quotes; a backslash takes the next character's meaning away.
+fn words(text: &str) -> Vec<&str> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let parts = text.split(|c: char| match (c, std::mem::take(&mut is_escaped)) {
+        ('\\', false) => {
+            is_escaped = true;
+            false
+        }
+        ('\'', false) => {
+            is_quoted = !is_quoted;
+            false
+        }
+        (c, is_escaped) => c.is_whitespace() && !is_quoted && !is_escaped,
+    });
+    parts.filter(|word| !word.is_empty()).collect()
 }
 
 fn tls_mode(text: Option<&str>, has_root: bool) -> Result<TlsMode, String> {

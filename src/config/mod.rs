@@ -321,4 +321,6 @@ impl Flags {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;

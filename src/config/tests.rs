@@ -153,6 +153,10 @@ fn no_mistake_and_no_debug_output_shows_the_password() {
     assert!(!found.concat().contains("hunter2"), "{found:?}");
     let found = mistakes(|f| f.database_url = Some("postgres://app:hunter2@db/x?sslmode=sometimes".to_owned()));
     assert!(!found.concat().contains("hunter2"), "{found:?}");
+    for half in ["postgres://app:a@?hunter2@db/x", "postgres://app:a@hunter2@db/x", "postgres://app:a@b/hunter2@db/x"] {
+        let found = mistakes(|f| f.database_url = Some(half.to_owned()));
+        assert!(found[0].contains("DATABASE_URL") && !found.concat().contains("hunter2"), "{found:?}");
+    }
     let mut flags = flags();
     flags.database_url = Some("postgres://app:hunter2@db/x".to_owned());
     assert!(!format!("{:?}", flags.relay().unwrap()).contains("hunter2"));

@@ -425,3 +425,6 @@ mod tests {
         assert_eq!(bounds.low(0), 0);
     }
 }
+
+#[cfg(test)]
+mod properties;

@@ -128,8 +128,8 @@ pub struct Sweep {
     pub ranges: Vec<Range>,
     /// How many messages of each lane at most.
     pub most: usize,
-    /// Groups whose messages are known to wait in the table.
-    pub groups_to_skip: Vec<Arc<str>>,
+    /// Groups whose messages are known to wait in the table, with their lanes.
+    pub groups_to_skip: Vec<(Lane, Arc<str>)>,
 }
 
 /// What a sweep found.
@@ -301,7 +301,7 @@ impl Outbox {
         let above: Vec<i64> = sweep.ranges.iter().map(|range| range.above).collect();
         let upto: Vec<i64> = sweep.ranges.iter().map(|range| range.upto).collect();
         let most = i64::try_from(sweep.most).unwrap_or(i64::MAX);
-        let groups: Vec<&str> = sweep.groups_to_skip.iter().map(AsRef::as_ref).collect();
+        let groups: Vec<&str> = sweep.groups_to_skip.iter().map(|(_, group)| group.as_ref()).collect();
         let parameters: [Parameter<'_>; 6] = [
             (&destination, Type::TEXT),
             (&lanes, Type::INT2_ARRAY),

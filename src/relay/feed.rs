@@ -258,12 +258,12 @@ impl Stream<'_> {
                     let with_time = |message| (until(&message), message);
                     let items = batch.messages.into_iter().map(with_time);
                     let items = items.filter_map(|(until, message)| Some((self.item(message)?, until))).collect();
-                    self.schedule.read_on(&from.group, items, last, is_all);
+                    self.schedule.read_on(&from, items, last, is_all);
                 })
             }
-            Event::Swept { round, upto, started, result } => {
+            Event::Swept { sweep, round, upto, started, result } => {
                 self.feed.is_sweeping = false;
-                result.map(|swept| self.swept_a_slice(round, upto, started, &self.without_the_claim(swept)))
+                result.map(|swept| self.swept_a_slice(&sweep, round, upto, started, &self.without_the_claim(swept)))
             }
             Event::Due { result } => {
                 self.feed.is_asking_for_due = false;
@@ -360,13 +360,17 @@ impl Stream<'_> {
     }
 
     /// Applies a sweep: bounds move up over what it settles, and back below what it found; returns the lanes where it
-    /// found something.
+    /// found something, or may have left something out.
     fn swept(&mut self, sweep: &Sweep, swept: &Swept, now: Instant) -> Vec<Lane> {
-        let is_complete = |lane: Lane| swept.keys.iter().filter(|key| key.lane == lane).count() < sweep.most;
+        let mut late = self.schedule.no_longer_left(&sweep.groups_to_skip);
+        self.schedule.has_swept();
+        let count = |lane: Lane| swept.keys.iter().filter(|key| key.lane == lane).count();
+        let is_complete = |lane: Lane| count(lane) < sweep.most && !late.contains(&lane);
         let covered: Vec<(Lane, i64)> =
             sweep.ranges.iter().filter(|range| is_complete(range.lane)).map(|range| (range.lane, range.upto)).collect();
         self.memory.bounds.swept(&covered, &swept.snapshot, now);
-        self.find_late(swept)
+        late.extend(self.find_late(swept));
+        late
     }
 
     fn admit(&mut self, batch: Batch) {

@@ -60,8 +60,8 @@ pub(super) struct Rest {
     pub(super) after: i64,
     /// The highest id that was seen and left.
     pub(super) upto: i64,
-    /// What `upto` was when a read of the rest started; `None` when none is under way.
-    asked_upto: Option<i64>,
+    /// What `upto` was when a read of the rest was asked for; `None` when none is wanted.
+    pub(super) asked_upto: Option<i64>,
 }
 
 impl Rest {
@@ -188,14 +188,16 @@ impl Group {
         }
     }
 
-    /// The rest was read up to `last`; `is_all` when that snapshot showed no more. Ignored when the group was delayed in
-    /// the meantime and gave its messages back.
-    pub(super) fn has_read_on(&mut self, last: Option<i64>, is_all: bool) -> bool {
+    /// The rest was read behind `after` up to `last`; `is_all` when that snapshot showed no more. Ignored unless the group
+    /// still asks for just that: it may have been delayed in the meantime and have given messages back that come before,
+    /// and it may have asked again since.
+    pub(super) fn has_read_on(&mut self, after: i64, asked_upto: i64, last: Option<i64>, is_all: bool) -> bool {
         let Some(rest) = &mut self.rest else { return false };
-        let Some(asked_upto) = rest.asked_upto.take() else {
+        if rest.after != after || rest.asked_upto != Some(asked_upto) {
             return false;
-        };
-        rest.after = rest.after.max(last.unwrap_or(rest.after));
+        }
+        rest.asked_upto = None;
+        rest.after = last.unwrap_or(after);
         // Only a read that began after the last message was left can have seen all of them.
         if is_all && asked_upto == rest.upto {
             self.rest = None;

@@ -39,6 +39,10 @@ pub(super) struct ReadOn {
     pub(super) group: Arc<str>,
     /// Its lane, and the last id in memory.
     pub(super) after: MessageKey,
+    /// The highest id that was known to be left.
+    upto: i64,
+    /// How many sweeps had been applied when this was asked.
+    sweeps: u64,
     /// How many messages there is room for.
     pub(super) most: usize,
 }
@@ -100,6 +104,7 @@ pub(super) struct Schedule {
     ready: VecDeque<Arc<str>>,
     delayed: BTreeMap<(Instant, i64), Delayed>,
     to_read_on: VecDeque<Arc<str>>,
+    sweeps: u64,
     known: HashSet<i64>,
     waiting: usize,
     waiting_bytes: usize,
@@ -115,6 +120,7 @@ impl Schedule {
             ready: VecDeque::new(),
             delayed: BTreeMap::new(),
             to_read_on: VecDeque::new(),
+            sweeps: 0,
             known: HashSet::new(),
             waiting: 0,
             waiting_bytes: 0,
@@ -151,9 +157,23 @@ impl Schedule {
         self.waiting_bytes
     }
 
-    /// Groups of which messages were left in the table.
-    pub(super) fn groups_with_rest(&self) -> Vec<Arc<str>> {
-        self.groups.iter().filter(|(_, group)| group.rest.is_some()).map(|(name, _)| Arc::clone(name)).collect()
+    /// Groups of which messages were left in the table. A sweep leaves them out.
+    pub(super) fn groups_with_rest(&self) -> Vec<(Lane, Arc<str>)> {
+        let has_rest = self.groups.iter().filter(|(_, group)| group.rest.is_some());
+        has_rest.map(|(name, group)| (group.lane, Arc::clone(name))).collect()
+    }
+
+    /// The lanes of groups that a sweep has left out and that were read to their end since, by a read that may have seen
+    /// less than the sweep. What the sweep shows of these lanes is worth nothing.
+    pub(super) fn no_longer_left(&self, left_out: &[(Lane, Arc<str>)]) -> Vec<Lane> {
+        let has_rest = |name| self.groups.get(name).is_some_and(|group| group.rest.is_some());
+        left_out.iter().filter(|(_, name)| !has_rest(name)).map(|(lane, _)| *lane).collect()
+    }
+
+    /// A sweep was applied, which left out the groups with a rest. So a read of one of them that was under way cannot be
+    /// the last: it may have seen less than the sweep.
+    pub(super) fn has_swept(&mut self) {
+        self.sweeps += 1;
     }
 
     /// Whether this message of the group has to stay in the table for now; then that is remembered.
@@ -236,7 +256,7 @@ impl Schedule {
         let mut load = Load::new(self.limits.request_size);
         while !load.is_full() {
             if let Some(front) = self.free.front() {
-                if !takes(&load, front) {
+                if !takes(&load, &items, front) {
                     break;
                 }
                 items.extend(self.free.pop_front());
@@ -246,7 +266,7 @@ impl Schedule {
                     continue;
                 };
                 let Some(front) = group.waiting.front() else { break };
-                if !takes(&load, front) {
+                if !takes(&load, &items, front) {
                     break;
                 }
                 group.state = State::InFlight;
@@ -254,13 +274,10 @@ impl Schedule {
                 let before = items.len();
                 while items.len() - before < self.limits.per_group
                     && let Some(next) = group.waiting.front()
-                    && takes(&load, next)
+                    && takes(&load, &items, next)
                 {
                     load.add(next.entry.bytes());
                     items.extend(group.waiting.pop_front());
-                }
-                if items.last().is_some_and(|item| item.is_alone) {
-                    break;
                 }
                 continue;
             } else {
@@ -268,9 +285,6 @@ impl Schedule {
             }
             let Some(taken) = items.last() else { break };
             load.add(taken.entry.bytes());
-            if taken.is_alone {
-                break;
-            }
         }
         for item in &items {
             self.waiting -= 1;
@@ -387,25 +401,31 @@ impl Schedule {
         loop {
             let name = self.to_read_on.pop_front()?;
             let Some(group) = self.groups.get(&name) else { continue };
-            let Some(rest) = group.rest else { continue };
+            // A group that was delayed since does not ask any more.
+            let Some((rest, upto)) = group.rest.and_then(|rest| rest.asked_upto.map(|upto| (rest, upto))) else {
+                continue;
+            };
             let after = MessageKey { lane: group.lane, id: rest.after };
-            return Some(ReadOn { group: name, after, most: self.limits.window });
+            let (sweeps, most) = (self.sweeps, self.limits.window);
+            return Some(ReadOn { group: name, after, upto, sweeps, most });
         }
     }
 
     /// A group's next messages were read; `is_all` when there were no more under that snapshot.
     pub(super) fn read_on(
         &mut self,
-        name: &Arc<str>,
+        from: &ReadOn,
         items: Vec<(Item, Option<Instant>)>,
         last: Option<i64>,
         is_all: bool,
     ) {
-        let is_wanted = self.groups.get_mut(name).is_some_and(|group| group.has_read_on(last, is_all));
+        let is_all = is_all && from.sweeps == self.sweeps;
+        let group = self.groups.get_mut(&from.group);
+        let is_wanted = group.is_some_and(|group| group.has_read_on(from.after.id, from.upto, last, is_all));
         if is_wanted {
             items.into_iter().for_each(|(item, until)| self.admit(item, until));
         }
-        self.look_after(name);
+        self.look_after(&from.group);
     }
 
     /// Makes ready what has waited long enough.
@@ -503,9 +523,12 @@ impl Schedule {
 }
 
 /// An entry that must be alone starts a request and ends it.
-fn takes(load: &Load, item: &Item) -> bool {
-    load.fits(item.entry.bytes()) && (load.entries() == 0 || !item.is_alone)
+fn takes(load: &Load, taken: &[Item], next: &Item) -> bool {
+    let may_join = taken.last().is_none_or(|last| !last.is_alone && !next.is_alone);
+    may_join && load.fits(next.entry.bytes())
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

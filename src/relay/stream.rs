@@ -88,7 +88,7 @@ pub(super) enum Event {
     Opened { lanes: Vec<Lane>, result: Result<(Vec<DeadGroup>, Vec<DeferredHead>), OutboxError> },
     Read { positions: Vec<Position>, sweep: Option<Sweep>, result: Result<(Batch, Option<Swept>), OutboxError> },
     ReadOn { from: ReadOn, result: Result<Batch, OutboxError> },
-    Swept { round: Round, upto: i64, started: Instant, result: Result<Swept, OutboxError> },
+    Swept { sweep: Sweep, round: Round, upto: i64, started: Instant, result: Result<Swept, OutboxError> },
     Due { result: Result<Batch, OutboxError> },
     Rechecked { blocked: Vec<(Lane, Arc<str>)>, result: Result<Vec<DeadGroup>, OutboxError> },
     Widened { result: Result<Vec<Lane>, OutboxError> },

@@ -28,11 +28,13 @@ pub(super) struct Round {
     above: i64,
     marks: u64,
     began: Instant,
+    /// Whether a group that was left out has come to its end meanwhile, so that not everything was seen.
+    is_partial: bool,
 }
 
 impl Round {
     fn new(lanes: Vec<Lane>, bounds: &LowBounds) -> Self {
-        Self { lanes, above: 0, marks: bounds.marks(), began: Instant::now() }
+        Self { lanes, above: 0, marks: bounds.marks(), began: Instant::now(), is_partial: false }
     }
 }
 
@@ -85,7 +87,7 @@ impl Stream<'_> {
         let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
             let result = destination.outbox.sweep(&destination.name, &sweep).await;
-            Event::Swept { round, upto, started: now, result }
+            Event::Swept { sweep, round, upto, started: now, result }
         }));
     }
 
@@ -104,17 +106,26 @@ impl Stream<'_> {
     }
 
     /// A slice came back: lanes go back below what was found.
-    pub(super) fn swept_a_slice(&mut self, mut round: Round, upto: i64, started: Instant, swept: &Swept) {
+    pub(super) fn swept_a_slice(
+        &mut self,
+        sweep: &Sweep,
+        mut round: Round,
+        upto: i64,
+        started: Instant,
+        swept: &Swept,
+    ) {
+        round.is_partial |= !self.schedule.no_longer_left(&sweep.groups_to_skip).is_empty();
+        self.schedule.has_swept();
         if !self.find_late(swept).is_empty() {
             self.feed.next_read = Instant::now();
         }
         let is_last = round.lanes.iter().all(|lane| self.memory.bounds.cursor(*lane) <= upto);
         self.memory.sweeping.took(started, is_last.then_some(&round));
-        if is_last {
-            self.memory.bounds.swept_from_the_bottom(&round.lanes, round.marks);
-        } else {
+        if !is_last {
             round.above = upto;
             self.feed.round = Some(round);
+        } else if !round.is_partial {
+            self.memory.bounds.swept_from_the_bottom(&round.lanes, round.marks);
         }
     }
 
@@ -161,7 +172,7 @@ impl Relay {
             ranges: round.lanes.iter().map(|lane| Range { lane: *lane, above: round.above, upto }).collect(),
             // The lowest of each lane is enough: the claim that follows reads on from there.
             most: 1,
-            groups_to_skip: self.remembered.iter().map(|left| Arc::clone(&left.group)).collect(),
+            groups_to_skip: self.remembered.iter().map(|left| (left.lane, Arc::clone(&left.group))).collect(),
         };
         let swept = self.destination.outbox.sweep(&self.destination.name, &sweep).await?;
         self.sweeping.took(started, is_last.then_some(&round));

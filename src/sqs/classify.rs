@@ -31,6 +31,10 @@ pub(super) fn request(error: &SdkError<SendMessageBatchError, HttpResponse>) -> 
         }
         SdkError::ResponseError(_) => Fault::new(FaultKind::Ambiguous, "UnreadableAnswer", detail()),
         SdkError::DispatchFailure(_) => dispatch(error),
+        // The SDK also says so of a good answer that it cannot read.
+        SdkError::ServiceError(context) if context.raw().status().is_success() => {
+            Fault::new(FaultKind::Ambiguous, "UnreadableAnswer", detail())
+        }
         SdkError::ServiceError(context) => {
             let status = context.raw().status().as_u16();
             let code = context.err().code().unwrap_or("Unknown");
@@ -157,38 +161,4 @@ fn shorten(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn codes_mean_the_same_with_and_without_their_namespace() {
-        assert_eq!(kind_of_code("AWS.SimpleQueueService.NonExistentQueue"), Some(FaultKind::Destination));
-        assert_eq!(kind_of_code("com.amazonaws.sqs#QueueDoesNotExist"), Some(FaultKind::Destination));
-        assert_eq!(kind_of_code("KMS.ThrottlingException"), Some(FaultKind::Throttle));
-        assert_eq!(kind_of_code("RequestThrottled"), Some(FaultKind::Throttle));
-        assert_eq!(kind_of_code("KMS.AccessDeniedException"), Some(FaultKind::Destination));
-        assert_eq!(kind_of_code("AWS.SimpleQueueService.BatchRequestTooLong"), Some(FaultKind::MessagePermanent));
-        assert_eq!(kind_of_code("AWS.SimpleQueueService.TooManyEntriesInBatchRequest"), Some(FaultKind::Ours));
-        assert_eq!(kind_of_code("SomethingNew"), None);
-    }
-
-    #[test]
-    fn an_entry_with_an_unknown_code_is_tried_again_whoever_is_blamed() {
-        for sender_fault in [true, false] {
-            let failed = BatchResultErrorEntry::builder()
-                .id("0")
-                .code("SomethingNew")
-                .sender_fault(sender_fault)
-                .build()
-                .unwrap();
-            assert_eq!(entry(&failed).kind, FaultKind::MessageTransient);
-        }
-    }
-
-    #[test]
-    fn a_throttled_entry_is_not_the_messages_fault_though_the_sender_is_blamed() {
-        let failed =
-            BatchResultErrorEntry::builder().id("0").code("RequestThrottled").sender_fault(true).build().unwrap();
-        assert_eq!(entry(&failed).kind, FaultKind::Throttle);
-    }
-}
+mod tests;

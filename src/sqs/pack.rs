@@ -65,3 +65,6 @@ mod tests {
         assert!(load.is_full());
     }
 }
+
+#[cfg(test)]
+mod properties;

@@ -79,12 +79,12 @@ fn item(index: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, Bui
 fn reconcile(entries: usize, output: &SendMessageBatchOutput) -> Vec<Result<String, Fault>> {
     let mut results: Vec<Option<Result<String, Fault>>> = vec![None; entries];
     for accepted in output.successful() {
-        if let Some(slot) = accepted.id().parse::<usize>().ok().and_then(|index| results.get_mut(index)) {
+        if let Some(slot) = index_of(accepted.id()).and_then(|index| results.get_mut(index)) {
             *slot = Some(Ok(accepted.message_id().to_owned()));
         }
     }
     for failed in output.failed() {
-        if let Some(slot) = failed.id().parse::<usize>().ok().and_then(|index| results.get_mut(index)) {
+        if let Some(slot) = index_of(failed.id()).and_then(|index| results.get_mut(index)) {
             *slot = match slot {
                 Some(Ok(_)) => Some(Err(unconfirmed("listed as accepted and as failed"))),
                 _ => Some(Err(classify::entry(failed))),
@@ -94,9 +94,17 @@ fn reconcile(entries: usize, output: &SendMessageBatchOutput) -> Vec<Result<Stri
     results.into_iter().map(|slot| slot.unwrap_or_else(|| Err(unconfirmed("not in the answer")))).collect()
 }
 
+/// Only what this relay has sent is an id; "+1" and "01" are not.
+fn index_of(id: &str) -> Option<usize> {
+    id.parse().ok().filter(|index: &usize| index.to_string() == id)
+}
+
 fn unconfirmed(detail: &str) -> Fault {
     Fault::new(FaultKind::Ambiguous, "Unconfirmed", detail)
 }
+
+#[cfg(test)]
+mod answers;
 
 #[cfg(test)]
 mod tests {

@@ -9,11 +9,11 @@ use crate::sqs::compose;
 const STRICT: Limits = Limits { request_size: 10, per_group: 1, window: 4 };
 const BATCHED: Limits = Limits { request_size: 10, per_group: 10, window: 40 };
 
-fn item(id: i64, group: Option<&str>) -> Item {
+pub(super) fn item(id: i64, group: Option<&str>) -> Item {
     sized(id, group, 2)
 }
 
-fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
+pub(super) fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
     let event = Event {
         event_id: "e".to_owned(),
         event_type: "T".to_owned(),
@@ -130,7 +130,7 @@ fn a_delayed_group_keeps_only_its_head_in_memory() {
     schedule.finish(&again, Vec::new());
     let from = schedule.next_to_read_on().expect("the rest is wanted now");
     assert_eq!(from.after, MessageKey { lane: 1, id: 1 });
-    schedule.read_on(&from.group, of_a(2..=4), Some(4), true);
+    schedule.read_on(&from, of_a(2..=4), Some(4), true);
     assert_eq!(next(&mut schedule), [2]);
     assert!(schedule.groups_with_rest().is_empty());
 }
@@ -149,7 +149,7 @@ fn a_hot_group_leaves_what_is_beyond_its_window_in_the_table() {
     assert_eq!((from.after.id, from.most), (4, 4));
     // While the table is read a further message is seen and left, so this read cannot have been the last.
     schedule.admit(item(10, Some("a")), None);
-    schedule.read_on(&from.group, of_a(5..=8), Some(8), false);
+    schedule.read_on(&from, of_a(5..=8), Some(8), false);
     let mut sent = Vec::new();
     while let Some(request) = schedule.next_request() {
         sent.extend(ids(&request));
@@ -157,7 +157,7 @@ fn a_hot_group_leaves_what_is_beyond_its_window_in_the_table() {
         while let Some(from) = schedule.next_to_read_on() {
             let rest = of_a(from.after.id + 1..=10);
             let last = rest.last().map(|(item, _)| item.key().id);
-            schedule.read_on(&from.group, rest, last, true);
+            schedule.read_on(&from, rest, last, true);
         }
     }
     assert_eq!(sent, (3..=10).collect::<Vec<_>>());
@@ -270,7 +270,7 @@ fn a_recorded_retry_and_what_is_behind_it_are_remembered_apart() {
     assert_eq!(ids(&head), [2]);
     schedule.finish(&head, Vec::new());
     let from = schedule.next_to_read_on().unwrap();
-    schedule.read_on(&from.group, of_a([3]), Some(3), true);
+    schedule.read_on(&from, of_a([3]), Some(3), true);
     assert_eq!(next(&mut schedule), [3]);
 }
 
@@ -283,6 +283,63 @@ fn a_remembered_group_without_a_head_is_read_on_at_once() {
     assert!(schedule.next_request().is_none(), "10 must not overtake 6 to 9");
     let from = schedule.next_to_read_on().unwrap();
     assert_eq!(from.after, MessageKey { lane: 1, id: 5 });
+}
+
+#[test]
+fn an_alone_message_has_no_company_of_its_own_group_either() {
+    let mut schedule = with(BATCHED, &[(1, Some("a")), (2, Some("a")), (3, Some("a"))]);
+    let mut request = schedule.next_request().unwrap();
+    request[0].is_alone = true;
+    schedule.finish(&[], request.into_iter().map(|item| (item, None)).collect());
+    let first = schedule.next_request().unwrap();
+    assert_eq!(ids(&first), [1]);
+    schedule.finish(&first, Vec::new());
+    assert_eq!(next(&mut schedule), [2, 3]);
+}
+
+#[test]
+fn an_answer_that_comes_after_its_group_was_given_back_is_not_taken_for_a_later_one() {
+    let messages: Vec<_> = (1..=9).map(|id| (id, Some("a"))).collect();
+    let mut schedule = with(STRICT, &messages);
+    for _ in 0..2 {
+        let request = schedule.next_request().unwrap();
+        schedule.finish(&request, Vec::new());
+    }
+    let slow = schedule.next_to_read_on().expect("3 and 4 are left");
+    let mut request = schedule.next_request().unwrap();
+    let due = Instant::now();
+    schedule.finish(&[], vec![(request.remove(0), Some(due))]);
+    schedule.wake(due);
+    let head = schedule.next_request().unwrap();
+    assert_eq!(ids(&head), [3]);
+    schedule.finish(&head, Vec::new());
+    // The group wants to read on behind 3, when what was read behind 4 comes in.
+    schedule.read_on(&slow, of_a(5..=8), Some(8), false);
+    assert_eq!(next(&mut schedule), [] as [i64; 0], "4 was given back and has to go first");
+    let from = schedule.next_to_read_on().expect("4 is wanted");
+    assert_eq!(from.after.id, 3);
+}
+
+#[test]
+fn a_group_is_read_to_its_end_only_by_a_read_that_saw_as_much_as_the_sweeps_that_left_it_out() {
+    let messages: Vec<_> = (1..=5).map(|id| (id, Some("a"))).collect();
+    let mut schedule = with(STRICT, &messages);
+    for _ in 0..2 {
+        let request = schedule.next_request().unwrap();
+        schedule.finish(&request, Vec::new());
+    }
+    let from = schedule.next_to_read_on().unwrap();
+    let left_out = schedule.groups_with_rest();
+    assert!(schedule.no_longer_left(&left_out).is_empty());
+    schedule.has_swept();
+    schedule.read_on(&from, of_a([5]), Some(5), true);
+    assert_eq!(schedule.groups_with_rest().len(), 1, "the sweep may have left out a 6 that the read did not see");
+    let request = schedule.next_request().unwrap();
+    schedule.finish(&request, Vec::new());
+    let from = schedule.next_to_read_on().expect("so it is read once more");
+    schedule.read_on(&from, Vec::new(), None, true);
+    assert!(schedule.groups_with_rest().is_empty());
+    assert_eq!(schedule.no_longer_left(&left_out), [1], "and a sweep that began before that is worth nothing");
 }
 
 /// Random outcomes, many groups: every message goes out, in order within its group, whatever fails.
@@ -309,7 +366,7 @@ fn any_mix_of_outcomes_keeps_order_and_makes_progress() {
                 let batch: Vec<(Item, Option<Instant>)> =
                     rest.iter().take(from.most).map(|id| (item(*id, Some(&from.group)), None)).collect();
                 let last = batch.last().map(|(item, _)| item.key().id);
-                schedule.read_on(&from.group, batch, last, rest.len() < from.most);
+                schedule.read_on(&from, batch, last, rest.len() < from.most);
             }
             schedule.wake(Instant::now() + Duration::from_secs(1));
             in_flight.extend(schedule.next_request());
@@ -359,11 +416,11 @@ fn a_blocked_group_keeps_nothing_in_memory_and_others_go_on() {
     assert_eq!(next(&mut schedule), [6]);
     assert!(!schedule.knows(2) && !schedule.knows(5), "they are in the table");
     assert!(schedule.next_to_read_on().is_none());
-    assert_eq!(schedule.groups_with_rest(), [Arc::clone(&group)], "sweeps pass over it");
+    assert_eq!(schedule.groups_with_rest(), [(1, Arc::clone(&group))], "sweeps pass over it");
     schedule.unblock(&group);
     let from = schedule.next_to_read_on().expect("it goes on from the dead message");
     assert_eq!(from.after.id, 0);
-    schedule.read_on(&group, of_a([2, 4, 5]), Some(5), true);
+    schedule.read_on(&from, of_a([2, 4, 5]), Some(5), true);
     assert_eq!(next(&mut schedule), [2]);
 }
 

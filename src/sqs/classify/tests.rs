@@ -1,0 +1,153 @@
+//! Every code and every kind of failure the SDK knows. What real bytes lead to is tested in `sqs/publish/answers.rs`.
+
+use std::io;
+use std::time::Duration;
+
+use aws_sdk_sqs::config::http::HttpResponse;
+use aws_sdk_sqs::error::{BoxError, ConnectorError, ErrorMetadata};
+
+use super::*;
+use crate::retry::{Conduct, conduct};
+
+fn of_entry(code: &str, sender_fault: bool) -> FaultKind {
+    entry(&BatchResultErrorEntry::builder().id("0").code(code).sender_fault(sender_fault).build().unwrap()).kind
+}
+
+/// What each code of a single entry means, whoever SQS says is at fault.
+const OF_ENTRIES: [(FaultKind, &[&str]); 6] = [
+    (
+        FaultKind::MessagePermanent,
+        &[
+            "InvalidMessageContents",
+            "InvalidParameterValue",
+            "MissingParameter",
+            "AWS.SimpleQueueService.BatchRequestTooLong",
+            "InvalidAttributeValue",
+            "InvalidAttributeName",
+        ],
+    ),
+    (FaultKind::MessageTransient, &["InternalError", "InternalFailure", "SomethingNew", ""]),
+    (
+        FaultKind::Throttle,
+        &[
+            "RequestThrottled",
+            "ThrottlingException",
+            "Throttling",
+            "ThrottledException",
+            "RequestThrottledException",
+            "TooManyRequestsException",
+            "RequestLimitExceeded",
+            "BandwidthLimitExceeded",
+            "LimitExceededException",
+            "KmsThrottled",
+            "KMS.ThrottlingException",
+            "OverLimit",
+            "SlowDown",
+            "PriorRequestNotComplete",
+        ],
+    ),
+    (FaultKind::ServerError, &["ServiceUnavailable", "ServiceUnavailableException"]),
+    (
+        FaultKind::Destination,
+        &["KMS.AccessDeniedException", "KMS.DisabledException", "AccessDenied", "ExpiredToken", "InvalidSecurity"],
+    ),
+    (FaultKind::Ours, &["InvalidBatchEntryId", "AWS.SimpleQueueService.BatchEntryIdsNotDistinct"]),
+];
+
+#[test]
+fn the_code_of_an_entry_decides_whoever_is_blamed() {
+    for (expected, codes) in OF_ENTRIES {
+        for code in codes {
+            assert_eq!((of_entry(code, true), of_entry(code, false)), (expected, expected), "{code:?}");
+        }
+    }
+}
+
+#[test]
+fn codes_mean_the_same_with_and_without_their_namespace() {
+    assert_eq!(kind_of_code("AWS.SimpleQueueService.NonExistentQueue"), Some(FaultKind::Destination));
+    assert_eq!(kind_of_code("com.amazonaws.sqs#QueueDoesNotExist"), Some(FaultKind::Destination));
+    assert_eq!(kind_of_code("NonExistentQueue"), Some(FaultKind::Destination));
+    assert_eq!(kind_of_code("com.amazonaws.sqs#KmsThrottled"), Some(FaultKind::Throttle));
+    assert_eq!(kind_of_code("SomethingNew"), None);
+}
+
+#[test]
+fn an_entry_with_an_unknown_code_is_dead_after_the_last_attempt_and_never_at_once() {
+    let kind = of_entry("SomethingNew", true);
+    assert!((0..9).all(|attempts| conduct(kind, attempts, 10) == Conduct::RetryCharged));
+    assert_eq!(conduct(kind, 9, 10), Conduct::Bury);
+}
+
+#[test]
+fn a_request_with_an_unknown_code_halts_the_destination_and_charges_nobody() {
+    for status in [400, 403, 404, 413, 429, 500, 503] {
+        let fault = request(&refused(status, Some("SomethingNew")));
+        assert_eq!(conduct(fault.kind, 9, 10), Conduct::Halt, "HTTP {status}: {fault}");
+        assert_eq!(fault.kind.may_have_been_accepted(), status >= 500, "HTTP {status}: {fault}");
+    }
+}
+
+type Failure = SdkError<SendMessageBatchError, HttpResponse>;
+
+fn response(status: u16) -> HttpResponse {
+    HttpResponse::new(status.try_into().unwrap(), "".into())
+}
+
+fn refused(status: u16, code: Option<&str>) -> Failure {
+    let mut metadata = ErrorMetadata::builder();
+    if let Some(code) = code {
+        metadata = metadata.code(code);
+    }
+    SdkError::service_error(SendMessageBatchError::generic(metadata.build()), response(status))
+}
+
+fn lost(error: ConnectorError) -> Failure {
+    SdkError::dispatch_failure(error)
+}
+
+fn broken() -> BoxError {
+    Box::new(io::Error::from(io::ErrorKind::BrokenPipe))
+}
+
+fn without_credentials(cause: CredentialsError) -> Failure {
+    lost(ConnectorError::other(cause.into(), None))
+}
+
+#[test]
+fn every_failure_of_the_sdk_is_of_one_kind() {
+    let timed_out = || BoxError::from("identity resolver timed out after 5s");
+    for (failure, kind, code) in [
+        (SdkError::construction_failure("no such parameter"), FaultKind::Ours, "RequestNotBuilt"),
+        (SdkError::timeout_error("5s"), FaultKind::Ambiguous, "Timeout"),
+        (SdkError::response_error("cut", response(200)), FaultKind::Ambiguous, "UnreadableAnswer"),
+        (refused(200, None), FaultKind::Ambiguous, "UnreadableAnswer"),
+        (refused(307, None), FaultKind::Destination, "Unknown"),
+        (refused(400, None), FaultKind::Destination, "Unknown"),
+        (refused(500, None), FaultKind::ServerError, "Unknown"),
+        (refused(400, Some("InternalError")), FaultKind::Destination, "InternalError"),
+        (refused(500, Some("InternalError")), FaultKind::ServerError, "InternalError"),
+        (refused(503, Some("RequestThrottled")), FaultKind::Throttle, "RequestThrottled"),
+        (lost(ConnectorError::io(broken())), FaultKind::Ambiguous, "ConnectionLost"),
+        (lost(ConnectorError::timeout(broken())), FaultKind::Ambiguous, "ConnectionLost"),
+        (lost(ConnectorError::user(broken())), FaultKind::Ambiguous, "ConnectionLost"),
+        (lost(ConnectorError::other(broken(), None)), FaultKind::Ambiguous, "ConnectionLost"),
+        (lost(ConnectorError::other(timed_out(), None)), FaultKind::Destination, "CredentialsNotAvailable"),
+        (without_credentials(CredentialsError::not_loaded("none")), FaultKind::Destination, "CredentialsNotAvailable"),
+        (
+            without_credentials(CredentialsError::provider_timed_out(Duration::from_secs(1))),
+            FaultKind::Destination,
+            "CredentialsNotAvailable",
+        ),
+    ] {
+        let fault = request(&failure);
+        assert_eq!((fault.kind, fault.code.as_str()), (kind, code), "{failure:?}");
+    }
+}
+
+#[test]
+fn the_reason_is_one_line_and_not_too_long() {
+    let fault = request(&SdkError::construction_failure(format!("first\nsecond\t {}", "x".repeat(1000))));
+    assert!(!fault.detail.contains(['\n', '\t']) && fault.detail.contains("first second"), "{fault}");
+    assert_eq!(fault.detail.chars().count(), DETAIL_CHARS);
+}

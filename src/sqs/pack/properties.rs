@@ -1,0 +1,47 @@
+//! Whatever the sizes: no request is over a limit, nothing is left over, and none could have held the next entry.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Small entries, the largest ones, and sizes at which a few fill a request.
+fn sizes() -> impl Strategy<Value = Vec<usize>> {
+    let size = prop_oneof![1..1000_usize, 90_000..120_000_usize, 1..=MAX_BYTES, Just(MAX_BYTES), Just(MAX_BYTES / 2)];
+    prop::collection::vec(size, 0..60)
+}
+
+/// Puts entries into requests one after the other, as the schedule does.
+fn pack(sizes: &[usize], most_entries: usize) -> Vec<Vec<usize>> {
+    let mut requests: Vec<Vec<usize>> = Vec::new();
+    let mut load = Load::new(most_entries);
+    for size in sizes {
+        if requests.is_empty() || load.is_full() || !load.fits(*size) {
+            requests.push(Vec::new());
+            load = Load::new(most_entries);
+        }
+        load.add(*size);
+        requests.last_mut().unwrap().push(*size);
+        assert_eq!(load.entries(), requests.last().unwrap().len());
+    }
+    requests
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_request_is_over_a_limit_and_every_one_is_as_full_as_the_next_entry_allows(
+        sizes in sizes(),
+        most_entries in 1..=10_usize,
+    ) {
+        let requests = pack(&sizes, most_entries);
+        prop_assert_eq!(requests.concat(), sizes, "nothing is dropped and the order is kept");
+        for request in &requests {
+            prop_assert!(request.len() <= most_entries && request.iter().sum::<usize>() <= 1_048_576, "{:?}", request);
+        }
+        for pair in requests.windows(2) {
+            let with_the_next = pair[0].iter().sum::<usize>() + pair[1][0];
+            prop_assert!(pair[0].len() == most_entries || with_the_next > 1_048_576, "{:?}", pair);
+        }
+    }
+}
