@@ -8,6 +8,8 @@ pub mod emulator;
 pub mod postgres;
 pub mod proxy;
 pub mod relay;
+pub mod roles;
+pub mod wire_cut;
 
 use std::future::Future;
 use std::sync::OnceLock;
