@@ -172,6 +172,7 @@ impl Relay {
             self.reports.pulse.tick();
             let pause = match self.step(until, &drain).await {
                 Ok(step) => {
+                    self.database_delays.reset();
                     self.database_answered();
                     match step {
                         Step::Worked => Duration::ZERO,
@@ -364,8 +365,9 @@ impl Relay {
         self.remembered.clear();
     }
 
-    fn database_answered(&mut self) {
-        self.database_delays.reset();
+    /// Says so; the delays begin anew only when a whole step has gone well, for a database may answer and yet refuse what
+    /// comes next.
+    fn database_answered(&self) {
         self.reports.database_up.set(1);
         if self.reports.database.report_up() {
             tracing::info!("the database is back");
