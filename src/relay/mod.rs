@@ -376,8 +376,9 @@ impl Relay {
 
     /// Returns how long to wait.
     fn database_failed(&mut self, error: OutboxError, until: Until) -> Result<Duration, RelayError> {
-        // Whatever failed, the next answer may come from another server.
+        // Whatever failed, the next answer may come from another server, and is to come over another connection.
         self.forget_bounds();
+        self.destination.outbox.forget_connections();
         self.is_prepared = false;
         let is_final = error.is_final();
         self.reports.database_up.set(0);

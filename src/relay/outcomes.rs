@@ -222,8 +222,10 @@ impl Stream<'_> {
             }
         }
         let is_saturated = matches!(closing, Closing::Time) && self.feed.was_full();
-        if let Err(error) = self.claim.release().await
-            && !matches!(closing, Closing::Broken(_) | Closing::Halted(_))
+        // Of a database that failed nobody waits for an answer: dropping the claim ends it as well.
+        if !matches!(closing, Closing::Broken(_))
+            && let Err(error) = self.claim.release().await
+            && !matches!(closing, Closing::Halted(_))
         {
             closing = Closing::Broken(error);
         }
