@@ -15,6 +15,7 @@ mod metrics;
 mod migrations;
 mod order;
 mod outages;
+mod pgbouncer;
 mod plans;
 mod reading;
 mod requests;
