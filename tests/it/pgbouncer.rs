@@ -9,7 +9,7 @@ use crate::support::bed::{Bed, connect, ensure_each_once, migrate, numbers};
 use crate::support::pgbouncer::{POOL_SIZE, PgBouncer};
 use crate::support::postgres::{Cluster, Options};
 use crate::support::proxy::{Choice, Fault};
-use crate::support::{chosen_major, cluster, eventually};
+use crate::support::{self, chosen_major, cluster, eventually};
 
 /// A column of what PgBouncer's console shows about a database.
 async fn shown(pgbouncer: &PgBouncer, command: &str, database: &str, column: &str) -> Result<Vec<String>> {
@@ -46,6 +46,24 @@ async fn relays_migrate_and_deliver_through_pgbouncer() -> Result<()> {
     ensure!(transactions >= 8, "only {transactions} transactions went through PgBouncer");
     ensure_each_once(numbers(&bed.queues.contents(&tickets).await?)?, 1000)?;
     ensure_each_once(numbers(&bed.queues.contents(&audit).await?)?, 1000)
+}
+
+#[tokio::test]
+async fn the_relays_of_all_tests_go_through_pgbouncer_if_that_is_asked_for() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.standard("audit").await?;
+    bed.enqueue_many("audit", 100, 0).await?;
+    let relay = bed.relay().start().await?;
+    bed.until_nothing_is_pending().await?;
+    let asked_for = support::pgbouncer()?;
+    let port = asked_for.map_or(cluster()?.port(), PgBouncer::port);
+    relay.wait_for_log(&format!("database=127.0.0.1:{port}/")).await?;
+    if let Some(pgbouncer) = asked_for {
+        let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
+        ensure!(!shown(pgbouncer, "SHOW CLIENTS", &database, "state").await?.is_empty(), "nobody goes through it");
+    }
+    relay.stop().await?;
+    Ok(())
 }
 
 /// What the relay had PostgreSQL do, as PostgreSQL logged it, without comments and in capitals; how it was sent goes before.

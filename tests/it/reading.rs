@@ -131,6 +131,7 @@ async fn a_relay_walks_no_dead_rows_over_and_over() -> Result<()> {
     bed.standard("audit").await?;
     let _report = long_transaction(&bed).await?;
     let relay = bed.relay().start().await?;
+    let started = Instant::now();
     for wave in 0..200 {
         enqueue_range(&bed.client, "audit", wave * 100 + 1..=wave * 100 + 100, 0).await?;
         // Asked of the relay, because asking the table would walk the dead rows too.
@@ -142,7 +143,9 @@ async fn a_relay_walks_no_dead_rows_over_and_over() -> Result<()> {
     let query = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'messages_pending_pkey'";
     let walked = bed.count(query).await?;
     ensure!(walked >= 20_000, "{walked} index entries: statistics are not there");
-    ensure!(walked < 1_000_000, "{walked} index entries were walked for 20,000 messages");
+    // The sweep may walk them all, once a second.
+    let most = 1_000_000 + 20_000 * i64::try_from(started.elapsed().as_secs())?;
+    ensure!(walked < most, "{walked} index entries were walked for 20,000 messages");
     Ok(())
 }
 

@@ -89,6 +89,11 @@ impl PgBouncer {
         direct.replace(&format!(":{}/", self.server), &format!(":{}/", self.port))
     }
 
+    /// The port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The address of its console.
     pub fn console(&self) -> String {
         format!("postgres://postgres:{PASSWORD}@127.0.0.1:{}/pgbouncer", self.port)
