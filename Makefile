@@ -16,6 +16,10 @@ demo: needed ## Sell lottery tickets through the relay and kill it half-way; KEE
 	$(CARGO) build $(FLAGS) --release --bin outbox-relay --example lottery
 	@$(CARGO) run $(FLAGS) --quiet --release --example lottery -- $(ARGS)
 
+# What delivers, once more with every relay behind PgBouncer. The other modules are about sessions themselves (failover,
+# restarts, silence, exhaustion, scale), about roles that PgBouncer does not know, or about no delivery.
+DELIVERIES := $(addsuffix ::,delivery bodies requests order failures outages sharing reading signals retention metrics pgbouncer)
+
 # With PG=13 to PG=18 only what depends on the version.
 test: needed ## All checks and tests; PG=13 (to 18) runs the integration tests on that PostgreSQL
 ifdef PG
@@ -26,7 +30,9 @@ else
 	$(CARGO) clippy $(FLAGS) --all-targets -- -D warnings
 	$(CARGO) doc $(FLAGS) --no-deps --document-private-items
 	$(CARGO) test $(FLAGS)
+	THROUGH_PGBOUNCER=1 $(CARGO) test $(FLAGS) --test it -- $(DELIVERIES)
 endif
+
 
 fmt: needed ## Format the sources
 	$(CARGO) fmt

@@ -47,29 +47,32 @@ pub struct Dependency {
 #[derive(Debug)]
 struct State {
     is_up: Option<bool>,
-    last_line: Option<(Instant, String)>,
+    /// The reason that was told and is not yet known to be over.
+    told: Option<String>,
+    told_at: Option<Instant>,
 }
 
-/// A failure that changes its wording is told again, but not more often than this.
+/// A failure that changes its wording is told again, and so is one that came back, but not more often than this.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
 
 impl Dependency {
-    /// It answered. Returns true once after it had not.
+    /// It answered. Returns true when that should be logged: once after a failure that was.
     pub fn report_up(&self) -> bool {
         let mut state = lock(&self.state);
-        let was_down = state.is_up == Some(false);
         state.is_up = Some(true);
-        state.last_line = None;
-        was_down
+        state.told.take().is_some()
     }
 
-    /// It did not answer. Returns true when that should be logged: at the first failure, and when the reason changed.
+    /// It did not answer. Returns true when that should be logged: at the first failure, and when the reason changed. What
+    /// works and fails in turns is told once in a while.
     pub fn report_down(&self, reason: &str) -> bool {
         let mut state = lock(&self.state);
         state.is_up = Some(false);
-        let is_news = state.last_line.as_ref().is_none_or(|(at, told)| told != reason && at.elapsed() >= TELL_AGAIN);
+        let is_due = state.told_at.is_none_or(|at| at.elapsed() >= TELL_AGAIN);
+        let is_news = is_due && state.told.as_deref() != Some(reason);
         if is_news {
-            state.last_line = Some((Instant::now(), reason.to_owned()));
+            state.told = Some(reason.to_owned());
+            state.told_at = Some(Instant::now());
         }
         is_news
     }
@@ -110,7 +113,7 @@ impl Health {
 
     /// A dependency of which nothing is known yet.
     pub fn dependency(&self, name: impl Into<String>, until: Until) -> Arc<Dependency> {
-        let state = Mutex::new(State { is_up: None, last_line: None });
+        let state = Mutex::new(State { is_up: None, told: None, told_at: None });
         let dependency = Arc::new(Dependency { name: name.into(), state });
         lock(&self.dependencies).push((until, Arc::clone(&dependency)));
         dependency
@@ -163,6 +166,9 @@ mod tests {
         assert!(!database.report_down("starting up"), "another reason within a second");
         assert!(database.report_up());
         assert!(!database.report_up());
+        assert!(!database.report_down("refused"), "again within a second");
+        assert_eq!(health.unreachable(), ["database"], "untold is not unknown");
+        assert!(!database.report_up(), "that it was down again was never told");
     }
 
     #[test]

@@ -178,6 +178,12 @@ impl Outbox {
         Ok(Self { pool, generation, place: config.place().into(), tls })
     }
 
+    /// Gives up the connections that rest in the pool. What one of them has met, the others would meet one after the other:
+    /// a wire gone silent, each for a whole [`super::STATEMENT_TIMEOUT`], or a server that only reads since a failover.
+    pub fn forget_connections(&self) {
+        self.pool.retain(|_, _| false);
+    }
+
     pub(super) async fn connection(&self) -> Result<Object, OutboxError> {
         self.pool.get().await.map_err(|error| {
             let (problem, is_final) = match &error {

@@ -207,7 +207,8 @@ impl Outbox {
             (&bytes, Type::INT8_ARRAY),
         ];
         let connection = self.connection().await?;
-        // Both are sent at once; PostgreSQL runs the statements of a connection one after the other, in this order.
+        // Both are sent at once; PostgreSQL runs the statements of a connection one after the other, in this order. PgBouncer
+        // may hand the second to another session, but only once the first was answered, so its snapshot is later all the same.
         let read = self.batch_on(&connection, "read", READ, &parameters);
         let sweep = async {
             match sweep {

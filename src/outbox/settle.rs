@@ -13,7 +13,11 @@ const BURY: &str = include_str!("../../sql/queries/bury.sql");
 
 /// Under a long transaction the pending partition holds few rows and many dead ones, and for hundreds of keys the planner
 /// then prefers to scan it all, each time. Nothing but one index probe a message is ever right here.
-const PLAN: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
+///
+/// A relay whose host vanishes in between leaves its rows locked, and whoever publishes them next could not settle them as
+/// long as PostgreSQL takes the session for alive, which is two hours by default.
+const PLAN: &str = "SET LOCAL idle_in_transaction_session_timeout = 5000; \
+    SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
     SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
 
 /// How often to begin again when another transaction was in the way: two relays that settle the same message, of which

@@ -187,6 +187,7 @@ impl Relay {
             self.reports.pulse.tick();
             let pause = match self.step(until, &drain).await {
                 Ok(step) => {
+                    self.database_delays.reset();
                     self.database_answered();
                     match step {
                         Step::Worked => Duration::ZERO,
@@ -376,8 +377,9 @@ impl Relay {
         self.remembered.clear();
     }
 
-    fn database_answered(&mut self) {
-        self.database_delays.reset();
+    /// Says so; the delays begin anew only when a whole step has gone well, for a database may answer and yet refuse what
+    /// comes next.
+    fn database_answered(&self) {
         self.reports.database_up.set(1);
         if self.reports.database.report_up() {
             tracing::info!("the database is back");
@@ -386,8 +388,9 @@ impl Relay {
 
     /// Returns how long to wait.
     fn database_failed(&mut self, error: OutboxError, until: Until) -> Result<Duration, RelayError> {
-        // Whatever failed, the next answer may come from another server.
+        // Whatever failed, the next answer may come from another server, and is to come over another connection.
         self.forget_bounds();
+        self.destination.outbox.forget_connections();
         self.is_prepared = false;
         let is_final = error.is_final();
         self.reports.database_up.set(0);

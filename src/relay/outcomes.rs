@@ -244,12 +244,17 @@ impl Stream<'_> {
         }
         let mut closing = self.closing.take().unwrap_or(Closing::Time);
         let mut unsettled: Vec<Settlement> = self.outcomes.drain(..).collect();
-        if let Err(error) = self.settle_before_release(&mut unsettled).await {
+        let is_over = self.claim.is_lost() || Instant::now() >= self.claim_ends_at();
+        if !(matches!(closing, Closing::Broken(_)) && is_over)
+            && let Err(error) = self.settle_before_release(&mut unsettled).await
+        {
             closing = Closing::Broken(error);
         }
         let is_saturated = matches!(closing, Closing::Time) && self.feed.was_full();
-        if let Err(error) = self.claim.release().await
-            && !matches!(closing, Closing::Broken(_) | Closing::Halted(_))
+        // Of a database that failed nobody waits for an answer: dropping the claim ends it as well.
+        if !matches!(closing, Closing::Broken(_))
+            && let Err(error) = self.claim.release().await
+            && !matches!(closing, Closing::Halted(_))
         {
             closing = Closing::Broken(error);
         }

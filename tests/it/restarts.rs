@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 
 use crate::support::bed::{Bed, connect, enqueue, numbers};
 use crate::support::postgres::{Cluster, Options, StopMode};
-use crate::support::relay::Relay;
+use crate::support::relay::{Relay, ensure_told_calmly};
 use crate::support::{chosen_major, eventually};
 
 fn own_cluster() -> Result<Arc<Cluster>> {
@@ -42,7 +42,7 @@ async fn postgresql_restarted_in_mid_traffic_loses_nothing() -> Result<()> {
     let relay = bed.relay().start().await?;
     let stop = Arc::new(AtomicBool::new(false));
     let writer = tokio::spawn(write(bed.url().to_owned(), Arc::clone(&stop)));
-    for _ in 0..2 {
+    for _ in 0..3 {
         let before = delivered(&relay).await?;
         eventually("messages flow", || async { Ok(delivered(&relay).await? >= before + 100.0) }).await?;
         let restarted = Arc::clone(&cluster);
@@ -58,6 +58,7 @@ async fn postgresql_restarted_in_mid_traffic_loses_nothing() -> Result<()> {
         .await?;
     let log = relay.stop().await?;
     ensure!(log.contains("the database is back"), "{log}");
+    ensure_told_calmly(&log)?;
     let query = "SELECT (payload ->> 'n')::bigint FROM outbox.events ORDER BY position";
     let committed: Vec<i64> = client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect();
     let mut arrived = numbers(&bed.queues.contents(&queue).await?)?;

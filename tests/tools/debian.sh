@@ -5,7 +5,10 @@
 set -eu
 
 # tool:package
-tools="promtool:prometheus"
+tools="promtool:prometheus pgbouncer:pgbouncer"
+
+# Servers are here, which is not on everybody's path.
+PATH=$PATH:/usr/sbin
 
 packages=
 for tool in $tools; do

@@ -8,10 +8,11 @@ use tokio::sync::OnceCell;
 use tokio_postgres::{Client, NoTls};
 
 use super::emulator::{Queues, Received};
+use super::pgbouncer::PgBouncer;
 use super::postgres::Cluster;
 use super::proxy::Proxy;
 use super::relay::{Command, binary};
-use super::{cluster, emulator, eventually};
+use super::{cluster, emulator, eventually, pgbouncer};
 
 /// Everything that one test works with.
 #[derive(Debug)]
@@ -21,6 +22,7 @@ pub struct Bed {
     /// The emulator's queues, not through the proxy.
     pub queues: Queues,
     url: String,
+    relay_url: String,
     endpoint: Mutex<String>,
     destinations: Mutex<Vec<(String, String)>>,
 }
@@ -40,29 +42,31 @@ impl Bed {
         let name = unique();
         let cluster = cluster()?;
         cluster.create_database_from_template(&name, template().await?).await?;
-        Bed::at(cluster.url(&name)).await
+        Bed::at(cluster.url(&name), pgbouncer()?).await
     }
 
     /// A database without a schema.
     pub async fn empty() -> Result<Bed> {
         let name = unique();
         cluster()?.create_database(&name).await?;
-        Bed::at(cluster()?.url(&name)).await
+        Bed::at(cluster()?.url(&name), pgbouncer()?).await
     }
 
     /// A migrated database on a cluster that belongs to the test.
     pub async fn on(cluster: &Cluster) -> Result<Bed> {
         let url = cluster.url("postgres");
         migrate(&url).await?;
-        Bed::at(url).await
+        Bed::at(url, None).await
     }
 
-    async fn at(url: String) -> Result<Bed> {
+    async fn at(url: String, pgbouncer: Option<&PgBouncer>) -> Result<Bed> {
+        let relay_url = pgbouncer.map_or_else(|| url.clone(), |pgbouncer| pgbouncer.url(&url));
         let endpoint = emulator()?.endpoint();
         Ok(Bed {
             client: connect(&url).await?,
             queues: Queues::new(endpoint),
             url,
+            relay_url,
             endpoint: Mutex::new(endpoint.to_owned()),
             destinations: Mutex::default(),
         })
@@ -99,7 +103,7 @@ impl Bed {
         let pairs = locked(&self.destinations);
         let pairs: Vec<_> = pairs.iter().map(|(name, url)| format!("{name}={url}")).collect();
         Command::new()
-            .env("DATABASE_URL", &self.url)
+            .env("DATABASE_URL", &self.relay_url)
             .env("OUTBOX_RELAY_DESTINATIONS", pairs.join(","))
             .env("OUTBOX_RELAY_HTTP_LISTEN", "127.0.0.1:0")
             .env("AWS_ENDPOINT_URL_SQS", locked(&self.endpoint).as_str())
@@ -109,7 +113,7 @@ impl Bed {
             .env("AWS_EC2_METADATA_DISABLED", "true")
     }
 
-    /// The database's address, password included.
+    /// The database's address, password included; never through PgBouncer.
     pub fn url(&self) -> &str {
         &self.url
     }

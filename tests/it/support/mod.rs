@@ -5,9 +5,12 @@
 
 pub mod bed;
 pub mod emulator;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod proxy;
 pub mod relay;
+pub mod roles;
+pub mod wire_cut;
 
 use std::future::Future;
 use std::sync::OnceLock;
@@ -16,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, bail};
 
 use emulator::Emulator;
+use pgbouncer::PgBouncer;
 use postgres::{Cluster, Options};
 
 /// The longest that a state may keep a test waiting.
@@ -29,6 +33,17 @@ pub fn cluster() -> Result<&'static Cluster> {
         Cluster::start(&options).map_err(|error| format!("{error:#}"))
     });
     started.as_ref().map_err(|error| anyhow!("no PostgreSQL to test with: {error}"))
+}
+
+/// PgBouncer before that cluster, if `THROUGH_PGBOUNCER=1` asks for it: then the relays of all tests go through it.
+pub fn pgbouncer() -> Result<Option<&'static PgBouncer>> {
+    static PGBOUNCER: OnceLock<Result<PgBouncer, String>> = OnceLock::new();
+    if std::env::var("THROUGH_PGBOUNCER").is_ok_and(|wanted| wanted == "1") {
+        let start = || cluster().and_then(PgBouncer::start).map_err(|error| format!("{error:#}"));
+        let started = PGBOUNCER.get_or_init(start);
+        return started.as_ref().map(Some).map_err(|error| anyhow!("no PgBouncer to test with: {error}"));
+    }
+    Ok(None)
 }
 
 /// The version that `PG_MAJOR` asks for, for tests that start a cluster of their own.

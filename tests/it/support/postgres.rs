@@ -229,12 +229,12 @@ impl Drop for Guardian {
 
 /// An unprivileged account, for PostgreSQL refuses to run as root.
 #[derive(Debug, Clone, Copy)]
-struct Account {
+pub(super) struct Account {
     user: u32,
     group: u32,
 }
 
-fn become_account(command: &mut Command, account: Option<Account>) {
+pub(super) fn become_account(command: &mut Command, account: Option<Account>) {
     if let Some(Account { user, group }) = account {
         command.uid(user).gid(group);
     }
@@ -255,7 +255,7 @@ fn find_account() -> Result<Account> {
 }
 
 /// Makes the cluster's folder, where the account that will run the server can work.
-fn create_home(below: Option<&Path>) -> Result<(PathBuf, Option<Account>)> {
+pub(super) fn create_home(below: Option<&Path>) -> Result<(PathBuf, Option<Account>)> {
     let temporary = std::env::temp_dir();
     let mut refused = Vec::new();
     for parent in below.into_iter().chain([temporary.as_path(), Path::new("/tmp")]) {
@@ -297,7 +297,7 @@ fn create_home_below(parent: &Path) -> Result<(PathBuf, Option<Account>)> {
     }
 }
 
-fn write_for(home: &Path, name: &str, text: &str, account: Option<Account>) -> Result<()> {
+pub(super) fn write_for(home: &Path, name: &str, text: &str, account: Option<Account>) -> Result<()> {
     let path = home.join(name);
     fs::write(&path, text)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;

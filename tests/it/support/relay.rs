@@ -265,3 +265,21 @@ impl Metrics {
         self.0.iter().filter(|(series, _)| series.starts_with(&prefix)).map(|(_, value)| value).sum()
     }
 }
+
+/// Whether a log says at most once a second that the database cannot be used, however often the relay noticed.
+pub fn ensure_told_calmly(log: &str) -> Result<()> {
+    let told = log.lines().filter(|line| line.contains("the database cannot be used"));
+    let seconds = told.map(second_of_the_day).collect::<Result<Vec<f64>>>()?;
+    // A line is written a little later than it is decided on. The night after midnight is nobody's second.
+    let is_hasty = |pair: &&[f64]| (0.0..0.9).contains(&(pair[1] - pair[0]));
+    ensure!(seconds.windows(2).find(is_hasty).is_none(), "the same trouble is told again and again:\n{log}");
+    Ok(())
+}
+
+/// A line begins with the time, `2026-01-31T23:59:59.123456Z`.
+fn second_of_the_day(line: &str) -> Result<f64> {
+    let time = line.get(11..26).with_context(|| format!("no time in {line}"))?;
+    let parts = time.split(':').map(|part| Ok(part.parse()?)).collect::<Result<Vec<f64>>>()?;
+    let [hours, minutes, seconds] = parts[..] else { bail!("no time in {line}") };
+    Ok((hours * 60.0 + minutes) * 60.0 + seconds)
+}

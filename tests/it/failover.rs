@@ -1,0 +1,104 @@
+//! Another server takes over, or the same one stops taking writes: the relay finds its way back without help.
+
+use anyhow::{Result, ensure};
+
+use crate::support::bed::{Bed, enqueue_range, ensure_each_once, numbers};
+use crate::support::eventually;
+use crate::support::postgres::{Cluster, Options};
+use crate::support::relay::ensure_told_calmly;
+use crate::support::{chosen_major, relay::Relay};
+
+const SESSIONS: &str = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'outbox-relay'";
+
+/// Ends the relay's sessions, as a failover does.
+async fn terminate_sessions(bed: &Bed) -> Result<()> {
+    let ended = bed.count(&format!("SELECT count(pg_terminate_backend(pid)) {SESSIONS}")).await?;
+    ensure!(ended > 0, "the relay had no session");
+    Ok(())
+}
+
+async fn delivered(relay: &Relay, count: i64) -> Result<()> {
+    relay.wait_for_metric(r#"delivered_messages_total{destination="audit"}"#, count as f64).await
+}
+
+#[tokio::test]
+async fn a_database_that_takes_no_writes_for_a_while_is_waited_for() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.standard("audit").await?;
+    let relay = bed.relay().start().await?;
+    bed.enqueue_many("audit", 50, 0).await?;
+    delivered(&relay, 50).await?;
+    let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
+    // What is connected keeps its setting, so this test can still write.
+    bed.client.batch_execute(&format!("ALTER DATABASE {database} SET default_transaction_read_only = on")).await?;
+    terminate_sessions(&bed).await?;
+    enqueue_range(&bed.client, "audit", 51..=100, 0).await?;
+    relay.wait_for_log("does not allow writes").await?;
+    relay.wait_for_status("/readyz", 503).await?;
+    ensure!(bed.pending().await? == 50, "something was settled in a database that only reads");
+    bed.client.batch_execute(&format!("ALTER DATABASE {database} RESET default_transaction_read_only")).await?;
+    bed.until_nothing_is_pending().await?;
+    relay.wait_for_status("/readyz", 200).await?;
+    ensure_told_calmly(&relay.stop().await?)?;
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 100)
+}
+
+#[tokio::test]
+async fn sessions_that_a_failover_left_where_nothing_can_be_written_are_given_up() -> Result<()> {
+    let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
+    let bed = Bed::on(&cluster).await?;
+    let queue = bed.standard("audit").await?;
+    let relay = bed.relay().start().await?;
+    bed.enqueue_many("audit", 100, 0).await?;
+    delivered(&relay, 100).await?;
+    let rows = bed.client.query(&format!("SELECT pid {SESSIONS}"), &[]).await?;
+    let old: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
+    ensure!(!old.is_empty());
+    // Every session there is stops writing; those made from now on, and this test's own, can write.
+    let demote = [
+        "SET default_transaction_read_only = off",
+        "ALTER DATABASE postgres SET default_transaction_read_only = off",
+        "ALTER SYSTEM SET default_transaction_read_only = on",
+        "SELECT pg_reload_conf()",
+    ];
+    for statement in demote {
+        bed.client.batch_execute(statement).await?;
+    }
+    let mut count = 100;
+    // The sessions hear of it one after the other.
+    while !relay.log().contains("25006") {
+        ensure!(count < 10_000, "the relay never met a session that only reads:\n{}", relay.log());
+        enqueue_range(&bed.client, "audit", count + 1..=count + 10, 0).await?;
+        count += 10;
+        bed.until_nothing_is_pending().await?;
+    }
+    let query = format!("SELECT count(*) {SESSIONS} AND pid = ANY ($1)");
+    let left = || async { Ok(bed.client.query_one(&query, &[&old]).await?.get::<_, i64>(0) == 0) };
+    eventually("the old sessions are gone", left).await?;
+    ensure_told_calmly(&relay.stop().await?)?;
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, count)
+}
+
+#[tokio::test]
+async fn ids_that_begin_again_lower_after_a_failover_are_not_skipped() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    let relay = bed.relay().start().await?;
+    bed.enqueue_many("tickets", 500, 20).await?;
+    bed.until_nothing_is_pending().await?;
+    // The relay's bounds stand at 500 now; in one moment its sessions end and the ids begin again at 1.
+    let other = bed.connect().await?;
+    other.batch_execute("BEGIN; TRUNCATE outbox.messages, outbox.events RESTART IDENTITY").await?;
+    terminate_sessions(&bed).await?;
+    enqueue_range(&other, "tickets", 501..=600, 20).await?;
+    other.batch_execute("COMMIT").await?;
+    ensure!(bed.count("SELECT max(id) FROM outbox.messages").await? == 100);
+    bed.until_nothing_is_pending().await?;
+    ensure_told_calmly(&relay.stop().await?)?;
+    let arrived = bed.queues.contents(&queue).await?;
+    for group in 0..20 {
+        let of_group: Vec<_> = numbers(&arrived)?.into_iter().filter(|number| number % 20 == group).collect();
+        ensure!(of_group.is_sorted(), "g{group} arrived as {of_group:?}");
+    }
+    ensure_each_once(numbers(&arrived)?, 600)
+}

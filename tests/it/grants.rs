@@ -1,0 +1,83 @@
+//! The rights of `sql/examples/grants.sql`: enough for everything the relay and an application do, and no more.
+
+use anyhow::{Context, Result, ensure};
+use tokio_postgres::Client;
+
+use crate::support::bed::{Bed, connect, enqueue, enqueue_range, ensure_each_once, numbers};
+use crate::support::eventually;
+use crate::support::proxy::{Choice, Fault};
+use crate::support::roles::Roles;
+
+async fn ensure_denied(client: &Client, statement: &str) -> Result<()> {
+    let error = client.batch_execute(statement).await.err().with_context(|| format!("{statement} went well"))?;
+    let code = error.code().map(|code| code.code().to_owned());
+    ensure!(code.as_deref() == Some("42501"), "{statement}: {error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_relay_with_the_rights_of_the_template_delivers_prunes_and_measures() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    let roles = Roles::create(&bed).await?;
+    let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
+    let application = connect(&roles.application_url).await?;
+    enqueue_range(&application, "tickets", 1..=50, 5).await?;
+    let doomed = enqueue(&application, "audit", "{\"n\": 0}", None).await?;
+    enqueue_range(&application, "audit", 1..=50, 0).await?;
+    // Reading, deferring and burying as well as delivering.
+    let which = Choice::by(|_, entry| entry.body == "{\"n\": 0}");
+    proxy.set(Fault::FailEntries { which, code: "InternalError", sender_fault: false });
+    let relay = bed.relay().env("DATABASE_URL", &roles.relay_url).env("OUTBOX_RELAY_DELIVERED_RETENTION", "1s");
+    let relay = relay.env("OUTBOX_RELAY_MAX_ATTEMPTS", "2").start().await?;
+    bed.until_nothing_is_pending().await?;
+    ensure!(bed.row(doomed).await?.status == "dead");
+    eventually("what was delivered is pruned", || async { Ok(bed.delivered().await? == 0) }).await?;
+    relay.wait_for_metric(r#"dead_messages{destination="audit"}"#, 1.0).await?;
+    let log = relay.stop().await?;
+    ensure!(!log.contains("42501"), "{log}");
+    ensure_each_once(numbers(&bed.queues.contents(&tickets).await?)?, 50)?;
+    ensure_each_once(numbers(&bed.queues.contents(&audit).await?)?, 50)
+}
+
+#[tokio::test]
+async fn a_relay_that_keeps_nothing_may_do_so_too() -> Result<()> {
+    let bed = Bed::new().await?;
+    let roles = Roles::create(&bed).await?;
+    let queue = bed.standard("audit").await?;
+    bed.enqueue_many("audit", 100, 0).await?;
+    let relay = bed.relay().env("DATABASE_URL", &roles.relay_url).env("OUTBOX_RELAY_DELIVERED_RETENTION", "0s");
+    relay.deliver_all().await?;
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 100)
+}
+
+#[tokio::test]
+async fn neither_role_may_do_what_is_not_its_business() -> Result<()> {
+    let bed = Bed::new().await?;
+    let roles = Roles::create(&bed).await?;
+    bed.enqueue("audit", "{}", None).await?;
+    let application = connect(&roles.application_url).await?;
+    for statement in [
+        "UPDATE outbox.events SET payload = '{}'",
+        "DELETE FROM outbox.events",
+        "UPDATE outbox.messages SET attempts = 0",
+        "DELETE FROM outbox.messages",
+        "INSERT INTO outbox.messages (destination, event_position, status, delivered_at) VALUES ('audit', 1, 'delivered', now())",
+        "SELECT FROM outbox.lanes FOR UPDATE",
+        "CREATE TABLE outbox.own ()",
+    ] {
+        ensure_denied(&application, statement).await?;
+    }
+    let relay = connect(&roles.relay_url).await?;
+    for statement in [
+        "UPDATE outbox.events SET payload = '{}'",
+        "DELETE FROM outbox.events",
+        "INSERT INTO outbox.events (event_type, payload) VALUES ('Forged', '{}')",
+        "INSERT INTO outbox.messages (destination, event_position) VALUES ('audit', 1)",
+        "DELETE FROM outbox.lanes",
+        "DROP TABLE outbox.messages",
+    ] {
+        ensure_denied(&relay, statement).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! A wire to PostgreSQL that goes silent: nothing passes any more and nothing is closed, as when a host or a network
+//! vanishes without a word.
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::Result;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::bed::locked;
+
+/// The way to one server's port; dropping it closes all connections.
+#[derive(Debug)]
+pub struct WireCut {
+    server: u16,
+    port: u16,
+    wire: Arc<Wire>,
+    listener: JoinHandle<()>,
+}
+
+/// What the owner and the connections both use.
+#[derive(Debug)]
+struct Wire {
+    silence: watch::Sender<Silence>,
+    /// What a client sends last before the wire goes silent.
+    last_words: Mutex<Option<&'static str>>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Silence {
+    /// Whether connections made now are silent from the start.
+    is_on: bool,
+    /// A connection is silent for ever once this has grown since it was made.
+    count: u64,
+}
+
+impl WireCut {
+    /// A wire that passes everything on to a port of 127.0.0.1.
+    pub async fn start(server: u16) -> Result<WireCut> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let port = listener.local_addr()?.port();
+        let wire = Arc::new(Wire { silence: watch::Sender::default(), last_words: Mutex::default() });
+        let listener = tokio::spawn(listen(listener, server, Arc::clone(&wire)));
+        Ok(WireCut { server, port, wire, listener })
+    }
+
+    /// The same address through this wire.
+    pub fn url(&self, direct: &str) -> String {
+        direct.replace(&format!(":{}/", self.server), &format!(":{}/", self.port))
+    }
+
+    /// From now on nobody hears anything, whoever connects included.
+    pub fn go_silent(&self) {
+        self.wire.go_silent();
+    }
+
+    /// Goes silent as soon as a client has said this, which still arrives.
+    pub fn go_silent_after(&self, last_words: &'static str) {
+        *locked(&self.wire.last_words) = Some(last_words);
+    }
+
+    /// Waits for that.
+    pub async fn wait_until_silent(&self) -> Result<()> {
+        self.wire.silence.subscribe().wait_for(|silence| silence.is_on).await?;
+        Ok(())
+    }
+
+    /// New connections work again; the old ones never will.
+    pub fn serve_new_connections(&self) {
+        self.wire.silence.send_modify(|silence| silence.is_on = false);
+    }
+}
+
+impl Drop for WireCut {
+    fn drop(&mut self) {
+        // The connections are the listener's tasks and end with it.
+        self.listener.abort();
+    }
+}
+
+impl Wire {
+    fn go_silent(&self) {
+        self.silence.send_modify(|silence| *silence = Silence { is_on: true, count: silence.count + 1 });
+    }
+
+    /// Whether these were the last words, which are waited for only once.
+    fn ends_with(&self, said: &[u8]) -> bool {
+        let mut last_words = locked(&self.last_words);
+        let is_said = last_words.is_some_and(|last| said.windows(last.len()).any(|part| part == last.as_bytes()));
+        if is_said {
+            *last_words = None;
+        }
+        is_said
+    }
+}
+
+async fn listen(listener: TcpListener, server: u16, wire: Arc<Wire>) {
+    let mut connections = JoinSet::new();
+    while let Ok((client, _)) = listener.accept().await {
+        connections.spawn(connect(client, server, Arc::clone(&wire)));
+    }
+}
+
+async fn connect(client: TcpStream, server: u16, wire: Arc<Wire>) {
+    let mut silence = wire.silence.subscribe();
+    let now = *silence.borrow();
+    if now.is_on {
+        // The socket stays open, and nobody reads from it.
+        std::future::pending::<()>().await;
+    }
+    let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else { return };
+    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+        (client.into_split(), server.into_split());
+    let silenced = async move {
+        silence.wait_for(|silence| silence.count > now.count).await.ok();
+    };
+    tokio::select! {
+        biased;
+        () = silenced => std::future::pending().await,
+        () = pass(&mut from_client, &mut to_server, Some(&wire)) => {}
+        () = pass(&mut from_server, &mut to_client, None) => {}
+    }
+}
+
+/// Passes bytes on until one side closes, or the sender has said its last words.
+async fn pass(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, wire: Option<&Wire>) {
+    let mut bytes = vec![0; 64 * 1024];
+    while let Ok(count @ 1..) = from.read(&mut bytes).await {
+        if to.write_all(&bytes[..count]).await.is_err() {
+            return;
+        }
+        if let Some(wire) = wire
+            && wire.ends_with(&bytes[..count])
+        {
+            wire.go_silent();
+            std::future::pending::<()>().await;
+        }
+    }
+}
