@@ -147,7 +147,9 @@ async fn no_statement_of_the_relay_needs_a_session() -> Result<()> {
     ] {
         ensure!(statements.iter().any(|statement| statement.contains(part)), "{part} was never said");
     }
-    let wrong: Vec<_> = statements.iter().filter(|statement| is_for_a_session(statement)).collect();
+    // The bodies of the functions that `migrate` makes are no statements of its session.
+    let said = statements.iter().filter(|statement| !statement.contains("CREATE FUNCTION"));
+    let wrong: Vec<_> = said.filter(|statement| is_for_a_session(statement)).collect();
     ensure!(wrong.is_empty(), "these need a session: {wrong:#?}");
     Ok(())
 }
