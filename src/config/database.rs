@@ -6,6 +6,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio_postgres::config::{Host, SslMode};
+
 use super::check::Problems;
 
 /// How much TLS protects the connection, as libpq's sslmode.
@@ -35,19 +37,30 @@ pub struct DatabaseConfig {
 }
 
 impl DatabaseConfig {
-    /// Host, port and database for log lines; never user or password.
+    /// Hosts, ports and database for log lines; never user or password.
     pub fn place(&self) -> String {
-        let hosts: Vec<String> = self.connection.get_hosts().iter().map(host).collect();
-        let port = self.connection.get_ports().first().copied().unwrap_or(5432);
-        format!("{}:{port}/{}", hosts.join(","), self.connection.get_dbname().unwrap_or(""))
+        let mut hosts: Vec<String> = self.connection.get_hosts().iter().map(host).collect();
+        if hosts.is_empty() {
+            hosts = self.connection.get_hostaddrs().iter().map(|address| bracketed(&address.to_string())).collect();
+        }
+        let ports = self.connection.get_ports();
+        // One port for all hosts, or one for each.
+        let port = |at: usize| ports.get(at).or_else(|| ports.first()).copied().unwrap_or(5432);
+        let places: Vec<String> = (0..).zip(hosts).map(|(at, host)| format!("{host}:{}", port(at))).collect();
+        format!("{}/{}", places.join(","), self.connection.get_dbname().unwrap_or(""))
     }
 }
 
-fn host(host: &tokio_postgres::config::Host) -> String {
+fn host(host: &Host) -> String {
     match host {
-        tokio_postgres::config::Host::Tcp(name) => name.clone(),
-        tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+        Host::Tcp(name) => bracketed(name),
+        Host::Unix(path) => path.display().to_string(),
     }
+}
+
+/// An IPv6 address would run into its port.
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
 /// `None` when there is a problem, which is then noted.
@@ -73,7 +86,7 @@ pub(super) fn read(url: Option<&str>, file: Option<&str>, problems: &mut Problem
         Some(url) => from_url(&url),
         None => from_libpq_variables(),
     };
-    let parts = parsed.map_err(|problem| problems.add(problem)).ok()?;
+    let parts = parsed.and_then(refuse_odd_host).map_err(|problem| problems.add(problem)).ok()?;
     let tls = parts.sslmode.or_else(|| variable("PGSSLMODE"));
     let root_certificate = parts.sslrootcert.or_else(|| variable("PGSSLROOTCERT"));
     let tls = tls_mode(tls.as_deref(), root_certificate.is_some()).map_err(|problem| problems.add(problem)).ok()?;
@@ -90,20 +103,65 @@ struct Parts {
     sslrootcert: Option<String>,
 }
 
+/// Whatever way a piece of a password got into the host: it is not shown.
+fn refuse_odd_host(parts: Parts) -> Result<Parts, String> {
+    let is_odd = |host: &Host| matches!(host, Host::Tcp(name) if name.contains(['@', '/', '?', '#']));
+    if parts.connection.get_hosts().iter().any(is_odd) {
+        return Err(format!("DATABASE_URL (or PGHOST) holds a host with an @, /, ? or # in it (not shown); {USE}"));
+    }
+    Ok(parts)
+}
+
+const USE: &str = "use postgres://USER:PASSWORD@HOST:PORT/DATABASE";
+
+const UNQUOTABLE: &str =
+    "an option is not known or wrong, or a quote is missing (not shown: it may be part of the password)";
+
+/// The parser ends the password at the first @, and everything behind it would be shown as host, database or option. Nor
+/// can a ? stand in front of it: then the @ belongs to an option, such as a password given there.
+fn refuse_split_password(after_scheme: &str) -> Result<(), String> {
+    let (credentials, place) = after_scheme.split_once('@').unwrap_or(("", after_scheme));
+    let sign = if place.contains('@') {
+        ("an @", "%40")
+    } else if credentials.contains('?') {
+        ("a ?", "%3F (and an @ behind the host as %40)")
+    } else {
+        return Ok(());
+    };
+    Err(format!("DATABASE_URL cannot be used: the user or password holds {}; write it as {}", sign.0, sign.1))
+}
+
 fn from_url(url: &str) -> Result<Parts, String> {
-    let (rest, taken) = if url.contains("://") { take_from_query(url) } else { take_from_words(url) };
+    let (rest, taken) = match url.split_once("://") {
+        Some(("postgres" | "postgresql", after_scheme)) => {
+            refuse_split_password(after_scheme)?;
+            take_from_query(url)
+        }
+        Some((scheme, _)) if !scheme.contains('=') => {
+            return Err(format!("DATABASE_URL cannot be used: it is not a URL of PostgreSQL; {USE}"));
+        }
+        _ => take_from_words(url),
+    };
     let mut connection: tokio_postgres::Config = rest.parse().map_err(|error| {
-        format!("DATABASE_URL cannot be used: {}; use postgres://USER:PASSWORD@HOST:PORT/DATABASE", chain(&error))
+        // With the password among the options, an unknown option may be the second half of it.
+        let is_secret = url.contains("password") || !url.contains("://");
+        let problem = if is_secret { UNQUOTABLE.to_owned() } else { chain(&error) };
+        format!("DATABASE_URL cannot be used: {problem}; {USE}")
     })?;
+    // Only reached with blanks around the =, and then what was asked for must not silently become less.
+    if connection.get_ssl_mode() != SslMode::Prefer {
+        return Err("DATABASE_URL holds an sslmode that cannot be read; write sslmode=VALUE without blanks".to_owned());
+    }
     if connection.get_hosts().is_empty() && connection.get_hostaddrs().is_empty() {
-        return Err("DATABASE_URL names no host; use postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned());
+        return Err(format!("DATABASE_URL names no host; {USE}"));
     }
     if connection.get_password().is_none()
         && let Some(password) = variable("PGPASSWORD")
     {
         connection.password(password);
     }
-    let find = |name: &str| taken.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    // As in libpq, the last one counts.
+    let find = |name: &str| taken.iter().rfind(|(key, _)| key == name).map(|(_, value)| value.clone());
     Ok(Parts { connection, sslmode: find("sslmode"), sslrootcert: find("sslrootcert") })
 }
 
@@ -150,12 +208,26 @@ fn take_from_query(url: &str) -> (String, Taken) {
     (rest, taken)
 }
 
-fn take_from_words(words: &str) -> (String, Taken) {
-    let (ours, theirs): (Vec<&str>, Vec<&str>) =
-        words.split_whitespace().partition(|word| TAKEN.contains(&word.split('=').next().unwrap_or("")));
-    let taken =
-        ours.iter().filter_map(|word| word.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+fn take_from_words(text: &str) -> (String, Taken) {
+    let is_ours = |word: &&str| word.split_once('=').is_some_and(|(key, _)| TAKEN.contains(&key));
+    let (ours, theirs): (Vec<&str>, Vec<&str>) = words(text).into_iter().partition(is_ours);
+    let bare = |value: &str| value.trim_matches('\'').to_owned();
+    let taken = ours.iter().filter_map(|word| word.split_once('=')).map(|(k, v)| (k.to_owned(), bare(v))).collect();
     (theirs.join(" "), taken)
+}
+
+/// Splits at blanks, but not within quotes: a password may have two blanks in a row.
+fn words(text: &str) -> Vec<&str> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let words = text.split(|c: char| {
+        let was_escaped = std::mem::take(&mut is_escaped);
+        if !was_escaped {
+            is_quoted ^= c == '\'';
+            is_escaped = c == '\\';
+        }
+        c.is_whitespace() && !is_quoted && !was_escaped
+    });
+    words.filter(|word| !word.is_empty()).collect()
 }
 
 fn tls_mode(text: Option<&str>, has_root: bool) -> Result<TlsMode, String> {
@@ -176,7 +248,7 @@ fn tls_mode(text: Option<&str>, has_root: bool) -> Result<TlsMode, String> {
 /// Bounds what would otherwise wait for ever: tokio-postgres has no connect timeout by default, keepalives after two
 /// hours, and no limit for bytes that are never acknowledged.
 fn fill_in(connection: &mut tokio_postgres::Config, tls: TlsMode) {
-    use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+    use tokio_postgres::config::TargetSessionAttrs;
     connection.ssl_mode(match tls {
         TlsMode::Disable => SslMode::Disable,
         TlsMode::Prefer => SslMode::Prefer,

@@ -115,12 +115,28 @@ async fn no_mistake_in_the_database_url_shows_its_password() -> Result<()> {
         format!("postgres://app:{SECRET}@db/lottery?no_such_option=1"),
         format!("host=db password={SECRET} nonsense"),
         format!("mysql://app:{SECRET}@db/lottery"),
+        format!("mysql://app:{SECRET}=x@db/lottery"),
+        // A sign in the password that ends it too early leaves the rest to be taken for something else.
+        format!("postgres://app:x@{SECRET}@db/lottery"),
+        format!("postgres://app:x@y/{SECRET}@db/lottery"),
+        format!("postgres://app:x@y?{SECRET}=1@db/lottery"),
+        format!("postgres://app:x@{SECRET}?y@db/lottery"),
+        format!("postgres://app:x?y@db/lottery?no={SECRET}"),
+        format!("postgres://db:5432/lottery?password=x@{SECRET}"),
+        format!("postgres://db/lottery?user=app&password=x&{SECRET}=1"),
+        format!("postgres://app:x@db#{SECRET}/lottery"),
+        format!("host=db password=x {SECRET}=1"),
+        format!("host=db password='x' {SECRET}=1"),
     ];
     for url in wrong {
         let ended = configured().env("DATABASE_URL", &url).output(&["migrate"]).await?;
         ensure_refused(&ended)?;
         ensure!(ended.stderr.contains("DATABASE_URL"), "{url}: {}", ended.stderr);
     }
+    let ended = configured().env("DATABASE_URL", format!("postgres://app:x@{SECRET}@db/lottery"));
+    let ended = ended.output(&["run"]).await?;
+    ensure_refused(&ended)?;
+    ensure!(ended.stderr.contains("holds an @; write it as %40"), "{}", ended.stderr);
     Ok(())
 }
 
