@@ -72,14 +72,7 @@ pub(super) fn read(url: Option<&str>, file: Option<&str>, problems: &mut Problem
             return None;
         }
         (Some(url), None) => Some(url.trim().to_owned()),
-        (None, Some(path)) => match std::fs::read_to_string(path) {
-            Ok(text) => Some(text.trim().to_owned()),
-            Err(error) => {
-                problems
-                    .add(format!("DATABASE_URL_FILE={path:?} cannot be read: {error}; check the path and its rights"));
-                return None;
-            }
-        },
+        (None, Some(path)) => Some(from_file(path).map_err(|problem| problems.add(problem)).ok()?),
         (None, None) => None,
     };
     let parsed = match url {
@@ -95,6 +88,21 @@ pub(super) fn read(url: Option<&str>, file: Option<&str>, problems: &mut Problem
     // libpq 16 spells "the system's roots" as sslrootcert=system.
     let root_certificate = root_certificate.filter(|path| path != "system").map(PathBuf::from);
     Some(DatabaseConfig { connection, tls, root_certificate })
+}
+
+fn from_file(path: &str) -> Result<String, String> {
+    if path.contains("://") {
+        return Err(
+            "DATABASE_URL_FILE holds a URL (not shown); name a file, or give the URL as DATABASE_URL".to_owned()
+        );
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        format!("DATABASE_URL_FILE={path:?} cannot be read: {error}; check the path and its rights")
+    })?;
+    match text.trim() {
+        "" => Err(format!("DATABASE_URL_FILE={path:?} is empty; {USE}")),
+        url => Ok(url.to_owned()),
+    }
 }
 
 struct Parts {
