@@ -27,7 +27,7 @@ pub use claim::Claim;
 pub use connect::OutboxError;
 pub use dead::{DeadAction, DeadCount, DeadFilter, DeadGroup, DeadLine, DeadMessage, Since};
 pub use low_bound::LowBounds;
-pub use measure::Backlog;
+pub use measure::{Backlog, Pruned};
 pub use migrate::{MIGRATIONS, Migration, script};
 pub use read::{Batch, Look, Position, READ_BYTES, Range, Sweep, Swept, Watch};
 pub use settle::Keep;
