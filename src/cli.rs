@@ -11,8 +11,9 @@ use clap::{Parser, Subcommand};
 use crate::config::{ConfigError, Flags};
 use crate::daemon;
 use crate::http;
-use crate::outbox::{Outbox, script};
+use crate::outbox::{Outbox, OutboxError, script};
 use crate::relay::Until;
+use crate::sqs::NoRegion;
 
 /// Publishes what PostgreSQL transactions wrote to the outbox to Amazon SQS.
 #[derive(Parser)]
@@ -31,7 +32,7 @@ pub struct Cli {
 enum Command {
     /// Publish messages until told to stop
     Run {
-        /// Exit when nothing is pending: 0, or 1 if a message died
+        /// Exit when nothing is pending: 0, or 1 if a message died or a signal came first
         #[arg(long)]
         until_empty: bool,
     },
@@ -72,7 +73,9 @@ impl From<ConfigError> for Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self::Failed(error)
+        // Found out only when it is used, but wrong in the configuration all the same.
+        let is_configuration = error.is::<NoRegion>() || matches!(error.downcast_ref(), Some(OutboxError::Tls(_)));
+        if is_configuration { Self::Configuration(ConfigError(vec![error.to_string()])) } else { Self::Failed(error) }
     }
 }
 
@@ -120,8 +123,11 @@ async fn run(flags: &Flags, until: Until) -> Result<(), Failure> {
     match daemon::run(config, until).await? {
         daemon::Outcome::Done(ended) => {
             tracing::info!(delivered = ended.delivered, dead = ended.dead, "outbox-relay ends");
-            if until == Until::Drained || (ended.dead == 0 && !ended.is_blocked) {
+            if until == Until::Drained || (ended.dead == 0 && !ended.is_blocked && !ended.is_cut_short) {
                 return Ok(());
+            }
+            if ended.is_cut_short {
+                tracing::warn!("told to stop before nothing was pending; what is left waits for the next run");
             }
             if ended.is_blocked {
                 tracing::warn!("messages are left pending, because they wait behind dead ones of their groups");

@@ -147,6 +147,7 @@ async fn join_relays(relays: &mut JoinSet<Result<Ended, RelayError>>) -> anyhow:
         total.delivered += ended.delivered;
         total.dead += ended.dead;
         total.is_blocked |= ended.is_blocked;
+        total.is_cut_short |= ended.is_cut_short;
     }
     Ok(total)
 }

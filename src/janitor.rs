@@ -1,9 +1,10 @@
 //! The janitor: periodic duties that no delivery waits for. It measures the backlog and prunes what was delivered.
 //!
 //! Both are bounded in what they cost: a probe counts up to a limit and pauses twenty times as long as it took; a prune
-//! deletes in small chunks. A failure is left for the next round; the relays report the database's
-//! state.
+//! deletes in small chunks and takes turns with the probes, lane by lane. A failure is left for the next round; the relays
+//! report the database's state.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -20,8 +21,11 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// A probe may take one part in so many of the time.
 const PROBE_SHARE: u32 = 20;
 
-/// Rows deleted in one statement: a few milliseconds of locks and WAL.
+/// Rows looked at in one statement: a few milliseconds of locks and WAL at most.
 const CHUNK: i64 = 1000;
+
+/// Chunks of one lane before it is another's turn.
+const CHUNKS_A_TURN: u32 = 20;
 
 /// The longest pause between two rounds of pruning.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
@@ -57,12 +61,25 @@ pub struct Janitor {
     pub pulse: Arc<Pulse>,
 }
 
+/// One lane of one destination, by its place in [`Janitor::destinations`].
+type Spot = (usize, Lane);
+
+/// How far pruning has got.
+#[derive(Default)]
+struct Pruning {
+    /// Whose turn it is in this round, and who comes next.
+    turns: VecDeque<Spot>,
+    /// The id up to which a lane was looked at, where that was not all there may be.
+    looked_to: HashMap<Spot, i64>,
+}
+
 impl Janitor {
     /// Does its rounds until told to stop.
     pub async fn run(self, stop: CancellationToken) {
         let mut floors: Vec<Floors> = self.destinations.iter().map(|_| Floors::default()).collect();
         let mut next_probe = Instant::now();
         let mut next_prune = Instant::now();
+        let mut pruning = Pruning::default();
         while !stop.is_cancelled() {
             self.pulse.tick();
             let now = Instant::now();
@@ -70,9 +87,13 @@ impl Janitor {
                 let took = self.probe(&mut floors, &stop).await;
                 next_probe = now + PROBE_EVERY.max(took * PROBE_SHARE);
             }
-            if now >= next_prune {
-                self.prune(&stop).await;
+            if now >= next_prune && pruning.turns.is_empty() {
+                pruning.turns = self.spots();
                 next_prune = now + (self.retention / 10).clamp(PRUNE_AT_MOST_EVERY, PRUNE_EVERY);
+            }
+            if let Some(spot) = pruning.turns.pop_front() {
+                self.prune(spot, &mut pruning, &stop).await;
+                continue;
             }
             let wake = next_probe.min(next_prune).max(Instant::now() + Duration::from_millis(10));
             tokio::select! {
@@ -134,30 +155,45 @@ impl Janitor {
         Ok(())
     }
 
-    async fn prune(&self, stop: &CancellationToken) {
+    /// All there is to prune in a round.
+    fn spots(&self) -> VecDeque<Spot> {
         if self.retention.is_zero() {
-            return;
+            return VecDeque::new();
         }
         // Each relay starts elsewhere, so that several of them seldom meet.
         let first = fastrand::i16(0..LANES);
-        for (name, _) in &self.destinations {
-            for lane in (0..LANES).map(|lane| (lane + first) % LANES) {
-                if let Err(error) = self.prune_lane(name, lane, stop).await {
-                    tracing::debug!(destination = %name, error = %error, "pruning is put off");
-                    return;
-                }
-            }
+        let lanes = |destination| (0..LANES).map(move |lane| (destination, (lane + first) % LANES));
+        (0..self.destinations.len()).flat_map(lanes).collect()
+    }
+
+    async fn prune(&self, spot: Spot, pruning: &mut Pruning, stop: &CancellationToken) {
+        if let Err(error) = self.prune_lane(spot, pruning, stop).await {
+            tracing::debug!(destination = %self.destinations[spot.0].0, error = %error, "pruning is put off");
+            pruning.turns.clear();
         }
     }
 
-    async fn prune_lane(&self, name: &str, lane: Lane, stop: &CancellationToken) -> Result<(), OutboxError> {
-        loop {
-            self.pulse.tick();
-            let deleted = self.outbox.prune(name, lane, self.retention, CHUNK).await?;
-            if deleted < CHUNK.unsigned_abs() || stop.is_cancelled() {
-                return Ok(());
+    /// Looks on where the last turn ended. A lane that still had old messages gets another turn in this round; one where
+    /// many low ids were delivered late, and so are to stay, is looked at further in the next round.
+    async fn prune_lane(&self, spot: Spot, pruning: &mut Pruning, stop: &CancellationToken) -> Result<(), OutboxError> {
+        let (destination, lane) = spot;
+        let name = &self.destinations[destination].0;
+        let mut above = pruning.looked_to.remove(&spot).unwrap_or(0);
+        let mut deleted = 0;
+        for _ in 0..CHUNKS_A_TURN {
+            let pruned = self.outbox.prune(name, lane, above, self.retention, CHUNK).await?;
+            let Some(highest) = pruned.highest.filter(|_| pruned.may_be_old) else { return Ok(()) };
+            above = highest;
+            deleted += pruned.deleted;
+            tokio::select! {
+                () = tokio::time::sleep(CHUNK_PAUSE) => {}
+                () = stop.cancelled() => return Ok(()),
             }
-            tokio::time::sleep(CHUNK_PAUSE).await;
         }
+        pruning.looked_to.insert(spot, above);
+        if deleted > 0 {
+            pruning.turns.push_back(spot);
+        }
+        Ok(())
     }
 }

@@ -1,7 +1,8 @@
 -- The outbox: immutable events, slim messages partitioned by status, and the lanes that relays claim.
 -- docs/decisions/0002-slim-messages-partitioned-by-status.md tells why the tables look as they do.
 
-CREATE SCHEMA IF NOT EXISTS outbox;
+-- Where the schema was made beforehand, the role that migrates needs no right to make one.
+DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'outbox') THEN CREATE SCHEMA outbox; END IF; END $$;
 
 -- RFC 9562 version 7: 48 bits of milliseconds, then random bits. PostgreSQL has uuidv7() from version 18 only,
 -- and a time-ordered default keeps the unique index on event_id local and small.

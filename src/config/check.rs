@@ -117,6 +117,14 @@ impl Problems {
         })
     }
 
+    /// The SDK takes whatever it finds, and then no request can be sent.
+    pub(super) fn endpoint(&mut self, setting: Setting<'_>) {
+        if let Some(text) = present(setting).filter(|text| web_address(text).is_none()) {
+            let (name, shown) = (setting.0, without_secret(text));
+            self.add(format!("{name}={shown:?} is not an endpoint; use a URL such as http://localhost:9324"));
+        }
+    }
+
     pub(super) fn destinations(&mut self, text: Option<&str>) -> Vec<DestinationConfig> {
         const NAME: &str = "OUTBOX_RELAY_DESTINATIONS";
         let Some(text) = present((NAME, text)) else {
@@ -130,7 +138,7 @@ impl Problems {
                     self.add(format!("{NAME}: destination {:?} is named twice; keep one of them", found.name));
                 }
                 Ok(found) => destinations.push(found),
-                Err(problem) => self.add(format!("{NAME}: {part:?} {problem}")),
+                Err(problem) => self.add(format!("{NAME}: {:?} {problem}", without_secret(part))),
             }
         }
         if destinations.is_empty() && self.0.is_empty() {
@@ -154,18 +162,32 @@ fn destination(part: &str) -> Result<DestinationConfig, String> {
     if name.is_empty() || name.len() > 80 || !name.chars().all(is_plain) {
         return Err("has a bad name; use 1 to 80 letters, digits, '-', '_' or '.'".to_owned());
     }
-    let rest = queue_url.strip_prefix("https://").or_else(|| queue_url.strip_prefix("http://"));
-    let host_and_path = rest.and_then(|rest| rest.split_once('/'));
-    match host_and_path {
-        Some((host, path)) if !host.is_empty() && !path.is_empty() && !queue_url.contains(char::is_whitespace) => {
-            Ok(DestinationConfig {
-                name: name.to_owned(),
-                queue_url: queue_url.to_owned(),
-                kind: QueueKind::of(queue_url),
-            })
-        }
+    match web_address(queue_url) {
+        Some((_, path)) if !path.is_empty() => Ok(DestinationConfig {
+            name: name.to_owned(),
+            queue_url: queue_url.to_owned(),
+            kind: QueueKind::of(queue_url),
+        }),
         _ => Err("has a bad queue URL; use the URL that SQS shows, https://HOST/ACCOUNT/QUEUE".to_owned()),
     }
+}
+
+/// Host and path of a URL that requests can be sent to.
+fn web_address(text: &str) -> Option<(&str, &str)> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"))?;
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    // An IPv6 address stands in brackets.
+    let end = authority.find(']').map_or_else(|| authority.find(':').unwrap_or(authority.len()), |at| at + 1);
+    let (host, port) = authority.split_at(end);
+    let is_host = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._:[]".contains(c));
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    let has_good_port = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
+    (is_host && has_good_port && !text.contains(char::is_whitespace)).then_some((host, path))
+}
+
+/// A URL may hold user and password, which are never shown.
+fn without_secret(text: &str) -> &str {
+    if text.contains('@') { "(not shown)" } else { text }
 }
 
 /// The sentence about a variable that looks like ours and is not.

@@ -6,6 +6,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio_postgres::config::{Host, SslMode};
+
 use super::check::Problems;
 
 /// How much TLS protects the connection, as libpq's sslmode.
@@ -35,19 +37,30 @@ pub struct DatabaseConfig {
 }
 
 impl DatabaseConfig {
-    /// Host, port and database for log lines; never user or password.
+    /// Hosts, ports and database for log lines; never user or password.
     pub fn place(&self) -> String {
-        let hosts: Vec<String> = self.connection.get_hosts().iter().map(host).collect();
-        let port = self.connection.get_ports().first().copied().unwrap_or(5432);
-        format!("{}:{port}/{}", hosts.join(","), self.connection.get_dbname().unwrap_or(""))
+        let mut hosts: Vec<String> = self.connection.get_hosts().iter().map(host).collect();
+        if hosts.is_empty() {
+            hosts = self.connection.get_hostaddrs().iter().map(|address| bracketed(&address.to_string())).collect();
+        }
+        let ports = self.connection.get_ports();
+        // One port for all hosts, or one for each.
+        let port = |at: usize| ports.get(at).or_else(|| ports.first()).copied().unwrap_or(5432);
+        let places: Vec<String> = (0..).zip(hosts).map(|(at, host)| format!("{host}:{}", port(at))).collect();
+        format!("{}/{}", places.join(","), self.connection.get_dbname().unwrap_or(""))
     }
 }
 
-fn host(host: &tokio_postgres::config::Host) -> String {
+fn host(host: &Host) -> String {
     match host {
-        tokio_postgres::config::Host::Tcp(name) => name.clone(),
-        tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+        Host::Tcp(name) => bracketed(name),
+        Host::Unix(path) => path.display().to_string(),
     }
+}
+
+/// An IPv6 address would run into its port.
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
 /// `None` when there is a problem, which is then noted.
@@ -59,21 +72,14 @@ pub(super) fn read(url: Option<&str>, file: Option<&str>, problems: &mut Problem
             return None;
         }
         (Some(url), None) => Some(url.trim().to_owned()),
-        (None, Some(path)) => match std::fs::read_to_string(path) {
-            Ok(text) => Some(text.trim().to_owned()),
-            Err(error) => {
-                problems
-                    .add(format!("DATABASE_URL_FILE={path:?} cannot be read: {error}; check the path and its rights"));
-                return None;
-            }
-        },
+        (None, Some(path)) => Some(from_file(path).map_err(|problem| problems.add(problem)).ok()?),
         (None, None) => None,
     };
     let parsed = match url {
         Some(url) => from_url(&url),
         None => from_libpq_variables(),
     };
-    let parts = parsed.map_err(|problem| problems.add(problem)).ok()?;
+    let parts = parsed.and_then(refuse_odd_host).map_err(|problem| problems.add(problem)).ok()?;
     let tls = parts.sslmode.or_else(|| variable("PGSSLMODE"));
     let root_certificate = parts.sslrootcert.or_else(|| variable("PGSSLROOTCERT"));
     let tls = tls_mode(tls.as_deref(), root_certificate.is_some()).map_err(|problem| problems.add(problem)).ok()?;
@@ -84,42 +90,87 @@ pub(super) fn read(url: Option<&str>, file: Option<&str>, problems: &mut Problem
     Some(DatabaseConfig { connection, tls, root_certificate })
 }
 
+fn from_file(path: &str) -> Result<String, String> {
+    if path.contains("://") {
+        return Err(
+            "DATABASE_URL_FILE holds a URL (not shown); name a file, or give the URL as DATABASE_URL".to_owned()
+        );
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        format!("DATABASE_URL_FILE={path:?} cannot be read: {error}; check the path and its rights")
+    })?;
+    match text.trim() {
+        "" => Err(format!("DATABASE_URL_FILE={path:?} is empty; {USE}")),
+        url => Ok(url.to_owned()),
+    }
+}
+
 struct Parts {
     connection: tokio_postgres::Config,
     sslmode: Option<String>,
     sslrootcert: Option<String>,
 }
 
-fn from_url(url: &str) -> Result<Parts, String> {
-    // What follows the first @ of a password would be taken for host and database, and so be shown.
-    if url.contains("://") && split_query(url).0.matches('@').count() > 1 {
-        return Err("DATABASE_URL has more than one @; write one in the password as %40, as in postgres://USER:PASS%40WORD@HOST:PORT/DATABASE".to_owned());
+/// Whatever way a piece of a password got into the host: it is not shown.
+fn refuse_odd_host(parts: Parts) -> Result<Parts, String> {
+    let is_odd = |host: &Host| matches!(host, Host::Tcp(name) if name.contains(['@', '/', '?', '#']));
+    if parts.connection.get_hosts().iter().any(is_odd) {
+        return Err(format!("DATABASE_URL (or PGHOST) holds a host with an @, /, ? or # in it (not shown); {USE}"));
     }
-    let (rest, taken) = if url.contains("://") { take_from_query(url) } else { take_from_words(url) };
+    Ok(parts)
+}
+
+const USE: &str = "use postgres://USER:PASSWORD@HOST:PORT/DATABASE";
+
+const UNQUOTABLE: &str =
+    "an option is not known or wrong, or a quote is missing (not shown: it may be part of the password)";
+
+/// The parser ends the password at the first @, and everything behind it would be shown as host, database or option. Nor
+/// can a ? stand in front of it: then the @ belongs to an option, such as a password given there.
+fn refuse_split_password(after_scheme: &str) -> Result<(), String> {
+    let (credentials, place) = after_scheme.split_once('@').unwrap_or(("", after_scheme));
+    let sign = if place.contains('@') {
+        ("an @", "%40")
+    } else if credentials.contains('?') {
+        ("a ?", "%3F (and an @ behind the host as %40)")
+    } else {
+        return Ok(());
+    };
+    Err(format!("DATABASE_URL cannot be used: the user or password holds {}; write it as {}", sign.0, sign.1))
+}
+
+fn from_url(url: &str) -> Result<Parts, String> {
+    let (rest, taken) = match url.split_once("://") {
+        Some(("postgres" | "postgresql", after_scheme)) => {
+            refuse_split_password(after_scheme)?;
+            take_from_query(url)
+        }
+        Some((scheme, _)) if !scheme.contains('=') => {
+            return Err(format!("DATABASE_URL cannot be used: it is not a URL of PostgreSQL; {USE}"));
+        }
+        _ => take_from_words(url),
+    };
     let mut connection: tokio_postgres::Config = rest.parse().map_err(|error| {
-        let problem = without_secrets(chain(&error));
-        format!("DATABASE_URL cannot be used: {problem}; use postgres://USER:PASSWORD@HOST:PORT/DATABASE")
+        // With the password among the options, an unknown option may be the second half of it.
+        let is_secret = url.contains("password") || !url.contains("://");
+        let problem = if is_secret { UNQUOTABLE.to_owned() } else { chain(&error) };
+        format!("DATABASE_URL cannot be used: {problem}; {USE}")
     })?;
+    // Only reached with blanks around the =, and then what was asked for must not silently become less.
+    if connection.get_ssl_mode() != SslMode::Prefer {
+        return Err("DATABASE_URL holds an sslmode that cannot be read; write sslmode=VALUE without blanks".to_owned());
+    }
     if connection.get_hosts().is_empty() && connection.get_hostaddrs().is_empty() {
-        return Err("DATABASE_URL names no host; use postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned());
+        return Err(format!("DATABASE_URL names no host; {USE}"));
     }
     if connection.get_password().is_none()
         && let Some(password) = variable("PGPASSWORD")
     {
         connection.password(password);
     }
-    let find = |name: &str| taken.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    // As in libpq, the last one counts.
+    let find = |name: &str| taken.iter().rfind(|(key, _)| key == name).map(|(_, value)| value.clone());
     Ok(Parts { connection, sslmode: find("sslmode"), sslrootcert: find("sslrootcert") })
-}
-
-/// tokio-postgres quotes an option that it does not know, which may be half a password with a ? in it.
-fn without_secrets(problem: String) -> String {
-    match problem.split_once("unknown option") {
-        Some((before, _)) => {
-            format!("{before}it has an unknown option, or a character of the password is not written as %XX")
-        }
-        None => problem,
-    }
 }
 
 fn from_libpq_variables() -> Result<Parts, String> {
@@ -153,17 +204,8 @@ const TAKEN: [&str; 2] = ["sslmode", "sslrootcert"];
 
 type Taken = Vec<(String, String)>;
 
-/// The query begins with the first ? that is not in the password.
-fn split_query(url: &str) -> (&str, Option<&str>) {
-    let after_password = url.find('@').unwrap_or(0);
-    match url[after_password..].find('?') {
-        Some(at) => (&url[..after_password + at], Some(&url[after_password + at + 1..])),
-        None => (url, None),
-    }
-}
-
 fn take_from_query(url: &str) -> (String, Taken) {
-    let (place, Some(query)) = split_query(url) else {
+    let Some((place, query)) = url.split_once('?') else {
         return (url.to_owned(), Vec::new());
     };
     let (ours, theirs): (Vec<&str>, Vec<&str>) =
@@ -175,28 +217,25 @@ fn take_from_query(url: &str) -> (String, Taken) {
 }
 
 fn take_from_words(text: &str) -> (String, Taken) {
-    let (ours, theirs): (Vec<&str>, Vec<&str>) =
-        words(text).into_iter().partition(|word| TAKEN.contains(&word.split('=').next().unwrap_or("")));
-    let unquoted = |value: &str| value.trim_matches('\'').to_owned();
-    let taken = ours.iter().filter_map(|word| word.split_once('=')).map(|(k, v)| (k.to_owned(), unquoted(v))).collect();
+    let is_ours = |word: &&str| word.split_once('=').is_some_and(|(key, _)| TAKEN.contains(&key));
+    let (ours, theirs): (Vec<&str>, Vec<&str>) = words(text).into_iter().partition(is_ours);
+    let bare = |value: &str| value.trim_matches('\'').to_owned();
+    let taken = ours.iter().filter_map(|word| word.split_once('=')).map(|(k, v)| (k.to_owned(), bare(v))).collect();
     (theirs.join(" "), taken)
 }
 
-/// What spaces part, but not those in quotes; a backslash takes the next character's meaning away.
+/// Splits at blanks, but not within quotes: a password may have two blanks in a row.
 fn words(text: &str) -> Vec<&str> {
     let (mut is_quoted, mut is_escaped) = (false, false);
-    let parts = text.split(|c: char| match (c, std::mem::take(&mut is_escaped)) {
-        ('\\', false) => {
-            is_escaped = true;
-            false
+    let words = text.split(|c: char| {
+        let was_escaped = std::mem::take(&mut is_escaped);
+        if !was_escaped {
+            is_quoted ^= c == '\'';
+            is_escaped = c == '\\';
         }
-        ('\'', false) => {
-            is_quoted = !is_quoted;
-            false
-        }
-        (c, is_escaped) => c.is_whitespace() && !is_quoted && !is_escaped,
+        c.is_whitespace() && !is_quoted && !was_escaped
     });
-    parts.filter(|word| !word.is_empty()).collect()
+    words.filter(|word| !word.is_empty()).collect()
 }
 
 fn tls_mode(text: Option<&str>, has_root: bool) -> Result<TlsMode, String> {
@@ -217,7 +256,7 @@ fn tls_mode(text: Option<&str>, has_root: bool) -> Result<TlsMode, String> {
 /// Bounds what would otherwise wait for ever: tokio-postgres has no connect timeout by default, keepalives after two
 /// hours, and no limit for bytes that are never acknowledged.
 fn fill_in(connection: &mut tokio_postgres::Config, tls: TlsMode) {
-    use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+    use tokio_postgres::config::TargetSessionAttrs;
     connection.ssl_mode(match tls {
         TlsMode::Disable => SslMode::Disable,
         TlsMode::Prefer => SslMode::Prefer,

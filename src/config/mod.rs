@@ -27,7 +27,7 @@ pub struct Flags {
     pub database_url: Option<String>,
 
     /// A file that holds the DATABASE_URL, for secrets that are mounted
-    #[arg(long, env = "DATABASE_URL_FILE", value_name = "PATH", global = true)]
+    #[arg(long, env = "DATABASE_URL_FILE", hide_env_values = true, value_name = "PATH", global = true)]
     pub database_url_file: Option<String>,
 
     /// What to publish where: NAME=QUEUE_URL, separated by commas; required
@@ -180,8 +180,10 @@ pub struct Tuning {
 
 /// Whether the environment names an endpoint for SQS, as the SDK reads it; that wins over a queue URL's own host.
 pub fn has_sqs_endpoint() -> bool {
-    ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"].iter().any(|name| std::env::var(name).is_ok_and(|url| !url.is_empty()))
+    ENDPOINTS.iter().any(|name| std::env::var(name).is_ok_and(|url| !url.is_empty()))
 }
+
+const ENDPOINTS: [&str; 2] = ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"];
 
 impl Flags {
     /// How to log, for commands that may fail before the rest is read.
@@ -231,6 +233,9 @@ impl Flags {
         problems.unknown_variables();
         let database = database::read(self.database_url.as_deref(), self.database_url_file.as_deref(), &mut problems);
         let destinations = problems.destinations(self.destinations.as_deref());
+        for name in ENDPOINTS {
+            problems.endpoint((name, std::env::var(name).ok().as_deref()));
+        }
         let tuning = self.tuning(&mut problems);
         let keep = (Duration::ZERO, Duration::from_secs(3650 * 86_400));
         let delivered_retention = problems.duration(

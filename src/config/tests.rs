@@ -148,6 +148,45 @@ fn sslmode_and_root_certificate_come_from_the_url() {
 }
 
 #[test]
+fn a_place_names_each_host_with_its_port() {
+    let place = |url: &str| {
+        let mut flags = flags();
+        flags.database_url = Some(url.to_owned());
+        flags.database().unwrap().place()
+    };
+    assert_eq!(place("postgres://u:p@a:1,b:2/x"), "a:1,b:2/x");
+    assert_eq!(place("postgres://u:p@[::1]:6432/x"), "[::1]:6432/x");
+    assert_eq!(place("host=a,b port=6432 user=u dbname=x"), "a:6432,b:6432/x");
+    assert_eq!(place("hostaddr=::1 user=u dbname=x"), "[::1]:5432/x");
+}
+
+#[test]
+fn a_password_keeps_every_sign_that_is_written_as_it_must_be() {
+    let password = |url: &str| {
+        let mut flags = flags();
+        flags.database_url = Some(url.to_owned());
+        let database = flags.database().unwrap();
+        let password = database.connection.get_password().map(<[u8]>::to_vec).unwrap();
+        (String::from_utf8(password).unwrap(), database.tls)
+    };
+    let expected = |password: &str, tls| (password.to_owned(), tls);
+    assert_eq!(password("postgres://u:a%40b%3Fc@db/x?sslmode=require"), expected("a@b?c", TlsMode::Require));
+    assert_eq!(password("postgres://u:a:b/c#d@db/x?sslmode=require"), expected("a:b/c#d", TlsMode::Require));
+    assert_eq!(password("host=db user=u password='a  b' sslmode=require"), expected("a  b", TlsMode::Require));
+    assert_eq!(password("host=db user=u password='a sslmode=disable'"), expected("a sslmode=disable", TlsMode::Prefer));
+    assert_eq!(password("host=db user=u password='a\\' b' sslmode='disable'"), expected("a' b", TlsMode::Disable));
+    assert_eq!(password(r"host=db user=u password=a\ b"), expected("a b", TlsMode::Prefer));
+}
+
+#[test]
+fn an_sslmode_that_is_not_understood_never_becomes_a_lesser_one() {
+    for url in ["host=db user=u sslmode = require", "postgres://u:p?q@db/x?sslmode=require"] {
+        let found = mistakes(|flags| flags.database_url = Some(url.to_owned()));
+        assert_eq!(found.len(), 1, "{found:?}");
+    }
+}
+
+#[test]
 fn no_mistake_and_no_debug_output_shows_the_password() {
     let found = mistakes(|f| f.database_url = Some("postgres://app:hunter2@db:port/x".to_owned()));
     assert!(!found.concat().contains("hunter2"), "{found:?}");

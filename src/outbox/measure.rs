@@ -10,6 +10,10 @@ use crate::message::Lane;
 const BACKLOG: &str = include_str!("../../sql/queries/backlog.sql");
 const PRUNE: &str = include_str!("../../sql/queries/prune.sql");
 
+/// See `sql/queries/prune.sql`.
+const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
+    SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+
 /// Where counting stops: beyond this number an operator asks "how fast does it shrink", not "how many exactly".
 const COUNT_LIMIT: i64 = 100_000;
 
@@ -24,6 +28,17 @@ pub struct Backlog {
     pub dead: i64,
     /// The first message of each lane that has one and that waits for no retry.
     pub firsts: Vec<(Lane, i64)>,
+}
+
+/// What came of pruning a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pruned {
+    /// The highest id that was looked at; none when there was nothing to look at.
+    pub highest: Option<i64>,
+    /// How many messages were deleted.
+    pub deleted: i64,
+    /// Whether it is worth looking above.
+    pub may_be_old: bool,
 }
 
 impl Outbox {
@@ -52,21 +67,40 @@ impl Outbox {
         })
     }
 
-    /// Deletes up to `chunk` delivered messages of a lane that are older than the retention; returns how many.
+    /// Looks at the `chunk` lowest delivered messages of a lane above an id and deletes those older than the retention.
     ///
     /// # Errors
     ///
-    /// When the statement fails.
+    /// When a statement fails; then nothing was deleted.
     pub async fn prune(
         &self,
         destination: &str,
         lane: Lane,
+        above: i64,
         retention: Duration,
         chunk: i64,
-    ) -> Result<u64, OutboxError> {
+    ) -> Result<Pruned, OutboxError> {
         let seconds = retention.as_secs_f64();
-        let parameters: [Parameter<'_>; 4] =
-            [(&destination, Type::TEXT), (&lane, Type::INT2), (&seconds, Type::FLOAT8), (&chunk, Type::INT8)];
-        self.execute("prune", PRUNE, &parameters).await
+        let parameters: [Parameter<'_>; 5] = [
+            (&destination, Type::TEXT),
+            (&lane, Type::INT2),
+            (&above, Type::INT8),
+            (&seconds, Type::FLOAT8),
+            (&chunk, Type::INT8),
+        ];
+        let connection = self.connection().await?;
+        let work = async {
+            self.bounded("prune", connection.batch_execute(BEGIN)).await?;
+            let rows = self.bounded("prune", connection.query_typed(PRUNE, &parameters)).await?;
+            self.bounded("prune", connection.batch_execute("COMMIT")).await?;
+            let row = rows.first().ok_or(OutboxError::Answer { statement: "prune", problem: "no row".to_owned() })?;
+            Ok(Pruned {
+                highest: column("prune", row, 0)?,
+                deleted: column("prune", row, 1)?,
+                may_be_old: column("prune", row, 2)?,
+            })
+        };
+        let result = work.await;
+        self.keep_if_ok(connection, result).await
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use deadpool_postgres::Object;
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::types::Type;
 
@@ -40,9 +41,13 @@ pub const MIGRATIONS: [Migration; 2] = [
     Migration { version: 2, name: "dead_letters", sql: include_str!("../../sql/migrations/0002_dead_letters.sql") },
 ];
 
+/// Not IF NOT EXISTS, which asks for the right to create schemas even when there is nothing to create.
+const SCHEMA: &str = "\
+DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'outbox') THEN CREATE SCHEMA outbox; END IF; END $$;
+";
+
 /// Where migrations are recorded; made before the first of them.
-const PRELUDE: &str = "\
-CREATE SCHEMA IF NOT EXISTS outbox;
+const RECORDS: &str = "\
 CREATE TABLE IF NOT EXISTS outbox.migrations (
     version    integer PRIMARY KEY,
     name       text NOT NULL,
@@ -56,15 +61,19 @@ COMMENT ON COLUMN outbox.migrations.checksum IS 'SHA-256 of its text; a differen
 COMMENT ON COLUMN outbox.migrations.applied_at IS 'When it was applied.';
 ";
 
+/// What the statements here are called in errors.
+const MIGRATE: &str = "migrate";
+
 /// Others may hold the lock and build an index meanwhile; longer than that, somebody should look.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// One lock for everybody who migrates. Within the transaction, so that it works behind PgBouncer and cannot be forgotten.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext('outbox-relay migrate'))";
+const TRY_LOCK: &str = "SELECT pg_try_advisory_xact_lock(hashtext('outbox-relay migrate'))";
 
 /// The whole schema as one script, for teams that run SQL themselves.
 pub fn script() -> String {
-    let mut script = format!("BEGIN;\n{LOCK};\n{PRELUDE}");
+    let mut script = format!("BEGIN;\n{LOCK};\n{SCHEMA}{RECORDS}");
     for migration in MIGRATIONS {
         script.push_str(&format!("\n-- Migration {}: {}\n", migration.version, migration.name));
         script.push_str(migration.sql);
@@ -75,32 +84,60 @@ pub fn script() -> String {
 }
 
 impl Outbox {
-    /// Brings the schema to this program's version; returns the migrations that were applied now.
+    /// Brings the schema to this program's version; returns the migrations that were applied now. Where nothing is to be
+    /// done it only looks, so a role that may do no more is enough.
     ///
     /// # Errors
     ///
     /// When the database is newer, a recorded migration differs, or a statement fails; then nothing has changed.
     pub async fn migrate(&self) -> Result<Vec<Migration>, OutboxError> {
         let connection = self.connection().await?;
-        let work = async {
-            self.bounded("migrate", connection.batch_execute(&format!("BEGIN; {LOCK}; {PRELUDE}"))).await?;
-            let recorded = connection
-                .query_typed("SELECT version, name, checksum FROM outbox.migrations ORDER BY version", &[])
-                .await
-                .map_err(|error| OutboxError::of_statement("migrate", &self.place, &error))?;
-            let applied = self.check_recorded(&recorded)?;
-            let missing: Vec<Migration> =
-                MIGRATIONS.into_iter().filter(|migration| migration.version > applied).collect();
-            for migration in &missing {
-                self.within(MIGRATION_TIMEOUT, "migrate", connection.batch_execute(migration.sql)).await?;
-                self.within(MIGRATION_TIMEOUT, "migrate", connection.batch_execute(&migration.record())).await?;
-            }
-            self.within(MIGRATION_TIMEOUT, "migrate", connection.batch_execute("COMMIT")).await?;
-            Ok(missing)
-        };
         // A failure leaves the transaction open, and closing the connection rolls it back.
-        let result = work.await;
+        let result = self.migrate_with(&connection).await;
         self.keep_if_ok(connection, result).await
+    }
+
+    async fn migrate_with(&self, connection: &Object) -> Result<Vec<Migration>, OutboxError> {
+        let known = MIGRATIONS.last().map(|migration| migration.version);
+        if self.recorded(connection).await? == known {
+            return Ok(Vec::new());
+        }
+        // Under a stricter isolation, what another one did while this one waited for the lock would not be seen.
+        self.bounded(MIGRATE, connection.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED")).await?;
+        let tried = self.bounded(MIGRATE, connection.query_typed(TRY_LOCK, &[])).await?;
+        if !tried.first().map_or(Ok(false), |row| column::<bool>(MIGRATE, row, 0))? {
+            tracing::info!(database = %self.place, "another outbox-relay migrates; waiting for it");
+            self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(LOCK)).await?;
+        }
+        let recorded = self.recorded(connection).await?;
+        if recorded.is_none() {
+            let records = format!("{SCHEMA}{RECORDS}");
+            self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(&records)).await?;
+        }
+        let missing: Vec<Migration> =
+            MIGRATIONS.into_iter().filter(|migration| Some(migration.version) > recorded).collect();
+        for migration in &missing {
+            self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(migration.sql)).await?;
+            self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(&migration.record())).await?;
+        }
+        self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute("COMMIT")).await?;
+        Ok(missing)
+    }
+
+    /// The version that is recorded, or none when there are no records yet.
+    async fn recorded(&self, connection: &Object) -> Result<Option<i32>, OutboxError> {
+        // Asked of the catalog: to_regclass may still answer from before the wait for the lock.
+        let exists = "SELECT EXISTS (
+            SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+            WHERE n.nspname = 'outbox' AND c.relname = 'migrations'
+        )";
+        let exists = self.bounded(MIGRATE, connection.query_typed(exists, &[])).await?;
+        if !exists.first().map_or(Ok(false), |row| column::<bool>(MIGRATE, row, 0))? {
+            return Ok(None);
+        }
+        let recorded = "SELECT version, name, checksum FROM outbox.migrations ORDER BY version";
+        let recorded = self.bounded(MIGRATE, connection.query_typed(recorded, &[])).await?;
+        self.check_recorded(&recorded).map(Some)
     }
 
     /// Whether the schema is the one this program was built for.
@@ -130,12 +167,12 @@ impl Outbox {
         let known = MIGRATIONS.last().map_or(0, |migration| migration.version);
         let mut applied = 0;
         for row in rows {
-            let version: i32 = column("migrate", row, 0)?;
+            let version: i32 = column(MIGRATE, row, 0)?;
             let Some(migration) = MIGRATIONS.iter().find(|migration| migration.version == version) else {
                 return Err(OutboxError::TooNew { place: self.place.to_string(), found: version, known });
             };
-            if column::<String>("migrate", row, 2)? != migration.checksum() {
-                let name: String = column("migrate", row, 1)?;
+            if column::<String>(MIGRATE, row, 2)? != migration.checksum() {
+                let name: String = column(MIGRATE, row, 1)?;
                 return Err(OutboxError::Changed { place: self.place.to_string(), version, name });
             }
             applied = version;

@@ -29,7 +29,7 @@ pub use climb::{Climb, Slices};
 pub use connect::OutboxError;
 pub use dead::{DeadAction, DeadCount, DeadFilter, DeadGroup, DeadLine, DeadMessage, Since};
 pub use low_bound::LowBounds;
-pub use measure::Backlog;
+pub use measure::{Backlog, Pruned};
 pub use migrate::{MIGRATIONS, Migration, script};
 pub use read::{Batch, DeferredHead, Look, Position, READ_BYTES, Range, ReadBudget, Sweep, Swept, Watch};
 pub use settle::Keep;

@@ -91,6 +91,8 @@ pub struct Ended {
     pub dead: u64,
     /// Whether messages are left pending because they wait behind dead ones.
     pub is_blocked: bool,
+    /// Whether it was told to drain before it had seen that nothing is pending.
+    pub is_cut_short: bool,
 }
 
 /// Why `--until-empty` did not get there.
@@ -182,6 +184,7 @@ impl Relay {
     ///
     /// Only with [`Until::Empty`]: when database or queue stayed unusable.
     pub async fn run(mut self, until: Until, drain: CancellationToken) -> Result<Ended, RelayError> {
+        self.ended.is_cut_short = true;
         // What SQS accepted is written before leaving, as long as the drain timeout allows.
         while !drain.is_cancelled() || !self.unsettled.is_empty() {
             self.reports.pulse.tick();
@@ -196,7 +199,10 @@ impl Relay {
                             Duration::ZERO
                         }
                         Step::Idle => self.destination.tuning.poll_interval.mul_f64(0.8 + 0.4 * fastrand::f64()),
-                        Step::Empty => break,
+                        Step::Empty => {
+                            self.ended.is_cut_short = false;
+                            break;
+                        }
                         Step::Halted(pause, reason) => {
                             let destination = self.destination.name.to_string();
                             self.give_up_after(until, RelayError::Halted { destination, reason })?;

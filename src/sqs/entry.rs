@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use super::MAX_BYTES;
@@ -20,6 +20,10 @@ const MAX_GROUP: usize = 128;
 
 /// Longest attribute name.
 const MAX_NAME: usize = 256;
+
+/// Digits and size of a number that SQS takes: 38 digits, 10^-128 to 10^126; zeros at both ends do not count.
+const NUMBER_DIGITS: usize = 38;
+const NUMBER_POWERS: std::ops::Range<i64> = -128..126;
 
 /// Members of metadata that go first when there are more than fit.
 const FIRST: [&str; 4] = ["traceparent", "tracestate", "correlation_id", "causation_id"];
@@ -168,32 +172,50 @@ fn attributes(event: &Event) -> (Vec<Attribute>, Option<String>, usize) {
     if event.metadata == "{}" {
         return (attributes, None, left_out);
     }
-    // The column's CHECK makes it an object. Numbers stay exact enough for attributes: what needs every digit belongs into
-    // the payload, which is never parsed.
-    let mut members: BTreeMap<String, Value> = serde_json::from_str(&event.metadata).unwrap_or_default();
-    let trace_header = match members.remove(TRACE_HEADER) {
-        Some(Value::String(header)) if is_text(&header) => Some(header),
-        _ => None,
+    // The column's CHECK makes it an object. Its members are judged one by one, so that none costs the others.
+    let Ok(mut members) = serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(&event.metadata) else {
+        return (attributes, None, left_out + 1);
     };
+    let given = members.remove(TRACE_HEADER).filter(|value| value.get() != "null");
     for name in FIRST {
         if let Some((name, value)) = members.remove_entry(name) {
-            member(name, value).into_iter().for_each(|attribute| add(&mut attributes, attribute));
+            member(name, &value).into_iter().for_each(|attribute| add(&mut attributes, attribute));
         }
     }
     for (name, value) in members {
-        member(name, value).into_iter().for_each(|attribute| add(&mut attributes, attribute));
+        member(name, &value).into_iter().for_each(|attribute| add(&mut attributes, attribute));
     }
-    (attributes, trace_header, left_out)
+    let header =
+        given.as_ref().and_then(|value| serde_json::from_str(value.get()).ok()).filter(|text: &String| is_text(text));
+    let left_out = left_out + usize::from(given.is_some() && header.is_none());
+    (attributes, header, left_out)
 }
 
-/// Null means absent. What is neither text nor number is sent as its JSON text.
-fn member(name: String, value: Value) -> Option<Attribute> {
-    match value {
-        Value::Null => None,
-        Value::String(value) => Some(Attribute { name, kind: "String", value }),
-        Value::Number(value) => Some(Attribute { name, kind: "Number", value: value.to_string() }),
-        other => Some(Attribute { name, kind: "String", value: other.to_string() }),
+/// Null means absent. A number keeps its digits, and what is neither text nor number is sent as its JSON text.
+fn member(name: String, value: &RawValue) -> Option<Attribute> {
+    let json = value.get();
+    match json.as_bytes().first()? {
+        b'n' => None,
+        // What is no text after all is empty, and so left out.
+        b'"' => Some(Attribute { name, kind: "String", value: serde_json::from_str(json).unwrap_or_default() }),
+        b'-' | b'0'..=b'9' => Some(Attribute { name, kind: "Number", value: json.to_owned() }),
+        _ => Some(Attribute { name, kind: "String", value: json.to_owned() }),
     }
+}
+
+/// Whether SQS takes a JSON number. One outside its limits would make it refuse the whole message.
+fn is_number(json: &str) -> bool {
+    let unsigned = json.trim_start_matches('-');
+    let (mantissa, exponent) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let Ok(exponent) = exponent.parse::<i32>() else { return false };
+    let digits = [whole, fraction].concat();
+    let significant = digits.trim_start_matches('0');
+    let leading_zeros = digits.len() - significant.len();
+    // The power of ten of the first digit that counts.
+    let power = whole.len() as i64 - 1 - leading_zeros as i64 + i64::from(exponent);
+    let significant = significant.trim_end_matches('0');
+    significant.is_empty() || (significant.len() <= NUMBER_DIGITS && NUMBER_POWERS.contains(&power))
 }
 
 fn is_acceptable(attribute: &Attribute) -> bool {
@@ -207,7 +229,7 @@ fn is_acceptable(attribute: &Attribute) -> bool {
         && !name.contains("..")
         && !lower.starts_with("aws.")
         && !lower.starts_with("amazon.");
-    has_good_name && is_text(&attribute.value)
+    has_good_name && is_text(&attribute.value) && (attribute.kind != "Number" || is_number(&attribute.value))
 }
 
 /// SQS: #x9 #xA #xD #x20 to #xD7FF #xE000 to #xFFFD #x10000 to #x10FFFF, at least one.

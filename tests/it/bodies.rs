@@ -154,6 +154,22 @@ async fn ten_attributes_are_sent_and_those_left_out_are_counted() -> Result<()> 
 }
 
 #[tokio::test]
+async fn a_number_too_large_for_an_attribute_takes_nothing_else_with_it() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.standard("audit").await?;
+    let query = "SELECT outbox.enqueue('audit', 'T', '{}', NULL, '{\"big\": 1e400, \"traceparent\": \"00-1\", \"price\": 1.50}')";
+    bed.client.execute(query, &[]).await?;
+    let relay = bed.relay().start().await?;
+    bed.until_nothing_is_pending().await?;
+    relay.wait_for_metric(r#"attributes_left_out_total{destination="audit"}"#, 1.0).await?;
+    relay.stop().await?;
+    let message = only_message(&bed, &queue).await?;
+    ensure!(message.attributes.len() == 4, "{:?}", message.attributes);
+    ensure!(message.attributes["traceparent"] == "00-1" && message.attributes["price"] == "1.50", "{message:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn groups_that_sqs_refuses_are_hashed_and_stay_apart() -> Result<()> {
     let bed = Bed::new().await?;
     let queue = bed.fifo("tickets").await?;

@@ -17,7 +17,18 @@ fn configured() -> Command {
 
 /// Each variable of the contract with values that it refuses.
 const REFUSED: [(&str, &[&str]); 16] = [
-    ("OUTBOX_RELAY_DESTINATIONS", &["tickets", "=https://h/q", "t=ftp://h/q", "a=https://h/q,a=https://h/r", ","]),
+    (
+        "OUTBOX_RELAY_DESTINATIONS",
+        &[
+            "tickets",
+            "=https://h/q",
+            "t=ftp://h/q",
+            "a=https://h/q,a=https://h/r",
+            ",",
+            "t=http://:80/q",
+            "t=http://h:x/q",
+        ],
+    ),
     ("OUTBOX_RELAY_BATCH_SIZE", &["0", "10001", "-1", "many", "1.5"]),
     ("OUTBOX_RELAY_REQUEST_SIZE", &["0", "11", "ten"]),
     ("OUTBOX_RELAY_MAX_IN_FLIGHT", &["0", "1025", "x"]),
@@ -115,12 +126,28 @@ async fn no_mistake_in_the_database_url_shows_its_password() -> Result<()> {
         format!("postgres://app:{SECRET}@db/lottery?no_such_option=1"),
         format!("host=db password={SECRET} nonsense"),
         format!("mysql://app:{SECRET}@db/lottery"),
+        format!("mysql://app:{SECRET}=x@db/lottery"),
+        // A sign in the password that ends it too early leaves the rest to be taken for something else.
+        format!("postgres://app:x@{SECRET}@db/lottery"),
+        format!("postgres://app:x@y/{SECRET}@db/lottery"),
+        format!("postgres://app:x@y?{SECRET}=1@db/lottery"),
+        format!("postgres://app:x@{SECRET}?y@db/lottery"),
+        format!("postgres://app:x?y@db/lottery?no={SECRET}"),
+        format!("postgres://db:5432/lottery?password=x@{SECRET}"),
+        format!("postgres://db/lottery?user=app&password=x&{SECRET}=1"),
+        format!("postgres://app:x@db#{SECRET}/lottery"),
+        format!("host=db password=x {SECRET}=1"),
+        format!("host=db password='x' {SECRET}=1"),
     ];
     for url in wrong {
         let ended = configured().env("DATABASE_URL", &url).output(&["migrate"]).await?;
         ensure_refused(&ended)?;
         ensure!(ended.stderr.contains("DATABASE_URL"), "{url}: {}", ended.stderr);
     }
+    let ended = configured().env("DATABASE_URL", format!("postgres://app:x@{SECRET}@db/lottery"));
+    let ended = ended.output(&["run"]).await?;
+    ensure_refused(&ended)?;
+    ensure!(ended.stderr.contains("holds an @; write it as %40"), "{}", ended.stderr);
     Ok(())
 }
 
@@ -131,6 +158,8 @@ async fn the_url_may_come_from_a_file_but_not_from_two_places() -> Result<()> {
     let file = path.to_str().unwrap_or_default();
     let both = configured().env("DATABASE_URL_FILE", file).output(&["migrate"]).await?;
     let one = configured().without("DATABASE_URL").env("DATABASE_URL_FILE", file).output(&["migrate"]).await?;
+    std::fs::write(&path, " \n")?;
+    let empty = configured().without("DATABASE_URL").env("DATABASE_URL_FILE", file).output(&["migrate"]).await?;
     std::fs::remove_file(&path)?;
     let none = configured().without("DATABASE_URL").env("DATABASE_URL_FILE", file).output(&["migrate"]).await?;
     ensure_refused(&both)?;
@@ -139,7 +168,60 @@ async fn the_url_may_come_from_a_file_but_not_from_two_places() -> Result<()> {
     ensure!(!one.stderr.contains(SECRET), "{}", one.stderr);
     ensure_refused(&none)?;
     ensure!(none.stderr.contains(file), "{}", none.stderr);
+    ensure_refused(&empty)?;
+    ensure!(empty.stderr.contains(file) && empty.stderr.contains("is empty; "), "{}", empty.stderr);
+    // Where a path belongs, somebody may have put the secret itself.
+    let url = format!("postgres://app:{SECRET}@127.0.0.1:1/lottery");
+    let confused = configured().without("DATABASE_URL").env("DATABASE_URL_FILE", url);
+    ensure_refused(&confused.output(&["migrate"]).await?)?;
+    ensure!(!confused.output(&["migrate", "--help"]).await?.stdout.contains(SECRET), "--help shows a secret");
     Ok(())
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_no_url_is_refused() -> Result<()> {
+    let value = "not a url";
+    for name in ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"] {
+        for value in [value, "localhost:9324", "ftp://localhost:9324", "http://", "http://:9324", "http://h:0"] {
+            let ended = configured().env(name, value).output(&["run"]).await?;
+            ensure_refused(&ended)?;
+            ensure!(ended.stderr.lines().count() == 1, "{name}={value}: {}", ended.stderr);
+            ensure!(ended.stderr.contains(&format!("{name}={value:?}")), "{name}={value}: {}", ended.stderr);
+            ensure!(ended.stderr.contains("; "), "no remedy for {name}={value}: {}", ended.stderr);
+        }
+    }
+    // What may be a secret is not shown.
+    let ended = configured().env("AWS_ENDPOINT_URL_SQS", format!("http://user:{SECRET}@h")).output(&["run"]).await?;
+    ensure_refused(&ended)
+}
+
+#[tokio::test]
+async fn a_queue_without_a_region_is_a_mistake_in_the_configuration() -> Result<()> {
+    let ended = configured().without("AWS_REGION").env("AWS_EC2_METADATA_DISABLED", "true").output(&["run"]).await?;
+    ensure_refused(&ended)?;
+    ensure!(ended.stderr.lines().count() == 1 && ended.stderr.contains("set AWS_REGION"), "{}", ended.stderr);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_root_certificate_that_cannot_be_used_is_a_mistake_in_the_configuration() -> Result<()> {
+    let path = std::env::temp_dir().join(format!("outbox-relay-root-{}", std::process::id()));
+    let file = path.display();
+    for content in [None, Some(""), Some("no certificate")] {
+        if let Some(content) = content {
+            std::fs::write(&path, content)?;
+        }
+        let url = format!("postgres://app:{SECRET}@127.0.0.1:1/lottery?sslmode=verify-full&sslrootcert={file}");
+        for arguments in [&["run"][..], &["migrate"], &["dead", "list"]] {
+            let ended = configured().env("DATABASE_URL", &url).output(arguments).await?;
+            ensure_refused(&ended)?;
+            ensure!(ended.stderr.lines().count() == 1, "{arguments:?} {content:?}: {}", ended.stderr);
+            for part in ["sslrootcert", path.to_str().unwrap_or_default(), "; give a PEM file"] {
+                ensure!(ended.stderr.contains(part), "{arguments:?} {content:?}: no {part} in {}", ended.stderr);
+            }
+        }
+    }
+    Ok(std::fs::remove_file(&path)?)
 }
 
 #[tokio::test]

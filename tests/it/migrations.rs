@@ -1,10 +1,11 @@
 //! Migrations: each applies on data, many may start at once, and a schema that does not fit is refused.
 
 use anyhow::{Context, Result, ensure};
-use outbox_relay::outbox::MIGRATIONS;
+use outbox_relay::outbox::{MIGRATIONS, STATEMENT_TIMEOUT, script};
 
-use crate::support::bed::{Bed, enqueue};
+use crate::support::bed::{Bed, connect, enqueue};
 use crate::support::eventually;
+use crate::support::postgres::PASSWORD;
 
 const RECORDED: &str = "SELECT count(*) FROM outbox.migrations";
 
@@ -141,6 +142,89 @@ async fn the_printed_migrations_make_the_same_schema() -> Result<()> {
     bed.client.batch_execute(&printed.stdout).await?;
     ensure!(schema(&bed).await? == schema(&Bed::new().await?).await?);
     let migrated = bed.relay().output(&["migrate"]).await?;
+    ensure!(migrated.stdout.contains("up to date"), "{migrated:?}");
+    Ok(())
+}
+
+/// A role that may log in and nothing else, and the address of the test's database for it.
+async fn role(bed: &Bed, name: &str) -> Result<String> {
+    bed.client.batch_execute(&format!("CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'")).await?;
+    Ok(bed.url().replace("//postgres:", &format!("//{name}:")))
+}
+
+#[tokio::test]
+async fn a_role_that_may_only_look_is_told_that_all_is_up_to_date() -> Result<()> {
+    let bed = Bed::new().await?;
+    let url = role(&bed, "may_only_look").await?;
+    let rights = "GRANT USAGE ON SCHEMA outbox TO may_only_look; GRANT SELECT ON outbox.migrations TO may_only_look";
+    bed.client.batch_execute(rights).await?;
+    let migrated = bed.relay().env("DATABASE_URL", &url).output(&["migrate"]).await?;
+    migrated.ensure_success()?;
+    ensure!(migrated.stdout.contains("up to date"), "{migrated:?}");
+    // It does not claim so when there is something to do.
+    bed.client.batch_execute("DELETE FROM outbox.migrations WHERE version > 1").await?;
+    let refused = bed.relay().env("DATABASE_URL", &url).output(&["migrate"]).await?;
+    ensure!(refused.code == Some(1) && refused.stderr.contains("permission denied"), "{refused:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_role_that_owns_the_schema_needs_no_right_on_the_database() -> Result<()> {
+    let bed = Bed::empty().await?;
+    let url = role(&bed, "owns_the_schema").await?;
+    bed.client.batch_execute("CREATE SCHEMA outbox AUTHORIZATION owns_the_schema").await?;
+    let migrated = bed.relay().env("DATABASE_URL", &url).output(&["migrate"]).await?;
+    migrated.ensure_success()?;
+    ensure!(migrated.stdout.matches("applied").count() == MIGRATIONS.len(), "{migrated:?}");
+    ensure!(schema(&bed).await? == schema(&Bed::new().await?).await?);
+    // Nor does the printed script.
+    bed.client.batch_execute("DROP SCHEMA outbox CASCADE; CREATE SCHEMA outbox AUTHORIZATION owns_the_schema").await?;
+    connect(&url).await?.batch_execute(&script()).await?;
+    ensure!(schema(&bed).await? == schema(&Bed::new().await?).await?);
+    Ok(())
+}
+
+async fn until_one_waits(bed: &Bed) -> Result<()> {
+    let query = "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
+        WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()";
+    eventually("a migration waits for the lock", || async { Ok(bed.count(query).await? == 1) }).await
+}
+
+#[tokio::test]
+async fn a_migration_waits_for_another_one_that_takes_long() -> Result<()> {
+    let bed = Bed::empty().await?;
+    let other = bed.connect().await?;
+    other.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(hashtext('outbox-relay migrate'))").await?;
+    let waiting = async {
+        until_one_waits(&bed).await?;
+        // Time is the subject: longer than any statement of the relay may take.
+        tokio::time::sleep(STATEMENT_TIMEOUT + std::time::Duration::from_secs(1)).await;
+        anyhow::Ok(other.batch_execute("ROLLBACK").await?)
+    };
+    let command = bed.relay();
+    let (migrated, ()) = futures_util::future::try_join(command.output(&["migrate"]), waiting).await?;
+    migrated.ensure_success()?;
+    ensure!(migrated.stderr.contains("another outbox-relay migrates"), "{migrated:?}");
+    Ok(())
+}
+
+/// A role may have another isolation level by default, under which the end of the other migration would not be seen.
+#[tokio::test]
+async fn a_migration_sees_what_another_one_did_at_any_isolation() -> Result<()> {
+    let bed = Bed::empty().await?;
+    let database: String = bed.client.query_one("SELECT current_database()::text", &[]).await?.get(0);
+    let level = format!("ALTER DATABASE {database} SET default_transaction_isolation = 'repeatable read'");
+    bed.client.batch_execute(&level).await?;
+    let other = bed.connect().await?;
+    let open = script().replace("COMMIT;", "");
+    other.batch_execute(&open).await?;
+    let waiting = async {
+        until_one_waits(&bed).await?;
+        anyhow::Ok(other.batch_execute("COMMIT").await?)
+    };
+    let command = bed.relay();
+    let (migrated, ()) = futures_util::future::try_join(command.output(&["migrate"]), waiting).await?;
+    migrated.ensure_success()?;
     ensure!(migrated.stdout.contains("up to date"), "{migrated:?}");
     Ok(())
 }

@@ -133,8 +133,8 @@ fn scans(plan: &serde_json::Value, found: &mut Vec<Scan>) {
 async fn plan(client: &Client, statement: &Planned) -> Result<Vec<Scan>> {
     let Planned { name, sql, types, arguments, .. } = statement;
     let arguments = arguments.replace("LANES", LANES).replace("CURSORS", CURSORS);
-    // The settling statements run in a transaction with these settings; see `src/outbox/settle.rs`.
-    let settles = ["deliver", "delete_delivered", "defer", "bury"].contains(name);
+    // These run in a transaction with such settings; see `src/outbox/settle.rs` and `src/outbox/measure.rs`.
+    let settles = ["deliver", "delete_delivered", "defer", "bury", "prune"].contains(name);
     let allowed = if settles { "off" } else { "on" };
     let prepare = format!(
         "SET plan_cache_mode = force_custom_plan; SET enable_seqscan = {allowed}; SET enable_bitmapscan = {allowed};
@@ -250,21 +250,26 @@ async fn claims_take_lane_rows_and_walk_nothing_else() -> Result<()> {
 #[tokio::test]
 async fn pruning_walks_delivered_messages_by_their_key() -> Result<()> {
     let bed = Bed::new().await?;
-    bed.client
-        .batch_execute(
-            "INSERT INTO outbox.messages (destination, event_position, group_id, status, delivered_at)
-             SELECT 'audit', n, 'g' || n % 100, 'delivered', now() FROM generate_series(1, 50000) AS n; ANALYZE",
-        )
-        .await?;
+    let delivered = "INSERT INTO outbox.messages (destination, event_position, group_id, status, delivered_at)
+         SELECT 'audit', n, 'g' || n % 100, 'delivered', now() FROM generate_series(1, 50000) AS n";
+    bed.client.batch_execute(delivered).await?;
     let prune = Planned {
         name: "prune",
         sql: query!("prune"),
-        types: "text, smallint, float8, bigint",
-        arguments: "'audit', 3, 60, 1000",
+        types: "text, smallint, bigint, float8, bigint",
+        arguments: "'audit', 3, 10, 60, 1000",
         pending: &[],
     };
-    let scans = plan(&bed.client, &prune).await?;
-    let is_good = |scan: &Scan| scan.relation == "messages_delivered" && scan.index == "messages_delivered_pkey";
-    ensure!(scans.len() == 2 && scans.iter().all(is_good), "{scans:?}");
+    for statistics in ["", "ANALYZE"] {
+        bed.client.batch_execute(statistics).await?;
+        let scans = plan(&bed.client, &prune).await?;
+        let is_good = |scan: &Scan| {
+            let is_by_key = scan.index == "messages_delivered_pkey" && scan.kind == "Index Scan";
+            let condition = format!("({}", scan.condition);
+            is_by_key && ["destination =", "lane =", "id "].iter().all(|column| has_column(&condition, column))
+        };
+        let scans: Vec<_> = scans.iter().filter(|scan| !scan.relation.is_empty()).collect();
+        ensure!(scans.len() == 2 && scans.iter().all(|scan| is_good(scan)), "{statistics}: {scans:?}");
+    }
     Ok(())
 }

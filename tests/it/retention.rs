@@ -56,6 +56,53 @@ async fn messages_older_than_the_retention_are_pruned_and_younger_ones_stay() ->
     Ok(())
 }
 
+/// Low ids that were delivered late, so that they are to stay for long: more than a round looks at in one lane.
+const LATE: &str =
+    "INSERT INTO outbox.messages (destination, event_position, group_id, status, enqueued_at, delivered_at)
+    SELECT 'audit', n, 'g', 'delivered', now() - interval '2 hours', now() + interval '1 hour' FROM generate_series(1, 25000) AS n";
+
+#[tokio::test]
+async fn messages_delivered_late_do_not_keep_others_from_being_pruned() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.standard("audit").await?;
+    bed.client.batch_execute(LATE).await?;
+    bed.client.batch_execute(OLD).await?;
+    let old = "SELECT count(*) FROM outbox.messages_delivered WHERE delivered_at < now()";
+    // A round every second.
+    let relay = bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "10s").start().await?;
+    eventually("the old ones are gone", || async { Ok(bed.count(old).await? == 0) }).await?;
+    relay.stop().await?;
+    ensure!(bed.delivered().await? == 25_000);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_lane_of_young_messages_is_not_walked_again_and_again() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.standard("audit").await?;
+    let young = "INSERT INTO outbox.messages (destination, event_position, group_id, status, delivered_at)
+        SELECT 'audit', n, 'g', 'delivered', now() FROM generate_series(1, 30000) AS n";
+    bed.client.batch_execute(young).await?;
+    let number =
+        |what: &str| format!("SELECT {what} FROM pg_stat_all_indexes WHERE indexrelname = 'messages_delivered_pkey'");
+    let (scans, rows) = (bed.count(&number("idx_scan")).await?, bed.count(&number("idx_tup_read")).await?);
+    // A round every second.
+    let relay = bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "10s").start().await?;
+    eventually("three rounds were made", || async {
+        let fresh = bed.connect().await?;
+        let now: i64 = fresh.query_one(&number("idx_scan"), &[]).await?.get(0);
+        Ok(now - scans >= 48)
+    })
+    .await?;
+    relay.stop().await?;
+    let fresh = bed.connect().await?;
+    let read: i64 = fresh.query_one(&number("idx_tup_read"), &[]).await?.get(0);
+    let scanned: i64 = fresh.query_one(&number("idx_scan"), &[]).await?.get(0);
+    // One chunk of the one lane that has any, of sixteen scans a round.
+    ensure!(read - rows < 200 * (scanned - scans), "{} rows in {} scans", read - rows, scanned - scans);
+    Ok(())
+}
+
 #[tokio::test]
 async fn messages_are_pruned_once_the_retention_is_over() -> Result<()> {
     let bed = Bed::new().await?;

@@ -28,6 +28,24 @@ async fn sigterm_in_mid_flight_duplicates_nothing() -> Result<()> {
 }
 
 #[tokio::test]
+async fn until_empty_that_was_told_to_stop_says_that_messages_are_left() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    bed.standard("audit").await?;
+    bed.enqueue_many("audit", 100, 0).await?;
+    proxy.set(Fault::HoldAnswer);
+    let relay = bed.relay().env("OUTBOX_RELAY_MAX_IN_FLIGHT", "2").start_with(&["run", "--until-empty"]).await?;
+    proxy.wait_for_held(2).await?;
+    relay.terminate().await?;
+    relay.wait_for_log("draining").await?;
+    proxy.release();
+    let (status, log) = relay.wait().await?;
+    ensure!(bed.pending().await? == 80 && log.contains("outbox-relay ends"), "{log}");
+    ensure!(status.code() == Some(1) && log.matches("told to stop before").count() == 1, "{status}\n{log}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_second_signal_aborts_at_once() -> Result<()> {
     let bed = Bed::new().await?;
     let proxy = bed.proxy().await?;

@@ -73,7 +73,7 @@ fn a_group_that_sqs_refuses_is_hashed() {
 fn metadata_becomes_attributes_with_the_trace_context_first() {
     let composed = entry("{}", r#"{"b": 1.5, "a": {"x": [true]}, "traceparent": "00-1-2-01", "none": null}"#);
     assert_eq!(names(&composed), ["event_id", "event_type", "stream_id", "stream_version", "traceparent", "a", "b"]);
-    assert_eq!(composed.entry.attributes[5].value, r#"{"x":[true]}"#);
+    assert_eq!(composed.entry.attributes[5].value, r#"{"x": [true]}"#);
     assert_eq!((composed.entry.attributes[6].kind, composed.entry.attributes[6].value.as_str()), ("Number", "1.5"));
     assert_eq!(composed.left_out, 0);
 }
@@ -92,6 +92,42 @@ fn what_sqs_cannot_take_as_an_attribute_is_left_out_and_counted() {
         entry("{}", r#"{"aws.x": "1", "a b": "1", "empty": "", ".x": "1", "x..y": "1", "bell": "\u0007", "ok": "1"}"#);
     assert_eq!(composed.left_out, 6);
     assert_eq!(names(&composed).last(), Some(&"ok"));
+}
+
+#[test]
+fn a_member_that_sqs_cannot_take_costs_no_other_one() {
+    let metadata = r#"{"big": 1e400, "traceparent": "00-1", "AWSTraceHeader": "Root=1", "in": {"x": 1e400}}"#;
+    let composed = entry("{}", metadata);
+    assert_eq!(names(&composed)[4..], ["traceparent", "in"]);
+    assert_eq!(composed.entry.attributes[5].value, r#"{"x": 1e400}"#);
+    assert_eq!(composed.entry.trace_header.as_deref(), Some("Root=1"));
+    assert_eq!(composed.left_out, 1);
+    let deep = format!(r#"{{"a": {}{}, "traceparent": "00-1"}}"#, "[".repeat(5000), "]".repeat(5000));
+    assert_eq!(names(&entry("{}", &deep))[4..], ["traceparent", "a"]);
+    for (header, left_out) in [("1", 1), ("{}", 1), (r#""""#, 1), ("null", 0)] {
+        let composed = entry("{}", &format!(r#"{{"AWSTraceHeader": {header}}}"#));
+        assert_eq!((composed.entry.trace_header, composed.left_out), (None, left_out), "{header}");
+    }
+    assert_eq!(entry("{}", "not JSON").left_out, 1, "whatever it was, it was not sent");
+}
+
+#[test]
+fn a_number_is_sent_with_all_its_digits_or_not_at_all() {
+    let nines = "9".repeat(38);
+    let (long, tiny) = (format!("1{}", "0".repeat(125)), format!("0.{}1", "0".repeat(127)));
+    for number in ["0", "-0.00", "1.500", "-12345678901234567890.10", "1e3", "-2.5E-7", &nines, &long, &tiny] {
+        let composed = entry("{}", &format!(r#"{{"n": {number}}}"#));
+        assert_eq!(composed.left_out, 0, "{number}");
+        assert_eq!(
+            (composed.entry.attributes[4].kind, composed.entry.attributes[4].value.as_str()),
+            ("Number", number)
+        );
+    }
+    let (longer, tinier) = (format!("{long}0"), format!("0.{}1", "0".repeat(128)));
+    for number in [&format!("{nines}.9"), &longer, &tinier, "1e400", "1e-400", "-1e99999999999999999999"] {
+        let composed = entry("{}", &format!(r#"{{"n": {number}}}"#));
+        assert_eq!((names(&composed).len(), composed.left_out), (4, 1), "{number}");
+    }
 }
 
 #[test]
