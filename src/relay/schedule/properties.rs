@@ -75,9 +75,9 @@ fn fate() -> impl Strategy<Value = Fate> {
 fn moves() -> impl Strategy<Value = Vec<Move>> {
     let fates = || prop::collection::vec(fate(), 4);
     let one = prop_oneof![
-        4 => (0..3_u8, 1..9_usize, prop::bool::weighted(0.9))
+        4 => (0..3_u8, 1..9_usize, prop::bool::weighted(0.6))
             .prop_map(|(group, count, commits)| Move::Write { group, count, commits }),
-        1 => Just(Move::Commit),
+        3 => Just(Move::Commit),
         8 => (1..20_usize).prop_map(|most| Move::Turn { most }),
         3 => Just(Move::EndRead),
         2 => Just(Move::EndReadOn),
