@@ -75,9 +75,9 @@ fn fate() -> impl Strategy<Value = Fate> {
 fn moves() -> impl Strategy<Value = Vec<Move>> {
     let fates = || prop::collection::vec(fate(), 4);
     let one = prop_oneof![
-        4 => (0..3_u8, 1..9_usize, prop::bool::weighted(0.9))
+        4 => (0..3_u8, 1..9_usize, prop::bool::weighted(0.6))
             .prop_map(|(group, count, commits)| Move::Write { group, count, commits }),
-        1 => Just(Move::Commit),
+        3 => Just(Move::Commit),
         8 => (1..20_usize).prop_map(|most| Move::Turn { most }),
         3 => Just(Move::EndRead),
         2 => Just(Move::EndReadOn),
@@ -101,7 +101,7 @@ fn play(limits: Limits, moves: &[Move]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn strict_keeps_every_promise_whatever_happens(moves in moves()) {
@@ -121,7 +121,7 @@ fn messages() -> impl Strategy<Value = Vec<(usize, u8)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_request_is_as_full_as_the_next_entry_allows(

@@ -202,6 +202,8 @@ impl World {
         for item in &request {
             let id = item.key().id;
             assert!(!item.is_alone || request.len() == 1);
+            let due = self.table.get(&id).and_then(|row| row.due);
+            assert!(due.is_none_or(|due| due <= self.now), "{id} is sent before its recorded retry is due");
             let left = self.may_send.get_mut(&id).filter(|left| **left > 0);
             *left.unwrap_or_else(|| unreachable!("{id} is sent again without a failure")) -= 1;
             if let Some(group) = &item.group {
