@@ -33,7 +33,6 @@ else
 	THROUGH_PGBOUNCER=1 $(CARGO) test $(FLAGS) --test it -- $(DELIVERIES)
 endif
 
-
 fmt: needed ## Format the sources
 	$(CARGO) fmt
 

@@ -1,11 +1,11 @@
 //! Connections: a small pool with limits on every wait, and errors that say what to do.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use deadpool_postgres::{
-    Hook, Manager, ManagerConfig, Object, Pool, PoolError, QueueMode, RecyclingMethod, Runtime, Timeouts,
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, QueueMode, RecyclingMethod, Runtime, Timeouts,
 };
 use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
@@ -161,6 +161,8 @@ impl Outbox {
             None => Manager::from_config(connection, NoTls, manager_config),
             Some(tls) => Manager::from_config(connection, tls.clone(), manager_config),
         };
+        let forgotten_at = Arc::new(Mutex::new(None));
+        let forgotten = Arc::clone(&forgotten_at);
         let generation = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&generation);
         let pool = Pool::builder(manager)
@@ -173,14 +175,20 @@ impl Outbox {
                 counter.fetch_add(1, Ordering::Relaxed);
                 Ok(())
             }))
+            .pre_recycle(Hook::sync_fn(move |_, metrics| {
+                let is_forgotten = lock(&forgotten).is_some_and(|at| metrics.created <= at);
+                if is_forgotten { Err(HookError::message("it is from before a failure")) } else { Ok(()) }
+            }))
             .build()
             .map_err(|error| OutboxError::Tls(error.to_string()))?;
-        Ok(Self { pool, generation, place: config.place().into(), tls })
+        Ok(Self { pool, generation, forgotten_at, place: config.place().into(), tls })
     }
 
-    /// Gives up the connections that rest in the pool. What one of them has met, the others would meet one after the other:
-    /// a wire gone silent, each for a whole [`super::STATEMENT_TIMEOUT`], or a server that only reads since a failover.
+    /// Gives up all connections there are: those that rest in the pool now, those in use when they come back. What one of
+    /// them has met, the others would meet one after the other: a wire gone silent, each for a whole
+    /// [`super::STATEMENT_TIMEOUT`], or a server that only reads since a failover, and that shows old rows for ever.
     pub fn forget_connections(&self) {
+        *lock(&self.forgotten_at) = Some(Instant::now());
         self.pool.retain(|_, _| false);
     }
 
@@ -194,6 +202,11 @@ impl Outbox {
             OutboxError::Connect { place: self.place.to_string(), problem, is_final }
         })
     }
+}
+
+/// An instant is whole, whoever panicked meanwhile.
+fn lock(instant: &Mutex<Option<Instant>>) -> MutexGuard<'_, Option<Instant>> {
+    instant.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn is_final(error: &tokio_postgres::Error) -> bool {

@@ -16,9 +16,9 @@ mod settle;
 mod snapshot;
 mod tls;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use deadpool_postgres::Object;
 use tokio_postgres::Row;
@@ -54,6 +54,8 @@ type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 pub struct Outbox {
     pool: deadpool_postgres::Pool,
     generation: Arc<AtomicU64>,
+    /// Connections made until then are not used again.
+    forgotten_at: Arc<Mutex<Option<Instant>>>,
     place: Arc<str>,
     tls: Option<tokio_postgres_rustls::MakeRustlsConnect>,
 }

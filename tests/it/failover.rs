@@ -1,12 +1,15 @@
 //! Another server takes over, or the same one stops taking writes: the relay finds its way back without help.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 
 use crate::support::bed::{Bed, enqueue_range, ensure_each_once, numbers};
+use crate::support::chosen_major;
 use crate::support::eventually;
 use crate::support::postgres::{Cluster, Options};
-use crate::support::relay::ensure_told_calmly;
-use crate::support::{chosen_major, relay::Relay};
+use crate::support::proxy::Fault;
+use crate::support::relay::{Relay, ensure_told_calmly};
 
 const SESSIONS: &str = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'outbox-relay'";
 
@@ -43,28 +46,42 @@ async fn a_database_that_takes_no_writes_for_a_while_is_waited_for() -> Result<(
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 100)
 }
 
-#[tokio::test]
-async fn sessions_that_a_failover_left_where_nothing_can_be_written_are_given_up() -> Result<()> {
-    let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
-    let bed = Bed::on(&cluster).await?;
-    let queue = bed.standard("audit").await?;
-    let relay = bed.relay().start().await?;
-    bed.enqueue_many("audit", 100, 0).await?;
-    delivered(&relay, 100).await?;
-    let rows = bed.client.query(&format!("SELECT pid {SESSIONS}"), &[]).await?;
-    let old: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
-    ensure!(!old.is_empty());
-    // Every session there is stops writing; those made from now on, and this test's own, can write.
-    let demote = [
+/// Every session there is stops writing; those made from now on, and this test's own, can write.
+async fn demote(bed: &Bed) -> Result<()> {
+    for statement in [
         "SET default_transaction_read_only = off",
         "ALTER DATABASE postgres SET default_transaction_read_only = off",
         "ALTER SYSTEM SET default_transaction_read_only = on",
         "SELECT pg_reload_conf()",
-    ];
-    for statement in demote {
+    ] {
         bed.client.batch_execute(statement).await?;
     }
-    let mut count = 100;
+    Ok(())
+}
+
+#[tokio::test]
+async fn sessions_that_a_failover_left_where_nothing_can_be_written_are_given_up_at_once() -> Result<()> {
+    let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
+    let bed = Bed::on(&cluster).await?;
+    let proxy = bed.proxy().await?;
+    let queue = bed.standard("audit").await?;
+    // A session for the claim of each destination, all at the same time.
+    proxy.set(Fault::HoldAnswer);
+    bed.enqueue_many("audit", 10, 0).await?;
+    for number in 1..=11 {
+        let other = format!("other-{number}");
+        bed.standard(&other).await?;
+        bed.enqueue(&other, "{}", None).await?;
+    }
+    let relay = bed.relay().start().await?;
+    proxy.wait_for_held(12).await?;
+    proxy.release();
+    bed.until_nothing_is_pending().await?;
+    let rows = bed.client.query(&format!("SELECT pid {SESSIONS}"), &[]).await?;
+    let old: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
+    ensure!(old.len() >= 12, "only {} sessions", old.len());
+    demote(&bed).await?;
+    let mut count = 10;
     // The sessions hear of it one after the other.
     while !relay.log().contains("25006") {
         ensure!(count < 10_000, "the relay never met a session that only reads:\n{}", relay.log());
@@ -76,6 +93,9 @@ async fn sessions_that_a_failover_left_where_nothing_can_be_written_are_given_up
     let left = || async { Ok(bed.client.query_one(&query, &[&old]).await?.get::<_, i64>(0) == 0) };
     eventually("the old sessions are gone", left).await?;
     ensure_told_calmly(&relay.stop().await?)?;
+    // One was enough to learn it; those in use at that moment may have met it as well.
+    let refused = fs::read_to_string(cluster.log_path())?.matches("in a read-only transaction").count();
+    ensure!((1..=4).contains(&refused), "{refused} sessions were tried one after the other");
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, count)
 }
 
