@@ -39,11 +39,14 @@ pub(super) fn request(error: &SdkError<SendMessageBatchError, HttpResponse>) -> 
             let status = context.raw().status().as_u16();
             let code = context.err().code().unwrap_or("Unknown");
             let message = context.err().message().unwrap_or("");
-            let kind = kind_of_code(code).unwrap_or(if status >= 500 {
-                FaultKind::ServerError
-            } else {
-                FaultKind::Destination
-            });
+            let kind = match kind_of_code(code) {
+                // SQS tells of an entry's own parameters in the entry's result. Of a whole call it means the call's own,
+                // such as the queue's URL, and must not bury one message after the other.
+                Some(FaultKind::MessagePermanent) if is_about_parameters(code) => FaultKind::Destination,
+                Some(kind) => kind,
+                None if status >= 500 => FaultKind::ServerError,
+                None => FaultKind::Destination,
+            };
             Fault::new(kind, code, shorten(&format!("{message} (HTTP {status})")))
         }
         // The SDK may grow variants; whether such a request was sent is not known.
@@ -72,11 +75,19 @@ fn dispatch(error: &SdkError<SendMessageBatchError, HttpResponse>) -> Fault {
     Fault::new(FaultKind::Ambiguous, "ConnectionLost", shorten(&deepest))
 }
 
+fn is_about_parameters(code: &str) -> bool {
+    matches!(bare(code), "InvalidParameterValue" | "MissingParameter")
+}
+
+/// A code without its namespace.
+fn bare(code: &str) -> &str {
+    code.rsplit(['.', '#']).next().unwrap_or(code)
+}
+
 /// What SQS's codes mean, for entries and requests alike. The names are those of the query protocol, which the SDK reports,
 /// and of the JSON protocol's types, without namespace.
 fn kind_of_code(code: &str) -> Option<FaultKind> {
-    let code = code.rsplit(['.', '#']).next().unwrap_or(code);
-    let kind = match code {
+    let kind = match bare(code) {
         "InvalidMessageContents"
         | "InvalidParameterValue"
         | "MissingParameter"

@@ -21,6 +21,7 @@ mod outages;
 mod pgbouncer;
 mod plans;
 mod reading;
+mod recoveries;
 mod requests;
 mod restarts;
 mod retention;
