@@ -62,7 +62,7 @@ pub struct Destination {
 /// Where a relay reports how it is.
 #[derive(Clone, Debug)]
 pub struct Reports {
-    /// Shared by all relays.
+    /// What it says of the database, beside all other relays.
     pub database: Arc<Dependency>,
     /// The same as a metric.
     pub database_up: IntGauge,
@@ -390,10 +390,10 @@ impl Relay {
 
     fn database_answered(&mut self) {
         self.database_delays.reset();
-        self.reports.database_up.set(1);
         if self.reports.database.report_up() {
             tracing::info!("the database is back");
         }
+        self.reports.database_up.set(i64::from(self.reports.database.is_up()));
     }
 
     /// Returns how long to wait.
