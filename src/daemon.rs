@@ -96,7 +96,7 @@ async fn assemble(config: &RelayConfig) -> anyhow::Result<Assembly> {
         own.up.set(1);
         own.in_flight_limit.set(config.tuning.max_in_flight as i64);
         let reports = Reports {
-            database: Arc::clone(&database),
+            database: database.reporter(),
             database_up: metrics.database_up.clone(),
             queue: health.dependency(format!("queue of {name}"), ReadyUntil::Failed),
             pulse: health.pulse(format!("relay of {name}")),

@@ -37,48 +37,74 @@ impl Pulse {
     }
 }
 
-/// Whether a dependency answered when it was last asked. Several loops may report on the same one.
+/// Whether a dependency answered when it was last asked, as one of its reporters says. It is down while any of them says
+/// so; a success of one tells nothing about the failure of another.
 #[derive(Debug)]
 pub struct Dependency {
     name: String,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
+    /// Which of [`State::reports`] is this reporter's.
+    own: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
-    is_up: Option<bool>,
-    /// The reason that was told and is not yet known to be over.
-    told: Option<String>,
+    /// What each reporter said last.
+    reports: Vec<Option<bool>>,
+    /// The reasons told since it went down; none while it is up, or while nobody was told that it is not.
+    told: Vec<String>,
     told_at: Option<Instant>,
 }
 
-/// A failure that changes its wording is told again, and so is one that came back, but not more often than this.
+impl State {
+    fn is_up(&self) -> Option<bool> {
+        let says = |what: bool| self.reports.contains(&Some(what));
+        if says(false) { Some(false) } else { says(true).then_some(true) }
+    }
+}
+
+/// That it is down, and each further reason, is told once in an outage, and not more often than this.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
 
+/// Reasons remembered in an outage.
+const REASONS: usize = 100;
+
 impl Dependency {
-    /// It answered. Returns true when that should be logged: once after a failure that was.
-    pub fn report_up(&self) -> bool {
+    /// One more who reports about the same.
+    pub fn reporter(&self) -> Arc<Dependency> {
         let mut state = lock(&self.state);
-        state.is_up = Some(true);
-        state.told.take().is_some()
+        state.reports.push(None);
+        Arc::new(Self { name: self.name.clone(), state: Arc::clone(&self.state), own: state.reports.len() - 1 })
     }
 
-    /// It did not answer. Returns true when that should be logged: at the first failure, and when the reason changed. What
-    /// works and fails in turns is told once in a while.
+    /// It answered. Returns true once after it had not, and was told not to, for any of the reporters.
+    pub fn report_up(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.reports[self.own] = Some(true);
+        if state.is_up() == Some(false) {
+            return false;
+        }
+        let was_told = !state.told.is_empty();
+        state.told.clear();
+        was_told
+    }
+
+    /// It did not answer. Returns true when that should be logged: at the first failure, and for a reason that is new.
     pub fn report_down(&self, reason: &str) -> bool {
         let mut state = lock(&self.state);
-        state.is_up = Some(false);
-        let is_due = state.told_at.is_none_or(|at| at.elapsed() >= TELL_AGAIN);
-        let is_news = is_due && state.told.as_deref() != Some(reason);
+        state.reports[self.own] = Some(false);
+        let is_new = state.told.len() < REASONS && state.told.iter().all(|told| told != reason);
+        let is_news = is_new && state.told_at.is_none_or(|at| at.elapsed() >= TELL_AGAIN);
         if is_news {
-            state.told = Some(reason.to_owned());
+            state.told.push(reason.to_owned());
             state.told_at = Some(Instant::now());
         }
         is_news
     }
 
-    fn is_up(&self) -> Option<bool> {
-        lock(&self.state).is_up
+    /// Whether none of the reporters says that it is down. Before the first report nobody knows.
+    pub fn is_up(&self) -> bool {
+        lock(&self.state).is_up() == Some(true)
     }
 }
 
@@ -111,10 +137,10 @@ impl Health {
         pulse
     }
 
-    /// A dependency of which nothing is known yet.
+    /// A dependency of which nothing is known yet, and its first reporter.
     pub fn dependency(&self, name: impl Into<String>, until: Until) -> Arc<Dependency> {
-        let state = Mutex::new(State { is_up: None, told: None, told_at: None });
-        let dependency = Arc::new(Dependency { name: name.into(), state });
+        let state = State { reports: vec![None], ..State::default() };
+        let dependency = Arc::new(Dependency { name: name.into(), state: Arc::new(Mutex::new(state)), own: 0 });
         lock(&self.dependencies).push((until, Arc::clone(&dependency)));
         dependency
     }
@@ -127,7 +153,7 @@ impl Health {
 
     /// The dependencies that did not answer; empty when the process is ready.
     pub fn unreachable(&self) -> Vec<String> {
-        let is_down = |(until, dependency): &&(Until, Arc<Dependency>)| match dependency.is_up() {
+        let is_down = |(until, dependency): &&(Until, Arc<Dependency>)| match lock(&dependency.state).is_up() {
             Some(is_up) => !is_up,
             None => *until == Until::Answered,
         };
@@ -169,6 +195,39 @@ mod tests {
         assert!(!database.report_down("refused"), "again within a second");
         assert_eq!(health.unreachable(), ["database"], "untold is not unknown");
         assert!(!database.report_up(), "that it was down again was never told");
+    }
+
+    #[test]
+    fn a_dependency_is_down_while_any_of_its_reporters_is() {
+        let health = Health::default();
+        let one = health.dependency("database", Until::Answered);
+        let other = one.reporter();
+        assert!(!one.report_up() && !other.report_up());
+        assert!(one.report_down("refused"));
+        assert!(!other.report_up(), "the sibling's success says nothing about the failure");
+        assert!(!one.is_up() && !other.is_up());
+        assert_eq!(health.unreachable(), ["database"]);
+        assert!(!other.report_down("refused"), "it is known");
+        assert!(!one.report_up(), "the sibling is still down");
+        assert!(other.report_up());
+        assert!(one.is_up() && health.unreachable().is_empty());
+    }
+
+    #[test]
+    fn what_went_down_within_a_second_after_the_last_line_is_told_later_or_never() {
+        let health = Health::default();
+        let database = health.dependency("database", Until::Answered);
+        assert!(database.report_down("refused") && database.report_up());
+        assert!(!database.report_down("refused") && !database.is_up());
+        assert!(!database.report_up(), "nobody knew that it was down");
+        assert!(!database.report_down("refused"));
+        lock(&database.state).told_at = Instant::now().checked_sub(TELL_AGAIN);
+        assert!(database.report_down("refused"));
+        assert!(!database.report_down("starting up"));
+        lock(&database.state).told_at = Instant::now().checked_sub(TELL_AGAIN);
+        assert!(database.report_down("starting up"));
+        lock(&database.state).told_at = Instant::now().checked_sub(TELL_AGAIN);
+        assert!(!database.report_down("refused"), "told before in this outage");
     }
 
     #[test]

@@ -112,7 +112,7 @@ impl Metrics {
         let by_destination = ["destination"];
         let by_reason = ["destination", "reason"];
         let metrics = Self {
-            database_up: new.gauge("database_up", "1 when PostgreSQL answered the last statement, else 0.")?,
+            database_up: new.gauge("database_up", "1 when PostgreSQL answered the last statement of every destination, else 0.")?,
             backlog_probe: new.seconds(
                 "backlog_probe_timestamp_seconds",
                 "Unix time of the last probe that measured lag, backlog and dead messages.",

@@ -63,7 +63,7 @@ pub struct Destination {
 /// Where a relay reports how it is.
 #[derive(Clone, Debug)]
 pub struct Reports {
-    /// Shared by all relays.
+    /// What it says of the database, beside all other relays.
     pub database: Arc<Dependency>,
     /// The same as a metric.
     pub database_up: IntGauge,
@@ -386,10 +386,10 @@ impl Relay {
     /// Says so; the delays begin anew only when a whole step has gone well, for a database may answer and yet refuse what
     /// comes next.
     fn database_answered(&self) {
-        self.reports.database_up.set(1);
         if self.reports.database.report_up() {
             tracing::info!("the database is back");
         }
+        self.reports.database_up.set(i64::from(self.reports.database.is_up()));
     }
 
     /// Returns how long to wait.

@@ -95,3 +95,36 @@ async fn a_relay_lives_while_its_database_is_down_and_delivers_when_it_is_back()
     ensure!(bed.queues.depth(&queue).await?.visible == 1);
     Ok(())
 }
+
+/// Each try to settle a message of `tickets` fails, and is counted, since a sequence is not rolled back.
+const TICKETS_FAIL: &str = "CREATE SEQUENCE tries;
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM nextval('tries'); RAISE EXCEPTION 'no tickets'; END $$;
+    CREATE TRIGGER refuse BEFORE INSERT ON outbox.messages_delivered
+        FOR EACH ROW WHEN (NEW.destination = 'tickets') EXECUTE FUNCTION refuse()";
+
+#[tokio::test]
+async fn a_database_that_fails_one_destination_is_down_until_it_serves_both() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.fifo("tickets").await?;
+    bed.standard("audit").await?;
+    bed.client.batch_execute(TICKETS_FAIL).await?;
+    let relay = bed.relay().start().await?;
+    relay.wait_for_status("/readyz", 200).await?;
+    bed.enqueue("tickets", "{\"n\": 1}", None).await?;
+    relay.wait_for_log("the database cannot be used").await?;
+    let tried = "SELECT last_value FROM tries";
+    eventually("tickets has tried five times", || async { Ok(bed.count(tried).await? >= 5) }).await?;
+    bed.enqueue_many("audit", 10, 0).await?;
+    relay.wait_for_metric(r#"delivered_messages_total{destination="audit"}"#, 10.0).await?;
+    ensure!(relay.metrics().await?.get("database_up")? == 0.0, "up, though it fails a destination");
+    ensure!(relay.get("/readyz").await?.0 == 503, "ready, though it fails a destination");
+    bed.client.batch_execute("DROP FUNCTION refuse CASCADE").await?;
+    relay.wait_for_log("the database is back").await?;
+    relay.wait_for_metric("database_up", 1.0).await?;
+    let log = relay.stop().await?;
+    for line in ["the database cannot be used", "the database is back"] {
+        ensure!(log.matches(line).count() == 1, "{line}:\n{log}");
+    }
+    Ok(())
+}
