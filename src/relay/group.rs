@@ -18,6 +18,8 @@ pub(super) struct Item {
     pub(super) group: Option<Arc<str>>,
     /// Failed attempts that were its own fault.
     pub(super) attempts: i16,
+    /// Members of metadata that could not become attributes.
+    pub(super) left_out: usize,
     /// How often it was sent again because nobody knows whether SQS accepted it.
     pub(super) resends: i16,
     /// The last such failure if it was in this claim, so that it is recorded when the claim ends.

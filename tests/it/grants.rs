@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 use crate::support::bed::{Bed, connect, enqueue, enqueue_range, ensure_each_once, numbers};
 use crate::support::eventually;
 use crate::support::proxy::{Choice, Fault};
+use crate::support::relay::Command;
 use crate::support::roles::Roles;
 
 async fn ensure_denied(client: &Client, statement: &str) -> Result<()> {
@@ -49,6 +50,36 @@ async fn a_relay_that_keeps_nothing_may_do_so_too() -> Result<()> {
     let relay = bed.relay().env("DATABASE_URL", &roles.relay_url).env("OUTBOX_RELAY_DELIVERED_RETENTION", "0s");
     relay.deliver_all().await?;
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 100)
+}
+
+#[tokio::test]
+async fn an_operator_decides_about_dead_messages_and_nothing_else() -> Result<()> {
+    let bed = Bed::new().await?;
+    let roles = Roles::create(&bed).await?;
+    bed.enqueue_many("audit", 10, 0).await?;
+    let bury = "UPDATE outbox.messages SET status = 'dead', dead_at = now(), last_error = 'InternalError' WHERE id <= 6";
+    bed.client.batch_execute(bury).await?;
+    let operator = Command::new().env("DATABASE_URL", &roles.operator_url);
+    for arguments in [
+        ["dead", "list", "--json", "--limit", "5"],
+        ["dead", "redrive", "1", "2", "--yes"],
+        ["dead", "discard", "3", "--actor=ada", "--yes"],
+    ] {
+        operator.output(&arguments).await?.ensure_success()?;
+    }
+    ensure!(bed.pending().await? == 6 && bed.count("SELECT count(*) FROM outbox.messages_dead").await? == 3);
+    ensure!(bed.count("SELECT count(*) FROM outbox.actions WHERE role LIKE 'operator%'").await? == 2);
+    let operator = connect(&roles.operator_url).await?;
+    for statement in [
+        "UPDATE outbox.events SET payload = '{}'",
+        "DELETE FROM outbox.messages",
+        "DELETE FROM outbox.actions",
+        "UPDATE outbox.actions SET actor = 'nobody'",
+        "INSERT INTO outbox.messages (destination, event_position) VALUES ('audit', 1)",
+    ] {
+        ensure_denied(&operator, statement).await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The roles of `sql/examples/grants.sql` in a test's database: what an application and a relay may do, and no more.
+//! The roles of `sql/examples/grants.sql` in a test's database: what application, relay and operator may do, and no more.
 
 use anyhow::Result;
 
@@ -8,7 +8,7 @@ use super::postgres::PASSWORD;
 /// The template that operators copy.
 const GRANTS: &str = include_str!("../../../sql/examples/grants.sql");
 
-/// Both roles under names of their own, for roles belong to the cluster and not to a database.
+/// The roles under names of their own, for roles belong to the cluster and not to a database.
 #[derive(Debug, Clone)]
 pub struct Roles {
     /// The relay's name.
@@ -17,6 +17,8 @@ pub struct Roles {
     pub application_url: String,
     /// The database's address for the relay.
     pub relay_url: String,
+    /// The database's address for the operator.
+    pub operator_url: String,
 }
 
 impl Roles {
@@ -24,9 +26,16 @@ impl Roles {
     pub async fn create(bed: &Bed) -> Result<Roles> {
         let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
         let (application, relay) = (format!("application_of_{database}"), format!("relay_of_{database}"));
+        let operator = format!("operator_of_{database}");
         let grants = GRANTS.replace("outbox_application", &application).replace("outbox_relay", &relay);
+        let grants = grants.replace("outbox_operator", &operator);
         bed.client.batch_execute(&grants.replace("change me", PASSWORD)).await?;
         let url_of = |role: &str| bed.url().replace("//postgres:", &format!("//{role}:"));
-        Ok(Roles { application_url: url_of(&application), relay_url: url_of(&relay), relay })
+        Ok(Roles {
+            application_url: url_of(&application),
+            relay_url: url_of(&relay),
+            operator_url: url_of(&operator),
+            relay,
+        })
     }
 }
