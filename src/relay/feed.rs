@@ -7,6 +7,7 @@
 //! in memory or done. A read shows some snapshot; the sweep sent right behind it sees at least as much, so a row it finds
 //! in the gap sets the lane's cursor back and what was read of that lane is dropped, to be read again in order.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Destination;
@@ -16,7 +17,7 @@ use super::stream::{Closing, Event, Stream};
 use super::sweep::Round;
 use crate::message::{LANES, Lane, Message, QueueKind};
 use crate::outbox::{Batch, DeadGroup, DeferredHead, OutboxError, Position, ReadBudget, Sweep, Swept};
-use crate::sqs::compose;
+use crate::sqs::{Composed, compose};
 
 /// How soon to read again after a read that was not full: commits are seen within this time while traffic flows.
 const ACTIVE_POLL: Duration = Duration::from_millis(5);
@@ -374,7 +375,14 @@ impl Stream<'_> {
     }
 
     fn admit(&mut self, batch: Batch) {
+        let is_fifo = self.destination.queue.kind() == QueueKind::Fifo;
         for message in batch.messages {
+            let (id, group) = (message.key.id, message.group.as_ref().filter(|_| is_fifo));
+            // Before it is composed: of a blocked or hot group there may be many.
+            let is_left = |group: &Arc<str>| !self.schedule.knows(id) && self.schedule.leaves_in_table(group, id);
+            if group.is_some_and(is_left) {
+                continue;
+            }
             let until = message.wait.map(|wait| message.read_at + wait);
             if let Some(item) = self.item(message) {
                 self.schedule.admit(item, until);
@@ -392,18 +400,14 @@ impl Stream<'_> {
             QueueKind::Fifo => message.group.clone(),
             QueueKind::Standard => None,
         };
-        // Before it is composed: of a blocked or hot group there may be many.
-        if group.as_ref().is_some_and(|group| self.schedule.leaves_in_table(group, key.id)) {
-            return None;
-        }
         let (age_when_read, read_at) = (message.age_when_read, message.read_at);
         match compose(message, self.destination.queue.kind()) {
             Ok(composed) => {
-                self.destination.metrics.attributes_left_out.inc_by(composed.left_out as u64);
-                let entry = composed.entry;
+                let Composed { entry, left_out } = composed;
                 Some(Item {
                     entry,
                     group,
+                    left_out,
                     attempts,
                     resends: 0,
                     charged: None,

@@ -68,6 +68,7 @@ impl Stream<'_> {
         for (mut item, result) in items.into_iter().zip(published.results) {
             match result {
                 Ok(sqs_message_id) => {
+                    metrics.attributes_left_out.inc_by(item.left_out as u64);
                     metrics.latency.observe((item.age_when_read + (now - item.read_at)).as_secs_f64());
                     self.outcomes
                         .push_back(Settlement { key: item.key(), outcome: Outcome::Delivered { sqs_message_id } });

@@ -57,7 +57,8 @@ async fn an_operator_decides_about_dead_messages_and_nothing_else() -> Result<()
     let bed = Bed::new().await?;
     let roles = Roles::create(&bed).await?;
     bed.enqueue_many("audit", 10, 0).await?;
-    let bury = "UPDATE outbox.messages SET status = 'dead', dead_at = now(), last_error = 'InternalError' WHERE id <= 6";
+    let bury =
+        "UPDATE outbox.messages SET status = 'dead', dead_at = now(), last_error = 'InternalError' WHERE id <= 6";
     bed.client.batch_execute(bury).await?;
     let operator = Command::new().env("DATABASE_URL", &roles.operator_url);
     for arguments in [

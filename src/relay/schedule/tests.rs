@@ -36,6 +36,7 @@ pub(super) fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
     Item {
         entry,
         group,
+        left_out: 0,
         attempts: 0,
         resends: 0,
         charged: None,
