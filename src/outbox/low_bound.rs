@@ -218,8 +218,13 @@ impl LowBounds {
         self.overtaken.has_ended(snapshot)
     }
 
-    /// Everything that this snapshot shows was swept from the bottom, and the lanes were set back to what was found.
-    pub fn swept_from_the_bottom(&mut self, snapshot: &Snapshot) {
+    /// Everything that this snapshot shows in these lanes was swept from the bottom, and they were set back to what was
+    /// found. In the other lanes, too, the writers that it shows to have ended may have left something: whoever holds those
+    /// lanes may not be there to deliver it, so they are read from the bottom next time.
+    pub fn swept_from_the_bottom(&mut self, lanes: &[Lane], snapshot: &Snapshot) {
+        if self.shows_late_rows(snapshot) {
+            (0..LANES).filter(|lane| !lanes.contains(lane)).for_each(|lane| self.rewind(lane, 1));
+        }
         self.overtaken.forget_ended(snapshot);
     }
 
@@ -280,8 +285,23 @@ mod tests {
         assert!(!bounds.shows_late_rows(&snapshot("30:70:30")), "55 began after the read, so it holds no lower id");
         let ended = snapshot("65:70:65");
         assert!(bounds.shows_late_rows(&ended));
-        bounds.swept_from_the_bottom(&ended);
+        bounds.swept_from_the_bottom(&[0], &ended);
         assert!(!bounds.has_overtaken());
+        assert_eq!(bounds.low(0), 100);
+    }
+
+    #[test]
+    fn lanes_that_were_not_swept_when_an_overtaken_writer_ended_are_read_from_the_bottom() {
+        let start = Instant::now();
+        let mut bounds = LowBounds::default();
+        for lane in [0, 1] {
+            bounds.read(lane, 100, 50, start);
+            bounds.swept(&[(lane, 100)], &snapshot("30:60:30"), after(start, 2000));
+        }
+        bounds.swept_from_the_bottom(&[0], &snapshot("30:60:30"));
+        assert_eq!((bounds.low(0), bounds.low(1)), (100, 100), "the writer still runs");
+        bounds.swept_from_the_bottom(&[0], &snapshot("60:60:"));
+        assert_eq!((bounds.low(0), bounds.low(1), bounds.cursor(1)), (100, 0, 0));
     }
 
     #[test]
@@ -296,10 +316,10 @@ mod tests {
         assert_eq!(bounds.low(0), 100);
         assert!(bounds.has_overtaken() && !bounds.shows_late_rows(&snapshot("50:50:")));
         assert!(!bounds.shows_late_rows(&snapshot("50:60:50,55")), "now it is listed");
-        bounds.swept_from_the_bottom(&snapshot("50:60:50,55"));
+        bounds.swept_from_the_bottom(&[0], &snapshot("50:60:50,55"));
         assert!(bounds.has_overtaken());
         assert!(bounds.shows_late_rows(&snapshot("55:60:55")));
-        bounds.swept_from_the_bottom(&snapshot("55:60:55"));
+        bounds.swept_from_the_bottom(&[0], &snapshot("55:60:55"));
         assert!(!bounds.has_overtaken());
     }
 

@@ -384,7 +384,8 @@ impl Stream<'_> {
         if !self.swept(sweep, swept, Instant::now()).is_empty() {
             self.feed.next_read = Instant::now();
         }
-        self.memory.bounds.swept_from_the_bottom(&swept.snapshot);
+        let lanes: Vec<Lane> = sweep.ranges.iter().map(|range| range.lane).collect();
+        self.memory.bounds.swept_from_the_bottom(&lanes, &swept.snapshot);
         self.feed.must_sweep = false;
     }
 

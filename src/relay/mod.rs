@@ -354,7 +354,8 @@ impl Relay {
         for key in &swept.keys {
             self.bounds.rewind(key.lane, key.id);
         }
-        self.bounds.swept_from_the_bottom(&swept.snapshot);
+        let all: Vec<Lane> = (0..LANES).collect();
+        self.bounds.swept_from_the_bottom(&all, &swept.snapshot);
         Ok(found)
     }
 
