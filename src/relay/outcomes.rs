@@ -221,7 +221,7 @@ impl Stream<'_> {
                 Err(error) => closing = Closing::Broken(error),
             }
         }
-        let is_saturated = matches!(closing, Closing::Time) && self.feed.was_full();
+        let is_saturated = matches!(closing, Closing::Time) && self.is_saturated;
         if let Err(error) = self.claim.release().await
             && !matches!(closing, Closing::Broken(_) | Closing::Halted(_))
         {
