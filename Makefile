@@ -4,7 +4,7 @@ CARGO  ?= cargo
 FLAGS  := --locked
 export RUSTDOCFLAGS += -D warnings
 
-.PHONY: help demo test fmt build
+.PHONY: help demo test soak fmt build
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -30,10 +30,16 @@ else
 	@sh tests/tools/debian.sh
 	$(CARGO) fmt --check
 	$(CARGO) clippy $(FLAGS) --all-targets -- -D warnings
+	$(CARGO) clippy $(FLAGS) --test soak -- -D warnings
 	$(CARGO) doc $(FLAGS) --no-deps --document-private-items
 	$(CARGO) test $(FLAGS)
 	THROUGH_PGBOUNCER=1 $(CARGO) test $(FLAGS) --test it -- $(DELIVERIES)
 endif
+
+soak: needed ## Break everything at random for MINUTES=5 and count what arrives; SEED=n repeats what was drawn
+	@sh tests/tools/postgres.sh >/dev/null
+	@sh tests/tools/emulator.sh >/dev/null
+	$(CARGO) test $(FLAGS) --release --test soak
 
 fmt: needed ## Format the sources
 	$(CARGO) fmt

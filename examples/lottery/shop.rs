@@ -41,20 +41,25 @@ impl Season {
             draw: draw_name(dice.u64(..self.draws)),
             numbers: numbers.join(" "),
             rolled_back: dice.u64(..ROLLED_BACK_ONE_IN) == 0,
+            hesitation: Duration::ZERO,
         }
     }
 }
 
-fn draw_name(number: u64) -> String {
+/// The draw of this number, from 0.
+pub fn draw_name(number: u64) -> String {
     format!("draw-{:02}", number + 1)
 }
 
+/// What one transaction is to do.
 #[derive(Debug)]
-struct Purchase {
-    ticket: i64,
-    draw: String,
-    numbers: String,
-    rolled_back: bool,
+pub struct Purchase {
+    pub ticket: i64,
+    pub draw: String,
+    pub numbers: String,
+    pub rolled_back: bool,
+    /// How long all is written before the transaction ends.
+    pub hesitation: Duration,
 }
 
 /// What the writers did so far.
@@ -150,7 +155,7 @@ pub async fn connect(database_url: &str) -> Result<Client> {
 }
 
 /// One buyer at the counter: the statements of `buy_ticket.sql`, ready to run.
-struct Writer {
+pub struct Writer {
     client: Client,
     lock_draw: Statement,
     insert_ticket: Statement,
@@ -159,7 +164,7 @@ struct Writer {
 }
 
 impl Writer {
-    async fn prepare(client: Client) -> Result<Writer> {
+    pub async fn prepare(client: Client) -> Result<Writer> {
         let statements: Vec<&str> = BUY_TICKET.split_inclusive(";\n").map(str::trim).collect();
         let [_begin, lock_draw, insert_ticket, insert_event, insert_messages, _commit] = statements[..] else {
             anyhow::bail!("buy_ticket.sql has {} statements instead of 6", statements.len());
@@ -173,14 +178,17 @@ impl Writer {
         })
     }
 
-    async fn buy(&mut self, purchase: &Purchase) -> Result<()> {
-        let Purchase { ticket, draw, numbers, .. } = purchase;
+    pub async fn buy(&mut self, purchase: &Purchase) -> Result<()> {
+        let Purchase { ticket, draw, numbers, hesitation, .. } = purchase;
         let transaction = self.client.transaction().await?;
         let sold: i64 = transaction.query_one(&self.lock_draw, &[draw]).await?.get(0);
         transaction.execute(&self.insert_ticket, &[ticket, draw, &sold, numbers]).await?;
         let event = transaction.query_one(&self.insert_event, &[draw, &sold, ticket, numbers]).await?;
         let position: i64 = event.get(0);
         transaction.execute(&self.insert_messages, &[&position, draw]).await?;
+        if !hesitation.is_zero() {
+            tokio::time::sleep(*hesitation).await;
+        }
         if purchase.rolled_back {
             transaction.rollback().await?;
         } else {

@@ -35,8 +35,13 @@ const DUE_POLL: Duration = Duration::from_millis(50);
 /// Retries read at once.
 const MOST_DUE: usize = 1000;
 
-/// When to ask for lanes that were left to others or held by them: a saturated relay leaves half of them free this long.
-const WIDEN_AFTER: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(400)];
+/// How often to ask for lanes that were left to others or held by them: a saturated relay leaves half of its own free this
+/// long.
+const WIDEN_EVERY: Duration = Duration::from_millis(100);
+
+/// Lanes taken at a time by that. Free lanes may belong to a busy relay that is about to claim again; whoever took all of
+/// them would leave it without work until the next claim ends.
+const WIDEN_BY: usize = 2;
 
 /// Bytes in memory that wait to be sent, beyond which no read is started.
 const MOST_WAITING_BYTES: usize = crate::outbox::READ_BYTES;
@@ -57,8 +62,7 @@ pub(super) struct Feed {
     /// When to ask whether blocked groups may go on; `None` while there are none.
     pub(super) next_recheck: Option<Instant>,
     is_widening: bool,
-    widened: usize,
-    claimed_at: Instant,
+    next_widening: Instant,
     pub(super) next_read: Instant,
     next_gap_sweep: Instant,
     next_due: Instant,
@@ -80,8 +84,7 @@ impl Feed {
             is_rechecking: false,
             next_recheck: None,
             is_widening: false,
-            widened: 0,
-            claimed_at,
+            next_widening: claimed_at + WIDEN_EVERY,
             next_read: now,
             next_gap_sweep: now + GAP_SWEEP,
             next_due: now,
@@ -151,8 +154,8 @@ impl Stream<'_> {
     /// When the next of these is due, of those that could be started.
     pub(super) fn next_feeding(&self) -> Option<Instant> {
         let feed = &self.feed;
-        let widening =
-            WIDEN_AFTER.get(feed.widened).filter(|_| !feed.is_widening).map(|after| feed.claimed_at + *after);
+        let has_all = self.claim.lanes().len() >= usize::try_from(LANES).unwrap_or(1);
+        let widening = (!has_all && !feed.is_widening).then_some(feed.next_widening);
         if feed.open.is_empty() {
             return widening;
         }
@@ -174,17 +177,16 @@ impl Stream<'_> {
 
     fn start_widening(&mut self, now: Instant) {
         let held = self.claim.lanes();
-        let is_due = WIDEN_AFTER.get(self.feed.widened).is_some_and(|after| now >= self.feed.claimed_at + *after);
-        if !is_due || self.feed.is_widening {
+        if now < self.feed.next_widening || self.feed.is_widening {
             return;
         }
-        self.feed.widened += 1;
+        self.feed.next_widening = now + WIDEN_EVERY;
         let others: Vec<Lane> = (0..LANES).filter(|lane| !held.contains(lane)).collect();
         if others.is_empty() || self.feed.is_opening {
             return;
         }
         self.feed.is_widening = true;
-        let asked = self.claim.take_more(&others, others.len());
+        let asked = self.claim.take_more(&others, WIDEN_BY);
         self.tasks.push(Box::pin(async move { Event::Widened { result: asked.await } }));
     }
 

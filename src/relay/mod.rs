@@ -284,7 +284,13 @@ impl Relay {
         let wanted = if self.most_lanes < all.len() { &ready } else { &all };
         let limit = STREAM_FOR + self.destination.tuning.request_timeout;
         let claim = self.destination.outbox.claim(&self.destination.name, wanted, self.most_lanes, limit).await?;
-        let Some(claim) = claim else { return Ok(Step::Idle) };
+        let Some(claim) = claim else {
+            // Others have all lanes and much to do. Whoever took all that one of them gives back would only swap places.
+            if ready.len() >= all.len() / 2 {
+                self.most_lanes = self.most_lanes.min(all.len() / 2);
+            }
+            return Ok(Step::Idle);
+        };
         let held = claim.lanes().len();
         let memory = Memory {
             bounds: &mut self.bounds,

@@ -251,7 +251,7 @@ impl Stream<'_> {
         {
             closing = Closing::Broken(error);
         }
-        let is_saturated = matches!(closing, Closing::Time) && self.feed.was_full();
+        let is_saturated = matches!(closing, Closing::Time) && self.is_saturated;
         // Of a database that failed nobody waits for an answer: dropping the claim ends it as well.
         if !matches!(closing, Closing::Broken(_))
             && let Err(error) = self.claim.release().await

@@ -126,6 +126,7 @@ pub(super) struct Stream<'a> {
     pub(super) failures_in_a_row: u32,
     held_since: Option<Instant>,
     active_at: Instant,
+    pub(super) is_saturated: bool,
     pub(super) delivered: u64,
     pub(super) dead: u64,
 }
@@ -154,6 +155,7 @@ impl<'a> Stream<'a> {
             failures_in_a_row: 0,
             held_since: None,
             active_at: Instant::now(),
+            is_saturated: false,
             delivered: 0,
             dead: 0,
         }
@@ -192,6 +194,9 @@ impl<'a> Stream<'a> {
         if self.closing.is_some() {
             return;
         }
+        // A backlog in few groups is left in the table and not in the reads; then the requests tell.
+        let most_are_out = self.publishing >= self.destination.tuning.max_in_flight && self.schedule.has_ready();
+        self.is_saturated = self.feed.was_full() || most_are_out;
         let is_quiet = self.schedule.only_waits_beyond(self.closes_at()) && self.feed.has_nothing_more();
         self.closing = if self.claim.is_lost() {
             Some(Closing::Broken(OutboxError::ClaimLost))

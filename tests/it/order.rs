@@ -91,3 +91,55 @@ async fn a_group_keeps_its_order_when_its_writer_commits_seconds_after_higher_id
     ensure!(arrived == [0, 1], "{arrived:?}");
     Ok(())
 }
+
+/// Takes a lane as another relay would, as soon as it is free; the session gives it back at its end.
+async fn hold_lane_of(bed: &Bed, group: &str) -> Result<tokio_postgres::Client> {
+    let other = bed.connect().await?;
+    other.batch_execute("BEGIN").await?;
+    let query =
+        "SELECT FROM outbox.lanes WHERE destination = 'tickets' AND lane = (hashtext($1) & 15)::smallint FOR UPDATE";
+    other.execute(query, &[&group]).await?;
+    Ok(other)
+}
+
+#[tokio::test]
+async fn a_group_keeps_its_order_when_another_relay_had_its_lane_at_the_late_commit() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    let (slow, quick) = neighbours(&bed).await?;
+    let relay = bed.relay().start().await?;
+    let pending = "SELECT count(*) FROM outbox.messages_pending";
+    for round in 0..2 {
+        let writer = bed.connect().await?;
+        writer.batch_execute("BEGIN").await?;
+        enqueue(&writer, "tickets", &format!("{{\"n\": {}}}", round * 2), Some(&slow)).await?;
+        // Time is the subject: longer than the low bound waits for a running transaction.
+        let started = std::time::Instant::now();
+        while started.elapsed() < Duration::from_millis(2500) {
+            bed.enqueue("tickets", "{\"n\": 0}", Some(&quick)).await?;
+            eventually("the neighbour is delivered", || async { Ok(bed.count(pending).await? == 0) }).await?;
+        }
+        let other = hold_lane_of(&bed, &slow).await?;
+        let query =
+            "SELECT min('g' || n) FROM generate_series(1, 100) AS n WHERE hashtext('g' || n) & 15 <> hashtext($1) & 15";
+        let elsewhere: String = bed.client.query_one(query, &[&slow]).await?.get(0);
+        let next = format!("COMMIT; SELECT outbox.enqueue('tickets', 'T', '{{\"n\": {}}}', '{slow}')", round * 2 + 1);
+        let mut next = Some(next);
+        let started = std::time::Instant::now();
+        // All the time the relay has a claim on the other lanes, and under it sees that the writer has ended.
+        while started.elapsed() < Duration::from_millis(1500) {
+            bed.enqueue("tickets", "{\"n\": 0}", Some(&elsewhere)).await?;
+            if started.elapsed() > Duration::from_millis(200)
+                && let Some(next) = next.take()
+            {
+                writer.batch_execute(&next).await?;
+            }
+        }
+        other.batch_execute("ROLLBACK").await?;
+        bed.until_nothing_is_pending().await?;
+    }
+    relay.stop().await?;
+    let arrived = of_group(&bed.queues.contents(&queue).await?, &slow)?;
+    ensure!(arrived == [0, 1, 2, 3], "{arrived:?}");
+    Ok(())
+}

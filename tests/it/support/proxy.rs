@@ -141,6 +141,12 @@ impl Proxy {
         self.shared.journal().held
     }
 
+    /// Takes the oldest requests out of the journal, up to the first that is still in flight, so that a long run does not
+    /// fill the memory.
+    pub fn take_ended(&self) -> Vec<Request> {
+        self.shared.journal().take_ended()
+    }
+
     /// Forgets what was seen, so that a test can count from a moment on.
     pub fn forget(&self) {
         self.shared.journal().forget();

@@ -49,6 +49,8 @@ pub struct Request {
     pub forwarded: bool,
     /// The HTTP status that the sender was given; none while in flight, when cut, or when the sender left.
     pub answered: Option<u16>,
+    /// When it left the proxy, answered or not; none while in flight.
+    pub ended_at: Option<Instant>,
 }
 
 impl Request {
@@ -60,6 +62,7 @@ impl Request {
             arrived_at: Instant::now(),
             forwarded: false,
             answered: None,
+            ended_at: None,
         }
     }
 }
@@ -87,6 +90,13 @@ impl Journal {
     /// The request of this number, unless it was forgotten.
     pub(super) fn request(&mut self, number: usize) -> Option<&mut Request> {
         self.requests.get_mut(number.checked_sub(self.forgotten)?)
+    }
+
+    /// The oldest requests up to the first that is still in flight, which are forgotten.
+    pub(super) fn take_ended(&mut self) -> Vec<Request> {
+        let ended = self.requests.iter().take_while(|request| request.ended_at.is_some()).count();
+        self.forgotten += ended;
+        self.requests.drain(..ended).collect()
     }
 
     pub(super) fn forget(&mut self) {

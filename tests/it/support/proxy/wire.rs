@@ -1,7 +1,7 @@
 //! HTTP on both sides of the proxy, and what a plan does to the bytes.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -191,6 +191,7 @@ impl<'a> Visit<'a> {
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
         if self.number.is_some() {
+            self.note(|request| request.ended_at = Some(Instant::now()));
             self.shared.note(|journal| journal.in_flight -= 1);
         }
     }

@@ -1,0 +1,120 @@
+//! The relays: each has a proxy of its own, and is killed, stopped and frozen at random.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
+use tokio_util::sync::CancellationToken;
+
+use crate::chronicle::Chronicle;
+use crate::support::relay::{Command, Relay};
+
+/// How long a relay works at most before the next thing happens to it.
+const WORKS_FOR: Duration = Duration::from_secs(8);
+
+/// The longest that a relay is frozen: longer than its claim lives.
+const FROZEN_FOR: Duration = Duration::from_secs(9);
+
+/// The longest that nobody starts a killed relay again.
+const GONE_FOR: Duration = Duration::from_secs(2);
+
+/// Between two looks at the metrics.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// A relay's place: what is done to it, and what is remembered of its processes.
+#[derive(Debug)]
+pub struct Place {
+    pub number: usize,
+    pub command: Command,
+    pub chronicle: Arc<Chronicle>,
+    pub dice: Rng,
+    /// Everything its processes logged.
+    pub log: String,
+    /// Entries of the standard queue that its processes said they may have sent twice.
+    pub possible_duplicates: f64,
+    /// The same without the process that runs now.
+    pub counted_before: f64,
+}
+
+impl Place {
+    /// Runs relays one after the other until it is calm, and the last of them until the end.
+    pub async fn keep(mut self, calm: CancellationToken, end: CancellationToken) -> Result<Place> {
+        let mut relay = self.start().await?;
+        loop {
+            let works_for = WORKS_FOR.mul_f64(self.dice.f64());
+            self.watch(&relay, works_for, &calm).await;
+            if calm.is_cancelled() {
+                break;
+            }
+            relay = match self.dice.u32(..10) {
+                0..4 => self.kill(relay).await?,
+                4..7 => self.replace(relay).await?,
+                _ => self.freeze(relay).await?,
+            };
+        }
+        self.watch(&relay, Duration::MAX, &end).await;
+        self.log.push_str(&relay.stop().await.context("a relay at the end")?);
+        Ok(self)
+    }
+
+    async fn start(&mut self) -> Result<Relay> {
+        let relay = self.command.start().await?;
+        self.counted_before = self.possible_duplicates;
+        self.chronicle.note(&format!("relay {} starts as {}", self.number, relay.process_id()?));
+        Ok(relay)
+    }
+
+    async fn kill(&mut self, relay: Relay) -> Result<Relay> {
+        self.chronicle.begin("relay killed", &format!("({})", self.number));
+        let killed_at = Instant::now();
+        self.log.push_str(&relay.log());
+        relay.kill().await?;
+        self.chronicle.disturb(Some(self.number), killed_at);
+        tokio::time::sleep(GONE_FOR.mul_f64(self.dice.f64())).await;
+        self.start().await
+    }
+
+    /// SIGTERM, as at a rollout: it drains and the next one takes over.
+    async fn replace(&mut self, relay: Relay) -> Result<Relay> {
+        self.chronicle.begin("relay stopped", &format!("({})", self.number));
+        let stopped_at = Instant::now();
+        relay.terminate().await?;
+        let (status, log) = relay.wait().await?;
+        self.log.push_str(&log);
+        if status.code() != Some(0) {
+            ensure!(log.contains("not drained in time"), "relay {} ended with {status}:\n{log}", self.number);
+            self.chronicle.disturb(Some(self.number), stopped_at);
+        }
+        self.start().await
+    }
+
+    async fn freeze(&mut self, relay: Relay) -> Result<Relay> {
+        let frozen_for = FROZEN_FOR.mul_f64(self.dice.f64());
+        self.chronicle.begin("relay frozen", &format!("({}) for {frozen_for:.1?}", self.number));
+        let frozen_at = Instant::now();
+        relay.signal("STOP").await?;
+        tokio::time::sleep(frozen_for).await;
+        relay.signal("CONT").await?;
+        self.chronicle.disturb(Some(self.number), frozen_at);
+        Ok(relay)
+    }
+
+    /// Lets a relay work and reads its metrics until the time is over or the token is cancelled.
+    async fn watch(&mut self, relay: &Relay, time: Duration, until: &CancellationToken) {
+        let started = Instant::now();
+        while started.elapsed() < time && !until.is_cancelled() {
+            let metrics = tokio::time::timeout(LOOK, relay.metrics()).await;
+            if let Ok(Ok(metrics)) = metrics
+                && let Ok(count) = metrics.get(r#"possible_duplicates_total{destination="audit"}"#)
+            {
+                self.possible_duplicates = self.counted_before + count;
+            }
+            let pause = LOOK.min(time.saturating_sub(started.elapsed()));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = until.cancelled() => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What the user sees: a line now and then, and the table at the end.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::chronicle::Chronicle;
+use crate::ledger::{Account, OrderBreak};
+use crate::sends::Excuses;
+
+/// Of each kind of breach.
+const BREACHES_SHOWN: usize = 10;
+
+/// How far things are.
+#[derive(Debug)]
+pub struct Progress {
+    pub committed: u64,
+    pub rolled_back: u64,
+    /// Tickets at the FIFO queue and at the standard queue.
+    pub arrived: [usize; 2],
+    pub faults: u32,
+}
+
+impl Progress {
+    pub fn print(&self, time: Duration) {
+        let Progress { committed, rolled_back, arrived: [tickets, audit], faults } = self;
+        println!(
+            "{:>5} s  {committed:>8} sold {rolled_back:>7} rolled back {tickets:>8} at tickets {audit:>8} at audit {faults:>5} faults",
+            time.as_secs()
+        );
+    }
+}
+
+/// Everything the table needs.
+#[derive(Debug)]
+pub struct Report {
+    pub seed: u64,
+    /// Purchases whose COMMIT was heard to succeed.
+    pub heard: u64,
+    pub rolled_back: u64,
+    /// Purchases whose connection broke.
+    pub unclear: u64,
+    /// Purchases that the database holds.
+    pub committed: usize,
+    /// Of tickets, FIFO, and audit, standard.
+    pub accounts: [Account; 2],
+    pub dead: i64,
+    pub excuses: Excuses,
+    /// Tickets that came to the standard queue more often than anything excuses.
+    pub unexcused: Vec<u64>,
+    /// At the standard queue, as the relays counted them.
+    pub possible_duplicates: f64,
+    pub chronicle: Arc<Chronicle>,
+    pub logs: Vec<String>,
+}
+
+impl Report {
+    /// Whether all promises were kept.
+    pub fn is_clean(&self) -> bool {
+        self.breaches().is_empty()
+    }
+
+    /// Every promise that was broken, in words.
+    fn breaches(&self) -> Vec<String> {
+        let [tickets, audit] = &self.accounts;
+        let forgotten = usize::try_from(self.heard).unwrap_or(usize::MAX).saturating_sub(self.committed);
+        let promises = [
+            (usize::from(self.committed == 0), "shop that sold nothing"),
+            (forgotten, "purchases that PostgreSQL confirmed and forgot"),
+            (tickets.lost, "messages never reached tickets"),
+            (audit.lost, "messages never reached audit"),
+            (tickets.phantom, "messages at tickets were never committed like this"),
+            (audit.phantom, "messages at audit were never committed like this"),
+            (tickets.duplicates, "duplicates at the FIFO queue"),
+            (self.unexcused.len(), "tickets came to audit more often than anything excuses"),
+            (tickets.order_breaks.len(), "messages came behind a later one of their draw"),
+            (usize::try_from(self.dead).unwrap_or_default(), "messages died"),
+        ];
+        let broken = promises.iter().filter(|(count, _)| *count > 0);
+        broken.map(|(count, what)| format!("{count} {what}")).collect()
+    }
+
+    /// Prints the table, and on a breach all that helps to find its cause.
+    pub fn print(&self) {
+        let [tickets, audit] = &self.accounts;
+        let row = |name: &str, of_tickets: usize, of_audit: String, note: &str| {
+            println!("{}", format!("  {name:<14}{of_tickets:>10}{of_audit:>10}   {note}").trim_end());
+        };
+        println!("\n  {:<14}{:>10}{:>10}", "", "tickets", "audit");
+        let note = format!("{} rolled back, {} broken off", self.rolled_back, self.unclear);
+        row("committed", self.committed, self.committed.to_string(), &note);
+        row("delivered", tickets.delivered, audit.delivered.to_string(), "");
+        row("lost", tickets.lost, audit.lost.to_string(), "");
+        row("phantom", tickets.phantom, audit.phantom.to_string(), "");
+        row("duplicates", tickets.duplicates, audit.duplicates.to_string(), &self.duplicates_note());
+        row("order breaks", tickets.order_breaks.len(), "-".to_owned(), "");
+        println!();
+        for (kind, count) in self.chronicle.counts() {
+            println!("  {count:>4} x {kind}");
+        }
+        println!();
+        let breaches = self.breaches();
+        if breaches.is_empty() {
+            println!("PASSED: SEED={}", self.seed);
+            return;
+        }
+        println!("FAILED: SEED={}", self.seed);
+        breaches.iter().for_each(|breach| println!("  {breach}"));
+        for OrderBreak { draw, version, behind } in tickets.order_breaks.iter().take(BREACHES_SHOWN) {
+            println!("  {draw}: number {version} came behind number {behind}");
+        }
+        for ticket in self.unexcused.iter().take(BREACHES_SHOWN) {
+            println!("  ticket {ticket} came to audit once too often");
+        }
+        match self.keep() {
+            Ok(folder) => println!("  What was done when, and what the relays logged, is in {folder}"),
+            Err(error) => println!("  The logs cannot be kept: {error}"),
+        }
+    }
+
+    fn duplicates_note(&self) -> String {
+        let Excuses { unanswered, unrecorded, .. } = &self.excuses;
+        format!(
+            "at audit of {} excused: {unanswered} unanswered, {unrecorded} unrecorded; relays counted {}",
+            unanswered + unrecorded,
+            self.possible_duplicates
+        )
+    }
+
+    fn keep(&self) -> std::io::Result<String> {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("soak-{}", self.seed));
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join("faults.log"), self.chronicle.text())?;
+        for (number, log) in self.logs.iter().enumerate() {
+            std::fs::write(folder.join(format!("relay-{number}.log")), log)?;
+        }
+        Ok(folder.display().to_string())
+    }
+}

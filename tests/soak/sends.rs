@@ -1,0 +1,93 @@
+//! What the relays sent to the standard queue, as their proxies saw it, and which of it may rightly have been sent twice.
+//!
+//! An entry may be sent again when the relay never got an answer, or when it got one and was disturbed (killed, frozen, cut
+//! off from the database) before the outbox knew of it. Nothing else excuses a duplicate.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::chronicle::Disturbance;
+use crate::support::proxy::Request;
+
+/// Between the moment that a row says it was delivered and the end of the transaction that says so.
+const COMMIT: Duration = Duration::from_millis(200);
+
+/// No disturbance lasts longer.
+const LONGEST: Duration = Duration::from_secs(120);
+
+#[derive(Debug)]
+struct Sent {
+    ticket: u64,
+    relay: usize,
+    arrived_at: Instant,
+    is_answered: bool,
+}
+
+/// Entries that the standard queue may have accepted.
+#[derive(Debug, Default)]
+pub struct Sends(Vec<Sent>);
+
+/// How often each ticket may have been sent again, and why.
+#[derive(Debug, Default)]
+pub struct Excuses {
+    by_ticket: HashMap<u64, usize>,
+    /// Entries that went to the queue and whose sender got no answer.
+    pub unanswered: usize,
+    /// Entries whose answer was not yet recorded when their sender was disturbed.
+    pub unrecorded: usize,
+}
+
+impl Sends {
+    /// Takes in what went through a relay's proxy.
+    pub fn take(&mut self, relay: usize, queue_url: &str, requests: &[Request]) -> Result<()> {
+        for request in requests.iter().filter(|request| request.forwarded && request.queue_url == queue_url) {
+            for entry in request.entries.iter() {
+                let body: serde_json::Value = serde_json::from_str(&entry.body)?;
+                self.0.push(Sent {
+                    ticket: body["ticket"].as_u64().context("a body without ticket")?,
+                    relay,
+                    arrived_at: request.arrived_at,
+                    is_answered: request.answered.is_some(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Which of them may have been sent again, by what the outbox says about when it knew of each delivery.
+    pub fn excuses(&self, recorded_at: &HashMap<u64, Instant>, disturbances: &[Disturbance]) -> Excuses {
+        let mut excuses = Excuses::default();
+        for sent in &self.0 {
+            if !sent.is_answered {
+                excuses.unanswered += 1;
+            } else if was_disturbed(sent, recorded_at.get(&sent.ticket).copied(), disturbances) {
+                excuses.unrecorded += 1;
+            } else {
+                continue;
+            }
+            *excuses.by_ticket.entry(sent.ticket).or_default() += 1;
+        }
+        excuses
+    }
+}
+
+fn was_disturbed(sent: &Sent, recorded_at: Option<Instant>, disturbances: &[Disturbance]) -> bool {
+    let first = disturbances.partition_point(|disturbance| disturbance.from + LONGEST < sent.arrived_at);
+    let concerns = |disturbance: &&Disturbance| disturbance.relay.is_none_or(|relay| relay == sent.relay);
+    disturbances[first..]
+        .iter()
+        .filter(concerns)
+        .take_while(|disturbance| recorded_at.is_none_or(|recorded_at| disturbance.from <= recorded_at + COMMIT))
+        .any(|disturbance| disturbance.until >= sent.arrived_at)
+}
+
+impl Excuses {
+    /// Arrivals of a ticket beyond its first that nothing excuses.
+    pub fn unexcused(&self, arrivals: &HashMap<u64, usize>) -> Vec<u64> {
+        let allowed = |ticket: &u64| 1 + self.by_ticket.get(ticket).copied().unwrap_or(0);
+        let beyond = arrivals.iter().filter(|(ticket, count)| **count > allowed(ticket));
+        beyond.map(|(ticket, _)| *ticket).collect()
+    }
+}

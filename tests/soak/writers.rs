@@ -1,0 +1,99 @@
+//! The application: sessions that sell tickets, change their mind, hesitate before COMMIT, and reconnect.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use fastrand::Rng;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::shop::{Purchase, Writer, connect, draw_name};
+
+/// Draws, each a group of the FIFO queue.
+pub const DRAWS: u64 = 300;
+
+/// Sessions at work at the same time.
+const WRITERS: usize = 12;
+
+/// Between two purchases of a session at most.
+const PAUSE: Duration = Duration::from_millis(40);
+
+/// A session that cannot connect tries again after this.
+const RECONNECT: Duration = Duration::from_millis(50);
+
+/// A session that meets nothing but errors for so many purchases is wrong itself.
+const FAILURES_IN_A_ROW: u32 = 1000;
+
+/// What the writers did so far.
+#[derive(Debug, Default)]
+pub struct Till {
+    next_ticket: AtomicU64,
+    pub committed: AtomicU64,
+    pub rolled_back: AtomicU64,
+    /// The connection broke, so only the database knows.
+    pub unclear: AtomicU64,
+}
+
+/// Starts the writers; they end when told to.
+pub fn sell(database_url: &str, dice: &mut Rng, till: &Arc<Till>, stop: &CancellationToken) -> JoinSet<Result<()>> {
+    let mut writers = JoinSet::new();
+    for _ in 0..WRITERS {
+        writers.spawn(write(database_url.to_owned(), dice.fork(), Arc::clone(till), stop.clone()));
+    }
+    writers
+}
+
+async fn write(database_url: String, mut dice: Rng, till: Arc<Till>, stop: CancellationToken) -> Result<()> {
+    let mut failures = 0;
+    while !stop.is_cancelled() {
+        let Ok(mut writer) = open(&database_url).await else {
+            tokio::time::sleep(RECONNECT).await;
+            continue;
+        };
+        while !stop.is_cancelled() {
+            tokio::time::sleep(PAUSE.mul_f64(dice.f64())).await;
+            let purchase = draw_purchase(&mut dice, &till);
+            let ended = match writer.buy(&purchase).await {
+                Err(error) => {
+                    till.unclear.fetch_add(1, Ordering::Relaxed);
+                    failures += 1;
+                    ensure!(failures < FAILURES_IN_A_ROW, "a writer cannot write: {error:#}");
+                    break;
+                }
+                Ok(()) if purchase.rolled_back => &till.rolled_back,
+                Ok(()) => &till.committed,
+            };
+            ended.fetch_add(1, Ordering::Relaxed);
+            failures = 0;
+        }
+    }
+    Ok(())
+}
+
+async fn open(database_url: &str) -> Result<Writer> {
+    Writer::prepare(connect(database_url).await?).await
+}
+
+fn draw_purchase(dice: &mut Rng, till: &Till) -> Purchase {
+    // A few groups are much busier than the others.
+    let draw = if dice.f64() < 0.2 { dice.u64(..5) } else { dice.u64(..DRAWS) };
+    Purchase {
+        ticket: till.next_ticket.fetch_add(1, Ordering::Relaxed).cast_signed(),
+        draw: draw_name(draw),
+        numbers: dice.u32(..).to_string(),
+        rolled_back: dice.f64() < 0.05,
+        hesitation: hesitation(dice),
+    }
+}
+
+/// Mostly none; sometimes longer than the relay's reads wait for a running transaction.
+fn hesitation(dice: &mut Rng) -> Duration {
+    let most = match dice.u32(..1000) {
+        0..3 => Duration::from_millis(3500),
+        3..60 => Duration::from_millis(150),
+        _ => return Duration::ZERO,
+    };
+    most.mul_f64(dice.f64())
+}
