@@ -117,6 +117,27 @@ $$;
 COMMENT ON FUNCTION outbox.dead_filter(bigint[], text, text, text, text, timestamptz, timestamptz) IS
     'The arguments that are not null, for outbox.actions; refuses to take none of them for all messages.';
 
+CREATE FUNCTION outbox.dead_choose(
+    ids bigint[], destination text, event_type text, group_id text, reason text, since timestamptz, upto timestamptz,
+    most bigint
+) RETURNS TABLE (destination text, lane smallint, id bigint, dead_at timestamptz)
+LANGUAGE sql VOLATILE
+AS $$
+    SELECT d.destination, d.lane, d.id, d.dead_at
+    FROM outbox.messages_dead AS d
+    WHERE (d.destination, d.lane, d.id) IN (
+        SELECT f.destination, f.lane, f.id
+        FROM outbox.dead_find($1, $2, $3, $4, $5, $6, $7) AS f
+        ORDER BY f.id
+        LIMIT $8
+    )
+    ORDER BY d.id
+    FOR UPDATE SKIP LOCKED
+$$;
+
+COMMENT ON FUNCTION outbox.dead_choose(bigint[], text, text, text, text, timestamptz, timestamptz, bigint) IS
+    'Locks the dead messages that are to be changed, the lowest ids first. What somebody else has locked is left out.';
+
 CREATE FUNCTION outbox.dead_redrive(
     ids         bigint[] DEFAULT NULL,
     destination text DEFAULT NULL,
@@ -136,23 +157,12 @@ DECLARE
     changed bigint[];
     latest  timestamptz;
 BEGIN
-    WITH chosen AS (
-        SELECT d.destination, d.lane, d.id, d.dead_at
-        FROM outbox.messages_dead AS d
-        WHERE (d.destination, d.lane, d.id) IN (
-            SELECT f.destination, f.lane, f.id
-            FROM outbox.dead_find($1, $2, $3, $4, $5, $6, $7) AS f
-            ORDER BY f.id
-            LIMIT $8
-        )
-        ORDER BY d.id
-        FOR UPDATE SKIP LOCKED
-    ), moved AS (
+    WITH moved AS (
         -- Due at once, and so found through the small index of deferred messages, wherever the relays have read to. One
         -- time for all, so that relays read them in the order of ids.
         UPDATE outbox.messages AS m
         SET status = 'pending', dead_at = NULL, attempts = 0, available_at = now()
-        FROM chosen AS c
+        FROM outbox.dead_choose($1, $2, $3, $4, $5, $6, $7, $8) AS c
         WHERE m.status = 'dead' AND m.destination = c.destination AND m.lane = c.lane AND m.id = c.id
         RETURNING m.id, c.dead_at
     )
@@ -191,20 +201,9 @@ DECLARE
     filter  jsonb := outbox.dead_filter($1, $2, $3, $4, $5, $6, $7);
     changed bigint[];
 BEGIN
-    WITH chosen AS (
-        SELECT d.destination, d.lane, d.id
-        FROM outbox.messages_dead AS d
-        WHERE (d.destination, d.lane, d.id) IN (
-            SELECT f.destination, f.lane, f.id
-            FROM outbox.dead_find($1, $2, $3, $4, $5, $6, $7) AS f
-            ORDER BY f.id
-            LIMIT $8
-        )
-        ORDER BY d.id
-        FOR UPDATE SKIP LOCKED
-    ), gone AS (
+    WITH gone AS (
         DELETE FROM outbox.messages_dead AS m
-        USING chosen AS c
+        USING outbox.dead_choose($1, $2, $3, $4, $5, $6, $7, $8) AS c
         WHERE m.destination = c.destination AND m.lane = c.lane AND m.id = c.id
         RETURNING m.id
     )
