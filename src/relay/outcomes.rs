@@ -215,7 +215,11 @@ impl Stream<'_> {
                     unsettled.clear();
                 }
                 Err(error) if self.claim.is_lost() || Instant::now() >= self.claim_ends_at() => return Err(error),
-                Err(_) => tokio::time::sleep(delays.next_delay()).await,
+                Err(_) => {
+                    // What failed on one connection may fail on all that were made before.
+                    destination.outbox.forget_connections();
+                    tokio::time::sleep(delays.next_delay()).await;
+                }
             }
             self.pulse.tick();
         }
