@@ -185,11 +185,12 @@ fn say(text: &str) {
     drop(std::io::stdout().write_all(text.as_bytes()));
 }
 
-#[allow(clippy::print_stderr, reason = "a command's complaint, one line for each mistake")]
+/// A command's complaint, one line for each mistake.
 fn complain(text: &str) {
-    for line in text.lines() {
-        eprintln!("outbox-relay: {line}");
-    }
+    use std::io::Write as _;
+    let lines: String = text.lines().map(|line| format!("outbox-relay: {line}\n")).collect();
+    // Where nobody listens, the exit code still tells.
+    drop(std::io::stderr().write_all(lines.as_bytes()));
 }
 
 #[cfg(test)]

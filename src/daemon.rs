@@ -51,33 +51,48 @@ pub async fn run(config: RelayConfig, until: Until) -> anyhow::Result<Outcome> {
     let assembly = assemble(&config).await?;
     let mut signals = tokio::spawn(shutdown::watch(shutdown.clone()));
     let stop = CancellationToken::new();
-    let mut server = tokio::spawn(http::serve(assembly.listener, assembly.shown, stop.clone()));
-    let mut janitor = tokio::spawn(assembly.janitor.run(stop.clone()));
-    let mut lookout = tokio::spawn(assembly.lookout.run(stop.clone()));
+    let mut vital = Vital::new();
+    let server = http::serve(assembly.listener, assembly.shown, stop.clone());
+    vital.spawn(async move { format!("the HTTP server ended: {:?}", server.await) });
+    let (janitor, lookout) = (assembly.janitor.run(stop.clone()), assembly.lookout.run(stop.clone()));
+    vital.spawn(async move {
+        janitor.await;
+        "the janitor ended".to_owned()
+    });
+    vital.spawn(async move {
+        lookout.await;
+        "the lookout ended".to_owned()
+    });
     let mut relays = JoinSet::new();
     for relay in assembly.relays {
         relays.spawn(relay.run(until, shutdown.drain.clone()));
     }
     let outcome = tokio::select! {
-        ended = join_relays(&mut relays) => ended.map(Outcome::Done),
+        ended = join_relays(&mut relays, &shutdown.drain) => ended.map(Outcome::Done),
         () = deadline(&shutdown, drain_timeout) => Ok(Outcome::Aborted),
         // None of these ends by itself while the relays run.
-        ended = &mut server => Err(anyhow::anyhow!("the HTTP server ended: {ended:?}")),
-        ended = &mut lookout => Err(anyhow::anyhow!("the lookout ended: {ended:?}")),
-        ended = &mut janitor => Err(anyhow::anyhow!("the janitor ended: {ended:?}")),
+        problem = first_to_end(&mut vital) => Err(problem),
         ended = &mut signals => Err(anyhow::anyhow!("signals cannot be received: {ended:?}")),
     };
     stop.cancel();
     relays.shutdown().await;
     signals.abort();
     // These stop at once when told; a scraper that holds its connection open must not keep the process.
-    let stopped = async { tokio::join!(&mut server, &mut janitor, &mut lookout) };
-    if tokio::time::timeout(Duration::from_secs(1), stopped).await.is_err() {
-        server.abort();
-        janitor.abort();
-        lookout.abort();
-    }
+    let all_ended = async { while vital.join_next().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(1), all_ended).await.ok();
+    vital.shutdown().await;
     outcome
+}
+
+/// Tasks without which the daemon is not whole; each returns what to say when it ends.
+type Vital = JoinSet<String>;
+
+async fn first_to_end(vital: &mut Vital) -> anyhow::Error {
+    match vital.join_next().await {
+        Some(Ok(sentence)) => anyhow::anyhow!(sentence),
+        Some(Err(crash)) => anyhow::anyhow!("a part of the daemon crashed: {crash}"),
+        None => std::future::pending().await,
+    }
 }
 
 async fn assemble(config: &RelayConfig) -> anyhow::Result<Assembly> {
@@ -140,16 +155,29 @@ fn names(config: &RelayConfig) -> String {
     names.join(",")
 }
 
-async fn join_relays(relays: &mut JoinSet<Result<Ended, RelayError>>) -> anyhow::Result<Ended> {
-    let mut total = Ended::default();
+/// Waits for all relays. When one gives up, the others finish what is in flight, so that it is not published again.
+async fn join_relays(
+    relays: &mut JoinSet<Result<Ended, RelayError>>,
+    drain: &CancellationToken,
+) -> anyhow::Result<Ended> {
+    let (mut total, mut failure) = (Ended::default(), None);
     while let Some(joined) = relays.join_next().await {
-        let ended = joined.context("a relay crashed")??;
-        total.delivered += ended.delivered;
-        total.dead += ended.dead;
-        total.is_blocked |= ended.is_blocked;
-        total.is_cut_short |= ended.is_cut_short;
+        match joined.context("a relay crashed").and_then(|ended| Ok(ended?)) {
+            Ok(ended) => {
+                total.delivered += ended.delivered;
+                total.dead += ended.dead;
+                total.is_blocked |= ended.is_blocked;
+                total.is_cut_short |= ended.is_cut_short;
+            }
+            Err(error) => {
+                // Said here as well, because the drain timeout may come before the end that tells it.
+                tracing::warn!(error = %error, "a relay gave up; the others finish what is in flight");
+                drain.cancel();
+                failure.get_or_insert(error);
+            }
+        }
     }
-    Ok(total)
+    failure.map_or(Ok(total), Err)
 }
 
 /// Comes true when draining took too long, or when the second signal came.
@@ -160,5 +188,44 @@ async fn deadline(shutdown: &Shutdown, drain_timeout: Duration) {
             tracing::warn!(?drain_timeout, "not drained in time; what is in flight may be published again");
         }
         () = shutdown.abort.cancelled() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn when_one_relay_gives_up_the_others_finish_what_is_in_flight() {
+        let drain = CancellationToken::new();
+        let finished = CancellationToken::new();
+        let mut relays = JoinSet::new();
+        let halted = RelayError::Halted { destination: "tickets".to_owned(), reason: "no such queue".to_owned() };
+        relays.spawn(async { Err(halted) });
+        let (told, done) = (drain.clone(), finished.clone());
+        relays.spawn(async move {
+            told.cancelled().await;
+            done.cancel();
+            Ok(Ended::default())
+        });
+        let error = join_relays(&mut relays, &drain).await.unwrap_err();
+        assert!(error.to_string().contains("no such queue"), "{error}");
+        assert!(finished.is_cancelled(), "the other one was not awaited");
+    }
+
+    #[tokio::test]
+    async fn a_vital_task_that_crashed_is_told_and_the_others_can_still_be_awaited() {
+        let stop = CancellationToken::new();
+        let mut vital = Vital::new();
+        vital.spawn(async { std::panic::resume_unwind(Box::new("a bug")) });
+        let told = stop.clone();
+        vital.spawn(async move {
+            told.cancelled().await;
+            "told".to_owned()
+        });
+        assert!(first_to_end(&mut vital).await.to_string().contains("crashed"));
+        stop.cancel();
+        assert_eq!(vital.join_next().await.unwrap().unwrap(), "told");
+        assert!(vital.join_next().await.is_none());
     }
 }

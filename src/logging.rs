@@ -21,7 +21,11 @@ pub const DEFAULT_FILTER: &str = "info,tokio_postgres=warn,deadpool_postgres=err
 pub fn install(format: LogFormat, filter: Option<&str>) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter.unwrap_or(DEFAULT_FILTER))
         .map_err(|error| format!("RUST_LOG: {error}; use a level such as info, or target=level pairs"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // A line that cannot be written would be complained about on the same broken pipe, which panics.
+        .log_internal_errors(false);
     match format {
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

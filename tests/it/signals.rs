@@ -109,3 +109,17 @@ async fn a_relay_whose_queue_is_halted_leaves_when_told() -> Result<()> {
     ensure!(bed.pending().await? == 10);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_relay_whose_log_nobody_reads_goes_on_and_leaves_when_told() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.fifo("tickets").await?;
+    let mut relay = bed.relay().start().await?;
+    relay.close_log().await;
+    bed.enqueue("tickets", "{}", None).await?;
+    bed.until_nothing_is_pending().await?;
+    relay.terminate().await?;
+    let (status, _) = relay.wait().await?;
+    ensure!(status.code() == Some(0), "{status}");
+    Ok(())
+}

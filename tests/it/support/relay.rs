@@ -156,6 +156,13 @@ impl Relay {
         locked(&self.log.text).clone()
     }
 
+    /// Closes the pipe that the relay logs to, as when whoever collects logs has died.
+    pub async fn close_log(&mut self) {
+        self.reader.abort();
+        (&mut self.reader).await.ok();
+        self.reader = tokio::spawn(async {});
+    }
+
     /// Waits for a line that contains the text; returns that line.
     pub async fn wait_for_log(&self, wanted: &str) -> Result<String> {
         let mut changed = self.log.changed.subscribe();
