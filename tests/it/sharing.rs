@@ -1,29 +1,15 @@
 //! Several relays on one outbox, and relays that die: each lane has one publisher at a time, and nothing is lost.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::bed::{Bed, enqueue_range, ensure_each, ensure_each_once, numbers};
-use crate::support::emulator::Received;
+use crate::support::bed::{Bed, enqueue_range, ensure_each, ensure_each_once, ensure_order_in_groups, numbers};
 use crate::support::eventually;
 use crate::support::proxy::{Choice, Fault, Rule};
 use crate::support::relay::Metrics;
 
 const DELIVERED: &str = r#"delivered_messages_total{destination="tickets"}"#;
-
-fn ensure_order_in_groups(messages: &[Received]) -> Result<()> {
-    let mut groups = HashMap::<_, Vec<_>>::new();
-    for message in messages {
-        groups.entry(message.group_id.clone()).or_default().push(message.clone());
-    }
-    for (group, messages) in groups {
-        let numbers = numbers(&messages)?;
-        ensure!(numbers.is_sorted(), "{group:?} arrived as {numbers:?}");
-    }
-    Ok(())
-}
 
 /// The sessions that hold lanes: a claim is an open transaction.
 const CLAIMS: &str = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'outbox-relay'

@@ -1,5 +1,6 @@
 //! What the user sees: a line now and then, and the table at the end.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +45,8 @@ pub struct Report {
     pub committed: usize,
     /// Of tickets, FIFO, and audit, standard.
     pub accounts: [Account; 2],
+    /// At tickets, by draw and number.
+    pub arrived_at: HashMap<(String, u64), Duration>,
     pub dead: i64,
     pub excuses: Excuses,
     /// Tickets that came to the standard queue more often than anything excuses.
@@ -107,7 +110,11 @@ impl Report {
         println!("FAILED: SEED={}", self.seed);
         breaches.iter().for_each(|breach| println!("  {breach}"));
         for OrderBreak { draw, version, behind } in tickets.order_breaks.iter().take(BREACHES_SHOWN) {
-            println!("  {draw}: number {version} came behind number {behind}");
+            let arrived_at = self.arrived_at.get(&(draw.clone(), *version)).copied().unwrap_or_default();
+            println!(
+                "  {draw}: number {version} came behind number {behind}, {:.3} s after the start",
+                arrived_at.as_secs_f64()
+            );
         }
         for ticket in self.unexcused.iter().take(BREACHES_SHOWN) {
             println!("  ticket {ticket} came to audit once too often");

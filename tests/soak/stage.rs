@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::chronicle::Chronicle;
 use crate::consumer::{self, Inbox};
 use crate::crew::Place;
-use crate::ledger::{Account, Sale};
+use crate::ledger::{Account, Receipt, Sale};
 use crate::report::{Progress, Report};
 use crate::sends::Sends;
 use crate::support::bed::Bed;
@@ -222,7 +222,7 @@ impl Stage {
         let recorded_at = recorded_at(&client, began_at, wall_clock).await?;
         let dead: i64 =
             client.query_one("SELECT count(*) FROM outbox.messages WHERE status = 'dead'", &[]).await?.get(0);
-        let receipts = [self.inboxes[0].receipts(), self.inboxes[1].receipts()];
+        let receipts: [Vec<Receipt>; 2] = [self.inboxes[0].receipts(), self.inboxes[1].receipts()];
         let mut arrivals: HashMap<u64, usize> = HashMap::new();
         for receipt in &receipts[1] {
             *arrivals.entry(receipt.ticket).or_default() += 1;
@@ -234,6 +234,10 @@ impl Stage {
             rolled_back: self.till.rolled_back.load(Ordering::Relaxed),
             unclear: self.till.unclear.load(Ordering::Relaxed),
             committed: sales.len(),
+            arrived_at: receipts[0]
+                .iter()
+                .map(|receipt| ((receipt.draw.clone(), receipt.version), receipt.at))
+                .collect(),
             accounts: receipts.map(|receipts| Account::of(&sales, &receipts)),
             dead,
             unexcused: excuses.unexcused(&arrivals),

@@ -1,7 +1,9 @@
 //! The bed of a test: a migrated database of its own, queues of its own, and relays that run as the real binary.
 
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::sync::OnceCell;
@@ -154,6 +156,29 @@ impl Bed {
         eventually("nothing is pending", || async { Ok(self.pending().await? == 0) }).await
     }
 
+    /// Waits until no message is pending, however many there are, as long as they become fewer.
+    pub async fn until_drained(&self) -> Result<()> {
+        let mut pending = i64::MAX;
+        while pending > 0 {
+            let before = pending;
+            eventually("fewer messages are pending", || async {
+                // Counting is work for the server, and there is much to count.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                Ok(self.pending().await? < before)
+            })
+            .await?;
+            pending = self.pending().await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a FIFO queue has each of the numbers 1 to `count` once, in the order of each group.
+    pub async fn ensure_arrived_in_order(&self, queue_url: &str, count: i64) -> Result<()> {
+        let messages = self.queues.contents(queue_url).await?;
+        ensure_each_once(numbers(&messages)?, count)?;
+        ensure_order_in_groups(&messages)
+    }
+
     /// What became of a message.
     pub async fn row(&self, id: i64) -> Result<Row> {
         let query = "SELECT status, attempts, last_error, sqs_message_id FROM outbox.messages WHERE id = $1";
@@ -219,6 +244,19 @@ pub fn ensure_each(mut numbers: Vec<i64>, count: i64) -> Result<()> {
     let missing: Vec<_> = (1..=count).filter(|n| numbers.binary_search(n).is_err()).collect();
     ensure!(missing.is_empty(), "{} of {count} are missing, such as {}", missing.len(), missing[0]);
     ensure!(i64::try_from(numbers.len())? == count, "{} instead of {count}", numbers.len());
+    Ok(())
+}
+
+/// Whether the numbers of each group ascend.
+pub fn ensure_order_in_groups(messages: &[Received]) -> Result<()> {
+    let mut groups = HashMap::<_, Vec<_>>::new();
+    for message in messages {
+        groups.entry(message.group_id.clone()).or_default().push(message.clone());
+    }
+    for (group, messages) in groups {
+        let numbers = numbers(&messages)?;
+        ensure!(numbers.is_sorted(), "{group:?} arrived as {numbers:?}");
+    }
     Ok(())
 }
 
