@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::message::{Event, Message, QueueKind};
+use crate::message::{Event, Message, MessageKey, QueueKind};
 use crate::sqs::compose;
 
 const STRICT: Limits = Limits { request_size: 10, per_group: 1, window: 4 };

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::*;
+use crate::message::{Lane, MessageKey};
 
 /// A pending row.
 #[derive(Clone, Debug)]
