@@ -7,17 +7,14 @@
 //! in memory or done. A read shows some snapshot; the sweep sent right behind it sees at least as much, so a row it finds
 //! in the gap sets the lane's cursor back and what was read of that lane is dropped, to be read again in order.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Destination;
-use super::group::Item;
 use super::positions::positions;
 use super::stream::{Closing, Event, Stream};
 use super::sweep::Round;
 use crate::message::{LANES, Lane, Message, QueueKind};
 use crate::outbox::{Batch, DeadGroup, DeferredHead, OutboxError, Position, ReadBudget, Sweep, Swept};
-use crate::sqs::{Composed, compose};
 
 /// How soon to read again after a read that was not full: commits are seen within this time while traffic flows.
 const ACTIVE_POLL: Duration = Duration::from_millis(5);
@@ -374,58 +371,5 @@ impl Stream<'_> {
         self.memory.bounds.swept(&covered, &swept.snapshot, now);
         late.extend(self.find_late(swept));
         late
-    }
-
-    fn admit(&mut self, batch: Batch) {
-        let is_fifo = self.destination.queue.kind() == QueueKind::Fifo;
-        for message in batch.messages {
-            let (id, group) = (message.key.id, message.group.as_ref().filter(|_| is_fifo));
-            // Before it is composed: of a blocked or hot group there may be many.
-            let is_left = |group: &Arc<str>| !self.schedule.knows(id) && self.schedule.leaves_in_table(group, id);
-            if group.is_some_and(is_left) {
-                continue;
-            }
-            let until = message.wait.map(|wait| message.read_at + wait);
-            if let Some(item) = self.item(message) {
-                self.schedule.admit(item, until);
-            }
-        }
-    }
-
-    /// Makes an item of a message that is not in memory yet; buries one that SQS can never accept.
-    fn item(&mut self, message: Message) -> Option<Item> {
-        let (key, attempts) = (message.key, message.attempts);
-        if self.schedule.knows(key.id) {
-            return None;
-        }
-        let group = match self.destination.queue.kind() {
-            QueueKind::Fifo => message.group.clone(),
-            QueueKind::Standard => None,
-        };
-        let (age_when_read, read_at) = (message.age_when_read, message.read_at);
-        match compose(message, self.destination.queue.kind()) {
-            Ok(composed) => {
-                let Composed { entry, left_out } = composed;
-                Some(Item {
-                    entry,
-                    group,
-                    left_out,
-                    attempts,
-                    resends: 0,
-                    charged: None,
-                    age_when_read,
-                    read_at,
-                    is_alone: false,
-                })
-            }
-            Err(fault) => {
-                self.schedule.note(key.id);
-                self.bury(key, attempts, &fault);
-                if let Some(group) = group.filter(|_| self.destination.blocks()) {
-                    self.block(&group, key);
-                }
-                None
-            }
-        }
     }
 }

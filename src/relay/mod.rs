@@ -4,6 +4,7 @@
 //! happens under a claim, then [`schedule`] for the order of groups. No SQL and no SQS call stands here; those are
 //! [`crate::outbox`] and [`crate::sqs`].
 
+mod admit;
 mod blocked;
 mod feed;
 mod group;

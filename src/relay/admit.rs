@@ -1,0 +1,65 @@
+//! Taking in what was read: each message becomes an item of the schedule, stays in the table, or dies.
+
+use std::sync::Arc;
+
+use super::group::Item;
+use super::stream::Stream;
+use crate::message::{Message, QueueKind};
+use crate::outbox::Batch;
+use crate::sqs::{Composed, compose};
+
+impl Stream<'_> {
+    /// Takes in a batch, or leaves messages in the table.
+    pub(super) fn admit(&mut self, batch: Batch) {
+        let is_fifo = self.destination.queue.kind() == QueueKind::Fifo;
+        for message in batch.messages {
+            let (id, group) = (message.key.id, message.group.as_ref().filter(|_| is_fifo));
+            // Before it is composed: of a blocked or hot group there may be many.
+            let is_left = |group: &Arc<str>| !self.schedule.knows(id) && self.schedule.leaves_in_table(group, id);
+            if group.is_some_and(is_left) {
+                continue;
+            }
+            let until = message.wait.map(|wait| message.read_at + wait);
+            if let Some(item) = self.item(message) {
+                self.schedule.admit(item, until);
+            }
+        }
+    }
+
+    /// Makes an item of a message that is not in memory yet; buries one that SQS can never accept.
+    pub(super) fn item(&mut self, message: Message) -> Option<Item> {
+        let (key, attempts) = (message.key, message.attempts);
+        if self.schedule.knows(key.id) {
+            return None;
+        }
+        let group = match self.destination.queue.kind() {
+            QueueKind::Fifo => message.group.clone(),
+            QueueKind::Standard => None,
+        };
+        let (age_when_read, read_at) = (message.age_when_read, message.read_at);
+        match compose(message, self.destination.queue.kind()) {
+            Ok(composed) => {
+                let Composed { entry, left_out } = composed;
+                Some(Item {
+                    entry,
+                    group,
+                    left_out,
+                    attempts,
+                    resends: 0,
+                    charged: None,
+                    age_when_read,
+                    read_at,
+                    is_alone: false,
+                })
+            }
+            Err(fault) => {
+                self.schedule.note(key.id);
+                self.bury(key, attempts, &fault);
+                if let Some(group) = group.filter(|_| self.destination.blocks()) {
+                    self.block(&group, key);
+                }
+                None
+            }
+        }
+    }
+}
