@@ -18,6 +18,9 @@ use crate::outbox::{Outbox, OutboxError};
 /// How often the backlog is measured.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 
+/// However long a probe takes, on a server that is overloaded: an operator needs to know just then.
+const PROBE_AT_LEAST_EVERY: Duration = Duration::from_secs(15);
+
 /// A probe may take one part in so many of the time.
 const PROBE_SHARE: u32 = 20;
 
@@ -85,7 +88,7 @@ impl Janitor {
             let now = Instant::now();
             if now >= next_probe {
                 let took = self.probe(&mut floors, &stop).await;
-                next_probe = now + PROBE_EVERY.max(took * PROBE_SHARE);
+                next_probe = now + (took * PROBE_SHARE).clamp(PROBE_EVERY, PROBE_AT_LEAST_EVERY);
             }
             if now >= next_prune && pruning.turns.is_empty() {
                 pruning.turns = self.spots();
