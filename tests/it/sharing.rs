@@ -134,8 +134,8 @@ async fn a_relay_killed_in_mid_flight_loses_nothing() -> Result<()> {
     let sent_to_audit = numbers(&bed.queues.contents(&audit).await?)?;
     let again = sent_to_audit.len() - 200;
     ensure_each(sent_to_audit, 200)?;
-    // Three requests of ten were in flight, and those before may not have been written down yet.
-    ensure!((30..=60).contains(&again), "{again} messages were sent twice");
+    // Three requests of ten were in flight, and up to six before them may not have been written down yet.
+    ensure!((30..=90).contains(&again), "{again} messages were sent twice");
     Ok(())
 }
 
