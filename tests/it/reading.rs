@@ -12,7 +12,7 @@ use crate::support::{chosen_major, eventually};
 
 const READ: &str = include_str!("../../sql/queries/read.sql");
 
-/// Guarded by the issue: a late commit is delivered within this time.
+/// A late commit is delivered within this time.
 const LATE_LIMIT: Duration = Duration::from_secs(2);
 
 #[tokio::test]
