@@ -262,12 +262,13 @@ impl Relay {
         if drain.is_cancelled() {
             return Ok(Step::Idle);
         }
-        self.prepare().await?;
         let generation = self.destination.outbox.generation();
         if generation != self.generation {
             self.generation = generation;
             self.forget_bounds();
+            self.is_prepared = false;
         }
+        self.prepare().await?;
         if !self.climb(drain).await? {
             return Ok(Step::Idle);
         }
