@@ -125,6 +125,8 @@ pub struct Relay {
     remembered: Vec<Remembered>,
     generation: u64,
     is_prepared: bool,
+    /// The generation in which it was prepared.
+    prepared_in: u64,
     unsettled: Vec<Settlement>,
     most_lanes: usize,
     sweeping: Sweeping,
@@ -164,6 +166,7 @@ impl Relay {
             remembered: Vec::new(),
             generation: 0,
             is_prepared: false,
+            prepared_in: 0,
             unsettled: Vec::new(),
             most_lanes: usize::try_from(LANES).unwrap_or(1),
             sweeping: Sweeping::default(),
@@ -262,13 +265,12 @@ impl Relay {
         if drain.is_cancelled() {
             return Ok(Step::Idle);
         }
+        self.prepare().await?;
         let generation = self.destination.outbox.generation();
         if generation != self.generation {
             self.generation = generation;
             self.forget_bounds();
-            self.is_prepared = false;
         }
-        self.prepare().await?;
         if !self.climb(drain).await? {
             return Ok(Step::Idle);
         }
@@ -287,6 +289,8 @@ impl Relay {
         let limit = STREAM_FOR + self.destination.tuning.request_timeout;
         let claim = self.destination.outbox.claim(&self.destination.name, wanted, self.most_lanes, limit).await?;
         let Some(claim) = claim else {
+            // A server that took over and was behind may have no lanes yet.
+            self.is_prepared &= self.prepared_in == self.generation;
             // Others have all lanes and much to do. Whoever took all that one of them gives back would only swap places.
             if ready.len() >= all.len() / 2 {
                 self.most_lanes = self.most_lanes.min(all.len() / 2);
@@ -350,6 +354,7 @@ impl Relay {
             self.destination.outbox.check_schema().await?;
             self.destination.outbox.create_lanes(&self.destination.name).await?;
             self.is_prepared = true;
+            self.prepared_in = self.destination.outbox.generation();
         }
         Ok(())
     }
