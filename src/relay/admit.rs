@@ -47,6 +47,7 @@ impl Stream<'_> {
                     attempts,
                     resends: 0,
                     charged: None,
+                    is_recorded: false,
                     age_when_read,
                     read_at,
                     is_alone: false,

@@ -24,6 +24,8 @@ pub(super) struct Item {
     pub(super) resends: i16,
     /// The last such failure if it was in this claim, so that it is recorded when the claim ends.
     pub(super) charged: Option<String>,
+    /// Whether that is recorded already, because the retry comes after the claim.
+    pub(super) is_recorded: bool,
     /// Age by the database's clock when it was read.
     pub(super) age_when_read: Duration,
     /// When it was read, by this process's clock.

@@ -128,8 +128,15 @@ impl Stream<'_> {
             }
             Conduct::RetryCharged => {
                 item.attempts = item.attempts.saturating_add(1);
+                let wait = delay_after(item.attempts, tuning.retry_initial, tuning.retry_max);
                 item.charged = Some(fault.to_string());
-                Some(Some(now + delay_after(item.attempts, tuning.retry_initial, tuning.retry_max)))
+                item.is_recorded = now + wait >= self.closes_at();
+                if item.is_recorded {
+                    // This claim will not send it again, so nothing is gained by waiting, and a crash would lose it.
+                    let outcome = Outcome::Deferred { attempts: item.attempts, wait, error: fault.to_string() };
+                    self.outcomes.push_back(Settlement { key: item.key(), outcome });
+                }
+                Some(Some(now + wait))
             }
             Conduct::Resend => {
                 item.resends = item.resends.saturating_add(1);
@@ -169,7 +176,9 @@ impl Stream<'_> {
             Ok(published_twice) => {
                 self.count_settled(&settlements, published_twice);
                 // A read that is under way may have seen these messages pending, so they stay known until it is over.
-                self.settled_ids.extend(settlements.iter().map(|settlement| settlement.key.id));
+                // What is deferred stays in memory until the claim ends.
+                let is_over = |settlement: &&Settlement| !matches!(settlement.outcome, Outcome::Deferred { .. });
+                self.settled_ids.extend(settlements.iter().filter(is_over).map(|settlement| settlement.key.id));
                 self.forget_settled();
             }
             Err(error) => {
@@ -232,6 +241,7 @@ impl Stream<'_> {
         let Leftovers { items, remembered } = self.schedule.take_leftovers();
         for (item, until) in items {
             match item.charged {
+                Some(_) if item.is_recorded => {}
                 Some(error) => {
                     let wait = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
                     let outcome = Outcome::Deferred { attempts: item.attempts, wait, error };

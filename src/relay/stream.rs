@@ -216,7 +216,7 @@ impl<'a> Stream<'a> {
         self.closes_at() + self.destination.tuning.request_timeout
     }
 
-    fn closes_at(&self) -> Instant {
+    pub(super) fn closes_at(&self) -> Instant {
         self.claim.taken_at() + STREAM_FOR
     }
 

@@ -91,6 +91,28 @@ async fn attempts_move_with_a_message_from_relay_to_relay() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_attempt_is_recorded_at_once_when_its_retry_comes_after_the_claim() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    bed.fifo("tickets").await?;
+    // One request under way keeps the claim.
+    proxy.script([
+        Rule::new(Fault::HoldAnswer).times(1),
+        Rule::new(Fault::FailEntries { which: Choice::every(), code: "InternalError", sender_fault: false }).times(1),
+    ]);
+    let relay = bed.relay().env("OUTBOX_RELAY_RETRY_INITIAL", "1h").env("OUTBOX_RELAY_RETRY_MAX", "1h");
+    let relay = relay.env("OUTBOX_RELAY_REQUEST_TIMEOUT", "60s").start().await?;
+    bed.enqueue("tickets", "{}", Some("held")).await?;
+    proxy.wait_for_held(1).await?;
+    let id = bed.enqueue("tickets", "{}", Some("failing")).await?;
+    eventually("the attempt is recorded", || async { Ok(bed.row(id).await?.attempts == 1) }).await?;
+    ensure!(proxy.requests_seen() == 2 && bed.pending().await? == 2, "the claim was over");
+    relay.kill().await?;
+    ensure!(bed.row(id).await?.last_error.is_some_and(|error| error.contains("InternalError")));
+    Ok(())
+}
+
+#[tokio::test]
 async fn retries_of_ungrouped_messages_are_found_when_they_are_due() -> Result<()> {
     let bed = Bed::new().await?;
     let queue = bed.standard("audit").await?;

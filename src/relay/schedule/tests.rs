@@ -40,6 +40,7 @@ pub(super) fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
         attempts: 0,
         resends: 0,
         charged: None,
+        is_recorded: false,
         age_when_read: Duration::ZERO,
         read_at,
         is_alone: false,
