@@ -3,6 +3,8 @@
 CARGO  ?= cargo
 FLAGS  := --locked
 export RUSTDOCFLAGS += -D warnings
+# The tests mostly wait, so two at a time for each of two cores.
+export RUST_TEST_THREADS ?= 4
 
 .PHONY: help demo test soak fmt build
 .DEFAULT_GOAL := help
