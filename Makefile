@@ -6,7 +6,7 @@ export RUSTDOCFLAGS += -D warnings
 # The tests mostly wait, so two at a time for each of two cores.
 export RUST_TEST_THREADS ?= 4
 
-.PHONY: help demo test soak fmt build
+.PHONY: help demo test soak bench fmt build
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -32,7 +32,7 @@ else
 	@sh tests/tools/debian.sh
 	$(CARGO) fmt --check
 	$(CARGO) clippy $(FLAGS) --all-targets -- -D warnings
-	$(CARGO) clippy $(FLAGS) --test soak -- -D warnings
+	$(CARGO) clippy $(FLAGS) --test soak --bench outbox -- -D warnings
 	$(CARGO) doc $(FLAGS) --no-deps --document-private-items
 	$(CARGO) test $(FLAGS)
 	THROUGH_PGBOUNCER=1 $(CARGO) test $(FLAGS) --test it -- $(DELIVERIES)
@@ -42,6 +42,10 @@ soak: needed ## Break everything at random for MINUTES=5 and count what arrives;
 	@sh tests/tools/postgres.sh >/dev/null
 	@sh tests/tools/emulator.sh >/dev/null
 	$(CARGO) test $(FLAGS) --release --test soak
+
+bench: needed ## Measure everything and write docs/benchmarks; CASE=drain one case, SCALE=0.1 a quick look that writes nothing
+	@sh tests/tools/postgres.sh >/dev/null
+	$(CARGO) bench $(FLAGS) --bench outbox
 
 fmt: needed ## Format the sources
 	$(CARGO) fmt

@@ -1,0 +1,46 @@
+//! The cases. Each compares what it measures with something measured in the same run, for the machines are noisy.
+
+mod backlog;
+mod drain;
+mod fifo;
+mod horizon;
+mod idle;
+mod latency;
+mod peer;
+mod replicas;
+mod write_side;
+
+use anyhow::{Result, bail};
+
+use crate::ground::Ground;
+use crate::report::Outcome;
+
+/// Their names, in the order of the table.
+pub const NAMES: [&str; 9] =
+    ["drain", "latency", "horizon", "backlog", "replicas", "fifo", "write-side", "peer", "idle"];
+
+/// Runs one of them.
+pub async fn run(name: &str, ground: &Ground, scale: f64) -> Result<Outcome> {
+    match name {
+        "drain" => drain::run(ground, scale).await,
+        "latency" => latency::run(ground, scale).await,
+        "horizon" => horizon::run(ground, scale).await,
+        "backlog" => backlog::run(ground, scale).await,
+        "replicas" => replicas::run(ground, scale).await,
+        "fifo" => fifo::run(ground, scale).await,
+        "write-side" => write_side::run(ground, scale).await,
+        "peer" => peer::run(ground, scale).await,
+        "idle" => idle::run(ground, scale).await,
+        other => bail!("there is no case {other}"),
+    }
+}
+
+/// So many, made smaller by the scale.
+fn scaled(count: u64, scale: f64) -> u64 {
+    ((count as f64 * scale) as u64).max(1)
+}
+
+fn begin(case: &'static str, title: &'static str) -> Outcome {
+    println!("{case}: {title}");
+    Outcome::new(case, title)
+}

@@ -1,0 +1,195 @@
+//! The two ceilings of a drain: the relay's statements without SQS, and its requests without PostgreSQL.
+//!
+//! Each runs as a process of its own, with the environment and the code of the relay, and prints one number. Work that
+//! shares the processors can at best take the time of both, so the bound of a drain is `1 / (1 / database + 1 / sender)`.
+
+use std::collections::VecDeque;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
+
+use outbox_relay::config::Flags;
+use outbox_relay::message::{Event, LANES, Lane, Message, MessageKey, Outcome, QueueKind, Settlement};
+use outbox_relay::outbox::{Keep, Outbox, Position, ReadBudget};
+use outbox_relay::sqs::{self, compose};
+
+use crate::ground::{BODY_BYTES, DESTINATION, Ground};
+
+/// Settings come from the environment, as the relay's do.
+#[derive(Parser, Debug)]
+pub struct Ceiling {
+    /// How many messages
+    messages: u64,
+
+    #[command(flatten)]
+    flags: HiddenDebug,
+}
+
+/// The relay's flags may hold a password, so nothing prints them.
+#[derive(clap::Args)]
+struct HiddenDebug {
+    #[command(flatten)]
+    flags: Flags,
+}
+
+impl std::fmt::Debug for HiddenDebug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Flags")
+    }
+}
+
+/// How long a claim is held; as the relay's streams do.
+const CLAIM_FOR: Duration = Duration::from_millis(3500);
+
+/// Outcomes written at a time; as the relay does when there are enough.
+const SETTLE_SIZE: usize = 500;
+
+impl Ceiling {
+    /// Claims, reads and settles until nothing is left; returns messages a second.
+    pub fn database(self) -> Result<f64> {
+        let config = self.flags.flags.relay()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let outbox = Outbox::new(&config.database, 3)?;
+            let destination: Arc<str> = DESTINATION.into();
+            outbox.create_lanes(&destination).await?;
+            let lanes: Vec<Lane> = (0..LANES).collect();
+            let started = Instant::now();
+            let (mut cursors, mut settled) = ([0; LANES as usize], 0);
+            while settled < self.messages {
+                let claim = outbox.claim(&destination, &lanes, lanes.len(), CLAIM_FOR * 2).await?;
+                let claim = claim.context("somebody else has the lanes")?;
+                let read =
+                    stream(&outbox, &mut cursors, config.tuning.batch_size, claim.taken_at() + CLAIM_FOR).await?;
+                claim.release().await?;
+                ensure!(read > 0 || settled >= self.messages, "{settled} of {} messages were there", self.messages);
+                settled += read;
+            }
+            Ok(settled as f64 / started.elapsed().as_secs_f64())
+        })
+    }
+
+    /// Composes and sends made-up messages; returns messages a second.
+    pub fn sender(self) -> Result<f64> {
+        let config = self.flags.flags.relay()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let queue = sqs::connect(&config.destinations, config.tuning.request_timeout).await?.remove(0);
+            let started = Instant::now();
+            let mut requests = FuturesUnordered::new();
+            let mut next = 1;
+            while next <= self.messages || !requests.is_empty() {
+                while next <= self.messages && requests.len() < config.tuning.max_in_flight {
+                    let last = self.messages.min(next + config.tuning.request_size as u64 - 1);
+                    let messages: Vec<Message> = (next..=last).map(made_up).collect();
+                    next = last + 1;
+                    let queue = queue.clone();
+                    requests.push(async move {
+                        let composed: Result<Vec<_>, _> =
+                            messages.into_iter().map(|message| compose(message, QueueKind::Standard)).collect();
+                        let composed = composed.map_err(|fault| anyhow::anyhow!("{fault}"))?;
+                        let entries: Vec<_> = composed.iter().map(|composed| &composed.entry).collect();
+                        let published = queue.publish(&entries).await;
+                        ensure!(published.results.iter().all(Result::is_ok), "{:?}", published.results);
+                        anyhow::Ok(())
+                    });
+                }
+                requests.next().await.transpose()?;
+            }
+            Ok(self.messages as f64 / started.elapsed().as_secs_f64())
+        })
+    }
+}
+
+/// Reads and settles at the same time until the claim is old or nothing is left; returns how many messages it settled.
+async fn stream(outbox: &Outbox, cursors: &mut [i64], batch: usize, until: Instant) -> Result<u64> {
+    let (mut read_keys, mut is_over, mut settled) = (VecDeque::<MessageKey>::new(), false, 0);
+    let most = batch.div_ceil(cursors.len());
+    let mut budget = ReadBudget::default();
+    let mut reading = None;
+    let mut settling = None;
+    loop {
+        is_over |= Instant::now() >= until;
+        if reading.is_none() && !is_over && read_keys.len() < 4 * batch {
+            let position = |(lane, cursor): (usize, &i64)| Position { lane: lane as Lane, cursor: *cursor, most };
+            let positions: Vec<Position> = cursors.iter().enumerate().map(position).collect();
+            reading = Some(async move { outbox.read(DESTINATION, &positions, budget, None).await }.boxed().fuse());
+        }
+        if settling.is_none() && (read_keys.len() >= SETTLE_SIZE || (reading.is_none() && !read_keys.is_empty())) {
+            let many = read_keys.len().min(SETTLE_SIZE);
+            // As long as the ids of SQS, which are UUIDs.
+            let outcome = |key: MessageKey| Outcome::Delivered { sqs_message_id: format!("{:036}", key.id) };
+            let settlements = read_keys.drain(..many).map(|key| Settlement { key, outcome: outcome(key) });
+            let mut settlements: Vec<Settlement> = settlements.collect();
+            settling = Some(
+                async move { outbox.settle(DESTINATION, Keep::Delivered, &mut settlements).await.map(|_| many) }
+                    .boxed()
+                    .fuse(),
+            );
+        }
+        if reading.is_none() && settling.is_none() {
+            return Ok(settled);
+        }
+        tokio::select! {
+            Some(read) = maybe(&mut reading) => {
+                reading = None;
+                let (batch, _) = read?;
+                budget.follow(batch.is_cut);
+                is_over |= batch.messages.is_empty();
+                for message in &batch.messages {
+                    let cursor = &mut cursors[message.key.lane as usize];
+                    *cursor = message.key.id.max(*cursor);
+                    read_keys.push_back(message.key);
+                }
+            }
+            Some(many) = maybe(&mut settling) => {
+                settling = None;
+                settled += many? as u64;
+            }
+        }
+    }
+}
+
+/// The result of a task that may not be there.
+async fn maybe<F: Future + Unpin>(task: &mut Option<F>) -> Option<F::Output> {
+    match task {
+        Some(task) => Some(task.await),
+        None => std::future::pending().await,
+    }
+}
+
+/// A message as the backlog's are.
+fn made_up(number: u64) -> Message {
+    let payload = format!("{{\"n\": {number}, \"ticket\": \"{}\"}}", "x".repeat((BODY_BYTES - 24) / 32 * 32));
+    let trace = r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
+    Message {
+        key: MessageKey { lane: (number % LANES as u64) as Lane, id: number as i64 },
+        group: Some(format!("g{}", number % 20_000).into()),
+        attempts: 0,
+        age_when_read: Duration::ZERO,
+        read_at: Instant::now(),
+        wait: None,
+        event: Some(Event {
+            event_id: format!("0190b7c4-5b5a-7000-8000-{number:012x}"),
+            event_type: "TicketPurchased".to_owned(),
+            stream: None,
+            payload,
+            metadata: trace.to_owned(),
+        }),
+    }
+}
+
+/// Runs a ceiling as a process of its own.
+pub fn measure(ground: &Ground, which: &str, database: &str, messages: u64) -> Result<f64> {
+    let relay = ground.command(database, "tickets");
+    let mut command = Command::new(std::env::current_exe()?);
+    command.env_clear().envs(relay.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = command.args([which, &messages.to_string()]).stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "{which} ended with {}", output.status);
+    Ok(String::from_utf8(output.stdout)?.trim().parse()?)
+}

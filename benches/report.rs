@@ -1,0 +1,180 @@
+//! The report: one table on the screen, the same as JSON, and as a picture.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Map, Value, json};
+
+/// A figure of a case.
+#[derive(Clone, Debug)]
+pub struct Figure {
+    pub name: String,
+    pub value: f64,
+    pub unit: &'static str,
+    /// What it has to reach, where that is decided.
+    pub aim: Option<Aim>,
+}
+
+/// What a figure has to reach.
+#[derive(Clone, Copy, Debug)]
+pub enum Aim {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Aim {
+    fn is_met(self, value: f64) -> bool {
+        match self {
+            Aim::AtLeast(least) => value >= least,
+            Aim::AtMost(most) => value <= most,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Aim::AtLeast(least) => format!(">= {}", number(least)),
+            Aim::AtMost(most) => format!("<= {}", number(most)),
+        }
+    }
+}
+
+/// What a case found.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub case: &'static str,
+    pub title: &'static str,
+    pub figures: Vec<Figure>,
+}
+
+impl Outcome {
+    pub fn new(case: &'static str, title: &'static str) -> Outcome {
+        Outcome { case, title, figures: Vec::new() }
+    }
+
+    /// Adds a figure, and shows it at once: the cases take minutes.
+    pub fn add(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
+        self.note(Figure { name: name.into(), value, unit, aim: None });
+    }
+
+    /// Adds a figure that has something to reach.
+    pub fn aim(&mut self, name: impl Into<String>, value: f64, unit: &'static str, aim: Aim) {
+        self.note(Figure { name: name.into(), value, unit, aim: Some(aim) });
+    }
+
+    fn note(&mut self, figure: Figure) {
+        println!("{}", line(&figure));
+        self.figures.push(figure);
+    }
+}
+
+fn line(figure: &Figure) -> String {
+    let value = format!("{} {}", number(figure.value), figure.unit);
+    let aim = figure.aim.map_or(String::new(), |aim| {
+        format!("{:<12} {}", aim.text(), if aim.is_met(figure.value) { "reached" } else { "MISSED" })
+    });
+    format!("  {:<52} {:>18}   {aim}", figure.name, value.trim_end()).trim_end().to_owned()
+}
+
+/// Three digits and a bit, so that the table shows no more than was measured.
+pub fn number(value: f64) -> String {
+    let places = match value.abs() {
+        large if large >= 100.0 => 0,
+        middle if middle >= 10.0 => 1,
+        _ => 3,
+    };
+    let text = format!("{value:.places$}");
+    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text };
+    let digits = text.find('.').unwrap_or(text.len());
+    let sign = usize::from(text.starts_with('-'));
+    text.char_indices().fold(String::new(), |mut grouped, (index, character)| {
+        if index > sign && index < digits && (digits - index).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(character);
+        grouped
+    })
+}
+
+/// Writes what was found beside what earlier runs found of other cases.
+pub fn write(folder: &Path, about: &Value, outcomes: &[Outcome]) -> Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let path = folder.join("results.json");
+    let mut all: Map<String, Value> = match std::fs::read(&path) {
+        Ok(text) => {
+            serde_json::from_slice(&text).with_context(|| format!("{} is not what a bench wrote", path.display()))?
+        }
+        Err(_) => Map::new(),
+    };
+    for outcome in outcomes {
+        let figures: Vec<Value> = outcome.figures.iter().map(figure_json).collect();
+        let case = json!({ "case": outcome.case, "title": outcome.title, "run": about, "figures": figures });
+        all.insert(outcome.case.to_owned(), case);
+    }
+    std::fs::write(&path, serde_json::to_string_pretty(&all)? + "\n")?;
+    std::fs::write(folder.join("results.svg"), picture(&all))?;
+    Ok(())
+}
+
+fn figure_json(figure: &Figure) -> Value {
+    let rounded = (figure.value * 1000.0).round() / 1000.0;
+    let mut value = json!({ "name": figure.name, "value": rounded, "unit": figure.unit });
+    if let Some(aim) = figure.aim {
+        value["aim"] = json!(aim.text());
+        value["reached"] = json!(aim.is_met(figure.value));
+    }
+    value
+}
+
+/// Colours of a bar: one that has nothing to reach, has reached it, has not.
+const COLOURS: [&str; 3] = ["#7a8aa0", "#2f855a", "#c05621"];
+
+/// One bar a figure, in proportion to the largest of its unit in its case.
+fn picture(all: &Map<String, Value>) -> String {
+    const ROW: usize = 20;
+    let (mut rows, mut y) = (Vec::new(), 30);
+    for case in all.values() {
+        let run = &case["run"];
+        let head =
+            format!("{}: {} ({}, seed {})", text(&case["case"]), text(&case["title"]), text(&run["date"]), run["seed"]);
+        rows.push(format!(r#"<text x="16" y="{y}" font-weight="bold">{}</text>"#, escape(&head)));
+        y += ROW;
+        let figures = case["figures"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for figure in figures {
+            let same = figures.iter().filter(|other| other["unit"] == figure["unit"]);
+            let largest = same.filter_map(|other| other["value"].as_f64()).fold(f64::MIN_POSITIVE, f64::max);
+            rows.push(bar(figure, largest, y));
+            y += ROW;
+        }
+        y += ROW / 2;
+    }
+    let rows = rows.join("\n");
+    format!(
+        r##"<svg xmlns="http://www.w3.org/2000/svg" width="1000" height="{y}" font-family="sans-serif" font-size="12" fill="#1a202c">
+<rect width="1000" height="{y}" fill="#ffffff"/>
+{rows}
+</svg>
+"##
+    )
+}
+
+fn bar(figure: &Value, largest: f64, y: usize) -> String {
+    let value = figure["value"].as_f64().unwrap_or_default();
+    let colour = COLOURS[figure["reached"].as_bool().map_or(0, |reached| if reached { 1 } else { 2 })];
+    let width = (value / largest * 300.0).max(1.0);
+    let aim = figure["aim"].as_str().map_or(String::new(), |aim| format!(" ({aim})"));
+    let label = escape(&format!("{} {}{aim}", number(value), text(&figure["unit"])));
+    let name = escape(&text(&figure["name"]));
+    format!(
+        r#"<text x="380" y="{y}" text-anchor="end">{name}</text><rect x="390" y="{}" width="{width:.0}" height="12" fill="{colour}"/><text x="{:.0}" y="{y}">{label}</text>"#,
+        y - 11,
+        396.0 + width
+    )
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
