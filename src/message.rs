@@ -67,8 +67,8 @@ pub enum Outcome {
     Deferred {
         /// Failed attempts, this one included.
         attempts: i16,
-        /// How long to wait from now on.
-        wait: Duration,
+        /// How long to wait from now on; `None` for one that only waits its turn behind another of its group.
+        wait: Option<Duration>,
         /// Why it failed.
         error: String,
     },

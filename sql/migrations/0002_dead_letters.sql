@@ -126,12 +126,10 @@ AS $$
     SELECT d.destination, d.lane, d.id, d.dead_at
     FROM outbox.messages_dead AS d
     WHERE (d.destination, d.lane, d.id) IN (
-        SELECT f.destination, f.lane, f.id
-        FROM outbox.dead_find($1, $2, $3, $4, $5, $6, $7) AS f
-        ORDER BY f.id
-        LIMIT $8
+        SELECT f.destination, f.lane, f.id FROM outbox.dead_find($1, $2, $3, $4, $5, $6, $7) AS f
     )
     ORDER BY d.id
+    LIMIT $8
     FOR UPDATE SKIP LOCKED
 $$;
 

@@ -1,6 +1,7 @@
 -- Records failed attempts and when to try again.
 --
--- $1 destination, $2 lanes, $3 ids, $4 attempts, $5 milliseconds to wait, $6 errors.
+-- $1 destination, $2 lanes, $3 ids, $4 attempts, $5 milliseconds to wait, $6 errors. Null milliseconds are for a message
+-- that only waits its turn behind another of its group: what has an available_at is taken for the head of its group.
 -- Guarantees: attempts never go down; a message that is no longer pending is left alone.
 -- Index: messages_pending_pkey once a message.
 -- Runs in a transaction of src/outbox/settle.rs that allows the planner nothing but an index probe a message. With the

@@ -261,6 +261,12 @@ async fn act(
     }
     let changed = in_chunks(outbox, action, &filter, &counted, &consent.actor, rate).await?;
     say(&format!("{verb}: {}\n", messages(changed)));
+    if changed < counted.messages {
+        say(&format!(
+            "{} less than counted: changed by somebody else, or locked; run it again to see\n",
+            counted.messages - changed
+        ));
+    }
     Ok(())
 }
 

@@ -112,6 +112,8 @@ pub struct DeferredHead {
     pub key: MessageKey,
     /// When it may be tried again, by this process's clock.
     pub due: Instant,
+    /// Whether an operator redrove it, so that it may stand anywhere in its group.
+    pub is_redriven: bool,
 }
 
 /// Where to sweep in a lane.
@@ -269,12 +271,13 @@ impl Outbox {
                 group: Arc::from(column::<&str>(NAME, row, 1)?),
                 key: MessageKey { lane: column(NAME, row, 0)?, id: column(NAME, row, 2)? },
                 due: now + column::<Option<i64>>(NAME, row, 3)?.map_or(Duration::ZERO, millis),
+                is_redriven: column(NAME, row, 4)?,
             })
         };
         rows.iter().map(head).collect()
     }
 
-    /// The messages of these lanes that wait for a retry which is due.
+    /// The messages of these lanes that wait for a retry which is due, but for those of some groups.
     ///
     /// # Errors
     ///
@@ -285,11 +288,18 @@ impl Outbox {
         lanes: &[Lane],
         most: usize,
         budget: ReadBudget,
+        groups_to_skip: &[Arc<str>],
     ) -> Result<Batch, OutboxError> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let bytes = budget.bytes();
-        let parameters: [Parameter<'_>; 4] =
-            [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY), (&most, Type::INT8), (&bytes, Type::INT8)];
+        let groups: Vec<&str> = groups_to_skip.iter().map(AsRef::as_ref).collect();
+        let parameters: [Parameter<'_>; 5] = [
+            (&destination, Type::TEXT),
+            (&lanes, Type::INT2_ARRAY),
+            (&most, Type::INT8),
+            (&bytes, Type::INT8),
+            (&groups, Type::TEXT_ARRAY),
+        ];
         self.batch("read due", READ_DUE, &parameters).await
     }
 

@@ -42,7 +42,7 @@ struct Columns {
     lanes: Vec<Lane>,
     ids: Vec<i64>,
     attempts: Vec<i16>,
-    waits: Vec<i64>,
+    waits: Vec<Option<i64>>,
     texts: Vec<String>,
 }
 
@@ -50,6 +50,17 @@ impl Columns {
     fn key(&mut self, key: MessageKey) {
         self.lanes.push(key.lane);
         self.ids.push(key.id);
+    }
+
+    /// Takes back the last row if it is about this message.
+    fn forget(&mut self, key: MessageKey) {
+        if self.lanes.last() == Some(&key.lane) && self.ids.last() == Some(&key.id) {
+            self.lanes.pop();
+            self.ids.pop();
+            self.attempts.pop();
+            self.waits.pop();
+            self.texts.pop();
+        }
     }
 }
 
@@ -76,9 +87,11 @@ impl Outbox {
                     delivered.texts.push(sqs_message_id.clone());
                 }
                 Outcome::Deferred { attempts, wait, error } => {
+                    // Of two failures of one message the later counts; the order of equal keys is kept.
+                    deferred.forget(settlement.key);
                     deferred.key(settlement.key);
                     deferred.attempts.push(*attempts);
-                    deferred.waits.push(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+                    deferred.waits.push(wait.map(|wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)));
                     deferred.texts.push(shorten(error));
                 }
                 Outcome::Dead { attempts, error } => {

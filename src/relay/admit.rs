@@ -26,6 +26,21 @@ impl Stream<'_> {
         }
     }
 
+    /// Takes in what is due. A retry that a relay recorded is the head of its group; what an operator redrove may stand
+    /// anywhere in it, and its group is read from where that is certain to come in its turn.
+    pub(super) fn admit_due(&mut self, mut batch: Batch) {
+        if self.destination.queue.kind() == QueueKind::Fifo {
+            batch.messages.retain(|message| match &message.group {
+                Some(group) if message.attempts == 0 => {
+                    self.schedule.start_over(group, message.key, self.memory.bounds.cursor(message.key.lane));
+                    false
+                }
+                _ => true,
+            });
+        }
+        self.admit(batch);
+    }
+
     /// Makes an item of a message that is not in memory yet; buries one that SQS can never accept.
     pub(super) fn item(&mut self, message: Message) -> Option<Item> {
         let (key, attempts) = (message.key, message.attempts);
@@ -48,13 +63,14 @@ impl Stream<'_> {
                     resends: 0,
                     charged: None,
                     is_recorded: false,
+                    not_before: None,
                     age_when_read,
                     read_at,
                     is_alone: false,
                 })
             }
             Err(fault) => {
-                self.schedule.note(key.id);
+                self.schedule.pass_over(key.id, group.as_ref());
                 self.bury(key, attempts, &fault);
                 if let Some(group) = group.filter(|_| self.destination.blocks()) {
                     self.block(&group, key);

@@ -34,7 +34,8 @@ impl Stream<'_> {
     }
 
     pub(super) fn start_rechecking(&mut self, now: Instant) {
-        if self.feed.is_rechecking || self.feed.next_recheck.is_none_or(|at| now < at) {
+        // A burial that is not recorded yet is not in the table either, and its group would be taken for free.
+        if self.feed.is_rechecking || self.burying > 0 || self.feed.next_recheck.is_none_or(|at| now < at) {
             return;
         }
         self.feed.is_rechecking = true;

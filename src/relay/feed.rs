@@ -118,7 +118,7 @@ impl Stream<'_> {
         self.tasks.push(Box::pin(async move {
             let Destination { name, outbox, .. } = &destination;
             let work = async {
-                // Only the holder of a lane buries its messages, so nothing becomes dead in between.
+                // Only the holder of a lane buries or defers its messages, so nothing changes in between.
                 let dead = if destination.blocks() { outbox.dead_groups(name, &lanes).await? } else { Vec::new() };
                 let is_fifo = destination.queue.kind() == QueueKind::Fifo;
                 let heads = if is_fifo { outbox.deferred_heads(name, &lanes).await? } else { Vec::new() };
@@ -141,8 +141,9 @@ impl Stream<'_> {
         if now >= self.feed.next_due && !self.feed.is_asking_for_due && self.has_room() {
             self.feed.is_asking_for_due = true;
             let (destination, lanes, budget) = (self.destination.clone(), self.feed.open.clone(), self.feed.budget);
+            let groups = self.schedule.groups_read_on();
             self.tasks.push(Box::pin(async move {
-                let due = destination.outbox.read_due(&destination.name, &lanes, MOST_DUE, budget);
+                let due = destination.outbox.read_due(&destination.name, &lanes, MOST_DUE, budget, &groups);
                 Event::Due { result: due.await }
             }));
         }
@@ -159,7 +160,7 @@ impl Stream<'_> {
         let reading = (!feed.is_reading && !self.must_sweep() && self.has_room()).then_some(feed.next_read);
         let sweep = (!feed.is_sweeping).then_some(self.memory.sweeping.next());
         let due = (!feed.is_asking_for_due && self.has_room()).then_some(feed.next_due);
-        let recheck = feed.next_recheck.filter(|_| !feed.is_rechecking);
+        let recheck = feed.next_recheck.filter(|_| !feed.is_rechecking && self.burying == 0);
         [widening, reading, sweep, due, recheck].into_iter().flatten().min()
     }
 
@@ -268,7 +269,7 @@ impl Stream<'_> {
             Event::Due { result } => {
                 self.feed.is_asking_for_due = false;
                 self.feed.next_due = Instant::now() + DUE_POLL;
-                result.map(|batch| self.admit(batch))
+                result.map(|batch| self.admit_due(batch))
             }
             Event::Widened { result } => {
                 self.feed.is_widening = false;
@@ -305,7 +306,11 @@ impl Stream<'_> {
         self.feed.next_read = Instant::now();
         self.feed.next_due = Instant::now();
         for head in heads {
-            self.schedule.defer(&head.group, head.key, head.due);
+            if head.is_redriven {
+                self.schedule.start_over(&head.group, head.key, self.memory.bounds.cursor(head.key.lane));
+            } else {
+                self.schedule.defer(&head.group, head.key, head.due);
+            }
         }
         self.memory.remembered.retain(|remembered| {
             let is_here = lanes.contains(&remembered.lane);

@@ -26,6 +26,8 @@ pub(super) struct Item {
     pub(super) charged: Option<String>,
     /// Whether that is recorded already, because the retry comes after the claim.
     pub(super) is_recorded: bool,
+    /// When a recorded retry is due that was read in its turn; looked at when the message has become the head.
+    pub(super) not_before: Option<Instant>,
     /// Age by the database's clock when it was read.
     pub(super) age_when_read: Duration,
     /// When it was read, by this process's clock.
@@ -122,7 +124,7 @@ impl Group {
     }
 
     /// Some messages above `after`, up to `upto` at least, are in the table only.
-    fn leave(&mut self, after: i64, upto: i64) {
+    pub(super) fn leave(&mut self, after: i64, upto: i64) {
         let rest = self.rest.get_or_insert(Rest::new(after, upto));
         rest.after = rest.after.min(after);
         rest.upto = rest.upto.max(upto);
@@ -153,6 +155,25 @@ impl Group {
         self.state = State::Idle;
         let dead = std::mem::replace(&mut self.dead, i64::MAX);
         self.leave(dead - 1, dead);
+    }
+
+    /// This message stands somewhere in the table, and what comes before it may be there as well.
+    pub(super) fn start_over(&mut self, id: i64, read_to: i64) {
+        match (self.state, &mut self.rest) {
+            (State::Blocked, _) => self.leave(id - 1, id),
+            (State::Deferred(_), Some(rest)) if id > rest.after => rest.upto = rest.upto.max(id),
+            (state, rest) => {
+                let after = read_to.min(id - 1);
+                if rest.as_ref().is_some_and(|rest| after < rest.after) {
+                    // A read that is under way began too high.
+                    *rest = rest.map(|rest| Rest { asked_upto: None, ..rest });
+                }
+                if matches!(state, State::Deferred(_)) {
+                    self.state = State::Idle;
+                }
+                self.leave(after, id);
+            }
+        }
     }
 
     /// Puts a message where its id belongs; returns whether that is the head.

@@ -41,6 +41,9 @@ use throttle::Throttle;
 /// First and longest pause after a database failure.
 const DATABASE_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// Poll intervals between claims that found nothing to send.
+const FRUITLESS_PAUSE: u32 = 5;
+
 /// How long `run --until-empty` bears a database or a queue that does not work, before it gives up.
 const UNTIL_EMPTY_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -147,6 +150,8 @@ enum Step {
     Worked,
     /// Nothing to do.
     Idle,
+    /// There seemed to be something, but nothing of it could be sent.
+    Fruitless,
     /// Nothing is pending at all.
     Empty,
     /// The destination is halted for this long.
@@ -203,6 +208,8 @@ impl Relay {
                             Duration::ZERO
                         }
                         Step::Idle => self.destination.tuning.poll_interval.mul_f64(0.8 + 0.4 * fastrand::f64()),
+                        // What is due behind a dead message that holds up its group would have it claim on and on.
+                        Step::Fruitless => self.destination.tuning.poll_interval * FRUITLESS_PAUSE,
                         Step::Empty => {
                             self.ended.is_cut_short = false;
                             break;
@@ -291,6 +298,8 @@ impl Relay {
         let Some(claim) = claim else {
             // A server that took over and was behind may have no lanes yet.
             self.is_prepared &= self.prepared_in == self.generation;
+            // The database answers, and somebody delivers.
+            self.failing_since = None;
             // Others have all lanes and much to do. Whoever took all that one of them gives back would only swap places.
             if ready.len() >= all.len() / 2 {
                 self.most_lanes = self.most_lanes.min(all.len() / 2);
@@ -306,7 +315,9 @@ impl Relay {
             remembered: &mut self.remembered,
         };
         let end = Stream::new(&self.destination, claim, memory, &self.reports.pulse).run(drain).await;
-        self.after(end, held)
+        let step = self.after(end, held)?;
+        let is_over = matches!(step, Step::Fruitless) && until == Until::Empty && self.is_all_done().await?;
+        Ok(if is_over { Step::Empty } else { step })
     }
 
     fn after(&mut self, end: StreamEnd, held: usize) -> Result<Step, OutboxError> {
@@ -321,7 +332,7 @@ impl Relay {
         match end.closing {
             Closing::Time | Closing::Shutdown => Ok(Step::Worked),
             // A claim that found nothing it could send may find the same again at once.
-            Closing::Idle => Ok(if end.delivered > 0 { Step::Worked } else { Step::Idle }),
+            Closing::Idle => Ok(if end.delivered > 0 || end.dead > 0 { Step::Worked } else { Step::Fruitless }),
             Closing::Halted(fault) => {
                 self.throttle.halted(fault.kind);
                 self.destination.metrics.in_flight_limit.set(self.throttle.limit() as i64);

@@ -2,10 +2,12 @@
 //!
 //! The conduct for each fault is [`crate::retry`]'s; this file carries it out.
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::group::Item;
-use super::schedule::Leftovers;
+use super::schedule::{Leftover, Leftovers};
 use super::stream::{Closing, Event, Stream, StreamEnd};
 use crate::message::{Fault, FaultKind};
 use crate::message::{MessageKey, Outcome, Settlement};
@@ -30,6 +32,9 @@ const FAILURES_IN_A_ROW: u32 = 3;
 
 impl Stream<'_> {
     pub(super) fn start_settling(&mut self, now: Instant) {
+        for item in self.schedule.take_charged() {
+            self.defer(&item, None);
+        }
         let is_due = self.outcomes.len() >= SETTLE_SIZE
             || self.publishing == 0
             || self.oldest_outcome.is_some_and(|since| now.saturating_duration_since(since) >= SETTLE_AFTER);
@@ -39,6 +44,7 @@ impl Stream<'_> {
         self.is_settling = true;
         self.oldest_outcome = None;
         let mut settlements: Vec<Settlement> = self.outcomes.drain(..).collect();
+        self.drop_what_needs_the_claim(&mut settlements);
         let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
             let result = destination.outbox.settle(&destination.name, destination.keep, &mut settlements).await;
@@ -87,6 +93,7 @@ impl Stream<'_> {
                 },
             }
         }
+        self.record_early(&mut again, now);
         let accepted = (done.len() - dead.len()) as u64;
         if self.outcomes.is_empty() {
             self.oldest_outcome = None;
@@ -100,6 +107,42 @@ impl Stream<'_> {
             }
         }
         self.count_accepted(accepted);
+    }
+
+    /// A retry that comes after the claim will not be sent under it, so nothing is gained by waiting, and a crash would lose
+    /// it. Only the head of a group: what is recorded with a time is taken for that.
+    fn record_early(&mut self, again: &mut [(Item, Option<Instant>)], now: Instant) {
+        let mut groups: HashSet<Arc<str>> = HashSet::new();
+        for (item, until) in again {
+            let is_head = item.group.as_ref().is_none_or(|group| groups.insert(Arc::clone(group)));
+            if let Some(until) = until.filter(|until| is_head && item.charged.is_some() && *until >= self.closes_at()) {
+                item.is_recorded = true;
+                self.defer(item, Some(until.saturating_duration_since(now)));
+            }
+        }
+    }
+
+    /// Records a failed attempt.
+    fn defer(&mut self, item: &Item, wait: Option<Duration>) {
+        if let Some(error) = item.charged.clone() {
+            let outcome = Outcome::Deferred { attempts: item.attempts, wait, error };
+            self.outcomes.push_back(Settlement { key: item.key(), outcome });
+            self.oldest_outcome.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Once the claim is over another relay may have the lanes. It has asked which groups have to wait, and would go on
+    /// with those that are held up now; that SQS accepted a message is always right to say.
+    fn drop_what_needs_the_claim(&mut self, settlements: &mut Vec<Settlement>) {
+        if self.claim.is_lost() || Instant::now() >= self.claim_ends_at() {
+            settlements.retain(|settlement| {
+                let is_delivered = matches!(settlement.outcome, Outcome::Delivered { .. });
+                if !is_delivered {
+                    self.memory.bounds.rewind(settlement.key.lane, settlement.key.id);
+                }
+                is_delivered
+            });
+        }
     }
 
     fn count_accepted(&mut self, accepted: u64) {
@@ -128,15 +171,8 @@ impl Stream<'_> {
             }
             Conduct::RetryCharged => {
                 item.attempts = item.attempts.saturating_add(1);
-                let wait = delay_after(item.attempts, tuning.retry_initial, tuning.retry_max);
                 item.charged = Some(fault.to_string());
-                item.is_recorded = now + wait >= self.closes_at();
-                if item.is_recorded {
-                    // This claim will not send it again, so nothing is gained by waiting, and a crash would lose it.
-                    let outcome = Outcome::Deferred { attempts: item.attempts, wait, error: fault.to_string() };
-                    self.outcomes.push_back(Settlement { key: item.key(), outcome });
-                }
-                Some(Some(now + wait))
+                Some(Some(now + delay_after(item.attempts, tuning.retry_initial, tuning.retry_max)))
             }
             Conduct::Resend => {
                 item.resends = item.resends.saturating_add(1);
@@ -163,6 +199,7 @@ impl Stream<'_> {
     /// Gives a message up.
     pub(super) fn bury(&mut self, key: MessageKey, attempts: i16, fault: &Fault) {
         self.dead += 1;
+        self.burying += 1;
         self.destination.metrics.dead_lettered(fault.kind).inc();
         // A dead message is an operator's business, and there are few of them or there is a bigger problem.
         tracing::warn!(destination = %self.destination.name, message_id = key.id, reason = %fault, "message is dead");
@@ -175,6 +212,8 @@ impl Stream<'_> {
         match result {
             Ok(published_twice) => {
                 self.count_settled(&settlements, published_twice);
+                let is_dead = |settlement: &&Settlement| matches!(settlement.outcome, Outcome::Dead { .. });
+                self.burying = self.burying.saturating_sub(settlements.iter().filter(is_dead).count());
                 // A read that is under way may have seen these messages pending, so they stay known until it is over.
                 // What is deferred stays in memory until the claim ends.
                 let is_over = |settlement: &&Settlement| !matches!(settlement.outcome, Outcome::Deferred { .. });
@@ -239,15 +278,15 @@ impl Stream<'_> {
     pub(super) async fn end(mut self) -> StreamEnd {
         let now = Instant::now();
         let Leftovers { items, remembered } = self.schedule.take_leftovers();
-        for (item, until) in items {
-            match item.charged {
-                Some(_) if item.is_recorded => {}
-                Some(error) => {
+        for Leftover { item, until, is_head } in items {
+            if item.charged.is_some() && is_head {
+                if !item.is_recorded {
                     let wait = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
-                    let outcome = Outcome::Deferred { attempts: item.attempts, wait, error };
-                    self.outcomes.push_back(Settlement { key: item.entry.key(), outcome });
+                    self.defer(&item, Some(wait));
                 }
-                None => self.memory.bounds.rewind(item.entry.key().lane, item.entry.key().id),
+            } else {
+                self.defer(&item, None);
+                self.memory.bounds.rewind(item.key().lane, item.key().id);
             }
         }
         for remembered in remembered {
@@ -259,11 +298,14 @@ impl Stream<'_> {
         }
         let mut closing = self.closing.take().unwrap_or(Closing::Time);
         let mut unsettled: Vec<Settlement> = self.outcomes.drain(..).collect();
+        self.drop_what_needs_the_claim(&mut unsettled);
         let is_over = self.claim.is_lost() || Instant::now() >= self.claim_ends_at();
         if !(matches!(closing, Closing::Broken(_)) && is_over)
             && let Err(error) = self.settle_before_release(&mut unsettled).await
         {
             closing = Closing::Broken(error);
+            // They are written when the database is back, and the claim is not.
+            unsettled.retain(|settlement| matches!(settlement.outcome, Outcome::Delivered { .. }));
         }
         let is_saturated = matches!(closing, Closing::Time) && self.is_saturated;
         // Of a database that failed nobody waits for an answer: dropping the claim ends it as well.

@@ -45,12 +45,11 @@ impl Probe {
             }
             _ => self.delays.next_delay(),
         };
-        let is_new = !self.is_on;
         self.is_on = true;
         destination.metrics.up.set(0);
         // The same fault is told once, however often the probe meets it.
         let is_news = self.queue.report_down(&fault.code);
-        if is_new || is_news {
+        if is_news {
             tracing::warn!(destination = %destination.name, code = %fault.code, reason = %fault.detail, "destination halted; its messages wait, no attempt is charged");
         }
         pause
@@ -63,8 +62,10 @@ impl Probe {
             self.delays.reset();
             self.brief_delays.reset();
             destination.metrics.up.set(1);
-            self.queue.report_up();
-            tracing::info!(destination = %destination.name, "destination is back");
+            // Who was not told that it is halted, within a second of the last time, need not be told this either.
+            if self.queue.report_up() {
+                tracing::info!(destination = %destination.name, "destination is back");
+            }
         }
     }
 }

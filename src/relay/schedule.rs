@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use super::group::{Group, Item, State};
 use crate::sqs::Load;
-pub(super) use left::{GoesOn, Leftovers, ReadOn, Remembered};
+pub(super) use left::{GoesOn, Leftover, Leftovers, ReadOn, Remembered};
 
 /// How many messages of a group go out at once, and how many wait in memory.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,8 @@ pub(super) struct Schedule {
     known: HashSet<i64>,
     waiting: usize,
     waiting_bytes: usize,
+    /// Messages with a failed attempt that were left in the table.
+    charged: Vec<Item>,
 }
 
 impl Schedule {
@@ -63,6 +65,7 @@ impl Schedule {
             known: HashSet::new(),
             waiting: 0,
             waiting_bytes: 0,
+            charged: Vec::new(),
         }
     }
 
@@ -71,9 +74,17 @@ impl Schedule {
         self.known.contains(&id)
     }
 
-    /// Remembers a message that is settled without being sent; returns false when it is known already.
-    pub(super) fn note(&mut self, id: i64) -> bool {
-        self.known.insert(id)
+    /// Remembers a message that is settled without being sent. If its group waited for it, that goes on.
+    pub(super) fn pass_over(&mut self, id: i64, group: Option<&Arc<str>>) {
+        self.known.insert(id);
+        let Some(name) = group else { return };
+        if let Some(group) = self.groups.get_mut(name)
+            && matches!(group.state, State::Deferred(_))
+            && group.rest.is_some_and(|rest| rest.after == id)
+        {
+            group.state = State::Idle;
+            self.look_after(name);
+        }
     }
 
     /// The message is settled in the table.
@@ -98,7 +109,7 @@ impl Schedule {
 
     /// Takes a message in, or leaves it in the table when its group has enough in memory. `until` is the time of a retry
     /// that was recorded earlier.
-    pub(super) fn admit(&mut self, item: Item, until: Option<Instant>) {
+    pub(super) fn admit(&mut self, mut item: Item, until: Option<Instant>) {
         let id = item.key().id;
         if !self.known.insert(id) {
             return;
@@ -114,12 +125,19 @@ impl Schedule {
             }
             return;
         };
-        let lane = item.key().lane;
+        let (key, lane) = (item.key(), item.key().lane);
         let group = self.groups.entry(Arc::clone(&name)).or_insert_with(|| Group::new(lane));
         if group.leaves_in_table(id, self.limits.window) {
             self.known.remove(&id);
             return;
         }
+        // One that comes before the head that waits in the table: what follows it is read in order, the head included.
+        if matches!(group.state, State::Deferred(_)) && group.rest.is_some_and(|rest| id < rest.after) {
+            self.known.remove(&id);
+            self.start_over(&name, key, id);
+            return;
+        }
+        item.not_before = until;
         let before = group.counted();
         let is_head = group.insert(item);
         match (group.state, until) {
@@ -127,7 +145,7 @@ impl Schedule {
                 // An entry in the list of ready groups may stay behind; it is passed over when its turn comes.
                 self.delayed.insert((until, id), Delayed::Group(Arc::clone(&name)));
                 let left = group.delay();
-                self.forget_all(&left);
+                self.leave_all(left);
             }
             (State::Deferred(_), Some(until)) => {
                 group.state = State::Delayed;
@@ -181,6 +199,7 @@ impl Schedule {
                 let before = items.len();
                 while items.len() - before < self.limits.per_group
                     && let Some(next) = group.waiting.front()
+                    && (next.not_before.is_none() || items.len() == before)
                     && takes(&load, &items, next)
                 {
                     load.add(next.entry.bytes());
@@ -234,15 +253,17 @@ impl Schedule {
     fn release(&mut self, name: &Arc<str>, wait: Option<(Instant, i64)>) {
         let Some(group) = self.groups.get_mut(name) else { return };
         let before = group.counted();
-        match wait {
+        // A recorded retry that came in its turn waits when it is the head.
+        let recorded = group.waiting.front_mut().and_then(|head| Some((head.not_before.take()?, head.key().id)));
+        match wait.max(recorded) {
             _ if group.state == State::Blocked => {
                 let left = group.block(i64::MAX);
-                self.forget_all(&left);
+                self.leave_all(left);
             }
             Some(key) => {
                 self.delayed.insert(key, Delayed::Group(Arc::clone(name)));
                 let left = group.delay();
-                self.forget_all(&left);
+                self.leave_all(left);
             }
             None if group.waiting.is_empty() => group.state = State::Idle,
             None => {
@@ -287,10 +308,19 @@ impl Schedule {
         self.delayed.first_key_value().map(|(key, _)| key.0)
     }
 
-    fn forget_all(&mut self, items: &[Item]) {
+    /// These stay in the table for now. What failed is handed out once more, to be recorded.
+    fn leave_all(&mut self, items: Vec<Item>) {
         for item in items {
             self.known.remove(&item.key().id);
+            if item.charged.is_some() && !item.is_recorded {
+                self.charged.push(item);
+            }
         }
+    }
+
+    /// Messages with a failed attempt that were left in the table since this was asked last.
+    pub(super) fn take_charged(&mut self) -> Vec<Item> {
+        std::mem::take(&mut self.charged)
     }
 
     /// Brings the totals up to date after a change of one group.

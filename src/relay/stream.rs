@@ -121,6 +121,8 @@ pub(super) struct Stream<'a> {
     pub(super) outcomes: VecDeque<Settlement>,
     pub(super) oldest_outcome: Option<Instant>,
     pub(super) is_settling: bool,
+    /// Dead messages that are not recorded yet.
+    pub(super) burying: usize,
     pub(super) settled_ids: Vec<i64>,
     pub(super) publishing: usize,
     pub(super) failures_in_a_row: u32,
@@ -150,6 +152,7 @@ impl<'a> Stream<'a> {
             outcomes: VecDeque::new(),
             oldest_outcome: None,
             is_settling: false,
+            burying: 0,
             settled_ids: Vec::new(),
             publishing: 0,
             failures_in_a_row: 0,

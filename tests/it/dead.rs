@@ -229,3 +229,16 @@ async fn psql_is_enough_to_list_redrive_and_discard() -> Result<()> {
     ensure!(recorded.len() == 3 && recorded[0].starts_with("redrive postgres 1"), "{recorded:?}");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_message_that_somebody_has_locked_is_left_out_and_said_so() -> Result<()> {
+    let bed = graveyard().await?;
+    let ids = dead_ids(&bed).await?;
+    let other = bed.connect().await?;
+    other.batch_execute(&format!("BEGIN; SELECT FROM outbox.messages_dead WHERE id = {} FOR UPDATE", ids[0])).await?;
+    // A message at a time, and the locked one would come first.
+    let said = succeeds(&bed, "redrive --since 2000-01-01 --rate 1/s --yes").await?;
+    ensure!(said.contains("1 less than counted"), "{said}");
+    ensure!(dead_ids(&bed).await? == ids[..1]);
+    Ok(())
+}

@@ -193,3 +193,78 @@ async fn a_message_that_cannot_be_composed_blocks_its_group_too() -> Result<()> 
     ensure!(bed.pending().await? == 0 && arrived_of_group(&bed, &queue, "g").await? == [1, 3]);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_redriven_message_waits_for_those_of_its_group_before_it() -> Result<()> {
+    for mode in ["block", "skip"] {
+        let bed = Bed::new().await?;
+        let proxy = bed.proxy().await?;
+        let queue = bed.fifo("tickets").await?;
+        if mode == "skip" {
+            // Nothing is delivered before one of them was read and has died.
+            proxy.set(Fault::queue_missing());
+        }
+        enqueue_range(&bed.client, "tickets", 0..=11, 1).await?;
+        let large = format!("{{\"pad\": \"{}\"}}", "x".repeat(1_100_000));
+        let id = bed.enqueue("tickets", &large, Some("g0")).await?;
+        enqueue_range(&bed.client, "tickets", 13..=20, 1).await?;
+        let relay = bed.relay().env("OUTBOX_RELAY_ON_DEAD", mode).start().await?;
+        eventually("it is dead", || async { Ok(bed.row(id).await?.status == "dead") }).await?;
+        if mode == "block" {
+            let claims =
+                "SELECT count(*) FROM pg_locks WHERE relation = 'outbox.lanes'::regclass AND pid <> pg_backend_pid()";
+            eventually("the claim has ended", || async { Ok(bed.count(claims).await? == 0) }).await?;
+        }
+        let repaired = "UPDATE outbox.events SET payload = '{\"n\": 12}' WHERE length(payload::text) > 1000";
+        ensure!(bed.client.execute(repaired, &[]).await? == 1);
+        ensure!(bed.count(&format!("SELECT outbox.dead_redrive(ids => '{{{id}}}')")).await? == 1);
+        proxy.clear();
+        bed.until_nothing_is_pending().await?;
+        relay.stop().await?;
+        let arrived = arrived_of_group(&bed, &queue, "g0").await?;
+        ensure!(arrived.is_sorted() && arrived.len() == 21, "{mode}: {arrived:?}");
+    }
+    Ok(())
+}
+
+/// Makes messages dead without a relay.
+async fn bury(bed: &Bed, condition: &str) -> Result<u64> {
+    let statement = format!(
+        "UPDATE outbox.messages SET status = 'dead', dead_at = now(), last_error = 'refused' WHERE status = 'pending' AND {condition}"
+    );
+    Ok(bed.client.execute(&statement, &[]).await?)
+}
+
+#[tokio::test]
+async fn run_until_empty_ends_when_a_redriven_message_waits_behind_a_dead_one() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    enqueue_range(&bed.client, "tickets", 1..=2, 1).await?;
+    ensure!(bury(&bed, "true").await? == 2);
+    ensure!(
+        bed.count("SELECT outbox.dead_redrive(ids => (SELECT array[max(id)] FROM outbox.messages_dead))").await? == 1
+    );
+    ensure!(blocking(&bed).until_empty().await?.code == Some(1), "something is left");
+    ensure!(bed.pending().await? == 1 && arrived_of_group(&bed, &queue, "g0").await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn many_redriven_messages_of_a_blocked_group_keep_no_retry_of_another_waiting() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    enqueue_range(&bed.client, "tickets", 1..=2000, 1).await?;
+    ensure!(bury(&bed, "true").await? == 2000);
+    let all_but_the_first =
+        "SELECT outbox.dead_redrive(ids => (SELECT array_agg(id) FROM outbox.messages_dead WHERE id > 1))";
+    ensure!(bed.count(all_but_the_first).await? == 1999);
+    let id = bed.enqueue("tickets", "{\"n\": 1}", Some("other")).await?;
+    let recorded =
+        "UPDATE outbox.messages SET attempts = 1, last_error = 'InternalError', available_at = now() WHERE id = $1";
+    bed.client.execute(recorded, &[&id]).await?;
+    let relay = blocking(&bed).start().await?;
+    eventually("the retry is delivered", || async { Ok(bed.row(id).await?.status == "delivered") }).await?;
+    relay.stop().await?;
+    ensure!(bed.pending().await? == 1999 && bed.queues.contents(&queue).await?.len() == 1);
+    Ok(())
+}

@@ -63,11 +63,22 @@ impl GoesOn {
     }
 }
 
+/// A message that was in memory when a claim ended.
+#[derive(Debug)]
+pub(in crate::relay) struct Leftover {
+    /// The message.
+    pub(in crate::relay) item: Item,
+    /// When it was to be tried again, if it waited for a retry.
+    pub(in crate::relay) until: Option<Instant>,
+    /// Whether nothing of its group comes before it.
+    pub(in crate::relay) is_head: bool,
+}
+
 /// What was not sent when a claim ended.
 #[derive(Debug, Default)]
 pub(in crate::relay) struct Leftovers {
-    /// Messages in memory, with the time that those waiting for a retry were to be tried again.
-    pub(in crate::relay) items: Vec<(Item, Option<Instant>)>,
+    /// Messages in memory.
+    pub(in crate::relay) items: Vec<Leftover>,
     /// Groups that were left in part or whole.
     pub(in crate::relay) remembered: Vec<Remembered>,
 }
@@ -105,6 +116,24 @@ impl Schedule {
         }
     }
 
+    /// A message of this group was redriven, or came late, and others may come before it that are not in memory: the group
+    /// is read from below it, or from where its lane was read to, whichever is lower.
+    pub(in crate::relay) fn start_over(&mut self, name: &Arc<str>, message: MessageKey, read_to: i64) {
+        if self.knows(message.id) {
+            return;
+        }
+        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(message.lane));
+        group.start_over(message.id, read_to);
+        self.look_after(name);
+    }
+
+    /// Groups whose messages are read in their turn, due or not: all that have a rest, but for those whose head waits in
+    /// the table.
+    pub(in crate::relay) fn groups_read_on(&self) -> Vec<Arc<str>> {
+        let is_read_on = |group: &Group| group.rest.is_some() && !matches!(group.state, State::Deferred(_));
+        self.groups.iter().filter(|(_, group)| is_read_on(group)).map(|(name, _)| Arc::clone(name)).collect()
+    }
+
     /// Asks for more of a group that runs low, and lets go of one that has nothing left.
     pub(super) fn look_after(&mut self, name: &Arc<str>) {
         let Some(group) = self.groups.get_mut(name) else { return };
@@ -118,12 +147,13 @@ impl Schedule {
     /// An earlier claim left messages of this group in the table.
     pub(in crate::relay) fn remember(&mut self, remembered: &Remembered) {
         let group = self.groups.entry(Arc::clone(&remembered.group)).or_insert_with(|| Group::new(remembered.lane));
-        // A head that waits in the table is itself the place to go on from.
-        let after = match (group.state, group.rest) {
-            (State::Deferred(_), Some(rest)) => rest.after,
-            _ => remembered.after,
+        let (after, upto) = match (group.state, group.rest) {
+            // A head that waits in the table is itself the place to go on from.
+            (State::Deferred(_), Some(rest)) => (rest.after, rest.after),
+            (_, Some(rest)) => (rest.after.min(remembered.after), rest.upto),
+            (_, None) => (remembered.after, remembered.after),
         };
-        group.rest = Some(Rest::new(after, remembered.upto.max(after)));
+        group.rest = Some(Rest::new(after, upto.max(remembered.upto)));
         self.look_after(&remembered.group);
     }
 
@@ -136,7 +166,7 @@ impl Schedule {
             self.delayed.retain(|_, delayed| !matches!(delayed, Delayed::Group(other) if other == name));
         }
         let left = group.block(dead.id);
-        self.forget_all(&left);
+        self.leave_all(left);
         self.recount(name, before);
     }
 
@@ -191,40 +221,42 @@ impl Schedule {
         let Self { free, groups, delayed, .. } = std::mem::replace(self, Self::new(self.limits));
         let mut leftovers = Leftovers::default();
         let mut waits: HashMap<Arc<str>, Instant> = HashMap::new();
-        leftovers.items.extend(free.into_iter().map(|item| (item, None)));
+        let alone = |item, until| Leftover { item, until, is_head: true };
+        leftovers.items.extend(free.into_iter().map(|item| alone(item, None)));
         for ((until, _), delayed) in delayed {
             match delayed {
-                Delayed::Item(item) => leftovers.items.push((*item, Some(until))),
+                Delayed::Item(item) => leftovers.items.push(alone(*item, Some(until))),
                 Delayed::Group(name) => drop(waits.insert(name, until)),
             }
         }
         for (name, group) in groups {
             let until = waits.get(&name).copied();
-            if let Some(rest) = group.rest {
-                let first_uncharged = group.waiting.iter().find(|item| item.charged.is_none());
-                let after = first_uncharged.map_or(rest.after, |item| rest.after.min(item.key().id - 1));
-                if matches!(group.state, State::Deferred(_)) && rest.upto <= rest.after {
-                    // Nothing was seen behind the head, and the head is found where it is recorded.
-                    continue;
-                }
-                let (after, goes_on) = match (group.state, until) {
-                    (State::Blocked, _) => (after.min(group.dead - 1), GoesOn::Unblocked),
-                    (State::Deferred(until), _) | (_, Some(until)) => (after, GoesOn::At(until)),
-                    (_, None) => (after, GoesOn::Now),
-                };
-                leftovers.remembered.push(Remembered {
-                    group: name,
-                    lane: group.lane,
-                    after,
-                    upto: rest.upto,
-                    goes_on,
-                });
-                let charged = group.waiting.into_iter().filter(|item| item.charged.is_some());
-                leftovers.items.extend(charged.map(|item| (item, until)));
-            } else {
-                leftovers.items.extend(group.waiting.into_iter().map(|item| (item, until)));
-            }
+            leftovers.remembered.extend(group.remembered(name, until));
+            let has_rest = group.rest.is_some();
+            let items = group.waiting.into_iter().enumerate();
+            let items = items.map(|(index, item)| Leftover { item, until, is_head: index == 0 });
+            // What was not charged is read again with the rest.
+            leftovers.items.extend(items.filter(|left| !has_rest || left.item.charged.is_some()));
         }
         leftovers
+    }
+}
+
+impl Group {
+    /// What the next claim has to know of the part that was left in the table.
+    fn remembered(&self, name: Arc<str>, until: Option<Instant>) -> Option<Remembered> {
+        let rest = self.rest?;
+        // A head that failed is recorded as such and found where it is recorded; everything behind it is read again.
+        let is_recorded = self.waiting.front().is_some_and(|head| head.charged.is_some());
+        let next = self.waiting.get(usize::from(is_recorded));
+        let after = next.map_or(rest.after, |item| rest.after.min(item.key().id - 1));
+        let (after, goes_on) = match (self.state, until) {
+            // Nothing was seen behind the head.
+            (State::Deferred(_), _) if rest.upto <= rest.after => return None,
+            (State::Blocked, _) => (after.min(self.dead - 1), GoesOn::Unblocked),
+            (State::Deferred(until), _) | (_, Some(until)) => (after, GoesOn::At(until)),
+            (_, None) => (after, GoesOn::Now),
+        };
+        Some(Remembered { group: name, lane: self.lane, after, upto: rest.upto, goes_on })
     }
 }

@@ -38,6 +38,8 @@ pub(super) enum Move {
         group: u8,
         count: usize,
         commits: bool,
+        /// Which of them, if there are so many, can never be sent.
+        poison: usize,
     },
     Commit,
     /// The relay starts what it can: requests, and statements, which see the table now and are answered later.
@@ -52,6 +54,10 @@ pub(super) enum Move {
         fates: Vec<Fate>,
     },
     Settle,
+    /// An operator redrives one of the dead messages.
+    Redrive {
+        which: usize,
+    },
     Pass {
         millis: u64,
     },
@@ -75,8 +81,8 @@ fn fate() -> impl Strategy<Value = Fate> {
 fn moves() -> impl Strategy<Value = Vec<Move>> {
     let fates = || prop::collection::vec(fate(), 4);
     let one = prop_oneof![
-        4 => (0..3_u8, 1..9_usize, prop::bool::weighted(0.6))
-            .prop_map(|(group, count, commits)| Move::Write { group, count, commits }),
+        4 => (0..3_u8, 1..9_usize, prop::bool::weighted(0.6), 0..20_usize)
+            .prop_map(|(group, count, commits, poison)| Move::Write { group, count, commits, poison }),
         3 => Just(Move::Commit),
         8 => (1..20_usize).prop_map(|most| Move::Turn { most }),
         3 => Just(Move::EndRead),
@@ -84,6 +90,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         1 => Just(Move::EndDue),
         6 => (0..4_usize, fates()).prop_map(|(which, fates)| Move::Answer { which, fates }),
         2 => Just(Move::Settle),
+        2 => (0..4_usize).prop_map(|which| Move::Redrive { which }),
         3 => (0..300_u64).prop_map(|millis| Move::Pass { millis }),
         1 => fates().prop_map(|elsewhere| Move::Reclaim { elsewhere }),
     ];

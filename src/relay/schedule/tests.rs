@@ -41,6 +41,7 @@ pub(super) fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
         resends: 0,
         charged: None,
         is_recorded: false,
+        not_before: None,
         age_when_read: Duration::ZERO,
         read_at,
         is_alone: false,
@@ -238,7 +239,7 @@ fn leftovers_are_everything_that_was_not_sent() {
     schedule.finish(&[done], vec![(failed, Some(due))]);
     let leftovers = schedule.take_leftovers();
     let mut left: Vec<(i64, bool)> =
-        leftovers.items.iter().map(|(item, until)| (item.key().id, until.is_some())).collect();
+        leftovers.items.iter().map(|left| (left.item.key().id, left.until.is_some())).collect();
     left.sort_unstable();
     assert_eq!(left, [(9, true)]);
     assert_eq!(leftovers.remembered.len(), 1, "3 was left in the table behind 2");

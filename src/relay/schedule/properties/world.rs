@@ -12,6 +12,10 @@ struct Row {
     group: Option<Arc<str>>,
     /// When its recorded retry is due.
     due: Option<Instant>,
+    /// Due because an operator redrove it, wherever it stands in its group.
+    is_redriven: bool,
+    /// It can never be sent and dies when it is read, until somebody has repaired it.
+    is_poison: bool,
 }
 
 /// A read of the lane that has not come back.
@@ -45,9 +49,13 @@ pub(super) struct World {
     cursor: i64,
     read: Option<Read>,
     read_on: Option<GroupRead>,
-    due: Option<Vec<i64>>,
+    /// What a statement saw that was due, with the group of what was redriven.
+    due: Option<Vec<(i64, Option<Arc<str>>)>>,
     /// Accepted or dead, and not written back.
     outcomes: BTreeSet<i64>,
+    /// Those of them that are dead.
+    dying: BTreeSet<i64>,
+    dead: BTreeMap<i64, Row>,
     /// Written back, and not forgotten.
     settled: Vec<i64>,
     remembered: Vec<Remembered>,
@@ -71,6 +79,8 @@ impl World {
             read_on: None,
             due: None,
             outcomes: BTreeSet::new(),
+            dying: BTreeSet::new(),
+            dead: BTreeMap::new(),
             settled: Vec::new(),
             remembered: Vec::new(),
             may_send: HashMap::new(),
@@ -79,14 +89,18 @@ impl World {
 
     pub(super) fn make(&mut self, step: &Move) {
         match step {
-            Move::Write { group, count, commits } => self.write(*group, *count, *commits),
+            Move::Write { group, count, commits, poison } => self.write(*group, *count, *commits, *poison),
             Move::Commit => self.table.append(&mut self.uncommitted),
             Move::Turn { most } => self.turn(*most),
             Move::EndRead => self.end_read(),
             Move::EndReadOn => self.end_read_on(),
             Move::EndDue => {
-                let ids = self.due.take().unwrap_or_default();
-                ids.into_iter().for_each(|id| self.admit(id));
+                for (id, redriven) in self.due.take().unwrap_or_default() {
+                    match redriven {
+                        Some(group) => self.schedule.start_over(&group, MessageKey { lane: 1, id }, self.cursor),
+                        None => self.admit(id),
+                    }
+                }
                 self.forget_settled();
             }
             Move::Answer { which, fates } if !self.in_flight.is_empty() => {
@@ -95,18 +109,26 @@ impl World {
             }
             Move::Answer { .. } => {}
             Move::Settle => self.settle(),
+            Move::Redrive { which } if !self.dead.is_empty() => {
+                let id = *self.dead.keys().nth(which % self.dead.len()).unwrap();
+                let row = self.dead.remove(&id).unwrap();
+                self.table.insert(id, Row { due: Some(self.now), is_redriven: true, is_poison: false, ..row });
+                self.may_send.insert(id, 1);
+            }
+            Move::Redrive { .. } => {}
             Move::Pass { millis } => self.now += Duration::from_millis(*millis),
             Move::Reclaim { elsewhere } => self.reclaim(elsewhere),
         }
     }
 
     /// Writers of one group wait for each other, so their ids and their commits have the same order.
-    fn write(&mut self, group: u8, count: usize, commits: bool) {
+    fn write(&mut self, group: u8, count: usize, commits: bool, poison: usize) {
         let group: Option<Arc<str>> = (group > 0).then(|| Arc::from(format!("g{group}")));
         let waits = group.is_some() && self.uncommitted.values().any(|row| row.group == group);
         let rows = if commits { &mut self.table } else { &mut self.uncommitted };
-        for id in (self.next_id..).take(if waits { 0 } else { count }) {
-            rows.insert(id, Row { group: group.clone(), due: None });
+        for (index, id) in (self.next_id..).take(if waits { 0 } else { count }).enumerate() {
+            let is_poison = index == poison;
+            rows.insert(id, Row { group: group.clone(), due: None, is_redriven: false, is_poison });
             self.may_send.insert(id, 1);
             self.next_id = id + 1;
         }
@@ -117,7 +139,10 @@ impl World {
         self.begin_read(most);
         self.begin_read_on();
         let is_due = |row: &Row| row.due.is_some_and(|due| due <= self.now);
-        let due = self.table.iter().filter(|(_, row)| is_due(row)).map(|(id, _)| *id).collect();
+        let left_out = self.schedule.groups_read_on();
+        let is_left_out = |row: &Row| row.group.as_ref().is_some_and(|group| left_out.contains(group));
+        let due = self.table.iter().filter(|(_, row)| is_due(row) && !is_left_out(row));
+        let due = due.map(|(id, row)| (*id, row.group.clone().filter(|_| row.is_redriven))).collect();
         self.due.get_or_insert(due);
         while self.send() {}
     }
@@ -180,7 +205,9 @@ impl World {
     fn end_read_on(&mut self) {
         if let Some(GroupRead { from, rows, is_all }) = self.read_on.take() {
             let last = rows.last().map(|(id, _)| *id);
-            let rows = rows.into_iter().filter(|(id, _)| !self.schedule.knows(*id));
+            let rows: Vec<_> =
+                rows.into_iter().filter(|(id, _)| !self.schedule.knows(*id) && !self.dies(*id)).collect();
+            let rows = rows.into_iter();
             let items = rows.map(|(id, until)| (item(id, Some(&from.group)), until)).collect();
             self.schedule.read_on(&from, items, last, is_all);
         }
@@ -193,7 +220,23 @@ impl World {
             return;
         };
         let until = row.due.filter(|due| *due > self.now);
+        let is_left = |group: &Arc<str>| !self.schedule.knows(id) && self.schedule.leaves_in_table(group, id);
+        if row.group.as_ref().is_some_and(is_left) || self.dies(id) {
+            return;
+        }
         self.schedule.admit(item(id, row.group.as_deref()), until);
+    }
+
+    /// Whether a message that was read can never be sent.
+    fn dies(&mut self, id: i64) -> bool {
+        let is_poison = self.table.get(&id).is_some_and(|row| row.is_poison) && !self.schedule.knows(id);
+        if is_poison {
+            let group = self.table.get(&id).and_then(|row| row.group.clone());
+            self.schedule.pass_over(id, group.as_ref());
+            self.outcomes.insert(id);
+            self.dying.insert(id);
+        }
+        is_poison
     }
 
     fn send(&mut self) -> bool {
@@ -216,7 +259,11 @@ impl World {
             let in_flight = |item: &Item| item.group.as_ref() == Some(group);
             assert!(!self.in_flight.iter().flatten().any(in_flight), "{group} has two requests in flight");
             // All that was committed before it is done: a request begins with the oldest and leaves none out.
-            let is_next = |(id, row): &(&i64, &Row)| row.group.as_ref() == Some(group) && !self.outcomes.contains(id);
+            // But for what was redriven, which comes late anyhow.
+            let is_next = |(id, row): &(&i64, &Row)| {
+                let counts = !row.is_poison && !row.is_redriven || ids.contains(id);
+                row.group.as_ref() == Some(group) && !self.outcomes.contains(id) && counts
+            };
             let next: Vec<i64> = self.table.iter().filter(is_next).map(|(id, _)| *id).take(ids.len()).collect();
             assert_eq!(ids, next, "{group} is out of order");
         }
@@ -237,6 +284,7 @@ impl World {
             let until = match fate {
                 Fate::Accepted | Fate::Dead => {
                     self.outcomes.insert(item.key().id);
+                    self.dying.extend((fate == Fate::Dead).then_some(item.key().id));
                     done.push(item);
                     continue;
                 }
@@ -259,8 +307,14 @@ impl World {
     }
 
     fn settle(&mut self) {
+        for item in self.schedule.take_charged() {
+            self.record(item.key().id, None);
+        }
         for id in std::mem::take(&mut self.outcomes) {
-            self.table.remove(&id);
+            let row = self.table.remove(&id);
+            if self.dying.remove(&id) {
+                self.dead.extend(row.map(|row| (id, row)));
+            }
             self.settled.push(id);
         }
         self.forget_settled();
@@ -269,6 +323,14 @@ impl World {
     fn forget_settled(&mut self) {
         if self.read.is_none() && self.due.is_none() {
             self.settled.drain(..).for_each(|id| self.schedule.forget(id));
+        }
+    }
+
+    /// A failed attempt is written down, with a time for the head of a group.
+    fn record(&mut self, id: i64, due: Option<Instant>) {
+        if let Some(row) = self.table.get_mut(&id) {
+            row.due = due;
+            row.is_redriven = false;
         }
     }
 
@@ -282,24 +344,33 @@ impl World {
         self.make(&Move::EndDue);
         self.settle();
         let Leftovers { items, remembered } = self.schedule.take_leftovers();
-        for (item, until) in items {
+        for Leftover { item, until, is_head } in items {
             let id = item.key().id;
             match item.charged {
-                Some(_) => self.table.get_mut(&id).unwrap().due = Some(until.unwrap_or(self.now)),
+                Some(_) if is_head => self.record(id, Some(until.unwrap_or(self.now))),
+                Some(_) => {
+                    self.record(id, None);
+                    self.rewind(id);
+                }
                 None => self.rewind(id),
             }
         }
         self.cursor = self.low;
         self.remembered.extend(remembered);
         self.work_elsewhere(elsewhere);
-        let mut heads: HashMap<Arc<str>, (i64, Instant)> = HashMap::new();
+        let mut heads: HashMap<Arc<str>, (i64, Instant, bool)> = HashMap::new();
         for (id, row) in &self.table {
             if let (Some(group), Some(due)) = (&row.group, row.due) {
-                heads.entry(Arc::clone(group)).or_insert((*id, due));
+                heads.entry(Arc::clone(group)).or_insert((*id, due, row.is_redriven));
             }
         }
-        for (group, (id, due)) in &heads {
-            self.schedule.defer(group, MessageKey { lane: 1, id: *id }, *due);
+        for (group, (id, due, is_redriven)) in &heads {
+            let key = MessageKey { lane: 1, id: *id };
+            if *is_redriven {
+                self.schedule.start_over(group, key, self.cursor);
+            } else {
+                self.schedule.defer(group, key, *due);
+            }
         }
         std::mem::take(&mut self.remembered).iter().for_each(|remembered| self.schedule.remember(remembered));
     }
