@@ -8,6 +8,7 @@ mod configuration;
 mod dead;
 mod dead_groups;
 mod delivery;
+mod documents;
 mod exhaustion;
 mod failover;
 mod failures;
