@@ -268,3 +268,24 @@ async fn many_redriven_messages_of_a_blocked_group_keep_no_retry_of_another_wait
     ensure!(bed.pending().await? == 1999 && bed.queues.contents(&queue).await?.len() == 1);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_group_stays_blocked_while_its_dead_message_cannot_be_recorded() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    let queue = bed.fifo("tickets").await?;
+    enqueue_range(&bed.client, "tickets", 1..=10, 1).await?;
+    refuse(&proxy, &[1]);
+    let other = bed.connect().await?;
+    other.batch_execute("BEGIN; SELECT FROM outbox.messages_pending ORDER BY id LIMIT 1 FOR UPDATE").await?;
+    let relay = blocking(&bed).start().await?;
+    // By then the relay has asked several times which groups have dead messages.
+    relay.wait_for_log("lock timeout").await?;
+    ensure!(arrived_of_group(&bed, &queue, "g0").await?.is_empty(), "something overtook the dead message");
+    other.batch_execute("COMMIT").await?;
+    eventually("it is dead", || async { Ok(bed.count("SELECT count(*) FROM outbox.messages_dead").await? == 1) })
+        .await?;
+    relay.stop().await?;
+    ensure!(bed.pending().await? == 9 && arrived_of_group(&bed, &queue, "g0").await?.is_empty());
+    Ok(())
+}
