@@ -76,6 +76,8 @@ pub enum Outcome {
     Dead {
         /// Failed attempts, this one included.
         attempts: i16,
+        /// Whose fault it was.
+        kind: FaultKind,
         /// Why it was given up.
         error: String,
     },

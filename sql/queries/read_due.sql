@@ -1,7 +1,8 @@
 -- Reads the messages of claimed lanes whose retry is due.
 --
 -- $1 destination, $2 lanes, $3 how many at most, $4 how many bytes, $5 groups that are left out, because their turn comes
--- otherwise: many messages of one group that were redriven would keep those of all others from being seen.
+-- otherwise, $6 groups whose head alone is asked for, which has failed attempts: many messages of one group that were
+-- redriven would keep the head, and those of all others, from being seen.
 -- Guarantees: what is due first comes first, and of those due at the same time the lower id. Bytes as in read.sql.
 -- Index: messages_pending_deferred; events_pkey once a message. now() is this statement's start and, unlike
 -- clock_timestamp(), can use the index.
@@ -26,7 +27,10 @@ CROSS JOIN LATERAL (
         SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.available_at
         FROM outbox.messages_pending AS q
         WHERE q.destination = $1 AND q.available_at <= now() AND q.lane = ANY ($2::smallint[])
-            AND (q.group_id IS NULL OR q.group_id <> ALL ($5::text[]))
+            AND (
+                q.group_id IS NULL
+                OR q.group_id <> ALL ($5::text[]) AND (q.attempts > 0 OR q.group_id <> ALL ($6::text[]))
+            )
         ORDER BY q.available_at, q.id
         LIMIT $3
     ) AS p

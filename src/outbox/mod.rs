@@ -31,7 +31,7 @@ pub use dead::{DeadAction, DeadCount, DeadFilter, DeadGroup, DeadLine, DeadMessa
 pub use low_bound::LowBounds;
 pub use measure::{Backlog, Pruned};
 pub use migrate::{MIGRATIONS, Migration, script};
-pub use read::{Batch, DeferredHead, Look, Position, READ_BYTES, Range, ReadBudget, Sweep, Swept, Watch};
+pub use read::{Batch, DeferredHead, DueElsewhere, Look, Position, READ_BYTES, Range, ReadBudget, Sweep, Swept, Watch};
 pub use settle::Keep;
 pub use snapshot::Snapshot;
 

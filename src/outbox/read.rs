@@ -116,6 +116,15 @@ pub struct DeferredHead {
     pub is_redriven: bool,
 }
 
+/// Groups whose messages come otherwise than by being due.
+#[derive(Clone, Debug, Default)]
+pub struct DueElsewhere {
+    /// All messages of these.
+    pub all: Vec<Arc<str>>,
+    /// What was redriven of these; their heads have failed attempts.
+    pub redriven: Vec<Arc<str>>,
+}
+
 /// Where to sweep in a lane.
 #[derive(Clone, Copy, Debug)]
 pub struct Range {
@@ -213,9 +222,6 @@ impl Outbox {
             (&bytes, Type::INT8_ARRAY),
         ];
         let connection = self.connection().await?;
-        // All are sent at once; PostgreSQL runs the statements of a connection one after the other, in this order, and gives
-        // each its own snapshot (read committed).
-        let begin = self.bounded("read", connection.batch_execute(NO_JIT));
         let read = self.batch_on(&connection, "read", READ, &parameters);
         let sweep = async {
             match sweep {
@@ -223,11 +229,12 @@ impl Outbox {
                 None => Ok(None),
             }
         };
-        let commit = self.bounded("read", connection.batch_execute("COMMIT"));
-        let (begun, read, swept, committed) = tokio::join!(begin, read, sweep, commit);
-        let read = begun.and(read).and_then(|batch| committed.map(|()| batch));
-        let both = read.and_then(|batch| swept.map(|swept| (batch, swept)));
-        self.keep_if_ok(connection, both).await
+        let both = async {
+            let (read, swept) = tokio::join!(read, sweep);
+            Ok((read?, swept?))
+        };
+        let result = self.without_jit("read", &connection, both).await;
+        self.keep_if_ok(connection, result).await
     }
 
     /// The next messages of one group.
@@ -277,7 +284,8 @@ impl Outbox {
         rows.iter().map(head).collect()
     }
 
-    /// The messages of these lanes that wait for a retry which is due, but for those of some groups.
+    /// The messages of these lanes that wait for a retry which is due, but for those of some groups, and for what was
+    /// redriven of others.
     ///
     /// # Errors
     ///
@@ -288,17 +296,19 @@ impl Outbox {
         lanes: &[Lane],
         most: usize,
         budget: ReadBudget,
-        groups_to_skip: &[Arc<str>],
+        groups_to_skip: &DueElsewhere,
     ) -> Result<Batch, OutboxError> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let bytes = budget.bytes();
-        let groups: Vec<&str> = groups_to_skip.iter().map(AsRef::as_ref).collect();
-        let parameters: [Parameter<'_>; 5] = [
+        let names = |groups: &'_ [Arc<str>]| groups.iter().map(ToString::to_string).collect::<Vec<String>>();
+        let (groups, heads) = (names(&groups_to_skip.all), names(&groups_to_skip.redriven));
+        let parameters: [Parameter<'_>; 6] = [
             (&destination, Type::TEXT),
             (&lanes, Type::INT2_ARRAY),
             (&most, Type::INT8),
             (&bytes, Type::INT8),
             (&groups, Type::TEXT_ARRAY),
+            (&heads, Type::TEXT_ARRAY),
         ];
         self.batch("read due", READ_DUE, &parameters).await
     }
@@ -348,8 +358,26 @@ impl Outbox {
         parameters: &[Parameter<'_>],
     ) -> Result<Batch, OutboxError> {
         let connection = self.connection().await?;
-        let batch = self.batch_on(&connection, statement, sql, parameters).await;
-        self.keep_if_ok(connection, batch).await
+        let read = self.batch_on(&connection, statement, sql, parameters);
+        let result = self.without_jit(statement, &connection, read).await;
+        self.keep_if_ok(connection, result).await
+    }
+
+    /// Runs reads in a transaction in which nothing is compiled. All is sent at once; PostgreSQL runs the statements of a
+    /// connection one after the other, in the order in which they are polled first, and gives each its own snapshot.
+    async fn without_jit<T>(
+        &self,
+        statement: &'static str,
+        connection: &Object,
+        reads: impl Future<Output = Result<T, OutboxError>>,
+    ) -> Result<T, OutboxError> {
+        let begin = self.bounded(statement, connection.batch_execute(NO_JIT));
+        let commit = self.bounded(statement, connection.batch_execute("COMMIT"));
+        let (begun, result, committed) = tokio::join!(begin, reads, commit);
+        begun?;
+        let value = result?;
+        committed?;
+        Ok(value)
     }
 
     async fn batch_on(

@@ -94,7 +94,7 @@ impl Outbox {
                     deferred.waits.push(wait.map(|wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)));
                     deferred.texts.push(shorten(error));
                 }
-                Outcome::Dead { attempts, error } => {
+                Outcome::Dead { attempts, error, .. } => {
                     dead.key(settlement.key);
                     dead.attempts.push(*attempts);
                     dead.texts.push(shorten(error));

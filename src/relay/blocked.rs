@@ -19,6 +19,9 @@ use crate::outbox::{DeadGroup, OutboxError};
 /// How often is asked whether a blocked group may go on.
 const RECHECK: Duration = Duration::from_secs(1);
 
+/// How soon to ask anew when the answer was worth nothing.
+const RECHECK_SOON: Duration = Duration::from_millis(50);
+
 impl Destination {
     /// Whether a dead message holds up its group. A standard queue has no order to keep.
     pub(super) fn blocks(&self) -> bool {
@@ -41,16 +44,21 @@ impl Stream<'_> {
         self.feed.is_rechecking = true;
         let blocked = self.schedule.blocked();
         let lanes = distinct(blocked.iter().map(|(lane, _)| *lane));
-        let destination = self.destination.clone();
+        let (destination, burials) = (self.destination.clone(), self.burials);
         self.tasks.push(Box::pin(async move {
             let result = destination.outbox.dead_groups(&destination.name, &lanes).await;
-            Event::Rechecked { blocked, result }
+            Event::Rechecked { blocked, burials, result }
         }));
     }
 
     /// Of the groups that were blocked when the question was asked, those go on of which nothing is dead.
-    pub(super) fn rechecked(&mut self, blocked: &[(Lane, Arc<str>)], dead: &[DeadGroup]) {
+    pub(super) fn rechecked(&mut self, blocked: &[(Lane, Arc<str>)], burials: u64, dead: &[DeadGroup]) {
         self.feed.is_rechecking = false;
+        if self.burials != burials {
+            // The answer may be from before a burial, of one of these groups for all that is known.
+            self.feed.next_recheck = Some(Instant::now() + RECHECK_SOON);
+            return;
+        }
         let dead = names(dead);
         for (_, group) in blocked.iter().filter(|(_, group)| !dead.contains(&**group)) {
             self.schedule.unblock(group);

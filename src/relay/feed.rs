@@ -43,6 +43,11 @@ const WIDEN_BY: usize = 2;
 /// Bytes in memory that wait to be sent, beyond which no read is started.
 const MOST_WAITING_BYTES: usize = crate::outbox::READ_BYTES;
 
+/// Bits of [`Feed::reads_under_way`].
+const READ: u8 = 1;
+const DUE: u8 = 2;
+const READ_ON: u8 = 4;
+
 /// The state of reading.
 #[derive(Debug)]
 pub(super) struct Feed {
@@ -89,9 +94,10 @@ impl Feed {
         }
     }
 
-    /// Whether messages are under way from the table that may have been settled since the statement began.
-    pub(super) fn may_be_stale(&self) -> bool {
-        self.is_reading || self.is_asking_for_due
+    /// The reads under way that may bring messages which were settled since the statement began.
+    pub(super) fn reads_under_way(&self) -> u8 {
+        let bits = [(self.is_reading, READ), (self.is_asking_for_due, DUE), (self.is_reading_on, READ_ON)];
+        bits.into_iter().filter(|(is_under_way, _)| *is_under_way).fold(0, |all, (_, bit)| all | bit)
     }
 
     /// Whether the last read left more in the table.
@@ -141,7 +147,7 @@ impl Stream<'_> {
         if now >= self.feed.next_due && !self.feed.is_asking_for_due && self.has_room() {
             self.feed.is_asking_for_due = true;
             let (destination, lanes, budget) = (self.destination.clone(), self.feed.open.clone(), self.feed.budget);
-            let groups = self.schedule.groups_read_on();
+            let groups = self.schedule.due_elsewhere();
             self.tasks.push(Box::pin(async move {
                 let due = destination.outbox.read_due(&destination.name, &lanes, MOST_DUE, budget, &groups);
                 Event::Due { result: due.await }
@@ -238,9 +244,17 @@ impl Stream<'_> {
 
     /// Applies the results of the tasks that are started here.
     pub(super) fn fed(&mut self, event: Event) {
+        let ended = match &event {
+            Event::Read { .. } => READ,
+            Event::Due { .. } => DUE,
+            Event::ReadOn { .. } => READ_ON,
+            _ => 0,
+        };
         let applied = match event {
             Event::Opened { lanes, result } => result.map(|(dead, heads)| self.opened(&lanes, &dead, &heads)),
-            Event::Rechecked { blocked, result } => result.map(|dead| self.rechecked(&blocked, &dead)),
+            Event::Rechecked { blocked, burials, result } => {
+                result.map(|dead| self.rechecked(&blocked, burials, &dead))
+            }
             Event::Read { positions, sweep, result } => {
                 self.feed.is_reading = false;
                 result.map(|(batch, swept)| {
@@ -277,7 +291,7 @@ impl Stream<'_> {
             }
             Event::Published { .. } | Event::Settled { .. } => Ok(()),
         };
-        self.forget_settled();
+        self.forget_settled(ended);
         if let Err(error) = applied {
             self.broke(error);
         }

@@ -324,6 +324,9 @@ impl Relay {
         self.ended.delivered += end.delivered;
         self.ended.dead += end.dead;
         self.unsettled.extend(end.unsettled);
+        if end.has_dropped {
+            self.forget_bounds();
+        }
         if end.delivered > 0 {
             self.failing_since = None;
         }

@@ -137,9 +137,7 @@ impl Stream<'_> {
         if self.claim.is_lost() || Instant::now() >= self.claim_ends_at() {
             settlements.retain(|settlement| {
                 let is_delivered = matches!(settlement.outcome, Outcome::Delivered { .. });
-                if !is_delivered {
-                    self.memory.bounds.rewind(settlement.key.lane, settlement.key.id);
-                }
+                self.has_dropped |= !is_delivered;
                 is_delivered
             });
         }
@@ -198,12 +196,10 @@ impl Stream<'_> {
 
     /// Gives a message up.
     pub(super) fn bury(&mut self, key: MessageKey, attempts: i16, fault: &Fault) {
-        self.dead += 1;
         self.burying += 1;
-        self.destination.metrics.dead_lettered(fault.kind).inc();
-        // A dead message is an operator's business, and there are few of them or there is a bigger problem.
-        tracing::warn!(destination = %self.destination.name, message_id = key.id, reason = %fault, "message is dead");
-        self.outcomes.push_back(Settlement { key, outcome: Outcome::Dead { attempts, error: fault.to_string() } });
+        self.burials += 1;
+        let outcome = Outcome::Dead { attempts, kind: fault.kind, error: fault.to_string() };
+        self.outcomes.push_back(Settlement { key, outcome });
         self.oldest_outcome.get_or_insert_with(Instant::now);
     }
 
@@ -217,8 +213,9 @@ impl Stream<'_> {
                 // A read that is under way may have seen these messages pending, so they stay known until it is over.
                 // What is deferred stays in memory until the claim ends.
                 let is_over = |settlement: &&Settlement| !matches!(settlement.outcome, Outcome::Deferred { .. });
-                self.settled_ids.extend(settlements.iter().filter(is_over).map(|settlement| settlement.key.id));
-                self.forget_settled();
+                let ids = settlements.iter().filter(is_over).map(|settlement| settlement.key.id).collect();
+                self.settled_ids.push((self.feed.reads_under_way(), ids));
+                self.forget_settled(0);
             }
             Err(error) => {
                 self.outcomes.extend(settlements);
@@ -227,13 +224,16 @@ impl Stream<'_> {
         }
     }
 
-    /// Forgets what is settled, unless a read is under way.
-    pub(super) fn forget_settled(&mut self) {
-        if !self.feed.may_be_stale() {
-            for id in self.settled_ids.drain(..) {
-                self.schedule.forget(id);
+    /// Forgets what is settled once all reads have ended that were under way then.
+    pub(super) fn forget_settled(&mut self, ended: u8) {
+        let schedule = &mut self.schedule;
+        self.settled_ids.retain_mut(|(reads, ids)| {
+            *reads &= !ended;
+            if *reads == 0 {
+                ids.iter().for_each(|id| schedule.forget(*id));
             }
-        }
+            *reads != 0
+        });
     }
 
     fn count_settled(&mut self, settlements: &[Settlement], published_twice: u64) {
@@ -241,6 +241,14 @@ impl Stream<'_> {
         let delivered = settlements.iter().filter(is_delivered).count() as u64;
         self.delivered += delivered;
         self.destination.metrics.delivered.inc_by(delivered);
+        for Settlement { key, outcome } in settlements {
+            if let Outcome::Dead { kind, error, .. } = outcome {
+                self.dead += 1;
+                self.destination.metrics.dead_lettered(*kind).inc();
+                // A dead message is an operator's business, and there are few of them or there is a bigger problem.
+                tracing::warn!(destination = %self.destination.name, message_id = key.id, reason = %error, "message is dead");
+            }
+        }
         if published_twice > 0 {
             self.destination.metrics.possible_duplicates.inc_by(published_twice);
             tracing::warn!(
@@ -305,7 +313,9 @@ impl Stream<'_> {
         {
             closing = Closing::Broken(error);
             // They are written when the database is back, and the claim is not.
+            let before = unsettled.len();
             unsettled.retain(|settlement| matches!(settlement.outcome, Outcome::Delivered { .. }));
+            self.has_dropped |= unsettled.len() < before;
         }
         let is_saturated = matches!(closing, Closing::Time) && self.is_saturated;
         // Of a database that failed nobody waits for an answer: dropping the claim ends it as well.
@@ -315,6 +325,7 @@ impl Stream<'_> {
         {
             closing = Closing::Broken(error);
         }
-        StreamEnd { closing, unsettled, is_saturated, delivered: self.delivered, dead: self.dead }
+        let Self { has_dropped, delivered, dead, .. } = self;
+        StreamEnd { closing, unsettled, has_dropped, is_saturated, delivered, dead }
     }
 }

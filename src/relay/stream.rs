@@ -75,6 +75,8 @@ pub(super) struct StreamEnd {
     pub(super) closing: Closing,
     /// Outcomes that could not be written.
     pub(super) unsettled: Vec<Settlement>,
+    /// Whether others were dropped, so that what is remembered of their groups may be wrong.
+    pub(super) has_dropped: bool,
     /// Whether more was waiting than it could send.
     pub(super) is_saturated: bool,
     /// Messages that SQS accepted.
@@ -90,7 +92,7 @@ pub(super) enum Event {
     ReadOn { from: ReadOn, result: Result<Batch, OutboxError> },
     Swept { sweep: Sweep, round: Round, upto: i64, started: Instant, result: Result<Swept, OutboxError> },
     Due { result: Result<Batch, OutboxError> },
-    Rechecked { blocked: Vec<(Lane, Arc<str>)>, result: Result<Vec<DeadGroup>, OutboxError> },
+    Rechecked { blocked: Vec<(Lane, Arc<str>)>, burials: u64, result: Result<Vec<DeadGroup>, OutboxError> },
     Widened { result: Result<Vec<Lane>, OutboxError> },
     Published { items: Vec<Item>, published: Published },
     Settled { settlements: Vec<Settlement>, result: Result<u64, OutboxError> },
@@ -123,7 +125,12 @@ pub(super) struct Stream<'a> {
     pub(super) is_settling: bool,
     /// Dead messages that are not recorded yet.
     pub(super) burying: usize,
-    pub(super) settled_ids: Vec<i64>,
+    /// How many there have been.
+    pub(super) burials: u64,
+    /// Whether something was not recorded because the claim was over.
+    pub(super) has_dropped: bool,
+    /// What is settled, with the reads that were under way then.
+    pub(super) settled_ids: Vec<(u8, Vec<i64>)>,
     pub(super) publishing: usize,
     pub(super) failures_in_a_row: u32,
     held_since: Option<Instant>,
@@ -153,6 +160,8 @@ impl<'a> Stream<'a> {
             oldest_outcome: None,
             is_settling: false,
             burying: 0,
+            burials: 0,
+            has_dropped: false,
             settled_ids: Vec::new(),
             publishing: 0,
             failures_in_a_row: 0,

@@ -289,3 +289,21 @@ async fn a_group_stays_blocked_while_its_dead_message_cannot_be_recorded() -> Re
     ensure!(bed.pending().await? == 9 && arrived_of_group(&bed, &queue, "g0").await?.is_empty());
     Ok(())
 }
+
+#[tokio::test]
+async fn many_redriven_messages_behind_one_that_failed_again_are_delivered_in_order() -> Result<()> {
+    const COUNT: i64 = 1500;
+    let bed = Bed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    enqueue_range(&bed.client, "tickets", 1..=COUNT, 1).await?;
+    ensure!(bury(&bed, "true").await? == 1500);
+    ensure!(bed.count("SELECT outbox.dead_redrive(since => '-infinity')").await? == COUNT);
+    // As a relay that was stopped has recorded it: due later than all that come after it.
+    let failed = "UPDATE outbox.messages SET attempts = 1, last_error = 'InternalError', available_at = now() + interval '1 second'
+         WHERE id = (SELECT min(id) FROM outbox.messages_pending)";
+    ensure!(bed.client.execute(failed, &[]).await? == 1);
+    let relay = bed.relay().env("OUTBOX_RELAY_FIFO_MODE", "batched").start().await?;
+    bed.until_drained().await?;
+    relay.stop().await?;
+    bed.ensure_arrived_in_order(&queue, COUNT).await
+}

@@ -67,8 +67,8 @@ const STATEMENTS: [Planned; 11] = [
     Planned {
         name: "read_due",
         sql: query!("read_due"),
-        types: "text, smallint[], bigint, bigint, text[]",
-        arguments: "'audit', LANES, 1000, 1000000, '{g1}'",
+        types: "text, smallint[], bigint, bigint, text[], text[]",
+        arguments: "'audit', LANES, 1000, 1000000, '{g1}', '{g2}'",
         pending: &[DUE],
     },
     Planned {

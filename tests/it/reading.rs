@@ -67,7 +67,7 @@ async fn ensure_delivered_soon(bed: &Bed, id: i64, late: &Client) -> Result<()> 
         let ordinary: i64 = bed.client.query_one(ordinary, &[]).await?.get(0);
         eventually("an ordinary message is delivered", || is_delivered(ordinary)).await?;
     }
-    let limit = LATE_LIMIT + started.elapsed() * 4;
+    let limit = LATE_LIMIT + started.elapsed() * 10;
     late.batch_execute("COMMIT").await?;
     let committed = Instant::now();
     eventually("the late message is delivered", || is_delivered(id)).await?;

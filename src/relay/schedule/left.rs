@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::{Delayed, Schedule};
 use crate::message::{Lane, MessageKey};
+use crate::outbox::DueElsewhere;
 use crate::relay::group::{Group, Item, Rest, State};
 
 /// Where to read on in a group.
@@ -111,8 +112,11 @@ impl Schedule {
     /// The head of this group waits in the table for a retry.
     pub(in crate::relay) fn defer(&mut self, name: &Arc<str>, head: MessageKey, due: Instant) {
         let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(head.lane));
-        if group.state == State::Idle {
-            group.defer(head.id, due);
+        match group.state {
+            State::Idle => group.defer(head.id, due),
+            // When it goes on, it is from there.
+            State::Blocked => group.leave(head.id - 1, head.id),
+            _ => {}
         }
     }
 
@@ -127,11 +131,14 @@ impl Schedule {
         self.look_after(name);
     }
 
-    /// Groups whose messages are read in their turn, due or not: all that have a rest, but for those whose head waits in
-    /// the table.
-    pub(in crate::relay) fn groups_read_on(&self) -> Vec<Arc<str>> {
-        let is_read_on = |group: &Group| group.rest.is_some() && !matches!(group.state, State::Deferred(_));
-        self.groups.iter().filter(|(_, group)| is_read_on(group)).map(|(name, _)| Arc::clone(name)).collect()
+    /// Groups with a rest are read in their turn, due or not; of those whose head waits in the table only that is due.
+    pub(in crate::relay) fn due_elsewhere(&self) -> DueElsewhere {
+        let mut elsewhere = DueElsewhere::default();
+        for (name, group) in self.groups.iter().filter(|(_, group)| group.rest.is_some()) {
+            let is_deferred = matches!(group.state, State::Deferred(_));
+            if is_deferred { &mut elsewhere.redriven } else { &mut elsewhere.all }.push(Arc::clone(name));
+        }
+        elsewhere
     }
 
     /// Asks for more of a group that runs low, and lets go of one that has nothing left.
@@ -148,8 +155,12 @@ impl Schedule {
     pub(in crate::relay) fn remember(&mut self, remembered: &Remembered) {
         let group = self.groups.entry(Arc::clone(&remembered.group)).or_insert_with(|| Group::new(remembered.lane));
         let (after, upto) = match (group.state, group.rest) {
-            // A head that waits in the table is itself the place to go on from.
-            (State::Deferred(_), Some(rest)) => (rest.after, rest.after),
+            // A head that waits in the table is itself the place to go on from, if nothing may be left before it.
+            (State::Deferred(_), Some(rest)) if remembered.after + 1 >= rest.after => (rest.after, rest.after),
+            (State::Deferred(_), Some(rest)) => {
+                group.state = State::Idle;
+                (remembered.after, rest.after)
+            }
             (_, Some(rest)) => (rest.after.min(remembered.after), rest.upto),
             (_, None) => (remembered.after, remembered.after),
         };

@@ -139,8 +139,11 @@ impl World {
         self.begin_read(most);
         self.begin_read_on();
         let is_due = |row: &Row| row.due.is_some_and(|due| due <= self.now);
-        let left_out = self.schedule.groups_read_on();
-        let is_left_out = |row: &Row| row.group.as_ref().is_some_and(|group| left_out.contains(group));
+        let left_out = self.schedule.due_elsewhere();
+        let is_left_out = |row: &Row| {
+            let is_in = |groups: &[Arc<str>]| row.group.as_ref().is_some_and(|group| groups.contains(group));
+            is_in(&left_out.all) || row.is_redriven && is_in(&left_out.redriven)
+        };
         let due = self.table.iter().filter(|(_, row)| is_due(row) && !is_left_out(row));
         let due = due.map(|(id, row)| (*id, row.group.clone().filter(|_| row.is_redriven))).collect();
         self.due.get_or_insert(due);
@@ -321,7 +324,7 @@ impl World {
     }
 
     fn forget_settled(&mut self) {
-        if self.read.is_none() && self.due.is_none() {
+        if self.read.is_none() && self.due.is_none() && self.read_on.is_none() {
             self.settled.drain(..).for_each(|id| self.schedule.forget(id));
         }
     }
