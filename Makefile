@@ -3,8 +3,8 @@
 CARGO  ?= cargo
 FLAGS  := --locked
 export RUSTDOCFLAGS += -D warnings
-# The tests mostly wait, so two at a time for each of two cores.
-export RUST_TEST_THREADS ?= 4
+# The tests mostly wait, so there are more of them at a time than cores.
+export RUST_TEST_THREADS ?= 3
 
 .PHONY: help demo test soak bench fmt build
 .DEFAULT_GOAL := help

@@ -47,6 +47,7 @@ const MOST_WAITING_BYTES: usize = crate::outbox::READ_BYTES;
 const READ: u8 = 1;
 const DUE: u8 = 2;
 const READ_ON: u8 = 4;
+const SWEEP: u8 = 8;
 
 /// The state of reading.
 #[derive(Debug)]
@@ -96,7 +97,12 @@ impl Feed {
 
     /// The reads under way that may bring messages which were settled since the statement began.
     pub(super) fn reads_under_way(&self) -> u8 {
-        let bits = [(self.is_reading, READ), (self.is_asking_for_due, DUE), (self.is_reading_on, READ_ON)];
+        let bits = [
+            (self.is_reading, READ),
+            (self.is_asking_for_due, DUE),
+            (self.is_reading_on, READ_ON),
+            (self.is_sweeping, SWEEP),
+        ];
         bits.into_iter().filter(|(is_under_way, _)| *is_under_way).fold(0, |all, (_, bit)| all | bit)
     }
 
@@ -248,6 +254,7 @@ impl Stream<'_> {
             Event::Read { .. } => READ,
             Event::Due { .. } => DUE,
             Event::ReadOn { .. } => READ_ON,
+            Event::Swept { .. } => SWEEP,
             _ => 0,
         };
         let applied = match event {

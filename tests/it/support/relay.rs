@@ -16,7 +16,7 @@ use super::bed::locked;
 use super::eventually;
 
 /// The longest that a command may run and a log line may be awaited.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The binary under test.
 pub fn binary() -> &'static str {
