@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use deadpool_postgres::Object;
 use sha2::{Digest as _, Sha256};
-use tokio_postgres::types::Type;
 
 use super::{Outbox, OutboxError, column};
 
@@ -178,16 +177,5 @@ impl Outbox {
             applied = version;
         }
         Ok(applied)
-    }
-
-    /// The server's version as it names itself, for the start-up line.
-    ///
-    /// # Errors
-    ///
-    /// When the statement fails.
-    pub async fn server_version(&self) -> Result<String, OutboxError> {
-        let parameters = [(&"server_version" as &(dyn tokio_postgres::types::ToSql + Sync), Type::TEXT)];
-        let row = self.query_one("ask the version", "SELECT current_setting($1)", &parameters).await?;
-        column("ask the version", &row, 0)
     }
 }

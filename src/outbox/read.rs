@@ -1,4 +1,4 @@
-//! Looking, reading and sweeping: what waits, without taking anything.
+//! Reading and sweeping: what waits in claimed lanes, without taking anything. [`super::look`] asks whether there is any.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -11,14 +11,11 @@ use tokio_postgres::types::Type;
 use super::{Outbox, OutboxError, Parameter, STATEMENT_TIMEOUT, Snapshot, column};
 use crate::message::{Event, Lane, Message, MessageKey};
 
-const WATCH: &str = include_str!("../../sql/queries/watch.sql");
-const LOOK: &str = include_str!("../../sql/queries/look.sql");
 const READ: &str = include_str!("../../sql/queries/read.sql");
 const READ_GROUP: &str = include_str!("../../sql/queries/read_group.sql");
 const READ_DUE: &str = include_str!("../../sql/queries/read_due.sql");
 const DEFERRED_HEADS: &str = include_str!("../../sql/queries/deferred_heads.sql");
 const SWEEP: &str = include_str!("../../sql/queries/sweep.sql");
-const PENDING: &str = include_str!("../../sql/queries/pending.sql");
 
 /// PostgreSQL takes the number of messages that a read may bring as unknown, a tenth of each lane, so with half a million
 /// waiting it compiles the statement anew for each read of a thousand, which takes twice as long as the read.
@@ -53,30 +50,6 @@ impl ReadBudget {
     fn share(self, part: usize, total: usize) -> i64 {
         i64::try_from(self.0 * part / total.max(1)).unwrap_or(i64::MAX).max(1)
     }
-}
-
-/// What can be seen of quiet destinations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Watch {
-    /// The highest message id handed out so far, committed or not, to any destination.
-    pub last_id: i64,
-    /// Whether a retry is due.
-    pub is_due: bool,
-}
-
-/// What a look saw.
-#[derive(Clone, Debug)]
-pub struct Look {
-    /// What had ended when it looked.
-    pub snapshot: Snapshot,
-    /// Every transaction that had begun to write was below this one.
-    pub next_xid: i64,
-    /// The highest message id handed out so far, committed or not.
-    pub last_id: i64,
-    /// Lanes with messages above their bound.
-    pub ready: Vec<Lane>,
-    /// Lanes with a retry that is due.
-    pub due: Vec<Lane>,
 }
 
 /// From where, and how much, to read of one lane.
@@ -157,45 +130,6 @@ pub struct Swept {
 }
 
 impl Outbox {
-    /// Whether anything may have come for these destinations since the last look.
-    ///
-    /// # Errors
-    ///
-    /// When the statement fails.
-    pub async fn watch(&self, destinations: &[&str]) -> Result<Watch, OutboxError> {
-        let row = self.query_one("watch", WATCH, &[(&destinations, Type::TEXT_ARRAY)]).await?;
-        Ok(Watch { last_id: column("watch", &row, 0)?, is_due: column("watch", &row, 1)? })
-    }
-
-    /// Which lanes have work above their low bounds.
-    ///
-    /// # Errors
-    ///
-    /// When the statement fails.
-    pub async fn look(&self, destination: &str, lows: &[(Lane, i64)]) -> Result<Look, OutboxError> {
-        let (lanes, lows): (Vec<Lane>, Vec<i64>) = lows.iter().copied().unzip();
-        let parameters: [Parameter<'_>; 3] =
-            [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY), (&lows, Type::INT8_ARRAY)];
-        let row = self.query_one("look", LOOK, &parameters).await?;
-        Ok(Look {
-            snapshot: snapshot("look", &column::<String>("look", &row, 0)?)?,
-            next_xid: column("look", &row, 1)?,
-            last_id: column("look", &row, 2)?,
-            ready: column("look", &row, 3)?,
-            due: column("look", &row, 4)?,
-        })
-    }
-
-    /// Whether anything of the destination is pending, deferred messages included.
-    ///
-    /// # Errors
-    ///
-    /// When the statement fails.
-    pub async fn is_pending(&self, destination: &str) -> Result<bool, OutboxError> {
-        let row = self.query_one("look for pending", PENDING, &[(&destination, Type::TEXT)]).await?;
-        column("look for pending", &row, 0)
-    }
-
     /// The next messages of claimed lanes; and if asked for, what a sweep sees right after that, under a later snapshot. So
     /// a message that this read shows, and one that was committed before it, are never both missed.
     ///
@@ -420,7 +354,7 @@ impl Outbox {
     }
 }
 
-fn snapshot(statement: &'static str, text: &str) -> Result<Snapshot, OutboxError> {
+pub(super) fn snapshot(statement: &'static str, text: &str) -> Result<Snapshot, OutboxError> {
     Snapshot::parse(text).ok_or_else(|| OutboxError::Answer { statement, problem: format!("{text:?} is no snapshot") })
 }
 

@@ -22,7 +22,7 @@ async fn slow_relay(bed: &Bed) -> Result<(Relay, Proxy)> {
 async fn rates(proxies: &[&Proxy], seconds: u64) -> Vec<f64> {
     let before: Vec<_> = proxies.iter().map(|proxy| proxy.entries_seen()).collect();
     let started = Instant::now();
-    // Time is the subject.
+    // Time is the subject: a rate is what comes in a span of it.
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     let seconds = started.elapsed().as_secs_f64();
     proxies.iter().zip(before).map(|(proxy, before)| (proxy.entries_seen() - before) as f64 / seconds).collect()

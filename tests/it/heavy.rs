@@ -123,6 +123,7 @@ async fn half_a_minute_without_the_queue_writes_nothing_needs_no_memory_and_is_m
     // Time is the subject; in the first seconds what the drain has counted arrives.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let (changes_before, memory_before) = (changes(&bed).await?, resident(&relay)?);
+    // Time is the subject: the outage lasts for half a minute in all.
     tokio::time::sleep(Duration::from_secs(25)).await;
     let (changes_after, memory_after) = (changes(&bed).await?, resident(&relay)?);
     let last = writer.stop().await?;
@@ -240,7 +241,7 @@ async fn a_relay_frozen_for_fifteen_seconds_stalls_no_group_for_long_and_does_no
     let relays = [relay_of(&proxies[0]).await?, relay_of(&proxies[1]).await?];
     let busy = busiest(&proxies).await?;
     relays[busy].signal("STOP").await?;
-    // Time is the subject.
+    // Time is the subject: longer than a frozen relay keeps its claim, which is what the other one waits for.
     tokio::time::sleep(Duration::from_secs(15)).await;
     relays[busy].signal("CONT").await?;
     let seen_by_all = || proxies.iter().map(Proxy::requests_seen).sum::<usize>();
