@@ -6,11 +6,11 @@ export RUSTDOCFLAGS += -D warnings
 # The tests mostly wait, so there are more of them at a time than cores.
 export RUST_TEST_THREADS ?= 3
 
-.PHONY: help demo test soak bench fmt build
+.PHONY: help demo test soak bench prove-alerts fmt build
 .DEFAULT_GOAL := help
 
 help: ## This list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: needed ## Sell lottery tickets through the relay and kill it half-way; KEEP=1 stays up, ARGS=--help tells more
 	@sh tests/tools/postgres.sh >/dev/null
@@ -32,9 +32,10 @@ else
 	@sh tests/tools/debian.sh
 	$(CARGO) fmt --check
 	$(CARGO) clippy $(FLAGS) --all-targets -- -D warnings
-	$(CARGO) clippy $(FLAGS) --test soak --bench outbox -- -D warnings
+	$(CARGO) clippy $(FLAGS) --test soak --test prove-alerts --benches -- -D warnings
 	$(CARGO) doc $(FLAGS) --no-deps --document-private-items
 	$(CARGO) test $(FLAGS)
+	$(CARGO) bench $(FLAGS) --bench instructions
 	THROUGH_PGBOUNCER=1 $(CARGO) test $(FLAGS) --test it -- $(DELIVERIES)
 endif
 
@@ -46,6 +47,12 @@ soak: needed ## Break everything at random for MINUTES=5 and count what arrives;
 bench: needed ## Measure everything and write docs/benchmarks; CASE=drain one case, SCALE=0.1 a quick look that writes nothing
 	@sh tests/tools/postgres.sh >/dev/null
 	$(CARGO) bench $(FLAGS) --bench outbox
+
+prove-alerts: needed ## Make every alert fire by a real fault, before a real Prometheus; MINUTE=3 seconds stand for one of the rules
+	@sh tests/tools/debian.sh
+	@sh tests/tools/postgres.sh >/dev/null
+	@sh tests/tools/emulator.sh >/dev/null
+	$(CARGO) test $(FLAGS) --test prove-alerts
 
 fmt: needed ## Format the sources
 	$(CARGO) fmt

@@ -2,7 +2,10 @@
 //!
 //! Exit codes: 0 fine, 1 failed, 2 usage or configuration.
 
+mod check;
 mod dead;
+mod status;
+mod steer;
 
 use std::process::ExitCode;
 
@@ -11,6 +14,7 @@ use clap::{Parser, Subcommand};
 use crate::config::{ConfigError, Flags};
 use crate::daemon;
 use crate::http;
+use crate::metrics::{LOG_LEVELS, Metrics};
 use crate::outbox::{Outbox, OutboxError, script};
 use crate::relay::Until;
 use crate::sqs::NoRegion;
@@ -46,6 +50,28 @@ enum Command {
     Dead {
         #[command(subcommand)]
         verb: dead::Verb,
+    },
+    /// Look at everything that a relay needs, and say what to do about what is wrong
+    #[command(after_help = "Examples:\n  outbox-relay check\n  outbox-relay check --json\n\n\
+        Exit code 0 when a relay can work, warnings or not. Nothing is changed, and nothing reaches a queue.")]
+    Check {
+        /// Print an array of JSON objects
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what waits, how fast it goes, and what is paused
+    Status(status::Status),
+    /// Stop publishing to a destination, or to all, for a time or until resumed
+    Pause(steer::Pause),
+    /// Publish again
+    Resume(steer::Resume),
+    /// Change a setting of all running relays, without a restart
+    Set(steer::Set),
+    /// Show every setting in force and where it comes from
+    Config {
+        /// Print an array of JSON objects
+        #[arg(long)]
+        json: bool,
     },
     /// Ask a running relay on this host whether it is alive; for images without a shell
     Healthcheck {
@@ -113,14 +139,27 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Migrate { print: false } => runtime.block_on(migrate(&cli.flags)),
         Command::Dead { verb } => runtime.block_on(dead::run(&cli.flags, verb)),
+        Command::Check { json } => runtime.block_on(check::run(&cli.flags, json)),
+        Command::Status(status) => runtime.block_on(status::run(&cli.flags, &status)),
+        Command::Pause(pause) => runtime.block_on(steer::pause(&cli.flags, pause)),
+        Command::Resume(resume) => runtime.block_on(steer::resume(&cli.flags, resume)),
+        Command::Set(set) => runtime.block_on(steer::set(&cli.flags, set)),
+        Command::Config { json } => runtime.block_on(steer::config(&cli.flags, json)),
         Command::Healthcheck { ready } => runtime.block_on(healthcheck(&cli.flags, ready)),
     }
 }
 
 async fn run(flags: &Flags, until: Until) -> Result<(), Failure> {
     let config = flags.relay()?;
-    install_logging(flags)?;
-    match daemon::run(config, until).await? {
+    let metrics = Metrics::new().map_err(anyhow::Error::from)?;
+    let lines = LOG_LEVELS.map(|level| metrics.log_lines(level));
+    install_logging(flags, move |level| {
+        let is_level = |name: &&&str| name.eq_ignore_ascii_case(level.as_str());
+        if let Some(at) = LOG_LEVELS.iter().position(|name| is_level(&name)) {
+            lines[at].inc();
+        }
+    })?;
+    match daemon::run(config, until, metrics).await? {
         daemon::Outcome::Done(ended) => {
             tracing::info!(delivered = ended.delivered, dead = ended.dead, "outbox-relay ends");
             if until == Until::Drained || (ended.dead == 0 && !ended.is_blocked && !ended.is_cut_short) {
@@ -140,7 +179,7 @@ async fn run(flags: &Flags, until: Until) -> Result<(), Failure> {
 
 async fn migrate(flags: &Flags) -> Result<(), Failure> {
     let config = flags.database()?;
-    install_logging(flags)?;
+    install_logging(flags, drop)?;
     let outbox = Outbox::new(&config, 1).map_err(anyhow::Error::from)?;
     let applied = outbox.migrate().await.map_err(anyhow::Error::from)?;
     for migration in &applied {
@@ -153,14 +192,7 @@ async fn migrate(flags: &Flags) -> Result<(), Failure> {
 }
 
 async fn healthcheck(flags: &Flags, ready: bool) -> Result<(), Failure> {
-    let mut address = flags.listen()?;
-    // "All addresses" is where to listen, not where to ask.
-    if address.ip().is_unspecified() {
-        address.set_ip(match address.ip() {
-            std::net::IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            std::net::IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
-    }
+    let address = where_to_ask(flags)?;
     let path = if ready { "/readyz" } else { "/livez" };
     match http::ask(address, path).await {
         Ok((200, body)) => {
@@ -172,9 +204,21 @@ async fn healthcheck(flags: &Flags, ready: bool) -> Result<(), Failure> {
     }
 }
 
-fn install_logging(flags: &Flags) -> Result<(), Failure> {
+/// Where the relay of this host answers. "All addresses" is where to listen, not where to ask.
+fn where_to_ask(flags: &Flags) -> Result<std::net::SocketAddr, ConfigError> {
+    let mut address = flags.listen()?;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            std::net::IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            std::net::IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    Ok(address)
+}
+
+fn install_logging(flags: &Flags, on_line: impl Fn(tracing::Level) + Send + Sync + 'static) -> Result<(), Failure> {
     let (format, filter) = flags.logging()?;
-    crate::logging::install(format, filter.as_deref())
+    crate::logging::install(format, filter.as_deref(), on_line)
         .map_err(|problem| Failure::Configuration(ConfigError(vec![problem])))
 }
 
@@ -183,6 +227,19 @@ fn say(text: &str) {
     use std::io::Write as _;
     // A reader that has gone, as `| head`, is no failure of ours.
     drop(std::io::stdout().write_all(text.as_bytes()));
+}
+
+/// Rows in columns as wide as their widest cell, but for the last.
+fn table<const N: usize>(rows: Vec<[String; N]>) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 /// A command's complaint, one line for each mistake.

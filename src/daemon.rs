@@ -18,7 +18,7 @@ use crate::http::{self, Shown};
 use crate::janitor::Janitor;
 use crate::metrics::{DestinationMetrics, Metrics};
 use crate::outbox::{Keep, Outbox};
-use crate::relay::{Destination, Ended, Lookout, Relay, RelayError, Reports, Until};
+use crate::relay::{Destination, Ended, Lookout, Relay, RelayError, Reports, Steersman, Until};
 use crate::shutdown::{self, Shutdown};
 use crate::sqs;
 
@@ -35,6 +35,7 @@ pub enum Outcome {
 struct Assembly {
     relays: Vec<Relay>,
     lookout: Lookout,
+    steersman: Steersman,
     janitor: Janitor,
     listener: TcpListener,
     shown: Shown,
@@ -45,16 +46,21 @@ struct Assembly {
 /// # Errors
 ///
 /// When something cannot be set up, or a vital task fails.
-pub async fn run(config: RelayConfig, until: Until) -> anyhow::Result<Outcome> {
+pub async fn run(config: RelayConfig, until: Until, metrics: Metrics) -> anyhow::Result<Outcome> {
     let drain_timeout = config.drain_timeout;
     let shutdown = Shutdown::default();
-    let assembly = assemble(&config).await?;
+    let assembly = assemble(&config, metrics).await?;
     let mut signals = tokio::spawn(shutdown::watch(shutdown.clone()));
     let stop = CancellationToken::new();
     let mut vital = Vital::new();
     let server = http::serve(assembly.listener, assembly.shown, stop.clone());
     vital.spawn(async move { format!("the HTTP server ended: {:?}", server.await) });
     let (janitor, lookout) = (assembly.janitor.run(stop.clone()), assembly.lookout.run(stop.clone()));
+    let steersman = assembly.steersman.run(stop.clone());
+    vital.spawn(async move {
+        steersman.await;
+        "the steersman ended".to_owned()
+    });
     vital.spawn(async move {
         janitor.await;
         "the janitor ended".to_owned()
@@ -95,8 +101,8 @@ async fn first_to_end(vital: &mut Vital) -> anyhow::Error {
     }
 }
 
-async fn assemble(config: &RelayConfig) -> anyhow::Result<Assembly> {
-    let metrics = Arc::new(Metrics::new().context("metrics cannot be declared")?);
+async fn assemble(config: &RelayConfig, metrics: Metrics) -> anyhow::Result<Assembly> {
+    let metrics = Arc::new(metrics);
     let health = Arc::new(Health::default());
     let database = health.dependency("database", ReadyUntil::Answered);
     // One connection a destination for its claim and one for all statements; with one destination two for those.
@@ -105,9 +111,12 @@ async fn assemble(config: &RelayConfig) -> anyhow::Result<Assembly> {
     let all: Vec<Arc<str>> = config.destinations.iter().map(|one| Arc::from(one.name.as_str())).collect();
     let lookout = Lookout::new(outbox.clone(), all.clone(), config.tuning.poll_interval, health.pulse("lookout"));
     let keep = if config.delivered_retention.is_zero() { Keep::Nothing } else { Keep::Delivered };
-    let (mut relays, mut series): (Vec<Relay>, Vec<(Arc<str>, DestinationMetrics)>) = (Vec::new(), Vec::new());
-    for (name, queue) in all.into_iter().zip(queues) {
-        let own = metrics.destination(&name);
+    let series: Vec<(Arc<str>, DestinationMetrics)> =
+        all.iter().map(|name| (Arc::clone(name), metrics.destination(name))).collect();
+    let pulse = health.pulse("steersman");
+    let steersman = Steersman::new(outbox.clone(), series.clone(), Arc::clone(&metrics), pulse);
+    let mut relays = Vec::new();
+    for ((name, own), queue) in series.iter().cloned().zip(queues) {
         own.up.set(1);
         own.in_flight_limit.set(config.tuning.max_in_flight as i64);
         let reports = Reports {
@@ -116,9 +125,9 @@ async fn assemble(config: &RelayConfig) -> anyhow::Result<Assembly> {
             queue: health.dependency(format!("queue of {name}"), ReadyUntil::Failed),
             pulse: health.pulse(format!("relay of {name}")),
         };
-        series.push((Arc::clone(&name), own.clone()));
+        let helm = steersman.helm(&name, config.tuning);
         let parts = Destination { name, outbox: outbox.clone(), queue, metrics: own, tuning: config.tuning, keep };
-        relays.push(Relay::new(parts, reports, lookout.ear()));
+        relays.push(Relay::new(parts, reports, lookout.ear(), helm));
     }
     let listener = TcpListener::bind(config.http_listen)
         .await
@@ -131,7 +140,7 @@ async fn assemble(config: &RelayConfig) -> anyhow::Result<Assembly> {
         "outbox-relay starts"
     );
     let janitor = janitor(config, &outbox, series, &metrics, &health);
-    Ok(Assembly { relays, lookout, janitor, listener, shown: Shown { metrics, health } })
+    Ok(Assembly { relays, lookout, steersman, janitor, listener, shown: Shown { metrics, health } })
 }
 
 fn janitor(

@@ -151,13 +151,17 @@ impl Health {
         lock(&self.pulses).iter().filter(hangs).map(|pulse| pulse.name.clone()).collect()
     }
 
-    /// The dependencies that did not answer; empty when the process is ready.
+    /// The dependencies that did not answer, with the reasons that were told; empty when the process is ready.
     pub fn unreachable(&self) -> Vec<String> {
         let is_down = |(until, dependency): &&(Until, Arc<Dependency>)| match lock(&dependency.state).is_up() {
             Some(is_up) => !is_up,
             None => *until == Until::Answered,
         };
-        lock(&self.dependencies).iter().filter(is_down).map(|(_, dependency)| dependency.name.clone()).collect()
+        let named = |(_, dependency): &(Until, Arc<Dependency>)| {
+            let told = lock(&dependency.state).told.join("; ");
+            if told.is_empty() { dependency.name.clone() } else { format!("{} ({told})", dependency.name) }
+        };
+        lock(&self.dependencies).iter().filter(is_down).map(named).collect()
     }
 }
 

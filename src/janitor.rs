@@ -6,14 +6,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
 use crate::health::Pulse;
 use crate::message::{LANES, Lane};
-use crate::metrics::{DestinationMetrics, Metrics};
-use crate::outbox::{Outbox, OutboxError};
+use crate::metrics::{DestinationMetrics, HORIZON_KINDS, Metrics};
+use crate::outbox::{HorizonHolder, Outbox, OutboxError};
 
 /// How often the backlog is measured.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
@@ -42,11 +42,41 @@ const CHUNK_PAUSE: Duration = Duration::from_millis(20);
 /// How often the backlog is measured from the bottom; in between it is measured above what was found there.
 const CLIMB_EVERY: Duration = Duration::from_secs(30);
 
+/// How often to look at who holds the vacuum horizon.
+const HORIZON_EVERY: Duration = Duration::from_secs(10);
+
 /// An id in each lane below which nothing waits but retries, and how long to believe that.
 #[derive(Debug, Default)]
 struct Floors {
     lanes: Vec<(Lane, i64)>,
     until: Option<Instant>,
+}
+
+/// What is remembered from probe to probe.
+#[derive(Debug)]
+struct Probes {
+    /// For each destination.
+    floors: Vec<Floors>,
+    next_horizon: Instant,
+    /// Since when a kind of holder has held the same transaction id.
+    held_since: HashMap<String, (String, Instant)>,
+}
+
+impl Probes {
+    fn new(destinations: usize) -> Self {
+        let floors = (0..destinations).map(|_| Floors::default()).collect();
+        Self { floors, next_horizon: Instant::now(), held_since: HashMap::new() }
+    }
+
+    /// How long this holder has held the horizon: as PostgreSQL says, or since this was seen first.
+    fn age(&mut self, holder: &HorizonHolder, now: Instant) -> f64 {
+        let since = match self.held_since.get(&holder.kind) {
+            Some((transaction_id, since)) if *transaction_id == holder.transaction_id => *since,
+            _ => now,
+        };
+        self.held_since.insert(holder.kind.clone(), (holder.transaction_id.clone(), since));
+        holder.seconds.unwrap_or_else(|| now.saturating_duration_since(since).as_secs_f64())
+    }
 }
 
 /// What the janitor looks after.
@@ -79,7 +109,7 @@ struct Pruning {
 impl Janitor {
     /// Does its rounds until told to stop.
     pub async fn run(self, stop: CancellationToken) {
-        let mut floors: Vec<Floors> = self.destinations.iter().map(|_| Floors::default()).collect();
+        let mut probes = Probes::new(self.destinations.len());
         let mut next_probe = Instant::now();
         let mut next_prune = Instant::now();
         let mut pruning = Pruning::default();
@@ -87,7 +117,7 @@ impl Janitor {
             self.pulse.tick();
             let now = Instant::now();
             if now >= next_probe {
-                let took = self.probe(&mut floors, &stop).await;
+                let took = self.probe(&mut probes, &stop).await;
                 next_probe = now + (took * PROBE_SHARE).clamp(PROBE_EVERY, PROBE_AT_LEAST_EVERY);
             }
             if now >= next_prune && pruning.turns.is_empty() {
@@ -108,13 +138,14 @@ impl Janitor {
     }
 
     /// Measures all destinations; returns how long that took.
-    async fn probe(&self, floors: &mut [Floors], stop: &CancellationToken) -> Duration {
+    async fn probe(&self, probes: &mut Probes, stop: &CancellationToken) -> Duration {
         let started = Instant::now();
-        match self.measure(floors, stop).await {
-            Ok(()) => {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                self.metrics.backlog_probe.set(now.as_secs_f64());
-            }
+        let connections = self.outbox.connections();
+        self.metrics.set_connections(connections.idle, connections.in_use);
+        self.metrics.connections_max.set(connections.most);
+        match self.measure(probes, stop).await {
+            Ok(true) => self.metrics.has_measured(),
+            Ok(false) => {}
             // Where the database cannot be used at all, the relays say so.
             Err(error @ (OutboxError::Connect { .. } | OutboxError::NotMigrated { .. })) => {
                 tracing::debug!(error = %error, "the backlog cannot be measured");
@@ -124,11 +155,13 @@ impl Janitor {
         started.elapsed()
     }
 
-    async fn measure(&self, floors: &mut [Floors], stop: &CancellationToken) -> Result<(), OutboxError> {
-        for ((name, metrics), floors) in self.destinations.iter().zip(floors) {
+    /// Returns whether it has measured everything; told to stop, it does not.
+    async fn measure(&self, probes: &mut Probes, stop: &CancellationToken) -> Result<bool, OutboxError> {
+        self.look_at_the_horizon(probes).await?;
+        for ((name, metrics), floors) in self.destinations.iter().zip(&mut probes.floors) {
             self.climb(name, floors, stop).await?;
             if floors.lanes.is_empty() {
-                return Ok(());
+                return Ok(false);
             }
             let backlog = self.outbox.backlog(name, &floors.lanes).await?;
             for (lane, first) in &backlog.firsts {
@@ -137,6 +170,20 @@ impl Janitor {
             metrics.lag.set(backlog.lag);
             metrics.backlog.set(backlog.messages);
             metrics.dead.set(backlog.dead);
+        }
+        Ok(true)
+    }
+
+    async fn look_at_the_horizon(&self, probes: &mut Probes) -> Result<(), OutboxError> {
+        let now = Instant::now();
+        if now < probes.next_horizon {
+            return Ok(());
+        }
+        let holders = self.outbox.horizon().await?;
+        probes.next_horizon = now + HORIZON_EVERY;
+        for kind in HORIZON_KINDS {
+            let holder = holders.iter().find(|holder| holder.kind == kind);
+            self.metrics.horizon_age(kind).set(holder.map_or(0.0, |holder| probes.age(holder, now)));
         }
         Ok(())
     }
@@ -180,11 +227,12 @@ impl Janitor {
     /// many low ids were delivered late, and so are to stay, is looked at further in the next round.
     async fn prune_lane(&self, spot: Spot, pruning: &mut Pruning, stop: &CancellationToken) -> Result<(), OutboxError> {
         let (destination, lane) = spot;
-        let name = &self.destinations[destination].0;
+        let (name, metrics) = &self.destinations[destination];
         let mut above = pruning.looked_to.remove(&spot).unwrap_or(0);
         let mut deleted = 0;
         for _ in 0..CHUNKS_A_TURN {
             let pruned = self.outbox.prune(name, lane, above, self.retention, CHUNK).await?;
+            metrics.pruned.inc_by(u64::try_from(pruned.deleted).unwrap_or(0));
             let Some(highest) = pruned.highest.filter(|_| pruned.may_be_old) else { return Ok(()) };
             above = highest;
             deleted += pruned.deleted;

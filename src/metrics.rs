@@ -4,12 +4,17 @@
 //! the janitor. Labels are `destination` and a bounded `reason`, never an id. Every series is born at 0, because
 //! `increase()` cannot see a counter that appears with a value.
 
+mod declare;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use prometheus::{
-    Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder as _, Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::message::FaultKind;
+use declare::Declare;
 
 /// Content type of [`Metrics::render`]; Prometheus 3 refuses a scrape without one.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -23,16 +28,49 @@ const REQUEST_SECONDS: [f64; 16] =
 const LATENCY_SECONDS: [f64; 16] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
 
+/// Reading and settling: a statement of a few milliseconds, up to where it is given up.
+const STATEMENT_SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+/// Probes are made every few seconds. What is older than this is no longer shown, for a number that stands still looks like
+/// one that is true; the time of the last probe stays.
+const MEASURED_FOR: Duration = Duration::from_secs(60);
+
+/// What a probe measures.
+const MEASURED: [&str; 4] = ["lag_seconds", "backlog_messages", "dead_messages", "horizon_age_seconds"];
+
+/// The prefix of every name.
+const PREFIX: &str = "outbox_relay";
+
 const ENTRIES: [f64; 10] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
+
+/// Levels of log lines.
+pub const LOG_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
+/// What can keep PostgreSQL's vacuum from removing rows, as `sql/queries/horizon.sql` names it.
+pub const HORIZON_KINDS: [&str; 4] = ["transaction", "prepared_transaction", "replication_slot", "standby"];
 
 /// All metrics of the process and their registry.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    created_at: f64,
     /// 1 when the last statement succeeded, 0 when it did not.
     pub database_up: IntGauge,
     /// Unix time of the last successful backlog probe.
     pub backlog_probe: Gauge,
+    horizon_age: GaugeVec,
+    paused: IntGaugeVec,
+    paused_since: GaugeVec,
+    /// Connections to PostgreSQL that this process may open.
+    pub connections_max: IntGauge,
+    connections: IntGaugeVec,
+    log_lines: IntCounterVec,
+    by_destination: ByDestination,
+}
+
+/// The families whose series each belong to a destination.
+#[derive(Debug)]
+struct ByDestination {
     lag: GaugeVec,
     backlog: IntGaugeVec,
     dead: IntGaugeVec,
@@ -47,6 +85,12 @@ pub struct Metrics {
     latency: HistogramVec,
     destination_up: IntGaugeVec,
     in_flight_limit: IntGaugeVec,
+    in_flight: IntGaugeVec,
+    lanes_held: IntGaugeVec,
+    late: IntCounterVec,
+    pruned: IntCounterVec,
+    read_duration: HistogramVec,
+    settle_duration: HistogramVec,
     attributes_left_out: IntCounterVec,
 }
 
@@ -75,6 +119,18 @@ pub struct DestinationMetrics {
     pub up: IntGauge,
     /// Requests that may be in flight; below the configured number after SQS has throttled.
     pub in_flight_limit: IntGauge,
+    /// Requests under way.
+    pub in_flight: IntGauge,
+    /// Lanes held under a claim.
+    pub lanes_held: IntGauge,
+    /// Messages that only a sweep found.
+    pub late: IntCounter,
+    /// Delivered messages that were deleted after the retention.
+    pub pruned: IntCounter,
+    /// How long reads took.
+    pub read_duration: Histogram,
+    /// How long settling took.
+    pub settle_duration: Histogram,
     /// Metadata members that could not become attributes.
     pub attributes_left_out: IntCounter,
     retries: IntCounterVec,
@@ -100,23 +156,11 @@ impl DestinationMetrics {
     }
 }
 
-impl Metrics {
-    /// Declares everything in a registry of its own.
-    ///
-    /// # Errors
-    ///
-    /// When a declaration is wrong, which is an error of this file.
-    pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new_custom(Some("outbox_relay".to_owned()), None)?;
-        let new = Declare { registry: &registry };
+impl ByDestination {
+    fn declare(new: &Declare<'_>) -> Result<Self, prometheus::Error> {
         let by_destination = ["destination"];
         let by_reason = ["destination", "reason"];
-        let metrics = Self {
-            database_up: new.gauge("database_up", "1 when PostgreSQL answered the last statement of every destination, else 0.")?,
-            backlog_probe: new.seconds(
-                "backlog_probe_timestamp_seconds",
-                "Unix time of the last probe that measured lag, backlog and dead messages.",
-            )?,
+        Ok(Self {
             lag: new.gauges_f64("lag_seconds", "Age of the oldest pending message, measured in the table.", by_destination)?,
             backlog: new.gauges("backlog_messages", "Pending messages, counted in the table up to 100000.", by_destination)?,
             dead: new.gauges("dead_messages", "Dead messages in the table, counted up to 100000.", by_destination)?,
@@ -145,15 +189,105 @@ impl Metrics {
                 "Requests that may be in flight: OUTBOX_RELAY_MAX_IN_FLIGHT, or less after SQS has throttled.",
                 by_destination,
             )?,
+            in_flight: new.gauges("requests_in_flight", "SendMessageBatch requests under way.", by_destination)?,
+            lanes_held: new.gauges("lanes_held", "Lanes that this relay holds under a claim, of 16.", by_destination)?,
+            late: new.counters(
+                "late_messages_total",
+                "Messages that a sweep found, because they were committed after higher ids were read.",
+                &by_destination,
+            )?,
+            pruned: new.counters(
+                "pruned_messages_total",
+                "Delivered messages that were deleted after OUTBOX_RELAY_DELIVERED_RETENTION.",
+                &by_destination,
+            )?,
+            read_duration: new.histograms(
+                ("read_duration_seconds", "Duration of reading a batch, failed reads included."),
+                &STATEMENT_SECONDS,
+            )?,
+            settle_duration: new.histograms(
+                ("settle_duration_seconds", "Duration of writing outcomes back, failed attempts included."),
+                &STATEMENT_SECONDS,
+            )?,
             attributes_left_out: new.counters(
                 "attributes_left_out_total",
                 "Members of events' metadata that SQS cannot take as attributes.",
                 &by_destination,
             )?,
+        })
+    }
+}
+
+impl Metrics {
+    /// Declares everything in a registry of its own.
+    ///
+    /// # Errors
+    ///
+    /// When a declaration is wrong, which is an error of this file.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new_custom(Some(PREFIX.to_owned()), None)?;
+        let new = Declare { registry: &registry };
+        let metrics = Self {
+            by_destination: ByDestination::declare(&new)?,
+            database_up: new
+                .gauge("database_up", "1 when PostgreSQL answered the last statement of every destination, else 0.")?,
+            backlog_probe: new.seconds(
+                "backlog_probe_timestamp_seconds",
+                "Unix time of the last probe that measured lag, backlog and dead messages.",
+            )?,
+            horizon_age: new.gauges_f64(
+                "horizon_age_seconds",
+                "Age of the oldest that keeps vacuum from removing rows, by kind; 0 when there is none.",
+                ["kind"],
+            )?,
+            paused: new.gauges("paused", "1 while an operator has paused the destination, else 0.", ["destination"])?,
+            paused_since: new.gauges_f64(
+                "paused_since_timestamp_seconds",
+                "Unix time since when the destination is paused; absent while it is not.",
+                ["destination"],
+            )?,
+            connections: new.gauges("database_connections", "Connections to PostgreSQL, by state.", ["state"])?,
+            connections_max: new.gauge("database_connections_max", "Connections to PostgreSQL that may be open.")?,
+            log_lines: new.counters("log_lines_total", "Lines logged, by level.", &["level"])?,
             registry: registry.clone(),
+            created_at: now(),
         };
         metrics.register_process()?;
+        metrics.bear();
         Ok(metrics)
+    }
+
+    /// The series that belong to no destination are born at 0.
+    fn bear(&self) {
+        HORIZON_KINDS.iter().for_each(|kind| self.horizon_age(kind).set(0.0));
+        self.set_connections(0, 0);
+        LOG_LEVELS.iter().for_each(|level| self.log_lines(level).reset());
+    }
+
+    /// Age of the oldest holder of a kind, one of [`HORIZON_KINDS`].
+    pub fn horizon_age(&self, kind: &str) -> Gauge {
+        self.horizon_age.with_label_values(&[kind])
+    }
+
+    /// Connections that wait for use, and those in use.
+    pub fn set_connections(&self, idle: i64, in_use: i64) {
+        self.connections.with_label_values(&["idle"]).set(idle);
+        self.connections.with_label_values(&["in_use"]).set(in_use);
+    }
+
+    /// Whether a destination is paused, and for how long it has been.
+    pub fn set_paused(&self, destination: &str, age: Option<Duration>) {
+        self.paused.with_label_values(&[destination]).set(i64::from(age.is_some()));
+        match age {
+            Some(age) => self.paused_since.with_label_values(&[destination]).set(now() - age.as_secs_f64()),
+            // It is not there when it was not paused before.
+            None => drop(self.paused_since.remove_label_values(&[destination])),
+        }
+    }
+
+    /// Lines of a level, one of [`LOG_LEVELS`].
+    pub fn log_lines(&self, level: &str) -> IntCounter {
+        self.log_lines.with_label_values(&[level])
     }
 
     fn register_process(&self) -> Result<(), prometheus::Error> {
@@ -168,29 +302,45 @@ impl Metrics {
     /// The series of a destination, born at 0.
     pub fn destination(&self, name: &str) -> DestinationMetrics {
         let one = [name];
+        self.set_paused(name, None);
         for kind in FaultKind::ALL {
-            for family in [&self.retries, &self.dead_lettered, &self.request_failures] {
+            for family in [
+                &self.by_destination.retries,
+                &self.by_destination.dead_lettered,
+                &self.by_destination.request_failures,
+            ] {
                 family.with_label_values(&[name, kind.reason()]);
             }
         }
         DestinationMetrics {
-            lag: self.lag.with_label_values(&one),
-            backlog: self.backlog.with_label_values(&one),
-            dead: self.dead.with_label_values(&one),
-            delivered: self.delivered.with_label_values(&one),
-            possible_duplicates: self.possible_duplicates.with_label_values(&one),
-            requests: self.requests.with_label_values(&one),
-            request_duration: self.request_duration.with_label_values(&one),
-            request_entries: self.request_entries.with_label_values(&one),
-            latency: self.latency.with_label_values(&one),
-            up: self.destination_up.with_label_values(&one),
-            in_flight_limit: self.in_flight_limit.with_label_values(&one),
-            attributes_left_out: self.attributes_left_out.with_label_values(&one),
-            retries: self.retries.clone(),
-            dead_lettered: self.dead_lettered.clone(),
-            request_failures: self.request_failures.clone(),
+            lag: self.by_destination.lag.with_label_values(&one),
+            backlog: self.by_destination.backlog.with_label_values(&one),
+            dead: self.by_destination.dead.with_label_values(&one),
+            delivered: self.by_destination.delivered.with_label_values(&one),
+            possible_duplicates: self.by_destination.possible_duplicates.with_label_values(&one),
+            requests: self.by_destination.requests.with_label_values(&one),
+            request_duration: self.by_destination.request_duration.with_label_values(&one),
+            request_entries: self.by_destination.request_entries.with_label_values(&one),
+            latency: self.by_destination.latency.with_label_values(&one),
+            up: self.by_destination.destination_up.with_label_values(&one),
+            in_flight_limit: self.by_destination.in_flight_limit.with_label_values(&one),
+            in_flight: self.by_destination.in_flight.with_label_values(&one),
+            lanes_held: self.by_destination.lanes_held.with_label_values(&one),
+            late: self.by_destination.late.with_label_values(&one),
+            pruned: self.by_destination.pruned.with_label_values(&one),
+            read_duration: self.by_destination.read_duration.with_label_values(&one),
+            settle_duration: self.by_destination.settle_duration.with_label_values(&one),
+            attributes_left_out: self.by_destination.attributes_left_out.with_label_values(&one),
+            retries: self.by_destination.retries.clone(),
+            dead_lettered: self.by_destination.dead_lettered.clone(),
+            request_failures: self.by_destination.request_failures.clone(),
             name: name.to_owned(),
         }
+    }
+
+    /// A probe has just measured everything.
+    pub fn has_measured(&self) {
+        self.backlog_probe.set(now());
     }
 
     /// The text that Prometheus scrapes.
@@ -200,6 +350,14 @@ impl Metrics {
     /// When a metric cannot be written, which is an error of this file.
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         let mut families = self.registry.gather();
+        let measured_at = self.backlog_probe.get().max(self.created_at);
+        if now() - measured_at > MEASURED_FOR.as_secs_f64() {
+            let is_measured = |name: &str| {
+                let name = name.strip_prefix(PREFIX).and_then(|name| name.strip_prefix('_'));
+                name.is_some_and(|name| MEASURED.contains(&name))
+            };
+            families.retain(|family| !is_measured(family.name()));
+        }
         // The process collector has no prefix: process_* is a reserved family that every exporter shares.
         families.extend(prometheus::default_registry().gather());
         let mut text = Vec::with_capacity(16 * 1024);
@@ -208,40 +366,9 @@ impl Metrics {
     }
 }
 
-/// Makes metrics and registers them at once, so that none can be forgotten.
-struct Declare<'a> {
-    registry: &'a Registry,
-}
-
-impl Declare<'_> {
-    fn add<M: prometheus::core::Collector + Clone + 'static>(&self, metric: M) -> Result<M, prometheus::Error> {
-        self.registry.register(Box::new(metric.clone()))?;
-        Ok(metric)
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-        self.add(IntGauge::new(name, help)?)
-    }
-
-    fn seconds(&self, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
-        self.add(Gauge::new(name, help)?)
-    }
-
-    fn gauges(&self, name: &str, help: &str, labels: [&str; 1]) -> Result<IntGaugeVec, prometheus::Error> {
-        self.add(IntGaugeVec::new(Opts::new(name, help), &labels)?)
-    }
-
-    fn gauges_f64(&self, name: &str, help: &str, labels: [&str; 1]) -> Result<GaugeVec, prometheus::Error> {
-        self.add(GaugeVec::new(Opts::new(name, help), &labels)?)
-    }
-
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
-        self.add(IntCounterVec::new(Opts::new(name, help), labels)?)
-    }
-
-    fn histograms(&self, (name, help): (&str, &str), buckets: &[f64]) -> Result<HistogramVec, prometheus::Error> {
-        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), &["destination"])?)
-    }
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 #[cfg(test)]

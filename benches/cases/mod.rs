@@ -35,6 +35,15 @@ pub async fn run(name: &str, ground: &Ground, scale: f64) -> Result<Outcome> {
     }
 }
 
+/// Ways that are compared take turns this often, so that a slow moment of the machine meets all of them.
+const ROUNDS: usize = 3;
+
+/// The middle one.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
 /// So many, made smaller by the scale.
 fn scaled(count: u64, scale: f64) -> u64 {
     ((count as f64 * scale) as u64).max(1)

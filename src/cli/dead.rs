@@ -159,15 +159,7 @@ fn table(lines: &[DeadLine], counted: &DeadCount) -> String {
         let reason = line.reason.replace('\n', " ");
         [id, line.died.clone(), line.destination.clone(), line.event_type.clone(), line.group.clone(), attempts, reason]
     };
-    let rows: Vec<[String; 7]> = std::iter::once(head).chain(lines.iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..7).map(width).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
+    let mut text = super::table(std::iter::once(head).chain(lines.iter().map(row)).collect());
     if counted.messages > lines.len() as i64 {
         text.push_str(&format!("{} of {} dead messages; --limit shows more\n", lines.len(), counted.messages));
     }

@@ -96,9 +96,7 @@ impl Problems {
         }
     }
 
-    /// The first choice is the default.
-    pub(super) fn one_of<T: Copy>(&mut self, setting: Setting<'_>, choices: &[(&str, T)]) -> T {
-        let default = choices[0].1;
+    pub(super) fn one_of<T: Copy>(&mut self, setting: Setting<'_>, choices: &[(&str, T)], default: T) -> T {
         let Some(text) = present(setting) else { return default };
         if let Some((_, value)) = choices.iter().find(|(word, _)| *word == text) {
             return *value;

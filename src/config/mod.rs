@@ -6,12 +6,16 @@
 
 mod check;
 mod database;
+mod shown;
+mod tuning;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use check::ConfigError;
 pub use database::{DatabaseConfig, TlsMode};
+pub use shown::{Origin, Shown};
+pub use tuning::{Adjustable, Tuning};
 
 use check::Problems;
 
@@ -34,7 +38,7 @@ pub struct Flags {
     #[arg(long, env = "OUTBOX_RELAY_DESTINATIONS", value_name = "NAME=URL,…", global = true)]
     pub destinations: Option<String>,
 
-    /// Messages read at once, 1 to 10000 [default: 1000]
+    /// Messages read at once, 1 to 10000 [default: 2000]
     #[arg(long, env = "OUTBOX_RELAY_BATCH_SIZE", value_name = "N", global = true)]
     pub batch_size: Option<String>,
 
@@ -42,7 +46,7 @@ pub struct Flags {
     #[arg(long, env = "OUTBOX_RELAY_REQUEST_SIZE", value_name = "N", global = true)]
     pub request_size: Option<String>,
 
-    /// Requests in flight for each destination, 1 to 1024 [default: 128]
+    /// Requests in flight for each destination, 1 to 1024 [default: 256]
     #[arg(long, env = "OUTBOX_RELAY_MAX_IN_FLIGHT", value_name = "N", global = true)]
     pub max_in_flight: Option<String>,
 
@@ -153,31 +157,6 @@ pub struct RelayConfig {
     pub http_listen: SocketAddr,
 }
 
-/// What steers the flow of every destination.
-#[derive(Clone, Copy, Debug)]
-pub struct Tuning {
-    /// Messages read at once.
-    pub batch_size: usize,
-    /// Entries in one request.
-    pub request_size: usize,
-    /// Requests in flight for each destination.
-    pub max_in_flight: usize,
-    /// How often an idle relay looks.
-    pub poll_interval: Duration,
-    /// Order within a group against the speed of a hot group.
-    pub fifo_mode: FifoMode,
-    /// Message faults before a message is dead.
-    pub max_attempts: i16,
-    /// What follows a dead message in its group.
-    pub on_dead: OnDead,
-    /// Ceiling of the first delay.
-    pub retry_initial: Duration,
-    /// Ceiling of all delays.
-    pub retry_max: Duration,
-    /// One SQS call.
-    pub request_timeout: Duration,
-}
-
 /// Whether the environment names an endpoint for SQS, as the SDK reads it; that wins over a queue URL's own host.
 pub fn has_sqs_endpoint() -> bool {
     ENDPOINTS.iter().any(|name| std::env::var(name).is_ok_and(|url| !url.is_empty()))
@@ -257,59 +236,32 @@ impl Flags {
     }
 
     fn tuning(&self, problems: &mut Problems) -> Tuning {
-        let ms = Duration::from_millis;
-        let batch_size = problems.number(("OUTBOX_RELAY_BATCH_SIZE", self.batch_size.as_deref()), (1, 10_000), 1000);
-        let request_size = problems.number(("OUTBOX_RELAY_REQUEST_SIZE", self.request_size.as_deref()), (1, 10), 10);
-        let max_in_flight =
-            problems.number(("OUTBOX_RELAY_MAX_IN_FLIGHT", self.max_in_flight.as_deref()), (1, 1024), 128);
-        let max_attempts = problems.number(("OUTBOX_RELAY_MAX_ATTEMPTS", self.max_attempts.as_deref()), (1, 1000), 10);
-        let poll_interval = problems.duration(
+        let mut tuning = Tuning::default();
+        let texts = [
+            (Adjustable::BatchSize, &self.batch_size),
+            (Adjustable::RequestSize, &self.request_size),
+            (Adjustable::MaxInFlight, &self.max_in_flight),
+            (Adjustable::FifoMode, &self.fifo_mode),
+            (Adjustable::MaxAttempts, &self.max_attempts),
+            (Adjustable::OnDead, &self.on_dead),
+            (Adjustable::RetryInitial, &self.retry_initial),
+            (Adjustable::RetryMax, &self.retry_max),
+        ];
+        for (adjustable, text) in texts {
+            tuning.read((adjustable, adjustable.variable(), text.as_deref()), problems);
+        }
+        tuning.poll_interval = problems.duration(
             ("OUTBOX_RELAY_POLL_INTERVAL", self.poll_interval.as_deref()),
-            (ms(1), ms(60_000)),
-            ms(20),
+            (Duration::from_millis(1), Duration::from_secs(60)),
+            tuning.poll_interval,
         );
-        let fifo_mode = problems.one_of(
-            ("OUTBOX_RELAY_FIFO_MODE", self.fifo_mode.as_deref()),
-            &[("strict", FifoMode::Strict), ("batched", FifoMode::Batched)],
-        );
-        let on_dead = problems.one_of(
-            ("OUTBOX_RELAY_ON_DEAD", self.on_dead.as_deref()),
-            &[("skip", OnDead::Skip), ("block", OnDead::Block)],
-        );
-        let retry_initial = problems.duration(
-            ("OUTBOX_RELAY_RETRY_INITIAL", self.retry_initial.as_deref()),
-            (ms(1), ms(3_600_000)),
-            ms(200),
-        );
-        let retry_max = problems.duration(
-            ("OUTBOX_RELAY_RETRY_MAX", self.retry_max.as_deref()),
-            (ms(1), ms(86_400_000)),
-            ms(60_000),
-        );
-        if retry_max < retry_initial {
-            problems.add(format!(
-                "OUTBOX_RELAY_RETRY_MAX={} is shorter than OUTBOX_RELAY_RETRY_INITIAL={}; make it at least as long",
-                humantime::format_duration(retry_max),
-                humantime::format_duration(retry_initial)
-            ));
-        }
-        let request_timeout = problems.duration(
+        tuning.request_timeout = problems.duration(
             ("OUTBOX_RELAY_REQUEST_TIMEOUT", self.request_timeout.as_deref()),
-            (ms(100), ms(60_000)),
-            ms(5000),
+            (Duration::from_millis(100), Duration::from_secs(60)),
+            tuning.request_timeout,
         );
-        Tuning {
-            batch_size,
-            request_size,
-            max_in_flight,
-            poll_interval,
-            fifo_mode,
-            max_attempts: i16::try_from(max_attempts).unwrap_or(i16::MAX),
-            on_dead,
-            retry_initial,
-            retry_max,
-            request_timeout,
-        }
+        tuning.check(problems);
+        tuning
     }
 
     fn http_listen(&self, problems: &mut Problems) -> SocketAddr {
@@ -321,6 +273,7 @@ impl Flags {
         problems.one_of(
             ("OUTBOX_RELAY_LOG_FORMAT", self.log_format.as_deref()),
             &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+            LogFormat::Text,
         )
     }
 }

@@ -21,7 +21,7 @@ fn mistakes(change: impl FnOnce(&mut Flags)) -> Vec<String> {
 fn the_defaults_are_those_of_the_table() {
     let config = flags().relay().unwrap();
     let tuning = config.tuning;
-    assert_eq!((tuning.batch_size, tuning.request_size, tuning.max_in_flight), (1000, 10, 128));
+    assert_eq!((tuning.batch_size, tuning.request_size, tuning.max_in_flight), (2000, 10, 256));
     assert_eq!(tuning.poll_interval, Duration::from_millis(20));
     assert_eq!(tuning.fifo_mode, FifoMode::Strict);
     assert_eq!(tuning.max_attempts, 10);
@@ -91,7 +91,7 @@ fn all_mistakes_are_reported_at_once() {
 fn an_empty_variable_means_the_default() {
     let mut flags = flags();
     flags.batch_size = Some(String::new());
-    assert_eq!(flags.relay().unwrap().tuning.batch_size, 1000);
+    assert_eq!(flags.relay().unwrap().tuning.batch_size, 2000);
 }
 
 #[test]

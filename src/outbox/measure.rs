@@ -8,6 +8,7 @@ use super::{Outbox, OutboxError, Parameter, column};
 use crate::message::Lane;
 
 const BACKLOG: &str = include_str!("../../sql/queries/backlog.sql");
+const RATE: &str = include_str!("../../sql/queries/rate.sql");
 const PRUNE: &str = include_str!("../../sql/queries/prune.sql");
 
 /// See `sql/queries/prune.sql`.
@@ -28,6 +29,21 @@ pub struct Backlog {
     pub dead: i64,
     /// The first message of each lane that has one and that waits for no retry.
     pub firsts: Vec<(Lane, i64)>,
+}
+
+/// How many of the latest deliveries of each lane [`Outbox::rate`] looks at.
+const LATEST: i64 = 2000;
+
+/// Over how many seconds it counts.
+const RATE_SECONDS: f64 = 10.0;
+
+/// How fast a destination delivers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    /// Messages a second over the last ten.
+    pub per_second: f64,
+    /// Whether it may be more, because only the latest were looked at.
+    pub is_capped: bool,
 }
 
 /// What came of pruning a chunk.
@@ -65,6 +81,21 @@ impl Outbox {
             dead: column(NAME, &row, 2)?,
             firsts,
         })
+    }
+
+    /// How fast a destination delivers, as far as delivered rows are kept.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn rate(&self, destination: &str) -> Result<Rate, OutboxError> {
+        const NAME: &str = "measure the rate";
+        let parameters: [Parameter<'_>; 3] =
+            [(&destination, Type::TEXT), (&RATE_SECONDS, Type::FLOAT8), (&LATEST, Type::INT8)];
+        let row = self.query_one(NAME, RATE, &parameters).await?;
+        let messages: i64 = column(NAME, &row, 0)?;
+        let is_capped = column::<Option<bool>>(NAME, &row, 1)?.unwrap_or(false);
+        Ok(Rate { per_second: messages as f64 / RATE_SECONDS, is_capped })
     }
 
     /// Looks at the `chunk` lowest delivered messages of a lane above an id and deletes those older than the retention.

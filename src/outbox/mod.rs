@@ -8,6 +8,8 @@ mod claim;
 mod climb;
 mod connect;
 mod dead;
+mod horizon;
+mod inspect;
 mod look;
 mod low_bound;
 mod measure;
@@ -15,6 +17,7 @@ mod migrate;
 mod read;
 mod settle;
 mod snapshot;
+mod steer;
 mod tls;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,13 +32,16 @@ pub use claim::Claim;
 pub use climb::{Climb, Slices};
 pub use connect::OutboxError;
 pub use dead::{DeadAction, DeadCount, DeadFilter, DeadGroup, DeadLine, DeadMessage, Since};
+pub use horizon::{Connections, HorizonHolder};
+pub use inspect::Inspected;
 pub use look::{Look, Watch};
 pub use low_bound::LowBounds;
-pub use measure::{Backlog, Pruned};
+pub use measure::{Backlog, Pruned, Rate};
 pub use migrate::{MIGRATIONS, Migration, script};
 pub use read::{Batch, DeferredHead, DueElsewhere, Position, READ_BYTES, Range, ReadBudget, Sweep, Swept};
-pub use settle::Keep;
+pub use settle::{Keep, SettlePlan};
 pub use snapshot::Snapshot;
+pub use steer::{ALL_DESTINATIONS, Pause, Setting, Steering};
 
 /// How long a statement may take before its connection is given up. All of them are bounded in what they touch, so one that
 /// takes longer is not slow but has lost its server.

@@ -1,5 +1,7 @@
 //! Settling: writes back what became of messages, in one transaction. Idempotent, so an unknown answer is settled again.
 
+use std::borrow::Cow;
+
 use deadpool_postgres::Object;
 use tokio_postgres::types::Type;
 
@@ -37,16 +39,17 @@ pub enum Keep {
 /// The longest error text that is stored; SQS's sentences are far shorter.
 const ERROR_CHARS: usize = 1000;
 
-#[derive(Default)]
-struct Columns {
+/// One statement's rows, as columns.
+#[derive(Debug, Default)]
+struct Columns<'a> {
     lanes: Vec<Lane>,
     ids: Vec<i64>,
     attempts: Vec<i16>,
     waits: Vec<Option<i64>>,
-    texts: Vec<String>,
+    texts: Vec<Cow<'a, str>>,
 }
 
-impl Columns {
+impl Columns<'_> {
     fn key(&mut self, key: MessageKey) {
         self.lanes.push(key.lane);
         self.ids.push(key.id);
@@ -64,6 +67,50 @@ impl Columns {
     }
 }
 
+/// What one settling writes: the rows of each of its statements. Pure.
+#[derive(Debug, Default)]
+pub struct SettlePlan<'a> {
+    delivered: Columns<'a>,
+    deferred: Columns<'a>,
+    dead: Columns<'a>,
+}
+
+impl<'a> SettlePlan<'a> {
+    /// Sorts outcomes into rows. All relays keep one order, so two that settle the same rows wait for each other and never
+    /// deadlock.
+    pub fn of(settlements: &'a mut [Settlement]) -> Self {
+        settlements.sort_by_key(|settlement| settlement.key);
+        let mut plan = Self::default();
+        for settlement in &*settlements {
+            match &settlement.outcome {
+                Outcome::Delivered { sqs_message_id } => {
+                    plan.delivered.key(settlement.key);
+                    plan.delivered.texts.push(Cow::Borrowed(sqs_message_id));
+                }
+                Outcome::Deferred { attempts, wait, error } => {
+                    // Of two failures of one message the later counts; the order of equal keys is kept.
+                    plan.deferred.forget(settlement.key);
+                    plan.deferred.key(settlement.key);
+                    plan.deferred.attempts.push(*attempts);
+                    plan.deferred.waits.push(wait.map(|wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)));
+                    plan.deferred.texts.push(shorten(error));
+                }
+                Outcome::Dead { attempts, error, .. } => {
+                    plan.dead.key(settlement.key);
+                    plan.dead.attempts.push(*attempts);
+                    plan.dead.texts.push(shorten(error));
+                }
+            }
+        }
+        plan
+    }
+
+    /// How many rows it writes.
+    pub fn rows(&self) -> usize {
+        self.delivered.ids.len() + self.deferred.ids.len() + self.dead.ids.len()
+    }
+}
+
 impl Outbox {
     /// Writes outcomes back and returns how many delivered messages were no longer pending: somebody else had settled
     /// them, so they were published twice.
@@ -77,38 +124,15 @@ impl Outbox {
         keep: Keep,
         settlements: &mut [Settlement],
     ) -> Result<u64, OutboxError> {
-        // One order for all relays: two that settle the same rows wait for each other and never deadlock.
-        settlements.sort_by_key(|settlement| settlement.key);
-        let (mut delivered, mut deferred, mut dead) = (Columns::default(), Columns::default(), Columns::default());
-        for settlement in settlements.iter() {
-            match &settlement.outcome {
-                Outcome::Delivered { sqs_message_id } => {
-                    delivered.key(settlement.key);
-                    delivered.texts.push(sqs_message_id.clone());
-                }
-                Outcome::Deferred { attempts, wait, error } => {
-                    // Of two failures of one message the later counts; the order of equal keys is kept.
-                    deferred.forget(settlement.key);
-                    deferred.key(settlement.key);
-                    deferred.attempts.push(*attempts);
-                    deferred.waits.push(wait.map(|wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)));
-                    deferred.texts.push(shorten(error));
-                }
-                Outcome::Dead { attempts, error, .. } => {
-                    dead.key(settlement.key);
-                    dead.attempts.push(*attempts);
-                    dead.texts.push(shorten(error));
-                }
-            }
-        }
+        let plan = SettlePlan::of(settlements);
         let connection = self.connection().await?;
         let mut conflicts = 0;
         let result = loop {
             let work = async {
                 self.bounded("settle", connection.batch_execute(&format!("BEGIN; {LIMITS}; {PLAN}"))).await?;
-                let missing = self.deliver(&connection, destination, keep, &delivered).await?;
-                self.defer(&connection, destination, &deferred).await?;
-                self.bury(&connection, destination, &dead).await?;
+                let missing = self.deliver(&connection, destination, keep, &plan.delivered).await?;
+                self.defer(&connection, destination, &plan.deferred).await?;
+                self.bury(&connection, destination, &plan.dead).await?;
                 self.bounded("settle", connection.batch_execute("COMMIT")).await?;
                 Ok(missing)
             };
@@ -138,7 +162,7 @@ impl Outbox {
         connection: &Object,
         destination: &str,
         keep: Keep,
-        rows: &Columns,
+        rows: &Columns<'_>,
     ) -> Result<u64, OutboxError> {
         if rows.ids.is_empty() {
             return Ok(0);
@@ -156,7 +180,7 @@ impl Outbox {
         Ok(u64::try_from(rows.ids.len()).unwrap_or(u64::MAX).saturating_sub(settled))
     }
 
-    async fn defer(&self, connection: &Object, destination: &str, rows: &Columns) -> Result<(), OutboxError> {
+    async fn defer(&self, connection: &Object, destination: &str, rows: &Columns<'_>) -> Result<(), OutboxError> {
         if rows.ids.is_empty() {
             return Ok(());
         }
@@ -171,7 +195,7 @@ impl Outbox {
         self.write(connection, "defer", DEFER, &parameters).await.map(drop)
     }
 
-    async fn bury(&self, connection: &Object, destination: &str, rows: &Columns) -> Result<(), OutboxError> {
+    async fn bury(&self, connection: &Object, destination: &str, rows: &Columns<'_>) -> Result<(), OutboxError> {
         if rows.ids.is_empty() {
             return Ok(());
         }
@@ -187,6 +211,6 @@ impl Outbox {
 }
 
 /// PostgreSQL's text cannot hold U+0000.
-fn shorten(text: &str) -> String {
+fn shorten(text: &str) -> Cow<'_, str> {
     text.chars().filter(|c| *c != '\0').take(ERROR_CHARS).collect()
 }

@@ -6,7 +6,6 @@ use super::group::Item;
 use super::stream::Stream;
 use crate::message::{Message, QueueKind};
 use crate::outbox::Batch;
-use crate::sqs::{Composed, compose};
 
 impl Stream<'_> {
     /// Takes in a batch, or leaves messages in the table.
@@ -47,28 +46,10 @@ impl Stream<'_> {
         if self.schedule.knows(key.id) {
             return None;
         }
-        let group = match self.destination.queue.kind() {
-            QueueKind::Fifo => message.group.clone(),
-            QueueKind::Standard => None,
-        };
-        let (age_when_read, read_at) = (message.age_when_read, message.read_at);
-        match compose(message, self.destination.queue.kind()) {
-            Ok(composed) => {
-                let Composed { entry, left_out } = composed;
-                Some(Item {
-                    entry,
-                    group,
-                    left_out,
-                    attempts,
-                    resends: 0,
-                    charged: None,
-                    is_recorded: false,
-                    not_before: None,
-                    age_when_read,
-                    read_at,
-                    is_alone: false,
-                })
-            }
+        let kind = self.destination.queue.kind();
+        let group = message.group.clone().filter(|_| kind == QueueKind::Fifo);
+        match Item::of(message, kind) {
+            Ok(item) => Some(item),
             Err(fault) => {
                 self.schedule.pass_over(key.id, group.as_ref());
                 self.bury(key, attempts, &fault);

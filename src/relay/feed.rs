@@ -43,6 +43,10 @@ const WIDEN_BY: usize = 2;
 /// Bytes in memory that wait to be sent, beyond which no read is started.
 const MOST_WAITING_BYTES: usize = crate::outbox::READ_BYTES;
 
+/// Batches that may wait to be sent when another one is read. Under load a read takes as long as a batch lasts, and requests
+/// of a slow queue would wait for it.
+const READ_AHEAD: usize = 2;
+
 /// Bits of [`Feed::reads_under_way`].
 const READ: u8 = 1;
 const DUE: u8 = 2;
@@ -177,7 +181,7 @@ impl Stream<'_> {
     }
 
     fn has_room(&self) -> bool {
-        self.schedule.waiting() < self.destination.tuning.batch_size
+        self.schedule.waiting() < self.destination.tuning.batch_size * READ_AHEAD
             && self.schedule.waiting_bytes() < MOST_WAITING_BYTES
     }
 
@@ -213,7 +217,9 @@ impl Stream<'_> {
         let budget = self.feed.budget;
         let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
+            let timer = destination.metrics.read_duration.start_timer();
             let result = destination.outbox.read(&destination.name, &positions, budget, sweep.as_ref()).await;
+            timer.observe_duration();
             Event::Read { positions, sweep, result }
         }));
     }
@@ -345,6 +351,7 @@ impl Stream<'_> {
     fn widened(&mut self, lanes: Vec<Lane>) {
         if !lanes.is_empty() && self.closing.is_none() {
             self.claim.add(&lanes);
+            self.destination.metrics.lanes_held.set(self.claim.lanes().len() as i64);
             self.open(lanes);
         }
     }

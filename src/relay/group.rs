@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::message::{Lane, MessageKey};
-use crate::sqs::Entry;
+use crate::message::{Fault, Lane, Message, MessageKey, QueueKind};
+use crate::sqs::{Composed, Entry, compose};
 
 /// A message on its way, with what is needed when it comes back.
 #[derive(Debug)]
@@ -37,6 +37,30 @@ pub(super) struct Item {
 }
 
 impl Item {
+    /// Composes a message that is sent for the first time under this claim.
+    ///
+    /// # Errors
+    ///
+    /// A permanent fault when SQS can never accept it.
+    pub(super) fn of(message: Message, kind: QueueKind) -> Result<Item, Fault> {
+        let group = message.group.clone().filter(|_| kind == QueueKind::Fifo);
+        let Message { attempts, age_when_read, read_at, .. } = message;
+        let Composed { entry, left_out } = compose(message, kind)?;
+        Ok(Item {
+            entry,
+            group,
+            left_out,
+            attempts,
+            resends: 0,
+            charged: None,
+            is_recorded: false,
+            not_before: None,
+            age_when_read,
+            read_at,
+            is_alone: false,
+        })
+    }
+
     /// Lane and id.
     pub(super) fn key(&self) -> MessageKey {
         self.entry.key()

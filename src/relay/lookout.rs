@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +16,12 @@ use crate::outbox::{Outbox, Watch};
 
 /// How long to leave a database alone that does not answer.
 const AFTER_FAILURE: Duration = Duration::from_millis(500);
+
+/// After so much time in which nothing came the lookout asks less often.
+const QUIET_AFTER: Duration = Duration::from_secs(5);
+
+/// How much less often. Waking up, not the question, is what an idle relay costs.
+const QUIET_FACTOR: u32 = 4;
 
 /// Asks as long as somebody is idle.
 #[derive(Debug)]
@@ -60,12 +66,19 @@ impl Lookout {
     /// Asks until told to stop.
     pub async fn run(self, stop: CancellationToken) {
         let names: Vec<&str> = self.destinations.iter().map(AsRef::as_ref).collect();
+        let mut latest = None;
+        let mut news_at = Instant::now();
         while !stop.is_cancelled() {
             self.pulse.tick();
-            let mut pause = self.poll_interval.mul_f64(0.8 + 0.4 * fastrand::f64());
+            let is_quiet = news_at.elapsed() >= QUIET_AFTER;
+            let interval = if is_quiet { self.poll_interval * QUIET_FACTOR } else { self.poll_interval };
+            let mut pause = interval.mul_f64(0.8 + 0.4 * fastrand::f64());
             if self.idle.load(Ordering::Relaxed) > 0 {
                 match self.outbox.watch(&names).await {
                     Ok(watch) => {
+                        if latest.replace(watch) != Some(watch) || watch.is_due {
+                            news_at = Instant::now();
+                        }
                         self.seen.send_if_modified(|seen| {
                             seen.answers += 1;
                             seen.watch.replace(watch) != Some(watch) || watch.is_due

@@ -6,13 +6,16 @@
 
 mod admit;
 mod blocked;
+pub mod dry_run;
 mod feed;
 mod group;
 mod lookout;
 mod outcomes;
 mod positions;
 mod probe;
+mod rest;
 mod schedule;
+mod steering;
 mod stream;
 mod sweep;
 mod throttle;
@@ -33,7 +36,8 @@ use crate::sqs::Queue;
 
 pub use lookout::{Ear, Lookout};
 pub use probe::Probe;
-use schedule::{GoesOn, Remembered};
+use schedule::Remembered;
+pub use steering::{Helm, Steersman};
 use stream::{Closing, Memory, STREAM_FOR, Stream, StreamEnd};
 use sweep::{Round, Sweeping};
 use throttle::Throttle;
@@ -62,6 +66,14 @@ pub struct Destination {
     pub tuning: Tuning,
     /// What happens to a row at delivery.
     pub keep: Keep,
+}
+
+impl Destination {
+    /// Writes outcomes back, and how long that took into the metrics; as [`Outbox::settle`].
+    async fn settle(&self, settlements: &mut [Settlement]) -> Result<u64, OutboxError> {
+        let _timer = self.metrics.settle_duration.start_timer();
+        self.outbox.settle(&self.name, self.keep, settlements).await
+    }
 }
 
 /// Where a relay reports how it is.
@@ -121,6 +133,7 @@ pub struct Relay {
     destination: Destination,
     reports: Reports,
     ear: Ear,
+    helm: Helm,
     probe: Probe,
     throttle: Throttle,
     bounds: LowBounds,
@@ -156,17 +169,20 @@ enum Step {
     Empty,
     /// The destination is halted for this long.
     Halted(Duration, String),
+    /// An operator has paused it.
+    Paused,
 }
 
 impl Relay {
     /// A relay that has not looked at anything yet.
-    pub fn new(destination: Destination, reports: Reports, ear: Ear) -> Self {
+    pub fn new(destination: Destination, reports: Reports, ear: Ear, helm: Helm) -> Self {
         let tuning = destination.tuning;
         Self {
             probe: Probe::new(Arc::clone(&reports.queue), tuning.retry_initial, tuning.retry_max),
             throttle: Throttle::new(tuning.max_in_flight),
             reports,
             ear,
+            helm,
             bounds: LowBounds::default(),
             remembered: Vec::new(),
             generation: 0,
@@ -219,6 +235,13 @@ impl Relay {
                             self.give_up_after(until, RelayError::Halted { destination, reason })?;
                             pause
                         }
+                        Step::Paused => {
+                            let destination = self.destination.name.to_string();
+                            let reason = "paused by an operator; see `outbox-relay status`".to_owned();
+                            self.give_up_after(until, RelayError::Halted { destination, reason })?;
+                            self.until_resumed(&drain).await;
+                            Duration::ZERO
+                        }
                     }
                 }
                 Err(error) => self.database_failed(error, until)?,
@@ -231,38 +254,12 @@ impl Relay {
         Ok(self.ended)
     }
 
-    /// Whether nothing is known to have come that the last look did not see. Before the first look nothing is known.
-    fn is_quiet(&mut self) -> bool {
-        let settled_to = self.bounds.lowest();
-        settled_to > 0
-            && self.ear.is_quiet(settled_to)
-            && self.remembered.iter().all(|group| group.goes_on != GoesOn::Now)
-    }
-
-    /// Sleeps until the lookout sees something or the next sweep is due; returns whether something was seen.
-    async fn listen(&mut self, drain: &CancellationToken) -> bool {
-        let heads = self.remembered.iter().filter_map(|group| match group.goes_on {
-            GoesOn::At(until) => Some(until),
-            GoesOn::Now | GoesOn::Unblocked => None,
-        });
-        let until_sweep = heads.fold(self.sweeping.next(), Instant::min).saturating_duration_since(Instant::now());
-        tokio::select! {
-            is_news = self.ear.listen(self.bounds.lowest(), until_sweep) => is_news,
-            () = drain.cancelled() => true,
-        }
-    }
-
-    async fn wait(&self, pause: Duration, drain: &CancellationToken) {
-        let mut left = pause;
-        // In pieces, so that a long pause does not look like a loop that hangs.
-        while !left.is_zero() {
-            let piece = left.min(Duration::from_secs(10));
-            tokio::select! {
-                () = tokio::time::sleep(piece) => {}
-                () = drain.cancelled(), if self.unsettled.is_empty() => return,
-            }
-            self.reports.pulse.tick();
-            left -= piece;
+    /// Takes over what operators have set.
+    fn adjust(&mut self) {
+        if let Some(tuning) = self.helm.tuning() {
+            self.destination.tuning = tuning;
+            self.throttle.set_most(tuning.max_in_flight);
+            self.destination.metrics.in_flight_limit.set(self.throttle.limit() as i64);
         }
     }
 
@@ -273,6 +270,11 @@ impl Relay {
             return Ok(Step::Idle);
         }
         self.prepare().await?;
+        self.helm.first_answer().await;
+        self.adjust();
+        if self.helm.is_paused() {
+            return Ok(Step::Paused);
+        }
         let generation = self.destination.outbox.generation();
         if generation != self.generation {
             self.generation = generation;
@@ -314,7 +316,7 @@ impl Relay {
             sweeping: &mut self.sweeping,
             remembered: &mut self.remembered,
         };
-        let end = Stream::new(&self.destination, claim, memory, &self.reports.pulse).run(drain).await;
+        let end = Stream::new(&self.destination, claim, memory, &self.helm, &self.reports.pulse).run(drain).await;
         let step = self.after(end, held)?;
         let is_over = matches!(step, Step::Fruitless) && until == Until::Empty && self.is_all_done().await?;
         Ok(if is_over { Step::Empty } else { step })
@@ -333,7 +335,7 @@ impl Relay {
         let all = usize::try_from(LANES).unwrap_or(1);
         self.most_lanes = if end.is_saturated { (held / 2).max(1) } else { all };
         match end.closing {
-            Closing::Time | Closing::Shutdown => Ok(Step::Worked),
+            Closing::Time | Closing::Shutdown | Closing::Paused => Ok(Step::Worked),
             // A claim that found nothing it could send may find the same again at once.
             Closing::Idle => Ok(if end.delivered > 0 || end.dead > 0 { Step::Worked } else { Step::Fruitless }),
             Closing::Halted(fault) => {
@@ -350,8 +352,8 @@ impl Relay {
         if self.unsettled.is_empty() {
             return Ok(());
         }
-        let Destination { name, outbox, keep, metrics, .. } = &self.destination;
-        let published_twice = outbox.settle(name, *keep, &mut self.unsettled).await?;
+        let published_twice = self.destination.settle(&mut self.unsettled).await?;
+        let metrics = &self.destination.metrics;
         let is_delivered =
             |settlement: &&Settlement| matches!(settlement.outcome, crate::message::Outcome::Delivered { .. });
         let delivered = self.unsettled.iter().filter(is_delivered).count() as u64;

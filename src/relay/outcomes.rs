@@ -15,11 +15,15 @@ use crate::outbox::OutboxError;
 use crate::retry::{Conduct, Delays, conduct, delay_after};
 use crate::sqs::Published;
 
-/// Outcomes are written when there are this many, or when the oldest has waited [`SETTLE_AFTER`].
+/// Outcomes are written when there are this many, or when the oldest has waited [`SETTLE_AFTER`] or, with a backlog, [`SETTLE_AFTER_BUSY`].
 const SETTLE_SIZE: usize = 500;
 
 /// See [`SETTLE_SIZE`].
-pub(super) const SETTLE_AFTER: Duration = Duration::from_millis(5);
+const SETTLE_AFTER: Duration = Duration::from_millis(5);
+
+/// The same while more waits than is read at once. One of several relays settles few at a time otherwise, and a statement
+/// costs as much as a hundred rows of it.
+const SETTLE_AFTER_BUSY: Duration = Duration::from_millis(20);
 
 /// First and longest pause between attempts to write the last outcomes of a claim.
 const SETTLE_RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
@@ -37,7 +41,7 @@ impl Stream<'_> {
         }
         let is_due = self.outcomes.len() >= SETTLE_SIZE
             || self.publishing == 0
-            || self.oldest_outcome.is_some_and(|since| now.saturating_duration_since(since) >= SETTLE_AFTER);
+            || self.oldest_outcome.is_some_and(|since| now.saturating_duration_since(since) >= self.settle_after());
         if self.is_settling || self.outcomes.is_empty() || !is_due || matches!(self.closing, Some(Closing::Broken(_))) {
             return;
         }
@@ -47,16 +51,23 @@ impl Stream<'_> {
         self.drop_what_needs_the_claim(&mut settlements);
         let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
-            let result = destination.outbox.settle(&destination.name, destination.keep, &mut settlements).await;
+            let result = destination.settle(&mut settlements).await;
             Event::Settled { settlements, result }
         }));
+    }
+
+    /// How long an outcome may wait for others.
+    pub(super) fn settle_after(&self) -> Duration {
+        if self.feed.was_full() { SETTLE_AFTER_BUSY } else { SETTLE_AFTER }
     }
 
     pub(super) fn published(&mut self, items: Vec<Item>, published: Published) {
         let now = Instant::now();
         self.publishing -= 1;
+        self.publishing_bytes -= items.iter().map(|item| item.entry.bytes()).sum::<usize>();
         self.touch(now);
         let metrics = &self.destination.metrics;
+        metrics.in_flight.set(self.publishing as i64);
         metrics.requests.inc();
         metrics.request_duration.observe(published.duration.as_secs_f64());
         metrics.request_entries.observe(items.len() as f64);
@@ -265,7 +276,7 @@ impl Stream<'_> {
         let destination = self.destination;
         let mut delays = Delays::new(SETTLE_RETRY.0, SETTLE_RETRY.1);
         while !unsettled.is_empty() {
-            match destination.outbox.settle(&destination.name, destination.keep, unsettled).await {
+            match destination.settle(unsettled).await {
                 Ok(published_twice) => {
                     self.count_settled(unsettled, published_twice);
                     unsettled.clear();
@@ -325,6 +336,7 @@ impl Stream<'_> {
         {
             closing = Closing::Broken(error);
         }
+        self.destination.metrics.lanes_held.set(0);
         let Self { has_dropped, delivered, dead, .. } = self;
         StreamEnd { closing, unsettled, has_dropped, is_saturated, delivered, dead }
     }

@@ -19,11 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::feed::Feed;
 use super::group::Item;
-use super::outcomes::SETTLE_AFTER;
 use super::schedule::{Limits, ReadOn, Remembered, Schedule};
 use super::sweep::{Round, Sweeping};
 use super::throttle::Throttle;
-use super::{Destination, Probe};
+use super::{Destination, Helm, Probe};
 use crate::config::FifoMode;
 use crate::health::Pulse;
 use crate::message::Fault;
@@ -47,11 +46,23 @@ const HOLD_FOR_READ: Duration = Duration::from_millis(20);
 /// The loop looks up at least this often, to notice that the claim is gone.
 const HEARTBEAT: Duration = Duration::from_millis(100);
 
+/// What the requests in flight may weigh together, so that many requests of large messages do not fill the memory: sixteen
+/// of the largest, or thousands of the lottery's.
+const MOST_BYTES_IN_FLIGHT: usize = 16 * crate::sqs::MAX_BYTES;
+
 /// Messages of one group in memory in strict mode: a hot group sends one at a time and reads on when half of it is gone.
 const STRICT_WINDOW: usize = 20;
 
 /// Messages of one group in memory in batched mode.
 const BATCHED_WINDOW: usize = 100;
+
+/// How much of a group goes out at once and waits in memory.
+pub(super) fn limits(request_size: usize, fifo_mode: FifoMode) -> Limits {
+    match fifo_mode {
+        FifoMode::Strict => Limits { request_size, per_group: 1, window: STRICT_WINDOW },
+        FifoMode::Batched => Limits { request_size, per_group: request_size, window: BATCHED_WINDOW },
+    }
+}
 
 /// Why a stream closes.
 #[derive(Debug)]
@@ -62,6 +73,8 @@ pub(super) enum Closing {
     Idle,
     /// The process drains.
     Shutdown,
+    /// An operator has paused the destination.
+    Paused,
     /// The destination cannot take messages now.
     Halted(Fault),
     /// The database failed, or the claim is gone.
@@ -120,6 +133,7 @@ pub(super) struct Stream<'a> {
     pub(super) feed: Feed,
     pub(super) closing: Option<Closing>,
     pub(super) pulse: &'a Pulse,
+    helm: &'a Helm,
     pub(super) outcomes: VecDeque<Settlement>,
     pub(super) oldest_outcome: Option<Instant>,
     pub(super) is_settling: bool,
@@ -132,6 +146,8 @@ pub(super) struct Stream<'a> {
     /// What is settled, with the reads that were under way then.
     pub(super) settled_ids: Vec<(u8, Vec<i64>)>,
     pub(super) publishing: usize,
+    /// What their entries weigh.
+    pub(super) publishing_bytes: usize,
     pub(super) failures_in_a_row: u32,
     held_since: Option<Instant>,
     active_at: Instant,
@@ -141,12 +157,15 @@ pub(super) struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    pub(super) fn new(destination: &'a Destination, claim: Claim, memory: Memory<'a>, pulse: &'a Pulse) -> Self {
-        let request_size = destination.tuning.request_size;
-        let limits = match destination.tuning.fifo_mode {
-            FifoMode::Strict => Limits { request_size, per_group: 1, window: STRICT_WINDOW },
-            FifoMode::Batched => Limits { request_size, per_group: request_size, window: BATCHED_WINDOW },
-        };
+    pub(super) fn new(
+        destination: &'a Destination,
+        claim: Claim,
+        memory: Memory<'a>,
+        helm: &'a Helm,
+        pulse: &'a Pulse,
+    ) -> Self {
+        let limits = limits(destination.tuning.request_size, destination.tuning.fifo_mode);
+        destination.metrics.lanes_held.set(claim.lanes().len() as i64);
         Self {
             destination,
             memory,
@@ -156,6 +175,7 @@ impl<'a> Stream<'a> {
             claim,
             closing: None,
             pulse,
+            helm,
             outcomes: VecDeque::new(),
             oldest_outcome: None,
             is_settling: false,
@@ -164,6 +184,7 @@ impl<'a> Stream<'a> {
             has_dropped: false,
             settled_ids: Vec::new(),
             publishing: 0,
+            publishing_bytes: 0,
             failures_in_a_row: 0,
             held_since: None,
             active_at: Instant::now(),
@@ -214,6 +235,8 @@ impl<'a> Stream<'a> {
             Some(Closing::Broken(OutboxError::ClaimLost))
         } else if drain.is_cancelled() {
             Some(Closing::Shutdown)
+        } else if self.helm.is_paused() {
+            Some(Closing::Paused)
         } else if now >= self.closes_at() {
             Some(Closing::Time)
         } else if is_quiet && now.saturating_duration_since(self.active_at) >= IDLE_GRACE {
@@ -234,18 +257,25 @@ impl<'a> Stream<'a> {
 
     fn start_requests(&mut self, now: Instant) {
         let most = if self.memory.probe.is_on() { 1 } else { self.memory.throttle.limit() };
-        while self.publishing < most && self.may_send(now) {
+        while self.publishing < most && self.has_room_in_flight() && self.may_send(now) {
             let Some(items) = self.schedule.next_request() else {
                 return;
             };
             let queue = self.destination.queue.clone();
             self.publishing += 1;
+            self.publishing_bytes += items.iter().map(|item| item.entry.bytes()).sum::<usize>();
+            self.destination.metrics.in_flight.set(self.publishing as i64);
             self.tasks.push(Box::pin(async move {
                 let entries: Vec<_> = items.iter().map(|item| &item.entry).collect();
                 let published = queue.publish(&entries).await;
                 Event::Published { items, published }
             }));
         }
+    }
+
+    /// One request may always be under way.
+    fn has_room_in_flight(&self) -> bool {
+        self.publishing == 0 || self.publishing_bytes < MOST_BYTES_IN_FLIGHT
     }
 
     /// A request that is not full waits a moment when its missing entries may still come: from answers that are under way,
@@ -284,7 +314,7 @@ impl<'a> Stream<'a> {
             wake = due.into_iter().flatten().fold(wake.min(self.closes_at()), Instant::min);
         }
         if let Some(since) = self.oldest_outcome.filter(|_| !self.is_settling) {
-            wake = wake.min(since + SETTLE_AFTER);
+            wake = wake.min(since + self.settle_after());
         }
         // Never in the past, so that the loop does not spin on something it cannot start.
         wake.max(now + Duration::from_micros(200))

@@ -136,6 +136,7 @@ impl Stream<'_> {
             self.memory.bounds.rewind(key.lane, key.id);
             late.push(key.lane);
         }
+        self.destination.metrics.late.inc_by(late.len() as u64);
         late
     }
 }
@@ -177,6 +178,7 @@ impl Relay {
         let swept = self.destination.outbox.sweep(&self.destination.name, &sweep).await?;
         self.sweeping.took(started, is_last.then_some(&round));
         for key in &swept.keys {
+            self.destination.metrics.late.inc_by(u64::from(key.id <= self.bounds.low(key.lane)));
             self.bounds.rewind(key.lane, key.id);
         }
         if is_last {

@@ -19,6 +19,13 @@ impl Throttle {
         Self { limit: most, most }
     }
 
+    /// Another number is configured. A limit that was at the old one goes to the new one at once.
+    pub(super) fn set_most(&mut self, max_in_flight: usize) {
+        let most = max_in_flight.max(1) as f64;
+        self.limit = if self.limit >= self.most { most } else { self.limit.min(most) };
+        self.most = most;
+    }
+
     /// Requests that may be in flight now, at least one.
     pub(super) fn limit(&self) -> usize {
         self.limit as usize
@@ -54,6 +61,18 @@ mod tests {
         assert_eq!(throttle.limit(), 33);
         (0..128 * 128).for_each(|_| throttle.accepted());
         assert_eq!(throttle.limit(), 128);
+    }
+
+    #[test]
+    fn another_number_counts_at_once_unless_sqs_has_throttled() {
+        let mut throttle = Throttle::new(128);
+        throttle.set_most(200);
+        assert_eq!(throttle.limit(), 200);
+        throttle.halted(FaultKind::Throttle);
+        throttle.set_most(150);
+        assert_eq!(throttle.limit(), 100);
+        throttle.set_most(20);
+        assert_eq!(throttle.limit(), 20);
     }
 
     #[test]

@@ -5,12 +5,14 @@
 
 mod classify;
 mod entry;
+mod inspect;
 mod pack;
 mod publish;
 
 pub use entry::{Composed, Entry, compose};
+pub use inspect::{QueueAttributes, Refused};
 pub use pack::{Load, MAX_BYTES};
-pub use publish::Published;
+pub use publish::{Published, build_request};
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -35,8 +35,7 @@ impl Queue {
     /// taken as accepted. Ends within the request timeout.
     pub async fn publish(&self, entries: &[&Entry]) -> Published {
         let started = Instant::now();
-        let items: Result<Vec<_>, _> = entries.iter().enumerate().map(|(index, entry)| item(index, entry)).collect();
-        let items = match items {
+        let items = match build_request(entries) {
             Ok(items) => items,
             Err(error) => {
                 let fault = Fault::new(FaultKind::Ours, "RequestNotBuilt", error.to_string());
@@ -52,13 +51,22 @@ impl Queue {
     }
 }
 
+/// The entries of one request, as the SDK takes them.
+///
+/// # Errors
+///
+/// Only when this relay has left something out that SQS requires.
+pub fn build_request(entries: &[&Entry]) -> Result<Vec<SendMessageBatchRequestEntry>, BuildError> {
+    entries.iter().enumerate().map(|(index, entry)| item(index, entry)).collect()
+}
+
 /// The entry's id is its index: unique within the request, and the way back from the answer.
 fn item(index: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, BuildError> {
     let mut attributes = HashMap::with_capacity(entry.attributes.len());
     for attribute in &entry.attributes {
         let value =
             MessageAttributeValue::builder().data_type(attribute.kind).string_value(&attribute.value).build()?;
-        attributes.insert(attribute.name.clone(), value);
+        attributes.insert(attribute.name.clone().into_owned(), value);
     }
     let mut item = SendMessageBatchRequestEntry::builder()
         .id(index.to_string())

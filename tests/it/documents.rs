@@ -31,7 +31,7 @@ fn links(text: &str) -> Vec<(String, String)> {
 }
 
 /// The anchors of a document's headings, as GitHub makes them.
-fn anchors(text: &str) -> HashSet<String> {
+pub fn anchors(text: &str) -> HashSet<String> {
     let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
     let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
     headings.map(|heading| heading.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")).collect()

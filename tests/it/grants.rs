@@ -1,9 +1,9 @@
-//! The rights of `sql/examples/grants.sql`: enough for everything the relay and an application do, and no more.
+//! The rights of `deploy/roles.sql`: enough for everything the relay and an application do, and no more.
 
 use anyhow::{Context, Result, ensure};
 use tokio_postgres::Client;
 
-use crate::support::bed::{Bed, connect, enqueue, enqueue_range, ensure_each_once, numbers};
+use crate::support::bed::{Bed, connect, enqueue, ensure_each_once, numbers};
 use crate::support::eventually;
 use crate::support::proxy::{Choice, Fault};
 use crate::support::relay::Command;
@@ -16,6 +16,14 @@ async fn ensure_denied(client: &Client, statement: &str) -> Result<()> {
     Ok(())
 }
 
+/// Fifty messages, by the function that applications call.
+async fn append(application: &Client, destination: &str) -> Result<()> {
+    let call = "SELECT outbox.enqueue($1, 'TicketPurchased', jsonb_build_object('n', n), 'g' || n % 5)
+        FROM generate_series(1, 50) AS n";
+    application.query(call, &[&destination]).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_relay_with_the_rights_of_the_template_delivers_prunes_and_measures() -> Result<()> {
     let bed = Bed::new().await?;
@@ -23,9 +31,9 @@ async fn a_relay_with_the_rights_of_the_template_delivers_prunes_and_measures() 
     let roles = Roles::create(&bed).await?;
     let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
     let application = connect(&roles.application_url).await?;
-    enqueue_range(&application, "tickets", 1..=50, 5).await?;
+    append(&application, "tickets").await?;
     let doomed = enqueue(&application, "audit", "{\"n\": 0}", None).await?;
-    enqueue_range(&application, "audit", 1..=50, 0).await?;
+    append(&application, "audit").await?;
     // Reading, deferring and burying as well as delivering.
     let which = Choice::by(|_, entry| entry.body == "{\"n\": 0}");
     proxy.set(Fault::FailEntries { which, code: "InternalError", sender_fault: false });
@@ -57,6 +65,7 @@ async fn an_operator_decides_about_dead_messages_and_nothing_else() -> Result<()
     let bed = Bed::new().await?;
     let roles = Roles::create(&bed).await?;
     bed.enqueue_many("audit", 10, 0).await?;
+    bed.client.batch_execute("INSERT INTO outbox.lanes SELECT 'audit', generate_series(0, 15)").await?;
     let bury =
         "UPDATE outbox.messages SET status = 'dead', dead_at = now(), last_error = 'InternalError' WHERE id <= 6";
     bed.client.batch_execute(bury).await?;
@@ -80,6 +89,34 @@ async fn an_operator_decides_about_dead_messages_and_nothing_else() -> Result<()
     ] {
         ensure_denied(&operator, statement).await?;
     }
+    let operator = Command::new().env("DATABASE_URL", &roles.operator_url);
+    for arguments in [["pause", "audit"], ["resume", "audit"], ["set", "batch-size=500"]] {
+        operator.output(&arguments).await?.ensure_success()?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reader_sees_everything_and_changes_nothing() -> Result<()> {
+    let bed = Bed::new().await?;
+    let roles = Roles::create(&bed).await?;
+    bed.enqueue("audit", "{}", None).await?;
+    let reader = connect(&roles.reader_url).await?;
+    for table in ["events", "messages", "lanes", "actions", "migrations", "pauses", "settings"] {
+        reader
+            .batch_execute(&format!("SELECT count(*) FROM outbox.{table}"))
+            .await
+            .with_context(|| table.to_owned())?;
+    }
+    for statement in [
+        "UPDATE outbox.messages SET attempts = 0",
+        "DELETE FROM outbox.events",
+        "SELECT outbox.pause()",
+        "SELECT FROM outbox.lanes FOR UPDATE",
+        "INSERT INTO outbox.events (event_type, payload) VALUES ('Forged', '{}')",
+    ] {
+        ensure_denied(&reader, statement).await?;
+    }
     Ok(())
 }
 
@@ -96,6 +133,9 @@ async fn neither_role_may_do_what_is_not_its_business() -> Result<()> {
         "DELETE FROM outbox.messages",
         "INSERT INTO outbox.messages (destination, event_position, status, delivered_at) VALUES ('audit', 1, 'delivered', now())",
         "SELECT FROM outbox.lanes FOR UPDATE",
+        "SELECT payload FROM outbox.events",
+        "SELECT outbox.pause()",
+        "SELECT outbox.resume()",
         "CREATE TABLE outbox.own ()",
     ] {
         ensure_denied(&application, statement).await?;
@@ -107,6 +147,10 @@ async fn neither_role_may_do_what_is_not_its_business() -> Result<()> {
         "INSERT INTO outbox.events (event_type, payload) VALUES ('Forged', '{}')",
         "INSERT INTO outbox.messages (destination, event_position) VALUES ('audit', 1)",
         "DELETE FROM outbox.lanes",
+        "UPDATE outbox.messages SET destination = 'elsewhere'",
+        "UPDATE outbox.messages SET event_position = 1",
+        "SELECT outbox.pause()",
+        "SELECT FROM outbox.actions",
         "DROP TABLE outbox.messages",
     ] {
         ensure_denied(&relay, statement).await?;

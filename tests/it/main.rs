@@ -2,8 +2,10 @@
 
 #![allow(dead_code, unreachable_pub, reason = "a test crate has no outside; some of the ground waits for its tests")]
 
+mod alerts;
 mod architecture;
 mod bodies;
+mod check;
 mod configuration;
 mod dead;
 mod dead_groups;
@@ -18,6 +20,7 @@ mod ground;
 mod heavy;
 mod locks;
 mod metrics;
+mod metrics_page;
 mod migrations;
 mod order;
 mod outages;
@@ -34,5 +37,6 @@ mod sharing;
 mod signals;
 mod silence;
 mod startup;
+mod steering;
 mod support;
 mod tls;

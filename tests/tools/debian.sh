@@ -5,7 +5,7 @@
 set -eu
 
 # tool:package
-tools="promtool:prometheus pgbouncer:pgbouncer"
+tools="promtool:prometheus pgbouncer:pgbouncer valgrind:valgrind"
 
 # Servers are here, which is not on everybody's path.
 PATH=$PATH:/usr/sbin

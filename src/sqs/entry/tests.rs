@@ -26,7 +26,7 @@ fn entry(payload: &str, metadata: &str) -> Composed {
 }
 
 fn names(composed: &Composed) -> Vec<&str> {
-    composed.entry.attributes.iter().map(|attribute| attribute.name.as_str()).collect()
+    composed.entry.attributes.iter().map(|attribute| attribute.name.as_ref()).collect()
 }
 
 #[test]

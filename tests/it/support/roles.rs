@@ -1,12 +1,12 @@
-//! The roles of `sql/examples/grants.sql` in a test's database: what application, relay and operator may do, and no more.
+//! The roles of `deploy/roles.sql` in a test's database: what application, relay, operator and reader may do, and no more.
 
 use anyhow::Result;
 
 use super::bed::Bed;
 use super::postgres::PASSWORD;
 
-/// The template that operators copy.
-const GRANTS: &str = include_str!("../../../sql/examples/grants.sql");
+/// What teams run.
+const ROLES: &str = include_str!("../../../deploy/roles.sql");
 
 /// The roles under names of their own, for roles belong to the cluster and not to a database.
 #[derive(Debug, Clone)]
@@ -19,23 +19,33 @@ pub struct Roles {
     pub relay_url: String,
     /// The database's address for the operator.
     pub operator_url: String,
+    /// The database's address for the reader.
+    pub reader_url: String,
 }
 
 impl Roles {
-    /// Runs the template.
+    /// Runs the script twice, as after a release, and makes a login for each role.
     pub async fn create(bed: &Bed) -> Result<Roles> {
         let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
-        let (application, relay) = (format!("application_of_{database}"), format!("relay_of_{database}"));
-        let operator = format!("operator_of_{database}");
-        let grants = GRANTS.replace("outbox_application", &application).replace("outbox_relay", &relay);
-        let grants = grants.replace("outbox_operator", &operator);
-        bed.client.batch_execute(&grants.replace("change me", PASSWORD)).await?;
-        let url_of = |role: &str| bed.url().replace("//postgres:", &format!("//{role}:"));
+        let words = ["application", "relay", "operator", "reader"];
+        let roles = words.iter().fold(ROLES.to_owned(), |roles, word| {
+            roles.replace(&format!("outbox_{word}"), &format!("rights_of_{word}_{database}"))
+        });
+        bed.client.batch_execute(&roles).await?;
+        bed.client.batch_execute(&roles).await?;
+        for word in words {
+            let login = format!(
+                "CREATE ROLE {word}_of_{database} LOGIN PASSWORD '{PASSWORD}' IN ROLE rights_of_{word}_{database}"
+            );
+            bed.client.batch_execute(&login).await?;
+        }
+        let url_of = |word: &str| bed.url().replace("//postgres:", &format!("//{word}_of_{database}:"));
         Ok(Roles {
-            application_url: url_of(&application),
-            relay_url: url_of(&relay),
-            operator_url: url_of(&operator),
-            relay,
+            application_url: url_of("application"),
+            relay_url: url_of("relay"),
+            operator_url: url_of("operator"),
+            reader_url: url_of("reader"),
+            relay: format!("relay_of_{database}"),
         })
     }
 }

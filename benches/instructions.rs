@@ -1,0 +1,132 @@
+//! Counts the instructions that a message costs without PostgreSQL and SQS, and compares them with `instructions.json`.
+//!
+//! A clock notices no tenth on a machine that others use too; callgrind counts the same on every run. Part of `make test`.
+//! The program runs itself under valgrind, once with some messages and once with more; the difference leaves out what
+//! starting costs. `UPDATE=1 cargo bench --bench instructions` writes the figures anew, for a commit that says why.
+//!
+//! What is counted is [`outbox_relay::relay::dry_run`], optimised and with the allocator of the relay.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench talks to the person who started it")]
+
+use std::collections::BTreeMap;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use outbox_relay::message::{Event, LANES, Lane, Message, MessageKey, QueueKind};
+use outbox_relay::relay::dry_run::dry_run;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How much more than committed is too much.
+const TOLERANCE: f64 = 0.10;
+
+/// Messages of the smaller and of the larger run. A relay reads a thousand at once.
+const MESSAGES: (u64, u64) = (1_000, 5_000);
+
+const FIGURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.json");
+
+const KINDS: [(&str, QueueKind); 2] = [("standard", QueueKind::Standard), ("fifo", QueueKind::Fifo)];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let done = match arguments.as_slice() {
+        [kind, messages] => work(kind, messages),
+        _ => compare(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("instructions: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What is counted.
+fn work(kind: &str, messages: &str) -> Result<()> {
+    let (_, kind) = KINDS.into_iter().find(|(name, _)| *name == kind).context("no such kind of queue")?;
+    let mut left: u64 = messages.parse()?;
+    let mut next = 1;
+    while left > 0 {
+        let batch: Vec<Message> = (next..next + left.min(1_000)).map(message).collect();
+        let count = batch.len();
+        let done = dry_run(batch, kind).map_err(|fault| anyhow::anyhow!("{fault}"))?;
+        ensure!(done.rows == count && done.requests == count.div_ceil(10), "{count} messages gave {done:?}");
+        next += count as u64;
+        left -= count as u64;
+    }
+    Ok(())
+}
+
+/// As the lottery's: 450 bytes, a stream, a trace; a group has one message in a batch.
+fn message(number: u64) -> Message {
+    Message {
+        key: MessageKey { lane: (number % LANES.unsigned_abs() as u64) as Lane, id: number as i64 },
+        group: Some(format!("ticket-{number}").into()),
+        attempts: 0,
+        age_when_read: Duration::ZERO,
+        read_at: Instant::now(),
+        wait: None,
+        event: Some(Event {
+            event_id: format!("0190b7c4-5b5a-7000-8000-{number:012x}"),
+            event_type: "TicketPurchased".to_owned(),
+            stream: Some((format!("ticket-{number}"), 1)),
+            payload: format!("{{\"n\": {number}, \"ticket\": \"{}\"}}", "x".repeat(420)),
+            metadata: r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#.to_owned(),
+        }),
+    }
+}
+
+fn compare() -> Result<()> {
+    let mut counted = BTreeMap::new();
+    for (name, _) in KINDS {
+        let (few, many) = (count(name, MESSAGES.0)?, count(name, MESSAGES.1)?);
+        counted.insert(format!("{name}-{}", std::env::consts::ARCH), (many - few) / (MESSAGES.1 - MESSAGES.0));
+    }
+    let text = std::fs::read_to_string(FIGURES).unwrap_or_else(|_| "{}".to_owned());
+    let mut committed: BTreeMap<String, u64> = serde_json::from_str(&text).context(FIGURES)?;
+    if std::env::var_os("UPDATE").is_some() {
+        committed.extend(counted);
+        std::fs::write(FIGURES, serde_json::to_string_pretty(&committed)? + "\n")?;
+        println!("written: {committed:?} instructions a message");
+        return Ok(());
+    }
+    let mut too_many = Vec::new();
+    for (name, instructions) in &counted {
+        let Some(figure) = committed.get(name) else {
+            println!("{name}: {instructions} instructions a message; no figure is committed for this architecture");
+            continue;
+        };
+        let change = *instructions as f64 / *figure as f64 - 1.0;
+        println!("{name}: {instructions} instructions a message, committed {figure}, {:+.1} %", change * 100.0);
+        if change > TOLERANCE {
+            too_many.push(name.as_str());
+        }
+    }
+    if !too_many.is_empty() {
+        bail!(
+            "{} needs over {:.0} % more than committed in {FIGURES}; find what costs \
+             (valgrind --tool=callgrind on this program with `standard 5000`), or write the figures anew with UPDATE=1",
+            too_many.join(" and "),
+            TOLERANCE * 100.0
+        );
+    }
+    Ok(())
+}
+
+/// Instructions of a whole run.
+fn count(kind: &str, messages: u64) -> Result<u64> {
+    let program = std::env::current_exe()?;
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(program);
+    let output = valgrind.args([kind, &messages.to_string()]).stdin(Stdio::null()).output();
+    let output = output.context("cannot start valgrind; install it, for example by: apt-get install valgrind")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "valgrind ended with {}: {said}", output.status);
+    let collected =
+        said.lines().find_map(|line| line.split_once("Collected :")).context("callgrind counted nothing")?;
+    Ok(collected.1.trim().parse()?)
+}

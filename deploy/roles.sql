@@ -1,0 +1,82 @@
+-- Four roles without a login, each with exactly the rights its work needs. Grant them to the roles your teams log in with:
+--
+--     psql --no-psqlrc --set ON_ERROR_STOP=1 --file deploy/roles.sql "$OWNER_URL"
+--     psql --command 'GRANT outbox_relay TO the_relays_login' "$OWNER_URL"
+--
+-- Run it as the owner of the schema, who may create roles, or as a superuser: after `outbox-relay migrate`, which is the
+-- owner's business as well, and again after every release that migrates, because a new table is nobody's at first. It may
+-- run any number of times on PostgreSQL 13 to 18. It is one transaction, so that a running relay never notices.
+
+BEGIN;
+
+DO $$
+DECLARE
+    role text;
+BEGIN
+    FOREACH role IN ARRAY ARRAY['outbox_application', 'outbox_relay', 'outbox_operator', 'outbox_reader'] LOOP
+        -- Roles belong to the cluster, so that another database's outbox may have made them already.
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', role);
+        END IF;
+    END LOOP;
+END
+$$;
+
+-- What an older version of this file gave away is taken back, so that these lines are all there is.
+REVOKE ALL ON SCHEMA outbox FROM outbox_application, outbox_relay, outbox_operator, outbox_reader;
+REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM outbox_application, outbox_relay, outbox_operator, outbox_reader;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox FROM outbox_application, outbox_relay, outbox_operator, outbox_reader;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM outbox_application, outbox_relay, outbox_operator, outbox_reader;
+
+GRANT USAGE ON SCHEMA outbox TO outbox_application, outbox_relay, outbox_operator, outbox_reader;
+
+-- Every function runs with the rights of its caller, so that who may call it gets no right to a table by that. The rights to
+-- call are PUBLIC's by default; they are granted here for databases where PUBLIC has lost them.
+
+-- The application only appends. It decides neither when an event was recorded nor what a message's state is, and it reads
+-- what identifies an event, never what it tells: RETURNING, ON CONFLICT and the next version of a stream need that. The
+-- rights on the parent reach the partitions, and identity columns need none on their sequence.
+GRANT INSERT (event_id, stream_id, stream_version, event_type, payload, metadata),
+    SELECT (position, event_id, stream_id, stream_version) ON outbox.events TO outbox_application;
+GRANT INSERT (destination, event_position, group_id), SELECT (id) ON outbox.messages TO outbox_application;
+GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue TO outbox_application;
+-- Where outbox.events is also the event store, which the application reads its streams back from:
+-- GRANT SELECT ON outbox.events TO outbox_application;
+
+-- The relay reads events and never writes them. Of a message it changes what became of it, never what it is. Moving it to
+-- another partition takes no more than the right to update those columns of the parent; deleting is for what is over its
+-- retention. Some statements name a partition, and then its own rights count. From outbox.migrations it learns whether the
+-- schema fits, from the sequence whether there is anything new.
+GRANT SELECT ON outbox.events, outbox.messages, outbox.messages_pending, outbox.messages_dead, outbox.migrations
+    TO outbox_relay;
+-- What operators have decided.
+GRANT SELECT ON outbox.pauses, outbox.settings TO outbox_relay;
+GRANT UPDATE (status, attempts, available_at, delivered_at, dead_at, sqs_message_id, last_error), DELETE
+    ON outbox.messages TO outbox_relay;
+GRANT SELECT ON SEQUENCE outbox.messages_id_seq TO outbox_relay;
+-- Lanes are made at the first start for a destination, and from then on only locked. A row lock takes the right to update
+-- one column, whichever.
+GRANT SELECT, INSERT, UPDATE (lane) ON outbox.lanes TO outbox_relay;
+
+-- The operator sees everything, redrives and discards dead messages, pauses and sets, and adds to the record of that, which
+-- names the role that was logged in and cannot be changed afterwards.
+GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_operator;
+GRANT SELECT ON ALL SEQUENCES IN SCHEMA outbox TO outbox_operator;
+GRANT UPDATE (status, attempts, available_at, dead_at) ON outbox.messages TO outbox_operator;
+-- The right to update is for the row lock alone.
+GRANT UPDATE (status), DELETE ON outbox.messages_dead TO outbox_operator;
+GRANT INSERT (action, actor, filter, messages, message_ids) ON outbox.actions TO outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.dead_find, outbox.dead_list, outbox.dead_show, outbox.dead_filter, outbox.dead_choose,
+    outbox.dead_redrive, outbox.dead_discard, outbox.pause, outbox.resume, outbox.set TO outbox_operator;
+GRANT INSERT, UPDATE, DELETE ON outbox.pauses, outbox.settings TO outbox_operator;
+
+-- The reader sees everything, payloads included, and changes nothing.
+GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_reader;
+GRANT SELECT ON ALL SEQUENCES IN SCHEMA outbox TO outbox_reader;
+GRANT EXECUTE ON FUNCTION outbox.dead_find, outbox.dead_list, outbox.dead_show TO outbox_reader;
+
+-- Who holds vacuum back, or keeps messages locked, shows only to those who see the statistics of all sessions, and with them
+-- the text of everybody's statements. Relay and operator work without. If you want it, as a superuser:
+-- GRANT pg_read_all_stats TO outbox_relay, outbox_operator;
+
+COMMIT;

@@ -1,0 +1,100 @@
+-- Steering without a restart: what is paused, and which settings differ from the environment's. Relays look once a second.
+-- The functions are the verbs of `outbox-relay pause|resume|set`, so that psql is enough. Each leaves a row in outbox.actions.
+
+CREATE TABLE outbox.pauses (
+    destination text PRIMARY KEY CHECK (destination <> ''),
+    paused_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ends_at     timestamptz,
+    reason      text NOT NULL,
+    actor       text NOT NULL
+);
+
+COMMENT ON TABLE outbox.pauses IS 'Destinations that publish nothing for now. Their messages wait; nothing is lost.';
+COMMENT ON COLUMN outbox.pauses.destination IS 'Which one; * means all.';
+COMMENT ON COLUMN outbox.pauses.paused_at IS 'Since when.';
+COMMENT ON COLUMN outbox.pauses.ends_at IS 'When it ends by itself; null means when somebody resumes.';
+COMMENT ON COLUMN outbox.pauses.reason IS 'Why, for those who find it.';
+COMMENT ON COLUMN outbox.pauses.actor IS 'Who.';
+
+CREATE TABLE outbox.settings (
+    destination text NOT NULL CHECK (destination <> ''),
+    name        text NOT NULL CHECK (name <> ''),
+    value       text NOT NULL,
+    set_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    actor       text NOT NULL,
+    PRIMARY KEY (destination, name)
+);
+
+COMMENT ON TABLE outbox.settings IS 'Settings that win over the environment of every relay, until they are unset.';
+COMMENT ON COLUMN outbox.settings.destination IS 'For which destination; * means all that have none of their own.';
+COMMENT ON COLUMN outbox.settings.name IS 'The flag''s name without dashes in front, such as batch-size.';
+COMMENT ON COLUMN outbox.settings.value IS 'As the environment variable would have it.';
+COMMENT ON COLUMN outbox.settings.set_at IS 'When.';
+COMMENT ON COLUMN outbox.settings.actor IS 'Who.';
+
+CREATE FUNCTION outbox.pause(
+    destination text DEFAULT '*',
+    lasting     interval DEFAULT NULL,
+    reason      text DEFAULT '',
+    actor       text DEFAULT session_user
+) RETURNS void
+LANGUAGE sql VOLATILE
+AS $$
+    INSERT INTO outbox.pauses (destination, ends_at, reason, actor)
+    VALUES (pause.destination, clock_timestamp() + pause.lasting, pause.reason, pause.actor)
+    ON CONFLICT ON CONSTRAINT pauses_pkey DO UPDATE
+    SET ends_at = excluded.ends_at, reason = excluded.reason, actor = excluded.actor,
+        -- A pause that had ended begins anew.
+        paused_at = CASE WHEN pauses.ends_at <= clock_timestamp() THEN excluded.paused_at ELSE pauses.paused_at END;
+    INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
+    VALUES (
+        'pause', pause.actor,
+        jsonb_build_object('destination', pause.destination, 'lasting', pause.lasting::text, 'reason', pause.reason), 0, '{}'
+    );
+$$;
+
+COMMENT ON FUNCTION outbox.pause(text, interval, text, text) IS
+    'Stops publishing to a destination, or to all (*), for a time or until resumed. What is in flight is finished.';
+
+CREATE FUNCTION outbox.resume(destination text DEFAULT '*', actor text DEFAULT session_user) RETURNS bigint
+LANGUAGE sql VOLATILE
+AS $$
+    WITH ended AS (
+        DELETE FROM outbox.pauses AS p
+        WHERE resume.destination = '*' OR p.destination = resume.destination
+        RETURNING p.ends_at
+    ), action AS (
+        INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
+        SELECT 'resume', resume.actor, jsonb_build_object('destination', resume.destination), 0, '{}'
+    )
+    SELECT count(*) FILTER (WHERE ends_at IS NULL OR ends_at > clock_timestamp()) FROM ended
+$$;
+
+COMMENT ON FUNCTION outbox.resume(text, text) IS
+    'Ends the pause of a destination, or all pauses (*); returns how many were in force.';
+
+CREATE FUNCTION outbox.set(
+    name        text,
+    value       text,
+    destination text DEFAULT '*',
+    actor       text DEFAULT session_user
+) RETURNS void
+LANGUAGE sql VOLATILE
+AS $$
+    DELETE FROM outbox.settings AS s
+    WHERE set.value IS NULL AND s.destination = set.destination AND s.name = set.name;
+    INSERT INTO outbox.settings (destination, name, value, actor)
+    SELECT set.destination, set.name, set.value, set.actor WHERE set.value IS NOT NULL
+    ON CONFLICT ON CONSTRAINT settings_pkey DO UPDATE
+    SET value = excluded.value, set_at = excluded.set_at, actor = excluded.actor;
+    INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
+    VALUES (
+        'set', set.actor,
+        jsonb_build_object('destination', set.destination, 'name', set.name, 'value', set.value), 0, '{}'
+    );
+$$;
+
+COMMENT ON FUNCTION outbox.set(text, text, text, text) IS
+    'Lets a setting win over the environment, for a destination or for all (*); null takes that back.';
+
+COMMENT ON COLUMN outbox.actions.action IS 'What: redrive, discard, pause, resume or set.';

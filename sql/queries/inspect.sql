@@ -1,0 +1,63 @@
+-- What `outbox-relay check` wants to know of the server.
+--
+-- No parameters. Guarantees: one row. "missing_rights" are those of the relay's role, as `deploy/roles.sql` grants them;
+-- "broken" are relations of the migrations that are missing or invalid; "unvacuumed" are tables for which somebody has turned
+-- autovacuum off.
+SELECT
+    current_setting('server_version') AS version,
+    current_setting('server_version_num')::int AS version_number,
+    pg_is_in_recovery() AS is_standby,
+    current_setting('default_transaction_read_only') = 'on' AS is_read_only,
+    current_setting('autovacuum') = 'on' AS has_autovacuum,
+    current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on' AS is_durable,
+    extract(epoch FROM clock_timestamp())::float8 AS clock,
+    current_user::text AS role,
+    pg_has_role('pg_read_all_stats', 'USAGE') AS sees_all_sessions,
+    ARRAY(
+        SELECT r.what
+        FROM (VALUES
+            ('SELECT on outbox.events', has_table_privilege('outbox.events', 'SELECT')),
+            ('SELECT on outbox.messages', has_table_privilege('outbox.messages', 'SELECT')),
+            ('SELECT on outbox.messages_pending', has_table_privilege('outbox.messages_pending', 'SELECT')),
+            ('SELECT on outbox.messages_dead', has_table_privilege('outbox.messages_dead', 'SELECT')),
+            ('UPDATE (status) on outbox.messages', has_column_privilege('outbox.messages', 'status', 'UPDATE')),
+            ('UPDATE (attempts) on outbox.messages', has_column_privilege('outbox.messages', 'attempts', 'UPDATE')),
+            ('UPDATE (available_at) on outbox.messages',
+                has_column_privilege('outbox.messages', 'available_at', 'UPDATE')),
+            ('UPDATE (delivered_at) on outbox.messages',
+                has_column_privilege('outbox.messages', 'delivered_at', 'UPDATE')),
+            ('UPDATE (dead_at) on outbox.messages', has_column_privilege('outbox.messages', 'dead_at', 'UPDATE')),
+            ('UPDATE (sqs_message_id) on outbox.messages',
+                has_column_privilege('outbox.messages', 'sqs_message_id', 'UPDATE')),
+            ('UPDATE (last_error) on outbox.messages', has_column_privilege('outbox.messages', 'last_error', 'UPDATE')),
+            ('DELETE on outbox.messages', has_table_privilege('outbox.messages', 'DELETE')),
+            ('SELECT on outbox.lanes', has_table_privilege('outbox.lanes', 'SELECT')),
+            ('INSERT on outbox.lanes', has_table_privilege('outbox.lanes', 'INSERT')),
+            ('UPDATE (lane) on outbox.lanes', has_column_privilege('outbox.lanes', 'lane', 'UPDATE')),
+            ('SELECT on outbox.pauses', has_table_privilege('outbox.pauses', 'SELECT')),
+            ('SELECT on outbox.settings', has_table_privilege('outbox.settings', 'SELECT')),
+            ('SELECT on outbox.messages_id_seq', has_sequence_privilege('outbox.messages_id_seq', 'SELECT'))
+        ) AS r (what, has)
+        WHERE NOT r.has
+    ) AS missing_rights,
+    ARRAY(
+        SELECT w.name
+        FROM (VALUES
+            ('events_pkey'), ('messages_pending_pkey'), ('messages_delivered_pkey'), ('messages_dead_pkey'),
+            ('messages_pending_deferred'), ('lanes_pkey')
+        ) AS w (name)
+        LEFT JOIN pg_class AS c ON c.relname = w.name AND c.relnamespace = 'outbox'::regnamespace
+        LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
+        WHERE i.indisvalid IS NOT TRUE
+        UNION ALL
+        SELECT w.name
+        FROM (VALUES ('messages_pending'), ('messages_delivered'), ('messages_dead')) AS w (name)
+        LEFT JOIN pg_class AS c ON c.relname = w.name AND c.relnamespace = 'outbox'::regnamespace
+        WHERE c.relispartition IS NOT TRUE
+    ) AS broken,
+    ARRAY(
+        SELECT c.relname::text
+        FROM pg_class AS c
+        WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'r'
+            AND c.reloptions && ARRAY['autovacuum_enabled=false', 'autovacuum_enabled=off']
+    ) AS unvacuumed

@@ -1,0 +1,154 @@
+//! `outbox-relay status`: what waits in each destination, how fast it goes, and what holds it up.
+//!
+//! Measured in the database, so it tells of all relays; what the relay of this host says of itself is added where one answers.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{Failure, say, table, where_to_ask};
+use crate::config::Flags;
+use crate::http;
+use crate::outbox::{Backlog, Outbox, OutboxError, Pause, Rate};
+
+/// How often `--watch` looks again.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
+
+/// Clears the terminal and goes to its first line (ECMA-48: ED, CUP).
+const CLEAR: &str = "\u{1b}[2J\u{1b}[H";
+
+/// What to show.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  outbox-relay status\n  outbox-relay status --watch\n  outbox-relay status --json\n\n\
+    Counts stop at 100000. RATE is over the last ten seconds, where delivered messages are kept."
+)]
+pub(super) struct Status {
+    /// Print a JSON object
+    #[arg(long, conflicts_with = "watch")]
+    json: bool,
+    /// Look again every two seconds, until interrupted
+    #[arg(long)]
+    watch: bool,
+}
+
+/// One destination.
+struct Line {
+    destination: String,
+    backlog: Backlog,
+    rate: Rate,
+    pause: Option<Pause>,
+}
+
+pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
+    let outbox = Outbox::new(&flags.database()?, 1).map_err(anyhow::Error::from)?;
+    outbox.check_schema().await.map_err(anyhow::Error::from)?;
+    let address = where_to_ask(flags)?;
+    loop {
+        let lines = measure(&outbox).await.map_err(anyhow::Error::from)?;
+        let here = http::ask(address, "/readyz").await.ok();
+        if status.json {
+            say(&format!("{:#}\n", as_json(&lines, address, here.as_ref())));
+        } else {
+            let text = as_text(&lines, address, here.as_ref());
+            say(&if status.watch { format!("{CLEAR}{text}") } else { text });
+        }
+        if !status.watch {
+            return Ok(());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(WATCH_EVERY) => {}
+            // Ctrl+C is how one ends it.
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+        }
+    }
+}
+
+async fn measure(outbox: &Outbox) -> Result<Vec<Line>, OutboxError> {
+    let steering = outbox.steering().await?;
+    let mut lines = Vec::new();
+    for destination in outbox.destinations().await? {
+        let Some(climb) = outbox.climb(&destination, || true).await? else { continue };
+        let backlog = outbox.backlog(&destination, &climb.floors).await?;
+        let rate = outbox.rate(&destination).await?;
+        let pause = steering.pause_of(&destination).cloned();
+        lines.push(Line { destination, backlog, rate, pause });
+    }
+    Ok(lines)
+}
+
+/// Whole seconds, for people.
+fn rounded(duration: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
+}
+
+fn paused(pause: &Pause) -> String {
+    let mut text = format!("paused for {} by {}", rounded(pause.age), pause.actor);
+    if let Some(left) = pause.left {
+        text.push_str(&format!(", {} left", rounded(left)));
+    }
+    if !pause.reason.is_empty() {
+        text.push_str(&format!(": {}", pause.reason));
+    }
+    text
+}
+
+fn as_text(lines: &[Line], address: SocketAddr, here: Option<&(u16, String)>) -> String {
+    let mut text = if lines.is_empty() {
+        "no relay has served a destination yet\n".to_owned()
+    } else {
+        let head = ["DESTINATION", "PENDING", "LAG", "DEAD", "RATE", "STATE"].map(str::to_owned);
+        let row = |line: &Line| {
+            let lag = Duration::try_from_secs_f64(line.backlog.lag).unwrap_or_default();
+            let sign = if line.rate.is_capped { ">" } else { "" };
+            let state = line.pause.as_ref().map_or_else(|| "not paused".to_owned(), paused);
+            [
+                line.destination.clone(),
+                line.backlog.messages.to_string(),
+                if line.backlog.messages == 0 { "-".to_owned() } else { rounded(lag) },
+                line.backlog.dead.to_string(),
+                format!("{sign}{:.1}/s", line.rate.per_second),
+                state,
+            ]
+        };
+        table(std::iter::once(head).chain(lines.iter().map(row)).collect())
+    };
+    text.push_str(&match here {
+        Some((_, says)) => format!("the relay at {address}: {says}\n"),
+        None => format!("no relay answers at {address}\n"),
+    });
+    text
+}
+
+fn as_json(lines: &[Line], address: SocketAddr, here: Option<&(u16, String)>) -> Value {
+    let pause = |pause: &Pause| {
+        json!({
+            "reason": pause.reason,
+            "actor": pause.actor,
+            "for_seconds": pause.age.as_secs(),
+            "left_seconds": pause.left.map(|left| left.as_secs()),
+        })
+    };
+    let destination = |line: &Line| {
+        json!({
+            "destination": line.destination,
+            "pending": line.backlog.messages,
+            "lag_seconds": line.backlog.lag,
+            "dead": line.backlog.dead,
+            "delivered_per_second": line.rate.per_second,
+            "delivered_per_second_is_capped": line.rate.is_capped,
+            "paused": line.pause.as_ref().map(pause),
+        })
+    };
+    json!({
+        "destinations": lines.iter().map(destination).collect::<Vec<Value>>(),
+        "relay_here": {
+            "address": address.to_string(),
+            "answers": here.is_some(),
+            "is_ready": here.map(|(status, _)| *status == 200),
+            "says": here.map(|(_, says)| says),
+        },
+    })
+}

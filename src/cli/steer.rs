@@ -1,0 +1,229 @@
+//! `outbox-relay pause|resume|set|config`: what operators decide while relays run, and what is in force.
+//!
+//! It is kept in the database, so every relay follows within two seconds, and a restart forgets nothing. The same as SQL:
+//! `outbox.pause()`, `outbox.resume()`, `outbox.set()`.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Failure, complain, say, table};
+use crate::config::{Adjustable, ConfigError, Flags, Origin, Shown};
+use crate::outbox::{ALL_DESTINATIONS, Outbox, Setting, Steering};
+
+/// What to pause.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  outbox-relay pause tickets --for 30m --reason 'consumer is being migrated'\n  \
+    outbox-relay pause\n\nWhat is in flight is finished. Messages wait in the table; nothing is lost.")]
+pub(super) struct Pause {
+    /// Which destination; none means all
+    destination: Option<String>,
+    /// Resume by itself after this time
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    lasting: Option<Duration>,
+    /// Why, for those who find it paused
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    who: Who,
+}
+
+/// What to resume.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  outbox-relay resume tickets\n  outbox-relay resume")]
+pub(super) struct Resume {
+    /// Which destination; none means all, those that were paused one by one included
+    destination: Option<String>,
+    #[command(flatten)]
+    who: Who,
+}
+
+/// What to set.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  outbox-relay set batch-size=5000\n  \
+    outbox-relay set max-in-flight=32 --destination audit\n  outbox-relay set --unset batch-size\n\n\
+    Settings win over the environment of every relay until they are unset. `outbox-relay config` shows what is in force.")]
+pub(super) struct Set {
+    /// NAME=VALUE; names are those of the flags, without the dashes in front
+    #[arg(value_name = "NAME=VALUE", required_unless_present = "unset")]
+    assignment: Option<String>,
+    /// Let the environment count again
+    #[arg(long, value_name = "NAME", conflicts_with = "assignment")]
+    unset: Option<String>,
+    /// For this destination only
+    #[arg(long, value_name = "NAME")]
+    destination: Option<String>,
+    #[command(flatten)]
+    who: Who,
+}
+
+/// Who answers for it.
+#[derive(Args)]
+struct Who {
+    /// Who does it, for outbox.actions
+    #[arg(long, value_name = "NAME", env = "USER", default_value = "unknown")]
+    actor: String,
+}
+
+async fn open(flags: &Flags) -> Result<Outbox, Failure> {
+    let outbox = Outbox::new(&flags.database()?, 1).map_err(anyhow::Error::from)?;
+    outbox.check_schema().await.map_err(anyhow::Error::from)?;
+    Ok(outbox)
+}
+
+/// A name that no relay has served is a mistake, and would be followed by nobody.
+async fn known(outbox: &Outbox, destination: Option<&str>) -> Result<String, Failure> {
+    let Some(name) = destination else { return Ok(ALL_DESTINATIONS.to_owned()) };
+    let known = outbox.destinations().await.map_err(anyhow::Error::from)?;
+    if known.iter().any(|one| one == name) {
+        return Ok(name.to_owned());
+    }
+    let names = if known.is_empty() { "none yet".to_owned() } else { known.join(", ") };
+    Err(anyhow::anyhow!("no relay has served a destination {name:?}; there are: {names}").into())
+}
+
+fn named(destination: &str) -> String {
+    if destination == ALL_DESTINATIONS { "all destinations".to_owned() } else { destination.to_owned() }
+}
+
+pub(super) async fn pause(flags: &Flags, pause: Pause) -> Result<(), Failure> {
+    let outbox = open(flags).await?;
+    let Pause { destination, lasting, reason, who } = pause;
+    let destination = known(&outbox, destination.as_deref()).await?;
+    outbox.pause(&destination, lasting, &reason, &who.actor).await.map_err(anyhow::Error::from)?;
+    let until =
+        lasting.map_or("until resumed".to_owned(), |lasting| format!("for {}", humantime::format_duration(lasting)));
+    say(&format!("paused: {}, {until}; relays follow within two seconds\n", named(&destination)));
+    Ok(())
+}
+
+pub(super) async fn resume(flags: &Flags, resume: Resume) -> Result<(), Failure> {
+    let outbox = open(flags).await?;
+    let Resume { destination, who } = resume;
+    let destination = known(&outbox, destination.as_deref()).await?;
+    let ended = outbox.resume(&destination, &who.actor).await.map_err(anyhow::Error::from)?;
+    if ended == 0 {
+        say(&format!("{} was not paused\n", named(&destination)));
+    } else {
+        say(&format!("resumed: {}\n", named(&destination)));
+    }
+    let steering = outbox.steering().await.map_err(anyhow::Error::from)?;
+    if let Some(still) = steering.pause_of(&destination) {
+        complain(&format!(
+            "{} is still paused, because {} is; `outbox-relay resume` ends that",
+            named(&destination),
+            named(&still.destination)
+        ));
+    }
+    Ok(())
+}
+
+pub(super) async fn set(flags: &Flags, set: Set) -> Result<(), Failure> {
+    let Set { assignment, unset, destination, who } = set;
+    let usage = |sentence: String| Failure::Configuration(ConfigError(vec![sentence]));
+    let (name, value) = match (&assignment, unset) {
+        (_, Some(name)) => (name, None),
+        (Some(assignment), None) => match assignment.split_once('=') {
+            Some((name, value)) => (name.trim().to_owned(), Some(value.trim().to_owned())),
+            None => return Err(usage(format!("{assignment:?} has no value; use NAME=VALUE"))),
+        },
+        (None, None) => return Err(usage("nothing to set; use NAME=VALUE".to_owned())),
+    };
+    // Before the database is asked for anything.
+    let known_name = Adjustable::named(&name).is_some();
+    if value.is_some() || !known_name {
+        flags.baseline().adjust(&name, value.as_deref().unwrap_or("1"))?;
+    }
+    let outbox = open(flags).await?;
+    let destination = known(&outbox, destination.as_deref()).await?;
+    outbox.set(&destination, &name, value.as_deref(), &who.actor).await.map_err(anyhow::Error::from)?;
+    match value {
+        Some(value) => say(&format!("set: {name}={value} for {}; relays follow within seconds\n", named(&destination))),
+        None => say(&format!("unset: {name} for {}; the environment counts again\n", named(&destination))),
+    }
+    Ok(())
+}
+
+/// `outbox-relay config`: every effective value and where it comes from.
+pub(super) async fn config(flags: &Flags, json: bool) -> Result<(), Failure> {
+    let shown = flags.shown()?;
+    let (steering, problem) = match settings(flags).await {
+        Ok(steering) => (steering, None),
+        Err(error) => (Steering::default(), Some(error)),
+    };
+    let lines: Vec<Shown> = shown.into_iter().flat_map(|shown| with_settings(shown, &steering.settings)).collect();
+    if json {
+        let objects: Vec<String> = lines
+            .iter()
+            .map(|line| {
+                let Shown { name, destination, value, origin } = line;
+                json!({"setting": name, "destination": destination, "value": value, "origin": origin.to_string()})
+                    .to_string()
+            })
+            .collect();
+        say(&format!("[{}]\n", objects.join(",\n ")));
+    } else {
+        let head = ["SETTING", "DESTINATION", "VALUE", "ORIGIN"].map(str::to_owned);
+        let row = |line: &Shown| {
+            let destination = line.destination.clone().unwrap_or_else(|| "all".to_owned());
+            [line.name.to_owned(), destination, line.value.clone(), line.origin.to_string()]
+        };
+        say(&table(std::iter::once(head).chain(lines.iter().map(row)).collect()));
+    }
+    problem.map_or(Ok(()), |error| {
+        complain("what is set in the database is not shown:");
+        Err(Failure::Failed(error.into()))
+    })
+}
+
+async fn settings(flags: &Flags) -> Result<Steering, crate::outbox::OutboxError> {
+    let Ok(database) = flags.database() else { return Ok(Steering::default()) };
+    let outbox = Outbox::new(&database, 1)?;
+    outbox.check_schema().await?;
+    outbox.steering().await
+}
+
+/// A setting of operators for all takes the line's place; those for one destination come after it.
+fn with_settings(shown: Shown, settings: &[Setting]) -> Vec<Shown> {
+    let name = shown.name;
+    let mut lines = vec![shown];
+    for setting in settings.iter().filter(|setting| setting.name == name) {
+        let origin = Origin::Database { actor: setting.actor.clone() };
+        let is_for_all = setting.destination == ALL_DESTINATIONS;
+        let destination = (!is_for_all).then(|| setting.destination.clone());
+        let line = Shown { name, destination, value: setting.value.clone(), origin };
+        if is_for_all {
+            lines[0] = line;
+        } else {
+            lines.push(line);
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_for_all_takes_the_place_of_the_environments_and_others_follow() {
+        let shown = Shown { name: "batch-size", destination: None, value: "2000".to_owned(), origin: Origin::Default };
+        let setting = |destination: &str, name: &str, value: &str| Setting {
+            destination: destination.to_owned(),
+            name: name.to_owned(),
+            value: value.to_owned(),
+            actor: "ada".to_owned(),
+        };
+        let settings = [
+            setting("*", "batch-size", "10"),
+            setting("audit", "batch-size", "20"),
+            setting("audit", "on-dead", "block"),
+        ];
+        let lines = with_settings(shown, &settings);
+        let values: Vec<(Option<&str>, &str)> =
+            lines.iter().map(|line| (line.destination.as_deref(), line.value.as_str())).collect();
+        assert_eq!(values, [(None, "10"), (Some("audit"), "20")]);
+        assert_eq!(lines[0].origin.to_string(), "database, set by ada");
+    }
+}

@@ -1,0 +1,66 @@
+//! Inspecting: what `outbox-relay check` wants to know of the server. Judged in [`crate::cli`].
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::{Outbox, OutboxError, column};
+
+const INSPECT: &str = include_str!("../../sql/queries/inspect.sql");
+
+/// The server as the relay finds it.
+#[derive(Clone, Debug)]
+pub struct Inspected {
+    /// As the server writes its version.
+    pub version: String,
+    /// 150004 for 15.4.
+    pub version_number: i32,
+    /// Whether it only replays another server's changes.
+    pub is_standby: bool,
+    /// Whether transactions may not write unless they ask for it.
+    pub is_read_only: bool,
+    /// Whether autovacuum runs at all.
+    pub has_autovacuum: bool,
+    /// Whether what is committed survives a crash of the machine.
+    pub is_durable: bool,
+    /// How far the server's clock is ahead of this host's, in seconds, as far as one question can tell.
+    pub clock_ahead: f64,
+    /// The role that is logged in.
+    pub role: String,
+    /// Whether it sees who else holds the vacuum horizon.
+    pub sees_all_sessions: bool,
+    /// Rights that the relay needs and this role lacks.
+    pub missing_rights: Vec<String>,
+    /// Indexes and partitions that are missing or invalid.
+    pub broken: Vec<String>,
+    /// Tables for which autovacuum is turned off.
+    pub unvacuumed: Vec<String>,
+}
+
+impl Outbox {
+    /// Looks at the server.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails, as without the schema.
+    pub async fn inspect(&self) -> Result<Inspected, OutboxError> {
+        const NAME: &str = "inspect the server";
+        let asked_at = SystemTime::now();
+        let row = self.query_one(NAME, INSPECT, &[]).await?;
+        // The server looked at its clock somewhere between the question and the answer.
+        let half = asked_at.elapsed().unwrap_or(Duration::ZERO) / 2;
+        let here = (asked_at + half).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        Ok(Inspected {
+            version: column(NAME, &row, 0)?,
+            version_number: column(NAME, &row, 1)?,
+            is_standby: column(NAME, &row, 2)?,
+            is_read_only: column(NAME, &row, 3)?,
+            has_autovacuum: column(NAME, &row, 4)?,
+            is_durable: column(NAME, &row, 5)?,
+            clock_ahead: column::<f64>(NAME, &row, 6)? - here,
+            role: column(NAME, &row, 7)?,
+            sees_all_sessions: column(NAME, &row, 8)?,
+            missing_rights: column(NAME, &row, 9)?,
+            broken: column(NAME, &row, 10)?,
+            unvacuumed: column(NAME, &row, 11)?,
+        })
+    }
+}

@@ -1,0 +1,150 @@
+//! Steering: pauses and settings that operators keep in the database, so that all relays follow.
+
+use std::time::Duration;
+
+use tokio_postgres::types::Type;
+
+use super::{Outbox, OutboxError, Parameter, column};
+
+const STEERING: &str = include_str!("../../sql/queries/steering.sql");
+const PAUSE: &str = include_str!("../../sql/queries/pause.sql");
+const RESUME: &str = include_str!("../../sql/queries/resume.sql");
+const DESTINATIONS: &str = include_str!("../../sql/queries/destinations.sql");
+const SET: &str = include_str!("../../sql/queries/set.sql");
+
+/// Stands for all destinations; no destination can have this name.
+pub const ALL_DESTINATIONS: &str = "*";
+
+/// A pause that is in force.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pause {
+    /// Which destination, or [`ALL_DESTINATIONS`].
+    pub destination: String,
+    /// Why.
+    pub reason: String,
+    /// Who.
+    pub actor: String,
+    /// For how long it has been, by the database's clock.
+    pub age: Duration,
+    /// How long it still lasts; `None` until somebody resumes.
+    pub left: Option<Duration>,
+}
+
+/// A setting that wins over the environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// For which destination, or [`ALL_DESTINATIONS`].
+    pub destination: String,
+    /// The flag's name without dashes in front.
+    pub name: String,
+    /// What it was set to.
+    pub value: String,
+    /// Who did it.
+    pub actor: String,
+}
+
+/// Everything that operators have decided.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Steering {
+    /// Pauses in force.
+    pub pauses: Vec<Pause>,
+    /// Settings, in the order of destinations and names.
+    pub settings: Vec<Setting>,
+}
+
+impl Steering {
+    /// The pause that concerns a destination: its own, or that of all.
+    pub fn pause_of(&self, destination: &str) -> Option<&Pause> {
+        let of = |name: &str| self.pauses.iter().find(|pause| pause.destination == name);
+        of(destination).or_else(|| of(ALL_DESTINATIONS))
+    }
+
+    /// The settings that concern a destination; its own come last, and so win.
+    pub fn settings_of<'a>(&'a self, destination: &'a str) -> impl Iterator<Item = &'a Setting> {
+        let of = |name: &'a str| self.settings.iter().filter(move |setting| setting.destination == name);
+        of(ALL_DESTINATIONS).chain(of(destination))
+    }
+}
+
+impl Outbox {
+    /// What operators have decided.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn steering(&self) -> Result<Steering, OutboxError> {
+        const NAME: &str = "read the steering";
+        let mut steering = Steering::default();
+        for row in &self.query(NAME, STEERING, &[]).await? {
+            let (destination, value, actor) = (column(NAME, row, 0)?, column(NAME, row, 2)?, column(NAME, row, 3)?);
+            match column::<Option<String>>(NAME, row, 1)? {
+                Some(name) => steering.settings.push(Setting { destination, name, value, actor }),
+                None => {
+                    let age = seconds(column(NAME, row, 4)?);
+                    let left = column::<Option<f64>>(NAME, row, 5)?.map(seconds);
+                    steering.pauses.push(Pause { destination, reason: value, actor, age, left });
+                }
+            }
+        }
+        Ok(steering)
+    }
+
+    /// Destinations that a relay has served.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn destinations(&self) -> Result<Vec<String>, OutboxError> {
+        const NAME: &str = "list destinations";
+        self.query(NAME, DESTINATIONS, &[]).await?.iter().map(|row| column(NAME, row, 0)).collect()
+    }
+
+    /// Pauses a destination, or all, for a time or until resumed.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn pause(
+        &self,
+        destination: &str,
+        lasting: Option<Duration>,
+        reason: &str,
+        actor: &str,
+    ) -> Result<(), OutboxError> {
+        let lasting = lasting.map(|lasting| lasting.as_secs_f64());
+        let parameters: [Parameter<'_>; 4] =
+            [(&destination, Type::TEXT), (&lasting, Type::FLOAT8), (&reason, Type::TEXT), (&actor, Type::TEXT)];
+        self.execute("pause", PAUSE, &parameters).await.map(drop)
+    }
+
+    /// Ends the pause of a destination, or all pauses; returns how many were in force.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn resume(&self, destination: &str, actor: &str) -> Result<i64, OutboxError> {
+        let parameters: [Parameter<'_>; 2] = [(&destination, Type::TEXT), (&actor, Type::TEXT)];
+        column("resume", &self.query_one("resume", RESUME, &parameters).await?, 0)
+    }
+
+    /// Lets a setting win over the environment, or with `None` no longer. The value is not looked at here.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn set(
+        &self,
+        destination: &str,
+        name: &str,
+        value: Option<&str>,
+        actor: &str,
+    ) -> Result<(), OutboxError> {
+        let parameters: [Parameter<'_>; 4] =
+            [(&name, Type::TEXT), (&value, Type::TEXT), (&destination, Type::TEXT), (&actor, Type::TEXT)];
+        self.execute("set", SET, &parameters).await.map(drop)
+    }
+}
+
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
+}

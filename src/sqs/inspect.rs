@@ -1,0 +1,111 @@
+//! Inspecting: what a queue says of itself, and whether this relay may send to it. Nothing is sent that a queue would keep.
+
+use std::collections::HashMap;
+
+use aws_sdk_sqs::error::{DisplayErrorContext, ProvideErrorMetadata as _};
+use aws_sdk_sqs::types::{QueueAttributeName, SendMessageBatchRequestEntry};
+
+use super::{MAX_BYTES, Queue, classify};
+use crate::message::Fault;
+
+/// What a queue says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueueAttributes {
+    /// Whether it is a FIFO queue.
+    pub is_fifo: bool,
+    /// The largest message that it takes, in bytes.
+    pub most_bytes: Option<usize>,
+    /// How it encrypts, in a word.
+    pub encryption: String,
+}
+
+impl QueueAttributes {
+    /// Whether it takes less than the relay would send.
+    pub fn is_small(&self) -> bool {
+        self.most_bytes.is_some_and(|most| most < MAX_BYTES)
+    }
+
+    fn of(attributes: &HashMap<QueueAttributeName, String>) -> Self {
+        let get =
+            |name: QueueAttributeName| attributes.get(&name).map(String::as_str).filter(|value| !value.is_empty());
+        let encryption = match get(QueueAttributeName::KmsMasterKeyId) {
+            Some(key) => format!("KMS key {key}"),
+            None if get(QueueAttributeName::SqsManagedSseEnabled) == Some("true") => "SQS's own key".to_owned(),
+            None => "none".to_owned(),
+        };
+        Self {
+            is_fifo: get(QueueAttributeName::FifoQueue) == Some("true"),
+            most_bytes: get(QueueAttributeName::MaximumMessageSize).and_then(|size| size.parse().ok()),
+            encryption,
+        }
+    }
+}
+
+/// Why a question to SQS got no answer: a code, and the sentence that goes with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// SQS's code, or `NoAnswer`.
+    pub code: String,
+    /// What it says.
+    pub detail: String,
+}
+
+impl Queue {
+    /// Asks the queue for its attributes (`sqs:GetQueueAttributes`).
+    ///
+    /// # Errors
+    ///
+    /// When SQS refuses, or does not answer.
+    pub async fn attributes(&self) -> Result<QueueAttributes, Refused> {
+        let asked = self.client.get_queue_attributes().queue_url(&self.url);
+        let answer = asked.attribute_names(QueueAttributeName::All).send().await;
+        let output = answer.map_err(|error| Refused {
+            code: error.code().unwrap_or("NoAnswer").to_owned(),
+            detail: error.message().map_or_else(|| DisplayErrorContext(&error).to_string(), str::to_owned),
+        })?;
+        Ok(QueueAttributes::of(&output.attributes.unwrap_or_default()))
+    }
+
+    /// Asks whether this relay may send, with a request that SQS refuses as a whole once it has let the sender in: two
+    /// entries with one id (SendMessageBatch, BatchEntryIdsNotDistinct). Nothing reaches the queue.
+    ///
+    /// # Errors
+    ///
+    /// The fault that a request of the relay would meet.
+    pub async fn may_send(&self) -> Result<(), Fault> {
+        let entry = || {
+            let entry = SendMessageBatchRequestEntry::builder().id("check").message_body("outbox-relay check");
+            let fifo = self.url.ends_with(".fifo").then(|| "outbox-relay-check".to_owned());
+            entry.set_message_group_id(fifo.clone()).set_message_deduplication_id(fifo).build()
+        };
+        let entries = [entry(), entry()].into_iter().collect::<Result<Vec<_>, _>>();
+        let entries = entries
+            .map_err(|error| Fault::new(crate::message::FaultKind::Ours, "RequestNotBuilt", error.to_string()))?;
+        let answer = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await;
+        match answer {
+            Ok(_) => Ok(()),
+            Err(error) if error.code().is_some_and(|code| code.ends_with("BatchEntryIdsNotDistinct")) => Ok(()),
+            Err(error) => Err(classify::request(&error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_read_as_sqs_writes_them() {
+        let pairs = [
+            (QueueAttributeName::FifoQueue, "true"),
+            (QueueAttributeName::MaximumMessageSize, "262144"),
+            (QueueAttributeName::SqsManagedSseEnabled, "true"),
+        ];
+        let attributes = QueueAttributes::of(&pairs.map(|(name, value)| (name, value.to_owned())).into());
+        assert!(attributes.is_fifo && attributes.is_small());
+        assert_eq!(attributes.encryption, "SQS's own key");
+        let plain = QueueAttributes::of(&HashMap::new());
+        assert!(!plain.is_fifo && !plain.is_small());
+        assert_eq!(plain.encryption, "none");
+    }
+}

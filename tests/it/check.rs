@@ -1,0 +1,102 @@
+//! `outbox-relay check` finds what is wrong and names the remedy.
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+use crate::support::bed::Bed;
+use crate::support::proxy::Fault;
+use crate::support::relay::Finished;
+use crate::support::roles::Roles;
+
+fn ensure_says(output: &Finished, code: i32, sentences: &[&str]) -> Result<()> {
+    ensure!(output.code == Some(code), "ended with {:?}: {}{}", output.code, output.stdout, output.stderr);
+    for sentence in sentences {
+        ensure!(output.stdout.contains(sentence), "{sentence:?} is not in:\n{}", output.stdout);
+    }
+    ensure!(!output.stdout.contains("the-secret"), "{}", output.stdout);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_healthy_outbox_passes_and_nothing_reaches_the_queues() -> Result<()> {
+    let bed = Bed::new().await?;
+    let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
+    let checked = bed.relay().output(&["check"]).await?;
+    let sentences = [
+        "✓ configuration: 2 destination(s)",
+        "✓ PostgreSQL: ",
+        "✓ schema: up to date",
+        "✓ server: takes writes",
+        "✓ clocks: ",
+        "✓ rights: ",
+        "✓ indexes and partitions: in place",
+        "✓ autovacuum: on",
+        "✓ queue of tickets: a FIFO queue",
+        "✓ queue of audit: a standard queue",
+        "✓ queue of audit: this relay may send",
+    ];
+    ensure_says(&checked, 0, &sentences)?;
+    ensure!(bed.queues.contents(&tickets).await?.is_empty() && bed.queues.contents(&audit).await?.is_empty());
+    let json = bed.relay().output(&["check", "--json"]).await?;
+    let findings: Vec<Value> = serde_json::from_str(&json.stdout)?;
+    ensure!(json.code == Some(0) && findings.iter().all(|one| one["verdict"] != "bad"), "{}", json.stdout);
+    Ok(())
+}
+
+#[tokio::test]
+async fn missing_rights_broken_indexes_and_a_table_without_autovacuum_are_named() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.standard("audit").await?;
+    let roles = Roles::create(&bed).await?;
+    let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
+    let change = format!(
+        "REVOKE DELETE ON outbox.messages FROM rights_of_relay_{database};
+         DROP INDEX outbox.messages_pending_deferred;
+         ALTER TABLE outbox.messages_pending SET (autovacuum_enabled = off)"
+    );
+    bed.client.batch_execute(&change).await?;
+    let checked = bed.relay().env("DATABASE_URL", &roles.relay_url).output(&["check"]).await?;
+    let sentences = [
+        "lacks DELETE on outbox.messages\n    → run deploy/roles.sql",
+        "✗ indexes and partitions: missing or invalid: messages_pending_deferred",
+        "! autovacuum: turned off for messages_pending",
+        "sees its own sessions only\n    → GRANT pg_read_all_stats",
+    ];
+    ensure_says(&checked, 1, &sentences)
+}
+
+#[tokio::test]
+async fn a_database_that_is_missing_or_not_migrated_is_told_and_queues_are_checked_all_the_same() -> Result<()> {
+    let bed = Bed::empty().await?;
+    bed.standard("audit").await?;
+    let checked = bed.relay().output(&["check"]).await?;
+    ensure_says(&checked, 1, &["✗ PostgreSQL: ", "outbox-relay migrate", "✓ queue of audit: this relay may send"])?;
+    let elsewhere = bed.relay().env("DATABASE_URL", "postgres://nobody@127.0.0.1:1/none").output(&["check"]).await?;
+    ensure_says(&elsewhere, 1, &["✗ PostgreSQL: cannot connect to PostgreSQL at 127.0.0.1:1/none"])
+}
+
+#[tokio::test]
+async fn a_queue_that_cannot_be_used_and_one_of_another_type_are_told() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    let audit = bed.standard("audit").await?;
+    bed.add_destination("gone", &format!("{audit}-which-was-never-made"));
+    let checked = bed.relay().output(&["check"]).await?;
+    ensure_says(&checked, 1, &["✓ queue of audit: this relay may send", "✗ queue of gone: this relay cannot send: "])?;
+    proxy.set(Fault::access_denied());
+    let denied = bed.relay().output(&["check"]).await?;
+    ensure_says(&denied, 1, &["✗ queue of audit: this relay cannot send: ", "AccessDenied"])
+}
+
+#[tokio::test]
+async fn every_mistake_of_the_configuration_is_told() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.standard("audit").await?;
+    let command = bed.relay().env("OUTBOX_RELAY_BATCH_SIZE", "0").env("OUTBOX_RELAY_MAX_ATTEMPS", "3");
+    let checked = command.output(&["check"]).await?;
+    ensure_says(
+        &checked,
+        2,
+        &["✗ configuration: OUTBOX_RELAY_BATCH_SIZE=\"0\"", "did you mean OUTBOX_RELAY_MAX_ATTEMPTS"],
+    )
+}

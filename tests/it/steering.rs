@@ -1,0 +1,201 @@
+//! Operators pause, resume and set while relays run, and see what is in force.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::support::bed::{Bed, enqueue_range, ensure_each_once, numbers};
+use crate::support::eventually;
+use crate::support::proxy::Fault;
+use crate::support::roles::Roles;
+
+#[tokio::test]
+async fn a_paused_destination_publishes_nothing_until_it_is_resumed_and_others_go_on() -> Result<()> {
+    let bed = Bed::new().await?;
+    let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
+    let relay = bed.relay().start().await?;
+    bed.enqueue("tickets", "{\"n\": 1}", Some("g")).await?;
+    bed.until_nothing_is_pending().await?;
+    let arguments = ["pause", "tickets", "--reason", "the consumer moves", "--actor", "ada"];
+    bed.relay().output(&arguments).await?.ensure_success()?;
+    relay.wait_for_metric(r#"paused{destination="tickets"}"#, 1.0).await?;
+    ensure!(relay.metrics().await?.get(r#"paused_since_timestamp_seconds{destination="tickets"}"#)? > 1.7e9);
+    enqueue_range(&bed.client, "tickets", 2..=30, 3).await?;
+    enqueue_range(&bed.client, "audit", 1..=30, 0).await?;
+    relay.wait_for_metric(r#"delivered_messages_total{destination="audit"}"#, 30.0).await?;
+    let pending = "SELECT count(*) FROM outbox.messages_pending WHERE destination = 'tickets'";
+    ensure!(bed.count(pending).await? == 29, "something was published in the pause");
+    let status = bed.relay().output(&["status"]).await?;
+    status.ensure_success()?;
+    let line = status.stdout.lines().find(|line| line.starts_with("tickets")).context("no line of tickets")?;
+    ensure!(line.contains(" 29 ") && line.contains("by ada") && line.contains("the consumer moves"), "{line}");
+    bed.relay().output(&["resume", "tickets"]).await?.ensure_success()?;
+    bed.until_nothing_is_pending().await?;
+    relay.wait_for_metric(r#"paused{destination="tickets"}"#, 0.0).await?;
+    ensure!(relay.metrics().await?.get(r#"paused_since_timestamp_seconds{destination="tickets"}"#).is_err());
+    let log = relay.stop().await?;
+    ensure!(log.matches("paused; its messages wait").count() == 1 && log.matches(" resumed ").count() == 1, "{log}");
+    bed.ensure_arrived_in_order(&tickets, 30).await?;
+    ensure_each_once(numbers(&bed.queues.contents(&audit).await?)?, 30)
+}
+
+#[tokio::test]
+async fn a_relay_that_starts_in_a_pause_publishes_nothing_before_its_end() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.standard("audit").await?;
+    bed.enqueue_many("audit", 20, 0).await?;
+    // As psql would do it, and before any relay has served the destination.
+    bed.client.batch_execute("SELECT outbox.pause('*', interval '3 seconds', 'not yet')").await?;
+    let relay = bed.relay().start().await?;
+    relay.wait_for_metric(r#"paused{destination="audit"}"#, 1.0).await?;
+    let metrics = relay.metrics().await?;
+    ensure!(metrics.get(r#"requests_total{destination="audit"}"#)? == 0.0, "it published in the pause");
+    bed.until_nothing_is_pending().await?;
+    let over = "SELECT count(*) FROM outbox.pauses WHERE ends_at <= clock_timestamp()";
+    ensure!(bed.count(over).await? == 1, "it published before the pause had ended");
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 20)
+}
+
+#[tokio::test]
+async fn resuming_all_ends_every_pause_and_resuming_one_says_what_still_holds() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.standard("audit").await?;
+    bed.relay().deliver_all().await?;
+    for arguments in [vec!["pause"], vec!["pause", "audit", "--for", "1h"]] {
+        bed.relay().output(&arguments).await?.ensure_success()?;
+    }
+    let resumed = bed.relay().output(&["resume", "audit"]).await?;
+    resumed.ensure_success()?;
+    ensure!(resumed.stderr.contains("audit is still paused, because all destinations is"), "{}", resumed.stderr);
+    bed.relay().output(&["pause", "audit"]).await?.ensure_success()?;
+    bed.relay().output(&["resume"]).await?.ensure_success()?;
+    ensure!(bed.count("SELECT count(*) FROM outbox.pauses").await? == 0);
+    let unknown = bed.relay().output(&["pause", "audti"]).await?;
+    ensure!(unknown.code == Some(1) && unknown.stderr.contains("there are: audit"), "{}", unknown.stderr);
+    let actions = "SELECT count(*) FROM outbox.actions WHERE action IN ('pause', 'resume')";
+    ensure!(bed.count(actions).await? == 5, "each change is on record");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_setting_wins_over_the_environment_without_a_restart_until_it_is_unset() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.standard("audit").await?;
+    bed.standard("tickets").await?;
+    let relay = bed.relay().env("OUTBOX_RELAY_MAX_IN_FLIGHT", "50").start().await?;
+    let limit = |name: &str| format!("in_flight_limit{{destination=\"{name}\"}}");
+    relay.wait_for_metric(&limit("audit"), 50.0).await?;
+    bed.enqueue_many("audit", 10, 0).await?;
+    bed.until_nothing_is_pending().await?;
+    bed.relay().output(&["set", "max-in-flight=7"]).await?.ensure_success()?;
+    bed.relay().output(&["set", "max-in-flight=9", "--destination", "audit"]).await?.ensure_success()?;
+    bed.relay().output(&["set", "request-size=1"]).await?.ensure_success()?;
+    bed.client.batch_execute("SELECT outbox.set('batch-size', 'lots')").await?;
+    relay.wait_for_log("batch-size=\"lots\" is not allowed").await?;
+    relay.wait_for_metric(&limit("audit"), 9.0).await?;
+    relay.wait_for_metric(&limit("tickets"), 7.0).await?;
+    let requests = r#"requests_total{destination="audit"}"#;
+    let before = relay.metrics().await?.get(requests)?;
+    bed.enqueue_many("audit", 10, 0).await?;
+    bed.until_nothing_is_pending().await?;
+    relay.wait_for_metric(requests, before + 10.0).await?;
+    for arguments in
+        [vec!["set", "--unset", "max-in-flight"], vec!["set", "--unset", "max-in-flight", "--destination", "audit"]]
+    {
+        bed.relay().output(&arguments).await?.ensure_success()?;
+    }
+    relay.wait_for_metric(&limit("audit"), 50.0).await?;
+    relay.wait_for_metric(&limit("tickets"), 50.0).await
+}
+
+#[tokio::test]
+async fn a_setting_that_makes_no_sense_is_refused_with_what_is_allowed() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.standard("audit").await?;
+    bed.relay().deliver_all().await?;
+    for (argument, sentence) in [
+        ("batch-size=0", "batch-size=\"0\" is not allowed; use a whole number from 1 to 10000"),
+        ("batchsize=1", "batchsize cannot be set while the relay runs; use one of batch-size,"),
+        ("http-listen=1", "http-listen cannot be set while the relay runs"),
+        ("batch-size", "\"batch-size\" has no value; use NAME=VALUE"),
+        ("retry-max=5", "(the unit is missing)"),
+    ] {
+        let refused = bed.relay().output(&["set", argument]).await?;
+        ensure!(refused.code == Some(2) && refused.stderr.contains(sentence), "{argument}: {}", refused.stderr);
+    }
+    ensure!(bed.count("SELECT count(*) FROM outbox.settings").await? == 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn config_shows_every_value_with_its_origin_and_no_secret() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.standard("audit").await?;
+    bed.relay().deliver_all().await?;
+    bed.relay().output(&["set", "batch-size=123", "--actor", "ada"]).await?.ensure_success()?;
+    let command = bed.relay().env("OUTBOX_RELAY_RETRY_MAX", "2m");
+    let text = command.output(&["config", "--drain-timeout", "7s"]).await?;
+    text.ensure_success()?;
+    let has = |parts: &[&str]| text.stdout.lines().any(|line| line.split_whitespace().eq(parts.iter().copied()));
+    ensure!(has(&["batch-size", "all", "123", "database,", "set", "by", "ada"]), "{}", text.stdout);
+    ensure!(has(&["retry-max", "all", "2m", "environment"]), "{}", text.stdout);
+    ensure!(has(&["drain-timeout", "all", "7s", "flag"]), "{}", text.stdout);
+    ensure!(has(&["request-size", "all", "10", "default"]), "{}", text.stdout);
+    let json = command.output(&["config", "--json"]).await?;
+    let settings: Vec<Value> = serde_json::from_str(&json.stdout)?;
+    ensure!(settings.iter().any(|one| one["setting"] == "batch-size" && one["value"] == "123"), "{}", json.stdout);
+    for output in [&text, &json] {
+        ensure!(!output.stdout.contains("the-secret") && !output.stderr.contains("the-secret"), "{output:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn status_tells_what_waits_how_fast_it_goes_and_what_the_relay_here_says() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    bed.standard("audit").await?;
+    bed.fifo("tickets").await?;
+    bed.enqueue_many("audit", 40, 0).await?;
+    let relay = bed.relay().start().await?;
+    bed.until_nothing_is_pending().await?;
+    proxy.set(Fault::queue_missing());
+    bed.enqueue_many("tickets", 5, 0).await?;
+    relay.wait_for_metric(r#"destination_up{destination="tickets"}"#, 0.0).await?;
+    let here = bed.relay().env("OUTBOX_RELAY_HTTP_LISTEN", relay.address());
+    let told = eventually("the readiness names the reason", || async {
+        let status = here.output(&["status", "--json"]).await?;
+        status.ensure_success()?;
+        let status: Value = serde_json::from_str(&status.stdout)?;
+        let says = status["relay_here"]["says"].as_str().unwrap_or_default().contains("queue of tickets (");
+        Ok(says && status["relay_here"]["is_ready"] == false)
+    });
+    told.await?;
+    let status: Value = serde_json::from_str(&here.output(&["status", "--json"]).await?.stdout)?;
+    let of = |name: &str| {
+        let destinations = status["destinations"].as_array().cloned().unwrap_or_default();
+        destinations
+            .into_iter()
+            .find(|one| one["destination"] == name)
+            .with_context(|| format!("no {name} in {status}"))
+    };
+    let (audit, tickets) = (of("audit")?, of("tickets")?);
+    ensure!(audit["pending"] == 0 && audit["delivered_per_second"].as_f64().unwrap_or_default() > 0.0, "{audit}");
+    ensure!(tickets["pending"] == 5 && tickets["lag_seconds"].as_f64().unwrap_or_default() > 0.0, "{tickets}");
+    ensure!(tickets["paused"].is_null() && tickets["dead"] == 0, "{tickets}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_relay_without_the_right_to_read_pauses_says_so_and_delivers() -> Result<()> {
+    let bed = Bed::new().await?;
+    let roles = Roles::create(&bed).await?;
+    let queue = bed.standard("audit").await?;
+    let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
+    let revoke = format!("REVOKE ALL ON outbox.pauses FROM rights_of_relay_{database}");
+    bed.client.batch_execute(&revoke).await?;
+    bed.enqueue_many("audit", 20, 0).await?;
+    let relay = bed.relay().env("DATABASE_URL", &roles.relay_url).start().await?;
+    relay.wait_for_log("pauses and settings cannot be read").await?;
+    bed.until_nothing_is_pending().await?;
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 20)
+}
