@@ -48,6 +48,10 @@ const DATABASE_RETRY: (Duration, Duration) = (Duration::from_millis(100), Durati
 /// Poll intervals between claims that found nothing to send.
 const FRUITLESS_PAUSE: u32 = 5;
 
+/// While others hold all lanes with work, how often to look again. In between only the lanes are asked for: a look begins
+/// at this relay's own low bounds, and walks all that others have delivered since.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// How long `run --until-empty` bears a database or a queue that does not work, before it gives up.
 const UNTIL_EMPTY_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -145,6 +149,8 @@ pub struct Relay {
     prepared_in: u64,
     unsettled: Vec<Settlement>,
     most_lanes: usize,
+    /// Lanes that had work and were all held by others, and until when not to look whether that is still so.
+    contended: Option<(Vec<Lane>, Instant)>,
     sweeping: Sweeping,
     round: Option<Round>,
     /// Whether the bounds were set by a climb; if not, they say nothing.
@@ -190,6 +196,7 @@ impl Relay {
             prepared_in: 0,
             unsettled: Vec::new(),
             most_lanes: usize::try_from(LANES).unwrap_or(1),
+            contended: None,
             sweeping: Sweeping::default(),
             round: None,
             is_climbed: false,
@@ -283,7 +290,13 @@ impl Relay {
         if !self.climb(drain).await? {
             return Ok(Step::Idle);
         }
-        let ready = self.look().await?;
+        let ready = match self.contended.take() {
+            Some((ready, until)) if Instant::now() < until => {
+                self.contended = Some((ready.clone(), until));
+                ready
+            }
+            _ => self.look().await?,
+        };
         // Not only after the claim that follows, which may take seconds.
         self.database_answered();
         if ready.is_empty() {
@@ -302,12 +315,15 @@ impl Relay {
             self.is_prepared &= self.prepared_in == self.generation;
             // The database answers, and somebody delivers.
             self.failing_since = None;
+            let until = Instant::now() + LOOK_AGAIN;
+            self.contended.get_or_insert_with(|| (ready.clone(), until));
             // Others have all lanes and much to do. Whoever took all that one of them gives back would only swap places.
             if ready.len() >= all.len() / 2 {
                 self.most_lanes = self.most_lanes.min(all.len() / 2);
             }
             return Ok(Step::Idle);
         };
+        self.contended = None;
         let held = claim.lanes().len();
         let memory = Memory {
             bounds: &mut self.bounds,
@@ -410,6 +426,7 @@ impl Relay {
         self.is_climbed = false;
         self.round = None;
         self.remembered.clear();
+        self.contended = None;
     }
 
     /// Says so; the delays begin anew only when a whole step has gone well, for a database may answer and yet refuse what
