@@ -6,7 +6,7 @@ export RUSTDOCFLAGS += -D warnings
 # The tests mostly wait, so there are more of them at a time than cores.
 export RUST_TEST_THREADS ?= 3
 
-.PHONY: help demo test soak bench prove-alerts fmt build
+.PHONY: help demo test soak bench prove-alerts dashboard-preview fmt build
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -53,6 +53,13 @@ prove-alerts: needed ## Make every alert fire by a real fault, before a real Pro
 	@sh tests/tools/postgres.sh >/dev/null
 	@sh tests/tools/emulator.sh >/dev/null
 	$(CARGO) test $(FLAGS) --test prove-alerts
+
+dashboard-preview: needed ## Draw the dashboard's panels from a real Prometheus into docs/dashboard.png, without Grafana
+	@sh tests/tools/debian.sh
+	@sh tests/tools/postgres.sh >/dev/null
+	@sh tests/tools/emulator.sh >/dev/null
+	DASHBOARD_PAGE=$(CURDIR)/target/dashboard.html $(CARGO) test $(FLAGS) --test it -- --nocapture dashboard::every_expression
+	@sh tests/tools/dashboard/photograph.sh target/dashboard.html docs/dashboard.png
 
 fmt: needed ## Format the sources
 	$(CARGO) fmt

@@ -3,8 +3,8 @@
 
 CREATE TABLE outbox.pauses (
     destination text PRIMARY KEY CHECK (destination <> ''),
-    paused_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-    ends_at     timestamptz,
+    paused_at   timestamptz NOT NULL DEFAULT clock_timestamp() CHECK (isfinite(paused_at)),
+    ends_at     timestamptz CHECK (isfinite(ends_at)),
     reason      text NOT NULL,
     actor       text NOT NULL
 );
@@ -49,7 +49,10 @@ AS $$
     INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
     VALUES (
         'pause', pause.actor,
-        jsonb_build_object('destination', pause.destination, 'lasting', pause.lasting::text, 'reason', pause.reason), 0, '{}'
+        jsonb_strip_nulls(
+            jsonb_build_object('destination', pause.destination, 'lasting', pause.lasting::text, 'reason', pause.reason)
+        ),
+        0, '{}'
     );
 $$;
 
@@ -90,7 +93,10 @@ AS $$
     INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
     VALUES (
         'set', set.actor,
-        jsonb_build_object('destination', set.destination, 'name', set.name, 'value', set.value), 0, '{}'
+        jsonb_strip_nulls(
+            jsonb_build_object('destination', set.destination, 'name', set.name, 'value', set.value)
+        ),
+        0, '{}'
     );
 $$;
 

@@ -16,29 +16,29 @@ SELECT
     ARRAY(
         SELECT r.what
         FROM (VALUES
-            ('SELECT on outbox.events', has_table_privilege('outbox.events', 'SELECT')),
-            ('SELECT on outbox.messages', has_table_privilege('outbox.messages', 'SELECT')),
-            ('SELECT on outbox.messages_pending', has_table_privilege('outbox.messages_pending', 'SELECT')),
-            ('SELECT on outbox.messages_dead', has_table_privilege('outbox.messages_dead', 'SELECT')),
-            ('UPDATE (status) on outbox.messages', has_column_privilege('outbox.messages', 'status', 'UPDATE')),
-            ('UPDATE (attempts) on outbox.messages', has_column_privilege('outbox.messages', 'attempts', 'UPDATE')),
+            ('SELECT on outbox.events', has_table_privilege(to_regclass('outbox.events'), 'SELECT')),
+            ('SELECT on outbox.messages', has_table_privilege(to_regclass('outbox.messages'), 'SELECT')),
+            ('SELECT on outbox.messages_pending', has_table_privilege(to_regclass('outbox.messages_pending'), 'SELECT')),
+            ('SELECT on outbox.messages_dead', has_table_privilege(to_regclass('outbox.messages_dead'), 'SELECT')),
+            ('UPDATE (status) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'status', 'UPDATE')),
+            ('UPDATE (attempts) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'attempts', 'UPDATE')),
             ('UPDATE (available_at) on outbox.messages',
-                has_column_privilege('outbox.messages', 'available_at', 'UPDATE')),
+                has_column_privilege(to_regclass('outbox.messages'), 'available_at', 'UPDATE')),
             ('UPDATE (delivered_at) on outbox.messages',
-                has_column_privilege('outbox.messages', 'delivered_at', 'UPDATE')),
-            ('UPDATE (dead_at) on outbox.messages', has_column_privilege('outbox.messages', 'dead_at', 'UPDATE')),
+                has_column_privilege(to_regclass('outbox.messages'), 'delivered_at', 'UPDATE')),
+            ('UPDATE (dead_at) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'dead_at', 'UPDATE')),
             ('UPDATE (sqs_message_id) on outbox.messages',
-                has_column_privilege('outbox.messages', 'sqs_message_id', 'UPDATE')),
-            ('UPDATE (last_error) on outbox.messages', has_column_privilege('outbox.messages', 'last_error', 'UPDATE')),
-            ('DELETE on outbox.messages', has_table_privilege('outbox.messages', 'DELETE')),
-            ('SELECT on outbox.lanes', has_table_privilege('outbox.lanes', 'SELECT')),
-            ('INSERT on outbox.lanes', has_table_privilege('outbox.lanes', 'INSERT')),
-            ('UPDATE (lane) on outbox.lanes', has_column_privilege('outbox.lanes', 'lane', 'UPDATE')),
-            ('SELECT on outbox.pauses', has_table_privilege('outbox.pauses', 'SELECT')),
-            ('SELECT on outbox.settings', has_table_privilege('outbox.settings', 'SELECT')),
-            ('SELECT on outbox.messages_id_seq', has_sequence_privilege('outbox.messages_id_seq', 'SELECT'))
+                has_column_privilege(to_regclass('outbox.messages'), 'sqs_message_id', 'UPDATE')),
+            ('UPDATE (last_error) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'last_error', 'UPDATE')),
+            ('DELETE on outbox.messages', has_table_privilege(to_regclass('outbox.messages'), 'DELETE')),
+            ('SELECT on outbox.lanes', has_table_privilege(to_regclass('outbox.lanes'), 'SELECT')),
+            ('INSERT on outbox.lanes', has_table_privilege(to_regclass('outbox.lanes'), 'INSERT')),
+            ('UPDATE (lane) on outbox.lanes', has_column_privilege(to_regclass('outbox.lanes'), 'lane', 'UPDATE')),
+            ('SELECT on outbox.pauses', has_table_privilege(to_regclass('outbox.pauses'), 'SELECT')),
+            ('SELECT on outbox.settings', has_table_privilege(to_regclass('outbox.settings'), 'SELECT')),
+            ('SELECT on outbox.messages_id_seq', has_sequence_privilege(to_regclass('outbox.messages_id_seq'), 'SELECT'))
         ) AS r (what, has)
-        WHERE NOT r.has
+        WHERE r.has IS NOT TRUE
     ) AS missing_rights,
     ARRAY(
         SELECT w.name
@@ -59,5 +59,8 @@ SELECT
         SELECT c.relname::text
         FROM pg_class AS c
         WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'r'
-            AND c.reloptions && ARRAY['autovacuum_enabled=false', 'autovacuum_enabled=off']
+            AND EXISTS (
+                SELECT FROM pg_options_to_table(c.reloptions) AS o
+                WHERE o.option_name = 'autovacuum_enabled' AND NOT o.option_value::boolean
+            )
     ) AS unvacuumed

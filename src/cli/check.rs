@@ -25,6 +25,9 @@ const OLDEST: i32 = 130_000;
 /// A transaction that keeps vacuum away for longer than this is worth a word.
 const HORIZON_ODD: Duration = Duration::from_secs(600);
 
+/// What helps against a right that is missing.
+const RIGHTS: &str = "run deploy/roles.sql as the owner, and GRANT outbox_relay to this role";
+
 /// How one look went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
@@ -124,8 +127,10 @@ async fn check_database(config: &RelayConfig, findings: &mut Findings) {
         Err(error) => return findings.add("PostgreSQL", Verdict::Bad, error.to_string(), ""),
     };
     if let Err(error) = outbox.check_schema().await {
-        // The sentence names its remedy where there is one.
-        return findings.add("PostgreSQL", Verdict::Bad, error.to_string(), "");
+        let sentence = error.to_string();
+        // Insufficient privilege. Other sentences name their remedy where there is one.
+        let remedy = if sentence.contains("42501") { RIGHTS } else { "" };
+        return findings.add("PostgreSQL", Verdict::Bad, sentence, remedy);
     }
     let found = match outbox.inspect().await {
         Ok(found) => found,
@@ -205,7 +210,7 @@ fn judge_tables(found: &Inspected, findings: &mut Findings) {
             &format!("{} has all a relay needs", found.role),
             format!("{} lacks {}", found.role, found.missing_rights.join(", ")),
         ),
-        "run deploy/roles.sql as the owner, and GRANT outbox_relay to this role",
+        RIGHTS,
     );
     findings.judge(
         "indexes and partitions",
@@ -252,6 +257,11 @@ async fn check_queue(name: &str, queue: &Queue, findings: &mut Findings) {
                 let says = format!("{kind}, takes {bytes} bytes, encryption: {}", attributes.encryption);
                 findings.good(what.clone(), says);
             }
+            if attributes.needs_key {
+                let remedy = "allow kms:GenerateDataKey and kms:Decrypt on it; without them the destination halts";
+                let says = "the rights on its key cannot be tried without sending";
+                findings.add(what.clone(), Verdict::Warning, says, remedy);
+            }
             if attributes.is_small() {
                 let bytes = attributes.most_bytes.unwrap_or_default();
                 let remedy =
@@ -261,7 +271,9 @@ async fn check_queue(name: &str, queue: &Queue, findings: &mut Findings) {
         }
         Err(refused) => {
             let says = format!("its attributes cannot be seen: {}: {}", refused.code, refused.detail);
-            findings.add(what.clone(), Verdict::Warning, says, "allow sqs:GetQueueAttributes to have them checked");
+            let is_denied = refused.code.contains("AccessDenied");
+            let remedy = if is_denied { "allow sqs:GetQueueAttributes to have them checked" } else { "" };
+            findings.add(what.clone(), Verdict::Warning, says, remedy);
         }
     }
     match queue.may_send().await {

@@ -2,8 +2,9 @@
 //!
 //! Measured in the database, so it tells of all relays; what the relay of this host says of itself is added where one answers.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -11,10 +12,15 @@ use serde_json::{Value, json};
 use super::{Failure, say, table, where_to_ask};
 use crate::config::Flags;
 use crate::http;
+use crate::message::Lane;
 use crate::outbox::{Backlog, Outbox, OutboxError, Pause, Rate};
 
 /// How often `--watch` looks again.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
+
+/// How often `--watch` looks from the bottom, and one part of how much time that may take.
+const CLIMB_EVERY: Duration = Duration::from_secs(30);
+const CLIMB_SHARE: u32 = 20;
 
 /// Clears the terminal and goes to its first line (ECMA-48: ED, CUP).
 const CLEAR: &str = "\u{1b}[2J\u{1b}[H";
@@ -46,8 +52,9 @@ pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
     let outbox = Outbox::new(&flags.database()?, 1).map_err(anyhow::Error::from)?;
     outbox.check_schema().await.map_err(anyhow::Error::from)?;
     let address = where_to_ask(flags)?;
+    let mut floors = HashMap::new();
     loop {
-        let lines = measure(&outbox).await.map_err(anyhow::Error::from)?;
+        let lines = measure(&outbox, &mut floors).await.map_err(anyhow::Error::from)?;
         let here = http::ask(address, "/readyz").await.ok();
         if status.json {
             say(&format!("{:#}\n", as_json(&lines, address, here.as_ref())));
@@ -58,20 +65,30 @@ pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
         if !status.watch {
             return Ok(());
         }
-        tokio::select! {
-            () = tokio::time::sleep(WATCH_EVERY) => {}
-            // Ctrl+C is how one ends it.
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-        }
+        // Ctrl+C ends it, at any moment.
+        tokio::time::sleep(WATCH_EVERY).await;
     }
 }
 
-async fn measure(outbox: &Outbox) -> Result<Vec<Line>, OutboxError> {
+/// An id in each lane below which nothing waits but retries, and how long to believe that: finding it may mean to walk
+/// millions of index entries that vacuum could not remove.
+struct Floors {
+    lanes: Vec<(Lane, i64)>,
+    until: Instant,
+}
+
+async fn measure(outbox: &Outbox, floors: &mut HashMap<String, Floors>) -> Result<Vec<Line>, OutboxError> {
     let steering = outbox.steering().await?;
     let mut lines = Vec::new();
     for destination in outbox.destinations().await? {
-        let Some(climb) = outbox.climb(&destination, || true).await? else { continue };
-        let backlog = outbox.backlog(&destination, &climb.floors).await?;
+        let started = Instant::now();
+        if floors.get(&destination).is_none_or(|floors| started >= floors.until) {
+            let Some(climb) = outbox.climb(&destination, || true).await? else { continue };
+            let until = Instant::now() + CLIMB_EVERY.max(started.elapsed() * CLIMB_SHARE);
+            floors.insert(destination.clone(), Floors { lanes: climb.floors, until });
+        }
+        let Some(known) = floors.get(&destination) else { continue };
+        let backlog = outbox.backlog(&destination, &known.lanes).await?;
         let rate = outbox.rate(&destination).await?;
         let pause = steering.pause_of(&destination).cloned();
         lines.push(Line { destination, backlog, rate, pause });
@@ -92,7 +109,8 @@ fn paused(pause: &Pause) -> String {
     if !pause.reason.is_empty() {
         text.push_str(&format!(": {}", pause.reason));
     }
-    text
+    // What somebody typed must not steer the terminal.
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn as_text(lines: &[Line], address: SocketAddr, here: Option<&(u16, String)>) -> String {

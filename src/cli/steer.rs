@@ -1,7 +1,7 @@
 //! `outbox-relay pause|resume|set|config`: what operators decide while relays run, and what is in force.
 //!
-//! It is kept in the database, so every relay follows within two seconds, and a restart forgets nothing. The same as SQL:
-//! `outbox.pause()`, `outbox.resume()`, `outbox.set()`.
+//! It is kept in the database, so every relay follows, and a restart forgets nothing: a pause within two seconds, a setting when
+//! the claim is over that it meets. The same as SQL: `outbox.pause()`, `outbox.resume()`, `outbox.set()`.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Failure, complain, say, table};
-use crate::config::{Adjustable, ConfigError, Flags, Origin, Shown};
+use crate::config::{Adjustable, ConfigError, Flags, Origin, Shown, Tuning};
 use crate::outbox::{ALL_DESTINATIONS, Outbox, Setting, Steering};
 
 /// What to pause.
@@ -103,19 +103,15 @@ pub(super) async fn resume(flags: &Flags, resume: Resume) -> Result<(), Failure>
     let Resume { destination, who } = resume;
     let destination = known(&outbox, destination.as_deref()).await?;
     let ended = outbox.resume(&destination, &who.actor).await.map_err(anyhow::Error::from)?;
-    if ended == 0 {
-        say(&format!("{} was not paused\n", named(&destination)));
-    } else {
-        say(&format!("resumed: {}\n", named(&destination)));
-    }
     let steering = outbox.steering().await.map_err(anyhow::Error::from)?;
-    if let Some(still) = steering.pause_of(&destination) {
-        complain(&format!(
-            "{} is still paused, because {} is; `outbox-relay resume` ends that",
-            named(&destination),
-            named(&still.destination)
-        ));
+    if steering.pause_of(&destination).is_some() {
+        // Its own pause is over, if it had one.
+        let sentence =
+            format!("{destination} is still paused, because all destinations are; `outbox-relay resume` ends that");
+        return Err(anyhow::anyhow!(sentence).into());
     }
+    let verb = if ended == 0 { "not paused" } else { "resumed" };
+    say(&format!("{verb}: {}\n", named(&destination)));
     Ok(())
 }
 
@@ -131,11 +127,17 @@ pub(super) async fn set(flags: &Flags, set: Set) -> Result<(), Failure> {
         (None, None) => return Err(usage("nothing to set; use NAME=VALUE".to_owned())),
     };
     // Before the database is asked for anything.
-    let known_name = Adjustable::named(&name).is_some();
-    if value.is_some() || !known_name {
-        flags.baseline().adjust(&name, value.as_deref().unwrap_or("1"))?;
+    if let Some(value) = &value {
+        flags.baseline().adjust(&name, value)?;
     }
     let outbox = open(flags).await?;
+    if value.is_none() && Adjustable::named(&name).is_none() {
+        // What relays warn about because they do not know it can be unset all the same.
+        let steering = outbox.steering().await.map_err(anyhow::Error::from)?;
+        if steering.settings.iter().all(|setting| setting.name != name) {
+            return Err(usage(format!("{name} is not set")));
+        }
+    }
     let destination = known(&outbox, destination.as_deref()).await?;
     outbox.set(&destination, &name, value.as_deref(), &who.actor).await.map_err(anyhow::Error::from)?;
     match value {
@@ -147,12 +149,23 @@ pub(super) async fn set(flags: &Flags, set: Set) -> Result<(), Failure> {
 
 /// `outbox-relay config`: every effective value and where it comes from.
 pub(super) async fn config(flags: &Flags, json: bool) -> Result<(), Failure> {
-    let shown = flags.shown()?;
+    let shown = flags.shown(crate::logging::DEFAULT_FILTER)?;
     let (steering, problem) = match settings(flags).await {
         Ok(steering) => (steering, None),
         Err(error) => (Steering::default(), Some(error)),
     };
-    let lines: Vec<Shown> = shown.into_iter().flat_map(|shown| with_settings(shown, &steering.settings)).collect();
+    let baseline = flags.baseline();
+    let settings: Vec<Setting> = steering.settings.into_iter().map(|setting| judged(baseline, setting)).collect();
+    let names: Vec<&str> = shown.iter().map(|shown| shown.name.as_str()).collect();
+    let unknown = settings.iter().filter(|setting| !names.contains(&setting.name.as_str())).map(|setting| Shown {
+        name: setting.name.clone(),
+        destination: (setting.destination != ALL_DESTINATIONS).then(|| setting.destination.clone()),
+        value: setting.value.clone(),
+        origin: Origin::Database { actor: setting.actor.clone() },
+    });
+    let unknown: Vec<Shown> = unknown.collect();
+    let known = shown.into_iter().flat_map(|shown| with_settings(shown, &settings));
+    let lines: Vec<Shown> = known.chain(unknown).collect();
     if json {
         let objects: Vec<String> = lines
             .iter()
@@ -167,7 +180,7 @@ pub(super) async fn config(flags: &Flags, json: bool) -> Result<(), Failure> {
         let head = ["SETTING", "DESTINATION", "VALUE", "ORIGIN"].map(str::to_owned);
         let row = |line: &Shown| {
             let destination = line.destination.clone().unwrap_or_else(|| "all".to_owned());
-            [line.name.to_owned(), destination, line.value.clone(), line.origin.to_string()]
+            [line.name.clone(), destination, line.value.clone(), line.origin.to_string()]
         };
         say(&table(std::iter::once(head).chain(lines.iter().map(row)).collect()));
     }
@@ -184,15 +197,23 @@ async fn settings(flags: &Flags) -> Result<Steering, crate::outbox::OutboxError>
     outbox.steering().await
 }
 
+/// A setting that relays refuse is shown as what it is.
+fn judged(baseline: Tuning, mut setting: Setting) -> Setting {
+    if baseline.adjust(&setting.name, &setting.value).is_err() {
+        setting.value.push_str(" (not followed)");
+    }
+    setting
+}
+
 /// A setting of operators for all takes the line's place; those for one destination come after it.
 fn with_settings(shown: Shown, settings: &[Setting]) -> Vec<Shown> {
-    let name = shown.name;
+    let name = shown.name.clone();
     let mut lines = vec![shown];
     for setting in settings.iter().filter(|setting| setting.name == name) {
         let origin = Origin::Database { actor: setting.actor.clone() };
         let is_for_all = setting.destination == ALL_DESTINATIONS;
         let destination = (!is_for_all).then(|| setting.destination.clone());
-        let line = Shown { name, destination, value: setting.value.clone(), origin };
+        let line = Shown { name: name.clone(), destination, value: setting.value.clone(), origin };
         if is_for_all {
             lines[0] = line;
         } else {
@@ -208,7 +229,12 @@ mod tests {
 
     #[test]
     fn a_setting_for_all_takes_the_place_of_the_environments_and_others_follow() {
-        let shown = Shown { name: "batch-size", destination: None, value: "2000".to_owned(), origin: Origin::Default };
+        let shown = Shown {
+            name: "batch-size".to_owned(),
+            destination: None,
+            value: "2000".to_owned(),
+            origin: Origin::Default,
+        };
         let setting = |destination: &str, name: &str, value: &str| Setting {
             destination: destination.to_owned(),
             name: name.to_owned(),

@@ -34,7 +34,7 @@ impl std::fmt::Display for Origin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
     /// The flag's name without dashes in front.
-    pub name: &'static str,
+    pub name: String,
     /// For which destination; `None` for all.
     pub destination: Option<String>,
     /// As one would write it, a secret left out.
@@ -49,12 +49,12 @@ impl Flags {
         self.tuning(&mut super::Problems::default())
     }
 
-    /// Every setting of `run`.
+    /// Every setting of `run`; the filter of log lines is the logging module's.
     ///
     /// # Errors
     ///
     /// As [`Flags::relay`].
-    pub fn shown(&self) -> Result<Vec<Shown>, ConfigError> {
+    pub fn shown(&self, default_filter: &str) -> Result<Vec<Shown>, ConfigError> {
         let config = self.relay()?;
         let tuning = config.tuning;
         let duration = |duration| humantime::format_duration(duration).to_string();
@@ -69,7 +69,7 @@ impl Flags {
             super::LogFormat::Text => "text",
             super::LogFormat::Json => "json",
         };
-        let filter = present(&self.log_filter).unwrap_or("info").to_owned();
+        let filter = present(&self.log_filter).unwrap_or(default_filter).to_owned();
         let text = |adjustable: Adjustable| match adjustable {
             Adjustable::BatchSize => &self.batch_size,
             Adjustable::RequestSize => &self.request_size,
@@ -113,10 +113,12 @@ fn present(text: &Option<String>) -> Option<&str> {
 
 fn shown((name, variable, text): (&'static str, &str, &Option<String>), value: String) -> Shown {
     let origin = match present(text) {
+        // libpq's own variables stand in for the URL.
+        None if variable == "DATABASE_URL" => Origin::Environment,
         None => Origin::Default,
         // A flag that repeats the environment changes nothing.
         Some(text) if std::env::var(variable).is_ok_and(|set| set.trim() == text) => Origin::Environment,
         Some(_) => Origin::Flag,
     };
-    Shown { name, destination: None, value, origin }
+    Shown { name: name.to_owned(), destination: None, value, origin }
 }

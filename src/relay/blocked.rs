@@ -89,6 +89,13 @@ impl Relay {
         Ok(())
     }
 
+    /// Dead messages hold up no group any more.
+    pub(super) fn unblock_all(&mut self) {
+        let blocked = self.remembered.iter_mut().filter(|group| group.goes_on == GoesOn::Unblocked);
+        blocked.for_each(|group| group.goes_on = GoesOn::Now);
+        self.contended = None;
+    }
+
     /// Whether nothing is pending, or only what waits behind dead messages; which of the two goes to the exit code.
     pub(super) async fn is_all_done(&mut self) -> Result<bool, OutboxError> {
         let Destination { name, outbox, .. } = &self.destination;

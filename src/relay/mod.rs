@@ -129,6 +129,12 @@ pub enum RelayError {
         /// What SQS said.
         reason: String,
     },
+    /// An operator has paused it, and waiting did not help.
+    #[error("destination {destination} is paused; `outbox-relay status` says by whom")]
+    Paused {
+        /// Which one.
+        destination: String,
+    },
 }
 
 /// Publishes the messages of one destination.
@@ -244,8 +250,7 @@ impl Relay {
                         }
                         Step::Paused => {
                             let destination = self.destination.name.to_string();
-                            let reason = "paused by an operator; see `outbox-relay status`".to_owned();
-                            self.give_up_after(until, RelayError::Halted { destination, reason })?;
+                            self.give_up_after(until, RelayError::Paused { destination })?;
                             self.until_resumed(&drain).await;
                             Duration::ZERO
                         }
@@ -266,6 +271,10 @@ impl Relay {
         if let Some(tuning) = self.helm.tuning() {
             self.destination.tuning = tuning;
             self.throttle.set_most(tuning.max_in_flight);
+            self.probe.set_delays(tuning.retry_initial, tuning.retry_max);
+            if !self.destination.blocks() {
+                self.unblock_all();
+            }
             self.destination.metrics.in_flight_limit.set(self.throttle.limit() as i64);
         }
     }
@@ -280,7 +289,10 @@ impl Relay {
         self.helm.first_answer().await;
         self.adjust();
         if self.helm.is_paused() {
-            return Ok(Step::Paused);
+            // So that a database which goes away in a pause is noticed.
+            self.destination.outbox.check_schema().await?;
+            let is_done = until == Until::Empty && self.is_all_done().await?;
+            return Ok(if is_done { Step::Empty } else { Step::Paused });
         }
         let generation = self.destination.outbox.generation();
         if generation != self.generation {

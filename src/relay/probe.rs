@@ -32,6 +32,13 @@ impl Probe {
         Self { is_on: false, delays, brief_delays, queue }
     }
 
+    /// Other pauses are configured; the next one is a first one.
+    pub(super) fn set_delays(&mut self, first: Duration, longest: Duration) {
+        let brief = longest.min(LONGEST_PAUSE);
+        self.delays = Delays::new(first.min(longest), longest);
+        self.brief_delays = Delays::new(first.min(brief), brief);
+    }
+
     /// Whether only one request may be under way.
     pub fn is_on(&self) -> bool {
         self.is_on

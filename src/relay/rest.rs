@@ -34,20 +34,24 @@ impl Relay {
         let mut left = pause;
         // In pieces, so that a long pause does not look like a loop that hangs.
         while !left.is_zero() {
-            let piece = left.min(Duration::from_secs(10));
+            let piece = left.min(Duration::from_secs(1));
             tokio::select! {
                 () = tokio::time::sleep(piece) => {}
                 () = drain.cancelled(), if self.unsettled.is_empty() => return,
             }
             self.reports.pulse.tick();
             left -= piece;
+            // An operator may just have shortened the pause.
+            if self.helm.has_news() {
+                return;
+            }
         }
     }
 
     /// Waits for the end of the pause, but not for ever, so that a pulse is felt.
     pub(super) async fn until_resumed(&mut self, drain: &CancellationToken) {
         tokio::select! {
-            () = self.helm.until_resumed() => {}
+            () = self.helm.until_resumed() => self.failing_since = None,
             () = drain.cancelled() => {}
             () = tokio::time::sleep(STREAM_FOR) => {}
         }

@@ -16,7 +16,7 @@ use crate::outbox::{Outbox, OutboxError, Pause, Setting, Steering};
 /// How often to ask; every relay has followed after twice this time.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// How long a relay that starts waits for the first answer.
+/// How long a relay that starts waits for the first answer before it says that it is paused.
 const FIRST_ANSWER: Duration = Duration::from_secs(2);
 
 /// Asks until told to stop.
@@ -36,7 +36,6 @@ pub struct Helm {
     destination: Arc<str>,
     /// As the environment has it.
     baseline: Tuning,
-    has_waited: bool,
     /// The settings that are in force.
     followed: Vec<Setting>,
     /// What was wrong, so that it is told once.
@@ -58,7 +57,7 @@ impl Steersman {
     /// A helm for one relay.
     pub fn helm(&self, destination: &Arc<str>, baseline: Tuning) -> Helm {
         let (decided, destination) = (self.decided.subscribe(), Arc::clone(destination));
-        Helm { decided, destination, baseline, has_waited: false, followed: Vec::new(), told: Vec::new() }
+        Helm { decided, destination, baseline, followed: Vec::new(), told: Vec::new() }
     }
 
     /// Asks until told to stop.
@@ -72,9 +71,14 @@ impl Steersman {
                     self.follow(steering);
                 }
                 // A right that is missing. Where the database cannot be used at all, the relays say so.
-                Err(error @ OutboxError::Statement { .. }) if !is_told => {
-                    is_told = true;
-                    tracing::warn!(error = %error, "pauses and settings cannot be read; the last ones stand");
+                Err(error @ (OutboxError::Statement { .. } | OutboxError::Timeout { .. })) => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!(error = %error, "pauses and settings cannot be read; the last ones stand");
+                    }
+                    // Without the right to read them nobody can have meant this relay.
+                    if matches!(error, OutboxError::Statement { .. }) && self.decided.borrow().is_none() {
+                        self.follow(Steering::default());
+                    }
                 }
                 Err(error) => tracing::debug!(error = %error, "pauses and settings cannot be read"),
             }
@@ -90,7 +94,7 @@ impl Steersman {
         let before = self.decided.borrow().clone();
         for (name, _) in &self.destinations {
             let pause = steering.pause_of(name);
-            let was_paused = is_paused(before.as_deref(), name);
+            let was_paused = before.as_deref().is_some_and(|before| before.pause_of(name).is_some());
             self.metrics.set_paused(name, pause.map(|pause| pause.age));
             match pause {
                 Some(Pause { reason, actor, .. }) if !was_paused => {
@@ -104,16 +108,15 @@ impl Steersman {
     }
 }
 
+/// As long as nothing is known, nothing is published: the relay may have started in a pause.
 fn is_paused(steering: Option<&Steering>, destination: &str) -> bool {
-    steering.is_some_and(|steering| steering.pause_of(destination).is_some())
+    steering.is_none_or(|steering| steering.pause_of(destination).is_some())
 }
 
 impl Helm {
     /// Waits until something is known, for a relay that starts during a pause; but not for ever.
     pub(super) async fn first_answer(&mut self) {
-        if !std::mem::replace(&mut self.has_waited, true) {
-            drop(tokio::time::timeout(FIRST_ANSWER, self.decided.wait_for(Option::is_some)).await);
-        }
+        drop(tokio::time::timeout(FIRST_ANSWER, self.decided.wait_for(Option::is_some)).await);
     }
 
     /// Whether this destination is to publish nothing.
@@ -126,6 +129,13 @@ impl Helm {
         let destination = Arc::clone(&self.destination);
         // An error means that the steersman is gone, which happens only when the process ends.
         drop(self.decided.wait_for(|steering| !is_paused(steering.as_deref(), &destination)).await);
+    }
+
+    /// Whether other settings are in force than those that are followed, or a pause has begun.
+    pub(super) fn has_news(&self) -> bool {
+        let steering = self.decided.borrow().clone();
+        let settings = steering.as_deref().map(|steering| steering.settings_of(&self.destination).cloned());
+        settings.is_some_and(|settings| !settings.eq(self.followed.iter().cloned())) || self.is_paused()
     }
 
     /// The settings in force, if they are others than at the last time.

@@ -6,7 +6,7 @@ use aws_sdk_sqs::error::{DisplayErrorContext, ProvideErrorMetadata as _};
 use aws_sdk_sqs::types::{QueueAttributeName, SendMessageBatchRequestEntry};
 
 use super::{MAX_BYTES, Queue, classify};
-use crate::message::Fault;
+use crate::message::{Fault, FaultKind};
 
 /// What a queue says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct QueueAttributes {
     pub is_fifo: bool,
     /// The largest message that it takes, in bytes.
     pub most_bytes: Option<usize>,
+    /// Whether it encrypts with a key that the sender must be allowed to use.
+    pub needs_key: bool,
     /// How it encrypts, in a word.
     pub encryption: String,
 }
@@ -36,6 +38,7 @@ impl QueueAttributes {
         Self {
             is_fifo: get(QueueAttributeName::FifoQueue) == Some("true"),
             most_bytes: get(QueueAttributeName::MaximumMessageSize).and_then(|size| size.parse().ok()),
+            needs_key: get(QueueAttributeName::KmsMasterKeyId).is_some(),
             encryption,
         }
     }
@@ -67,7 +70,8 @@ impl Queue {
     }
 
     /// Asks whether this relay may send, with a request that SQS refuses as a whole once it has let the sender in: two
-    /// entries with one id (SendMessageBatch, BatchEntryIdsNotDistinct). Nothing reaches the queue.
+    /// entries with one id (SendMessageBatch, BatchEntryIdsNotDistinct). Nothing reaches the queue. That SQS looks at the
+    /// sender before it looks at the entries is how AWS's services behave, and is not written down for this one.
     ///
     /// # Errors
     ///
@@ -79,10 +83,14 @@ impl Queue {
             entry.set_message_group_id(fifo.clone()).set_message_deduplication_id(fifo).build()
         };
         let entries = [entry(), entry()].into_iter().collect::<Result<Vec<_>, _>>();
-        let entries = entries
-            .map_err(|error| Fault::new(crate::message::FaultKind::Ours, "RequestNotBuilt", error.to_string()))?;
+        let entries = entries.map_err(|error| Fault::new(FaultKind::Ours, "RequestNotBuilt", error.to_string()))?;
         let answer = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await;
         match answer {
+            // Whoever takes that has put it into the queue.
+            Ok(output) if !output.successful().is_empty() => {
+                let detail = "two entries with one id were accepted, and are in the queue now";
+                Err(Fault::new(FaultKind::Ours, "TestMessageAccepted", detail))
+            }
             Ok(_) => Ok(()),
             Err(error) if error.code().is_some_and(|code| code.ends_with("BatchEntryIdsNotDistinct")) => Ok(()),
             Err(error) => Err(classify::request(&error)),

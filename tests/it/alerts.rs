@@ -26,7 +26,7 @@ fn promtool(arguments: &[&str]) -> Result<String> {
 }
 
 /// Names with our prefix, those of a histogram's series without their ending.
-fn names_in(text: &str) -> BTreeSet<String> {
+pub fn names_in(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let ours = words.filter(|word| word.starts_with("outbox_relay_"));
     ours.map(|word| {
@@ -36,7 +36,7 @@ fn names_in(text: &str) -> BTreeSet<String> {
     .collect()
 }
 
-fn exported() -> Result<BTreeSet<String>> {
+pub fn exported() -> Result<BTreeSet<String>> {
     let metrics = Metrics::new()?;
     metrics.destination("tickets");
     metrics.set_paused("tickets", Some(std::time::Duration::ZERO));

@@ -7,6 +7,7 @@ mod architecture;
 mod bodies;
 mod check;
 mod configuration;
+mod dashboard;
 mod dead;
 mod dead_groups;
 mod delivery;

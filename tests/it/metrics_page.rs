@@ -9,7 +9,7 @@ use outbox_relay::metrics::Metrics;
 
 const HEAD: &str = "# Metrics\n\n\
     Served at `/metrics` of `OUTBOX_RELAY_HTTP_LISTEN`. This page is written from `src/metrics.rs`; a test\n    compares the two.\n\n\
-    - Every series exists from the start, with 0, so that `increase()` sees the first event.\n\
+    - Every series but the time of a pause exists from the start, with 0, so that `increase()` sees the first event.\n\
     - What the process did is counted where it happens. Lag, backlog, dead messages and the horizon are measured in PostgreSQL\n\
     \x20 every few seconds, by each relay for all its destinations: take `max`, not `sum`, over several relays.\n\
     - When they could not be measured for 60 seconds, those series are left out of the answer, for a number that stands still\n\

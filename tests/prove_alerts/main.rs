@@ -2,12 +2,11 @@
 //!
 //! A real Prometheus scrapes real relays and evaluates the shipped rules, their times shortened by one factor (`rules`). Each
 //! alert has a stage of its own: a database, queues, a relay and a scrape job (`stages`), so that no fault meets another.
-//! First nothing may fire; then all faults are made; then each alert must fire on its own stage. `prometheus` is the server.
+//! First nothing may fire; then all faults are made; then each alert must fire on its own stage.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it talks to the person who started it")]
 #![allow(unreachable_pub, reason = "a test has no outside")]
 
-mod prometheus;
 mod rules;
 mod stages;
 #[path = "../it/support/mod.rs"]
@@ -20,8 +19,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use clap::Parser;
 
-use prometheus::{Prometheus, State};
 use stages::Stage;
+use support::prometheus::{Alert, Prometheus, State};
 
 /// Makes each alert fire by a real fault
 #[derive(Parser, Debug)]
@@ -52,7 +51,7 @@ async fn main() -> ExitCode {
 async fn prove(minute: u32) -> Result<bool> {
     let rules = rules::shortened(minute)?;
     let mut stages = stages::build(minute).await?;
-    let jobs: Vec<(&str, &str)> = stages.iter().map(|stage| (stage.job(), stage.address())).collect();
+    let jobs: Vec<(&str, Vec<&str>)> = stages.iter().map(|stage| (stage.job(), vec![stage.address()])).collect();
     let prometheus = Prometheus::start(&rules, &jobs).await?;
     println!(
         "a minute of the rules is {minute} s here; {} alerts; Prometheus at {}",
@@ -118,7 +117,7 @@ impl Seen {
         Seen { alert, job, fault, pending: None, firing: None }
     }
 
-    fn look(&mut self, alerts: &[prometheus::Alert], started: Instant) {
+    fn look(&mut self, alerts: &[Alert], started: Instant) {
         for alert in alerts.iter().filter(|alert| alert.name == self.alert && alert.job == self.job) {
             let slot = match alert.state {
                 State::Pending => &mut self.pending,

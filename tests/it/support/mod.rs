@@ -7,6 +7,7 @@ pub mod bed;
 pub mod emulator;
 pub mod pgbouncer;
 pub mod postgres;
+pub mod prometheus;
 pub mod proxy;
 pub mod relay;
 pub mod roles;

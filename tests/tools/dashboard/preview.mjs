@@ -245,6 +245,9 @@ function drawPanel(panel, series, context) {
 /** The whole page; it loads nothing, so that it can be kept and photographed. */
 function drawPage(dashboard, panels, context) {
   const notice = "Preview drawn from Prometheus without Grafana";
+  // Whoever photographs the page has to know how high it is.
+  const rows = Math.max(...dashboard.panels.map(({ gridPos }) => gridPos.y + gridPos.h));
+  const height = rows * (ROW_HEIGHT + GAP) + 70;
   const span = `${clock(context.start, true)} to ${clock(context.end, true)}, rates over ${context.rateInterval}`;
   return `<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>${html(dashboard.title)} (${notice})</title><style>
@@ -263,7 +266,7 @@ svg { display: block; } svg text { font-size: 11px; fill: #5a6069; } .grid { str
 .stat b { font-size: 34px; font-weight: 600; } .stat.several b { font-size: 24px; }
 .stat small { display: block; color: #5a6069; font-size: 12px; }
 .nothing { height: 70%; display: grid; place-items: center; color: #8a9099; }
-</style></head><body>
+</style></head><body data-height="${height}">
 <header><h1>${html(dashboard.title)}</h1><p>${notice}: ${html(span)}, ${new Date(context.end * 1000).toISOString().slice(0, 10)}</p></header>
 <main>
 ${panels.join("\n")}

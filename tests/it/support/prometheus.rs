@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-use crate::support::postgres::free_port;
+use super::postgres::free_port;
 
 /// The longest to wait for Prometheus, or for a first sample.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -40,17 +40,18 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts it with these rules, scraping each job's only target every second.
-    pub async fn start(rules: &str, jobs: &[(&str, &str)]) -> Result<Prometheus> {
+    /// Starts it with these rules, scraping each job's targets every second.
+    pub async fn start(rules: &str, jobs: &[(&str, Vec<&str>)]) -> Result<Prometheus> {
         let address = format!("127.0.0.1:{}", free_port()?);
-        let folder = std::env::temp_dir().join(format!("prove-alerts-{}", std::process::id()));
+        let folder =
+            std::env::temp_dir().join(format!("prometheus-of-{}-{}", std::process::id(), address.replace(':', "-")));
         std::fs::create_dir_all(&folder)?;
         std::fs::write(folder.join("rules.yml"), rules)?;
         let mut config =
             "global:\n  scrape_interval: 1s\n  evaluation_interval: 1s\nrule_files: [rules.yml]\nscrape_configs:\n"
                 .to_owned();
-        for (job, target) in jobs {
-            writeln!(config, "  - job_name: {job}\n    static_configs:\n      - targets: [\"{target}\"]")?;
+        for (job, targets) in jobs {
+            writeln!(config, "  - job_name: {job}\n    static_configs:\n      - targets: {targets:?}")?;
         }
         std::fs::write(folder.join("prometheus.yml"), config)?;
         let log = std::fs::File::create(folder.join("log"))?;

@@ -1,0 +1,33 @@
+#!/bin/sh
+# photograph.sh PAGE.html PICTURE.png: opens the page in a headless Chromium and saves what it looks like.
+set -eu
+page=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
+picture=$2
+
+find_chromium() {
+    for name in chromium chromium-browser google-chrome; do
+        command -v "$name" && return
+    done
+    return 1
+}
+
+if ! chromium=$(find_chromium); then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -q >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium >&2
+    fi
+    chromium=$(find_chromium) || {
+        echo "$(basename "$0"): no Chromium here: install one, for example by: apt-get install chromium. The page is $page" >&2
+        exit 1
+    }
+fi
+
+# The page says how high it is.
+height=$(sed -n 's/.*data-height="\([0-9]*\)".*/\1/p' "$page" | head -n 1)
+profile=$(mktemp -d)
+trap 'rm -rf "$profile"' EXIT
+# Root has no sandbox, and what is opened is our own page.
+"$chromium" --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir="$profile" \
+    --window-size="1600,${height:-2400}" --screenshot="$profile/picture.png" "file://$page" 2>"$profile/log" ||
+    { cat "$profile/log" >&2; exit 1; }
+mv "$profile/picture.png" "$picture"
+echo "written: $picture"
