@@ -26,10 +26,6 @@ const GAP_SWEEP: Duration = Duration::from_millis(10);
 /// The same while there is a backlog: nobody waits for a single message then, and the rows cost.
 const GAP_SWEEP_BUSY: Duration = Duration::from_millis(250);
 
-/// And then a read that sweeps may take one part in so many of the time: behind an open writer the bound stands still for two
-/// seconds, and the sweep walks all that was delivered since.
-const GAP_SWEEP_SHARE: u32 = 20;
-
 /// How often recorded retries are looked for that have fallen due.
 const DUE_POLL: Duration = Duration::from_millis(50);
 
@@ -224,7 +220,7 @@ impl Stream<'_> {
             let timer = destination.metrics.read_duration.start_timer();
             let result = destination.outbox.read(&destination.name, &positions, budget, sweep.as_ref()).await;
             timer.observe_duration();
-            Event::Read { positions, sweep, started: now, result }
+            Event::Read { positions, sweep, result }
         }));
     }
 
@@ -272,12 +268,8 @@ impl Stream<'_> {
             Event::Rechecked { blocked, burials, result } => {
                 result.map(|dead| self.rechecked(&blocked, burials, &dead))
             }
-            Event::Read { positions, sweep, started, result } => {
+            Event::Read { positions, sweep, result } => {
                 self.feed.is_reading = false;
-                if sweep.is_some() && self.feed.was_full() {
-                    let rest = Instant::now() + started.elapsed() * GAP_SWEEP_SHARE;
-                    self.feed.next_gap_sweep = self.feed.next_gap_sweep.max(rest);
-                }
                 result.map(|(batch, swept)| {
                     let swept = swept.map(|swept| self.without_the_claim(swept));
                     let gap = sweep.as_ref().zip(swept.as_ref());

@@ -104,12 +104,7 @@ pub(super) enum Event {
         lanes: Vec<Lane>,
         result: Result<(Vec<DeadGroup>, Vec<DeferredHead>), OutboxError>,
     },
-    Read {
-        positions: Vec<Position>,
-        sweep: Option<Sweep>,
-        started: Instant,
-        result: Result<(Batch, Option<Swept>), OutboxError>,
-    },
+    Read { positions: Vec<Position>, sweep: Option<Sweep>, result: Result<(Batch, Option<Swept>), OutboxError> },
     ReadOn {
         from: ReadOn,
         result: Result<Batch, OutboxError>,

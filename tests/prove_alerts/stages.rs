@@ -200,6 +200,7 @@ async fn trickle(bed: Arc<Bed>) {
     for n in 0_u64.. {
         // A database that is stopped on purpose is no failure of the traffic.
         bed.enqueue("tickets", &format!("{{\"n\": {n}}}"), None).await.ok();
+        // Time is the subject: a rate.
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }

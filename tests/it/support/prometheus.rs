@@ -70,6 +70,7 @@ impl Prometheus {
                 let log = std::fs::read_to_string(prometheus.folder.join("log")).unwrap_or_default();
                 bail!("Prometheus is not ready: {log}");
             }
+            // It says by nothing else that it is ready.
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         Ok(prometheus)
@@ -105,6 +106,7 @@ impl Prometheus {
                 return Ok(());
             }
             ensure!(started.elapsed() < PATIENCE, "the job {job} has no samples");
+            // It scrapes once a second, and tells nobody.
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
