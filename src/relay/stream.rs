@@ -100,41 +100,15 @@ pub(super) struct StreamEnd {
 
 /// The result of a task.
 pub(super) enum Event {
-    Opened {
-        lanes: Vec<Lane>,
-        result: Result<(Vec<DeadGroup>, Vec<DeferredHead>), OutboxError>,
-    },
+    Opened { lanes: Vec<Lane>, result: Result<(Vec<DeadGroup>, Vec<DeferredHead>), OutboxError> },
     Read { positions: Vec<Position>, sweep: Option<Sweep>, result: Result<(Batch, Option<Swept>), OutboxError> },
-    ReadOn {
-        from: ReadOn,
-        result: Result<Batch, OutboxError>,
-    },
-    Swept {
-        sweep: Sweep,
-        round: Round,
-        upto: i64,
-        started: Instant,
-        result: Result<Swept, OutboxError>,
-    },
-    Due {
-        result: Result<Batch, OutboxError>,
-    },
-    Rechecked {
-        blocked: Vec<(Lane, Arc<str>)>,
-        burials: u64,
-        result: Result<Vec<DeadGroup>, OutboxError>,
-    },
-    Widened {
-        result: Result<Vec<Lane>, OutboxError>,
-    },
-    Published {
-        items: Vec<Item>,
-        published: Published,
-    },
-    Settled {
-        settlements: Vec<Settlement>,
-        result: Result<u64, OutboxError>,
-    },
+    ReadOn { from: ReadOn, result: Result<Batch, OutboxError> },
+    Swept { sweep: Sweep, round: Round, upto: i64, started: Instant, result: Result<Swept, OutboxError> },
+    Due { result: Result<Batch, OutboxError> },
+    Rechecked { blocked: Vec<(Lane, Arc<str>)>, burials: u64, result: Result<Vec<DeadGroup>, OutboxError> },
+    Widened { result: Result<Vec<Lane>, OutboxError> },
+    Published { items: Vec<Item>, published: Published },
+    Settled { settlements: Vec<Settlement>, result: Result<u64, OutboxError> },
 }
 
 /// A task of the stream.
