@@ -30,7 +30,7 @@ fn shorten(line: &str, minute: u32) -> Result<(String, usize)> {
     if let Some((before, after)) = line.split_once(" # seconds") {
         let (rest, number) = before.rsplit_once(' ').context("no number before # seconds")?;
         let number: u32 = number.parse()?;
-        ensure!(number % 60 == 0, "{number} seconds are no whole minutes");
+        ensure!(number.is_multiple_of(60), "{number} seconds are no whole minutes");
         return Ok((format!("{rest} {}{after}", number / 60 * minute), 1));
     }
     let mut parts = line.split('[');
