@@ -183,7 +183,7 @@ mod tests {
         assert!(!database.report_up(), "it had not been down");
         assert!(health.unreachable().is_empty());
         assert!(queue.report_down("no such queue"));
-        assert_eq!(health.unreachable(), ["queue tickets"]);
+        assert_eq!(health.unreachable(), ["queue tickets (no such queue)"]);
         assert!(queue.report_up());
     }
 
@@ -210,7 +210,7 @@ mod tests {
         assert!(one.report_down("refused"));
         assert!(!other.report_up(), "the sibling's success says nothing about the failure");
         assert!(!one.is_up() && !other.is_up());
-        assert_eq!(health.unreachable(), ["database"]);
+        assert_eq!(health.unreachable(), ["database (refused)"]);
         assert!(!other.report_down("refused"), "it is known");
         assert!(!one.report_up(), "the sibling is still down");
         assert!(other.report_up());
