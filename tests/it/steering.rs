@@ -86,8 +86,11 @@ async fn a_pause_in_the_middle_of_a_backlog_finishes_what_is_in_flight_and_keeps
     bed.relay().output(&["pause", "tickets"]).await?.ensure_success()?;
     let lanes = r#"lanes_held{destination="tickets"}"#;
     relay.wait_for_metric(r#"paused{destination="tickets"}"#, 1.0).await?;
+    let known_at = proxy.requests_seen();
     relay.wait_for_metric(lanes, 0.0).await?;
     let seen = proxy.requests_seen();
+    // Not only when the claim is over, which is a hundred requests later.
+    ensure!(seen < known_at + 20, "{} requests were sent in the pause", seen - known_at);
     let pending = bed.pending().await?;
     ensure!(pending > 0 && pending < 2_000, "{pending} are left: the pause did not meet the backlog");
     // Time is the subject: for a second nothing is sent.
@@ -139,10 +142,12 @@ async fn a_shorter_retry_reaches_a_destination_that_is_halted_already() -> Resul
     bed.enqueue_many("audit", 5, 0).await?;
     let relay = bed.relay().env("OUTBOX_RELAY_RETRY_INITIAL", "1h").env("OUTBOX_RELAY_RETRY_MAX", "1h").start().await?;
     relay.wait_for_metric(r#"destination_up{destination="audit"}"#, 0.0).await?;
-    proxy.clear();
     for argument in ["retry-initial=100ms", "retry-max=200ms"] {
         bed.relay().output(&["set", argument]).await?.ensure_success()?;
     }
+    // It is tried again and again, and not only once for each setting.
+    proxy.wait_for_requests(proxy.requests_seen() + 8).await?;
+    proxy.clear();
     bed.until_nothing_is_pending().await?;
     relay.wait_for_metric(r#"destination_up{destination="audit"}"#, 1.0).await
 }
