@@ -127,10 +127,9 @@ async fn check_database(config: &RelayConfig, findings: &mut Findings) {
         Err(error) => return findings.add("PostgreSQL", Verdict::Bad, error.to_string(), ""),
     };
     if let Err(error) = outbox.check_schema().await {
-        let sentence = error.to_string();
-        // Insufficient privilege. Other sentences name their remedy where there is one.
-        let remedy = if sentence.contains("42501") { RIGHTS } else { "" };
-        return findings.add("PostgreSQL", Verdict::Bad, sentence, remedy);
+        // Other sentences name their remedy where there is one.
+        let remedy = if error.is_denied() { RIGHTS } else { "" };
+        return findings.add("PostgreSQL", Verdict::Bad, error.to_string(), remedy);
     }
     let found = match outbox.inspect().await {
         Ok(found) => found,

@@ -67,6 +67,8 @@ pub enum OutboxError {
     Statement {
         /// Whether another transaction was in the way and the same statements may succeed at once: SQLSTATE 40001, 40P01.
         is_conflict: bool,
+        /// Whether the role lacks a right: SQLSTATE 42501.
+        is_denied: bool,
         /// Which statement.
         statement: &'static str,
         /// Host, port and database.
@@ -108,6 +110,11 @@ impl OutboxError {
         }
     }
 
+    /// Whether the role lacks a right (SQLSTATE 42501, insufficient_privilege).
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Statement { is_denied: true, .. })
+    }
+
     pub(super) fn of_statement(statement: &'static str, place: &str, error: &tokio_postgres::Error) -> Self {
         let missing = [
             SqlState::UNDEFINED_TABLE,
@@ -122,7 +129,8 @@ impl OutboxError {
             cause => {
                 let conflicts = [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED];
                 let is_conflict = cause.is_some_and(|cause| conflicts.contains(cause.code()));
-                Self::Statement { is_conflict, statement, place: place.to_owned(), problem: explain(error) }
+                let is_denied = cause.is_some_and(|cause| *cause.code() == SqlState::INSUFFICIENT_PRIVILEGE);
+                Self::Statement { is_conflict, is_denied, statement, place: place.to_owned(), problem: explain(error) }
             }
         }
     }

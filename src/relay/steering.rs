@@ -76,7 +76,7 @@ impl Steersman {
                         tracing::warn!(error = %error, "pauses and settings cannot be read; the last ones stand");
                     }
                     // Without the right to read them nobody can have meant this relay.
-                    if matches!(error, OutboxError::Statement { .. }) && self.decided.borrow().is_none() {
+                    if error.is_denied() && self.decided.borrow().is_none() {
                         self.follow(Steering::default());
                     }
                 }

@@ -43,11 +43,11 @@ async fn every_expression_of_the_dashboard_has_data_of_a_real_relay() -> Result<
     prometheus.wait_for_sample("outbox-relay").await?;
     bed.enqueue("audit", &format!("{{\"large\": \"{}\"}}", "x".repeat(1_100_000)), None).await?;
     let page = std::env::var_os("DASHBOARD_PAGE");
-    // Time is the subject: rates are made of what is scraped over some seconds, and a page to look at shows a minute.
     let seconds = if page.is_some() { 90 } else { 12 };
     for second in 0..seconds {
         bed.enqueue_many("tickets", 40 + 30 * (second % 7), 20).await?;
         bed.enqueue_many("audit", 60 + second, 0).await?;
+        // Time is the subject: rates are made of what is scraped over some seconds, and a page to look at shows a minute.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let path =

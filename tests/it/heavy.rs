@@ -151,9 +151,9 @@ async fn a_relay_killed_every_second_under_load_loses_nothing_and_keeps_the_orde
     let writer = Writer::start(&bed, 1, 400, 100).await?;
     let started = Instant::now();
     let mut kills = 0;
-    // Time is the subject: each relay has a second.
     while started.elapsed() < Duration::from_secs(30) {
         let relay = bed.relay().start().await?;
+        // Time is the subject: each relay has a second.
         tokio::time::sleep(Duration::from_secs(1)).await;
         relay.kill().await?;
         kills += 1;

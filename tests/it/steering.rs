@@ -65,9 +65,14 @@ async fn a_relay_that_cannot_ask_whether_it_is_paused_waits_until_it_can() -> Re
     let queue = bed.standard("audit").await?;
     bed.relay().deliver_all().await?;
     bed.enqueue_many("audit", 20, 0).await?;
+    // A statement that fails, and for another reason than a missing right.
+    let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
+    bed.client.batch_execute(&format!("ALTER DATABASE {database} SET lock_timeout = '200ms'")).await?;
     bed.client.batch_execute("BEGIN; LOCK TABLE outbox.pauses IN ACCESS EXCLUSIVE MODE").await?;
     let relay = bed.relay().start().await?;
     relay.wait_for_log("pauses and settings cannot be read").await?;
+    // Time is the subject: one that took silence for permission would have published long ago.
+    tokio::time::sleep(Duration::from_secs(3)).await;
     ensure!(relay.metrics().await?.get(r#"requests_total{destination="audit"}"#)? == 0.0, "it may have been paused");
     bed.client.batch_execute("COMMIT").await?;
     relay.wait_for_metric(r#"delivered_messages_total{destination="audit"}"#, 20.0).await?;
