@@ -36,7 +36,7 @@ GRANT USAGE ON SCHEMA outbox TO outbox_application, outbox_relay, outbox_operato
 -- The application only appends. It decides neither when an event was recorded nor what a message's state is, and it reads
 -- what identifies an event, never what it tells: RETURNING, ON CONFLICT and the next version of a stream need that. The
 -- rights on the parent reach the partitions, and identity columns need none on their sequence.
-GRANT INSERT (event_id, stream_id, stream_version, event_type, payload, metadata),
+GRANT INSERT (event_id, stream_id, stream_version, event_type, payload, metadata, destinations),
     SELECT (position, event_id, stream_id, stream_version) ON outbox.events TO outbox_application;
 GRANT INSERT (destination, event_position, group_id), SELECT (id) ON outbox.messages TO outbox_application;
 GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue TO outbox_application;
@@ -58,8 +58,8 @@ GRANT SELECT ON SEQUENCE outbox.messages_id_seq TO outbox_relay;
 -- one column, whichever.
 GRANT SELECT, INSERT, UPDATE (lane) ON outbox.lanes TO outbox_relay;
 
--- The operator sees everything, redrives and discards dead messages, pauses and sets, and adds to the record of that, which
--- names the role that was logged in and cannot be changed afterwards.
+-- The operator sees everything, redrives and discards dead messages, replays events, pauses and sets, and adds to the record
+-- of that, which names the role that was logged in and cannot be changed afterwards.
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_operator;
 GRANT SELECT ON ALL SEQUENCES IN SCHEMA outbox TO outbox_operator;
 GRANT UPDATE (status, attempts, available_at, dead_at) ON outbox.messages TO outbox_operator;
@@ -69,6 +69,12 @@ GRANT INSERT (action, actor, filter, messages, message_ids) ON outbox.actions TO
 GRANT EXECUTE ON FUNCTION outbox.dead_find, outbox.dead_list, outbox.dead_show, outbox.dead_filter, outbox.dead_choose,
     outbox.dead_redrive, outbox.dead_discard, outbox.pause, outbox.resume, outbox.set TO outbox_operator;
 GRANT INSERT, UPDATE, DELETE ON outbox.pauses, outbox.settings TO outbox_operator;
+-- A replay makes new messages of events that are there; the operator writes no events.
+GRANT INSERT (destination, event_position, group_id) ON outbox.messages TO outbox_operator;
+GRANT INSERT (actor, source, destination, all_events, event_types, stream_id, since, until, first_position, stop_position,
+    position, last_position), UPDATE (position, messages, moved_at, ended_at) ON outbox.replays TO outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.position_at, outbox.replay_find, outbox.replay_unfinished, outbox.replay_begin,
+    outbox.replay_step, outbox.replay_end TO outbox_operator;
 
 -- The reader sees everything, payloads included, and changes nothing.
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_reader;

@@ -3,7 +3,9 @@
 //! Exit codes: 0 fine, 1 failed, 2 usage or configuration.
 
 mod check;
+mod consent;
 mod dead;
+mod replay;
 mod status;
 mod steer;
 
@@ -51,6 +53,8 @@ enum Command {
         #[command(subcommand)]
         verb: dead::Verb,
     },
+    /// Publish past events again, as new messages
+    Replay(replay::Replay),
     /// Look at everything that a relay needs, and say what to do about what is wrong
     #[command(after_help = "Examples:\n  outbox-relay check\n  outbox-relay check --json\n\n\
         Exit code 0 when a relay can work, warnings or not. Nothing is changed, and nothing reaches a queue.")]
@@ -139,6 +143,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Migrate { print: false } => runtime.block_on(migrate(&cli.flags)),
         Command::Dead { verb } => runtime.block_on(dead::run(&cli.flags, verb)),
+        Command::Replay(replay) => runtime.block_on(replay::run(&cli.flags, replay)),
         Command::Check { json } => runtime.block_on(check::run(&cli.flags, json)),
         Command::Status(status) => runtime.block_on(status::run(&cli.flags, &status)),
         Command::Pause(pause) => runtime.block_on(steer::pause(&cli.flags, pause)),

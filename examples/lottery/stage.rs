@@ -222,7 +222,7 @@ impl<'stage> Scene<'stage> {
     /// has accepted while the outbox does not know.
     async fn aftermath(&mut self, killed_at: Duration) -> Result<[usize; 2]> {
         let client = shop::connect(&self.stage.recipe.database_url).await?;
-        let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox-relay'";
+        let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'outbox-relay%'";
         let mut quiet = 0;
         while quiet < 3 || self.clock.elapsed() < killed_at + OUTAGE {
             self.pass().await?;

@@ -13,12 +13,14 @@ UPDATE lottery.draws SET tickets_sold = tickets_sold + 1 WHERE draw = $1 RETURNI
 -- $1 ticket, $2 draw, $3 tickets_sold, $4 the numbers chosen
 INSERT INTO lottery.tickets (ticket, draw, number_in_draw, numbers) VALUES ($1, $2, $3, $4);
 
--- The fact. Its payload is stored here once and becomes the body of both messages.
+-- The fact. Its payload is stored here once and becomes the body of both messages. "destinations" says where it goes and in
+-- which group, so that it can be replayed when the messages are long gone.
 -- $1 draw, $2 tickets_sold, $3 ticket, $4 the numbers chosen
-INSERT INTO outbox.events (event_type, stream_id, stream_version, payload)
+INSERT INTO outbox.events (event_type, stream_id, stream_version, payload, destinations)
 VALUES (
     'TicketPurchased', $1::text, $2::bigint,
-    jsonb_build_object('ticket', $3::bigint, 'draw', $1::text, 'numbers', $4::text)
+    jsonb_build_object('ticket', $3::bigint, 'draw', $1::text, 'numbers', $4::text),
+    jsonb_build_object('tickets', $1::text, 'audit', NULL)
 )
 RETURNING position;
 

@@ -13,7 +13,7 @@ use super::{Failure, say, table, where_to_ask};
 use crate::config::Flags;
 use crate::http;
 use crate::message::Lane;
-use crate::outbox::{Backlog, Outbox, OutboxError, Pause, Rate};
+use crate::outbox::{Backlog, Outbox, OutboxError, Pause, Rate, Replay};
 
 /// How often `--watch` looks again.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
@@ -29,7 +29,8 @@ const CLEAR: &str = "\u{1b}[2J\u{1b}[H";
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  outbox-relay status\n  outbox-relay status --watch\n  outbox-relay status --json\n\n\
-    Counts stop at 100000. RATE is over the last ten seconds, where delivered messages are kept."
+    Counts stop at 100000. RATE is over the last ten seconds, where delivered messages are kept.\n    \
+    Relays are those that are connected to the database, as HOST/PID."
 )]
 pub(super) struct Status {
     /// Print a JSON object
@@ -48,6 +49,19 @@ struct Line {
     pause: Option<Pause>,
 }
 
+/// Everything that is shown.
+struct Seen {
+    lines: Vec<Line>,
+    /// Relays that are connected, as HOST/PID.
+    relays: Vec<String>,
+    /// Replays that have not ended.
+    replays: Vec<Replay>,
+    /// Where the relay of this host would answer.
+    address: SocketAddr,
+    /// What it answers.
+    here: Option<(u16, String)>,
+}
+
 pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
     let outbox = Outbox::new(&flags.database()?, 1).map_err(anyhow::Error::from)?;
     outbox.check_schema().await.map_err(anyhow::Error::from)?;
@@ -55,11 +69,14 @@ pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
     let mut floors = HashMap::new();
     loop {
         let lines = measure(&outbox, &mut floors).await.map_err(anyhow::Error::from)?;
+        let relays = outbox.relays().await.map_err(anyhow::Error::from)?;
+        let replays = outbox.replays().await.map_err(anyhow::Error::from)?;
         let here = http::ask(address, "/readyz").await.ok();
+        let seen = Seen { lines, relays, replays, address, here };
         if status.json {
-            say(&format!("{:#}\n", as_json(&lines, address, here.as_ref())));
+            say(&format!("{:#}\n", as_json(&seen)));
         } else {
-            let text = as_text(&lines, address, here.as_ref());
+            let text = as_text(&seen);
             say(&if status.watch { format!("{CLEAR}{text}") } else { text });
         }
         if !status.watch {
@@ -113,7 +130,18 @@ fn paused(pause: &Pause) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-fn as_text(lines: &[Line], address: SocketAddr, here: Option<&(u16, String)>) -> String {
+/// How far a replay is.
+fn replayed(replay: &Replay) -> String {
+    let Replay { id, source, destination, actor, position, last_position, messages, idle } = replay;
+    format!(
+        "replay {id} by {actor}, {source} to {destination}: at position {position} of {last_position}, {messages} messages \
+         written, last moved {} ago\n",
+        rounded(*idle)
+    )
+}
+
+fn as_text(seen: &Seen) -> String {
+    let Seen { lines, relays, replays, address, here } = seen;
     let mut text = if lines.is_empty() {
         "no relay has served a destination yet\n".to_owned()
     } else {
@@ -133,6 +161,11 @@ fn as_text(lines: &[Line], address: SocketAddr, here: Option<&(u16, String)>) ->
         };
         table(std::iter::once(head).chain(lines.iter().map(row)).collect())
     };
+    for replay in replays {
+        text.push_str(&replayed(replay));
+    }
+    let names = if relays.is_empty() { "none".to_owned() } else { relays.join(", ") };
+    text.push_str(&format!("relays connected: {names}\n"));
     text.push_str(&match here {
         Some((_, says)) => format!("the relay at {address}: {says}\n"),
         None => format!("no relay answers at {address}\n"),
@@ -140,7 +173,8 @@ fn as_text(lines: &[Line], address: SocketAddr, here: Option<&(u16, String)>) ->
     text
 }
 
-fn as_json(lines: &[Line], address: SocketAddr, here: Option<&(u16, String)>) -> Value {
+fn as_json(seen: &Seen) -> Value {
+    let Seen { lines, relays, replays, address, here } = seen;
     let pause = |pause: &Pause| {
         json!({
             "reason": pause.reason,
@@ -160,13 +194,27 @@ fn as_json(lines: &[Line], address: SocketAddr, here: Option<&(u16, String)>) ->
             "paused": line.pause.as_ref().map(pause),
         })
     };
+    let replay = |replay: &Replay| {
+        json!({
+            "id": replay.id,
+            "source": replay.source,
+            "destination": replay.destination,
+            "actor": replay.actor,
+            "position": replay.position,
+            "last_position": replay.last_position,
+            "messages": replay.messages,
+            "idle_seconds": replay.idle.as_secs(),
+        })
+    };
     json!({
+        "relays": relays,
+        "replays": replays.iter().map(replay).collect::<Vec<Value>>(),
         "destinations": lines.iter().map(destination).collect::<Vec<Value>>(),
         "relay_here": {
             "address": address.to_string(),
             "answers": here.is_some(),
-            "is_ready": here.map(|(status, _)| *status == 200),
-            "says": here.map(|(_, says)| says),
+            "is_ready": here.as_ref().map(|(status, _)| *status == 200),
+            "says": here.as_ref().map(|(_, says)| says),
         },
     })
 }

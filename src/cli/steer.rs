@@ -60,20 +60,20 @@ pub(super) struct Set {
 
 /// Who answers for it.
 #[derive(Args)]
-struct Who {
+pub(super) struct Who {
     /// Who does it, for outbox.actions
     #[arg(long, value_name = "NAME", env = "USER", default_value = "unknown")]
-    actor: String,
+    pub(super) actor: String,
 }
 
-async fn open(flags: &Flags) -> Result<Outbox, Failure> {
+pub(super) async fn open(flags: &Flags) -> Result<Outbox, Failure> {
     let outbox = Outbox::new(&flags.database()?, 1).map_err(anyhow::Error::from)?;
     outbox.check_schema().await.map_err(anyhow::Error::from)?;
     Ok(outbox)
 }
 
 /// A name that no relay has served is a mistake, and would be followed by nobody.
-async fn known(outbox: &Outbox, destination: Option<&str>) -> Result<String, Failure> {
+pub(super) async fn known(outbox: &Outbox, destination: Option<&str>) -> Result<String, Failure> {
     let Some(name) = destination else { return Ok(ALL_DESTINATIONS.to_owned()) };
     let known = outbox.destinations().await.map_err(anyhow::Error::from)?;
     if known.iter().any(|one| one == name) {

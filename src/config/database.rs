@@ -36,7 +36,20 @@ pub struct DatabaseConfig {
     pub root_certificate: Option<PathBuf>,
 }
 
+/// What sessions call themselves, unless `DATABASE_URL` says otherwise.
+const APPLICATION: &str = "outbox-relay";
+
 impl DatabaseConfig {
+    /// Has the sessions of a relay tell which relay it is, as `outbox-relay HOST/PID`, so that `outbox-relay status` can count
+    /// relays. PostgreSQL cuts names to 63 bytes (NAMEDATALEN).
+    pub(super) fn name_relay(&mut self) {
+        if self.connection.get_application_name() == Some(APPLICATION) {
+            let host = gethostname::gethostname();
+            let host: String = host.to_string_lossy().chars().take(40).collect();
+            self.connection.application_name(format!("{APPLICATION} {host}/{}", std::process::id()));
+        }
+    }
+
     /// Hosts, ports and database for log lines; never user or password.
     pub fn place(&self) -> String {
         let mut hosts: Vec<String> = self.connection.get_hosts().iter().map(host).collect();
@@ -271,7 +284,7 @@ fn fill_in(connection: &mut tokio_postgres::Config, tls: TlsMode) {
     connection.keepalives(true).keepalives_idle(Duration::from_secs(10));
     connection.keepalives_interval(Duration::from_secs(5)).keepalives_retries(3);
     if connection.get_application_name().is_none() {
-        connection.application_name("outbox-relay");
+        connection.application_name(APPLICATION);
     }
     // After a failover the old address may lead to a server that only reads.
     connection.target_session_attrs(TargetSessionAttrs::ReadWrite);

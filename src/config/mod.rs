@@ -229,9 +229,10 @@ impl Flags {
         );
         let http_listen = self.http_listen(&mut problems);
         self.log_format(&mut problems);
-        let Some(database) = database else {
+        let Some(mut database) = database else {
             return Err(problems.into_error());
         };
+        database.name_relay();
         problems.finish(RelayConfig { database, destinations, tuning, delivered_retention, drain_timeout, http_listen })
     }
 

@@ -35,10 +35,11 @@ impl Migration {
 }
 
 /// All migrations, in order. A released one is never changed.
-pub const MIGRATIONS: [Migration; 3] = [
+pub const MIGRATIONS: [Migration; 4] = [
     Migration { version: 1, name: "outbox", sql: include_str!("../../sql/migrations/0001_outbox.sql") },
     Migration { version: 2, name: "dead_letters", sql: include_str!("../../sql/migrations/0002_dead_letters.sql") },
     Migration { version: 3, name: "steering", sql: include_str!("../../sql/migrations/0003_steering.sql") },
+    Migration { version: 4, name: "replay", sql: include_str!("../../sql/migrations/0004_replay.sql") },
 ];
 
 /// Not IF NOT EXISTS, which asks for the right to create schemas even when there is nothing to create.

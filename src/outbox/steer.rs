@@ -10,6 +10,7 @@ const STEERING: &str = include_str!("../../sql/queries/steering.sql");
 const PAUSE: &str = include_str!("../../sql/queries/pause.sql");
 const RESUME: &str = include_str!("../../sql/queries/resume.sql");
 const DESTINATIONS: &str = include_str!("../../sql/queries/destinations.sql");
+const RELAYS: &str = include_str!("../../sql/queries/relays.sql");
 const SET: &str = include_str!("../../sql/queries/set.sql");
 
 /// Stands for all destinations; no destination can have this name.
@@ -97,6 +98,16 @@ impl Outbox {
     pub async fn destinations(&self) -> Result<Vec<String>, OutboxError> {
         const NAME: &str = "list destinations";
         self.query(NAME, DESTINATIONS, &[]).await?.iter().map(|row| column(NAME, row, 0)).collect()
+    }
+
+    /// The relays that are connected to the database, as HOST/PID.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn relays(&self) -> Result<Vec<String>, OutboxError> {
+        const NAME: &str = "list relays";
+        self.query(NAME, RELAYS, &[]).await?.iter().map(|row| column(NAME, row, 0)).collect()
     }
 
     /// Pauses a destination, or all, for a time or until resumed.

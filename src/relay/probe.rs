@@ -56,7 +56,9 @@ impl Probe {
         destination.metrics.up.set(0);
         // The same fault is told once, however often the probe meets it.
         let is_news = self.queue.report_down(&fault.code);
-        if is_news {
+        if is_news && fault.kind == FaultKind::Ours {
+            tracing::error!(destination = %destination.name, code = %fault.code, reason = %fault.detail, "destination halted by an error of outbox-relay, please report it; its messages wait");
+        } else if is_news {
             tracing::warn!(destination = %destination.name, code = %fault.code, reason = %fault.detail, "destination halted; its messages wait, no attempt is charged");
         }
         pause

@@ -64,3 +64,37 @@ fn every_link_of_a_document_leads_to_a_file_a_heading_or_a_test() -> Result<()> 
     ensure!(count > 20, "only {count} links were found");
     Ok(())
 }
+
+/// The messages of log lines at level warn and error in a source file: the last literal of each call.
+fn warnings(source: &str) -> Vec<String> {
+    let calls = ["tracing::warn!(", "tracing::error!("].into_iter().flat_map(|call| source.split(call).skip(1));
+    let literal = |call: &str| {
+        let call = call.split_once(");").map_or(call, |(call, _)| call);
+        call.rsplit('"').nth(1).map(|text| text.split(": {").next().unwrap_or(text).to_owned())
+    };
+    calls.filter_map(literal).collect()
+}
+
+#[test]
+fn every_warning_of_the_relay_is_explained_in_the_runbook() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let runbook = fs::read_to_string(root.join("docs/operations.md"))?;
+    let lines = runbook.split("## Log lines").nth(1).context("the runbook has no table of log lines")?;
+    let mut folders = vec![root.join("src")];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.extend(warnings(&fs::read_to_string(&path)?));
+            }
+        }
+    }
+    ensure!(found.len() >= 10, "only {found:?}");
+    for line in &found {
+        ensure!(lines.contains(&format!("`{line}`")), "{line:?} is not in docs/operations.md under Log lines");
+    }
+    Ok(())
+}

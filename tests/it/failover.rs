@@ -10,7 +10,8 @@ use crate::support::proxy::Fault;
 use crate::support::relay::{Relay, ensure_told_calmly};
 use crate::support::{chosen_major, cluster, eventually};
 
-const SESSIONS: &str = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'outbox-relay'";
+const SESSIONS: &str =
+    "FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'outbox-relay%'";
 
 /// Ends the relay's sessions, as a failover does.
 async fn terminate_sessions(bed: &Bed) -> Result<()> {

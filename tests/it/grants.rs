@@ -85,7 +85,8 @@ async fn an_operator_decides_about_dead_messages_and_nothing_else() -> Result<()
         "DELETE FROM outbox.messages",
         "DELETE FROM outbox.actions",
         "UPDATE outbox.actions SET actor = 'nobody'",
-        "INSERT INTO outbox.messages (destination, event_position) VALUES ('audit', 1)",
+        "INSERT INTO outbox.events (event_type, payload) VALUES ('Forged', '{}')",
+        "INSERT INTO outbox.messages (destination, event_position, attempts) VALUES ('audit', 1, 1)",
     ] {
         ensure_denied(&operator, statement).await?;
     }
@@ -102,7 +103,7 @@ async fn a_reader_sees_everything_and_changes_nothing() -> Result<()> {
     let roles = Roles::create(&bed).await?;
     bed.enqueue("audit", "{}", None).await?;
     let reader = connect(&roles.reader_url).await?;
-    for table in ["events", "messages", "lanes", "actions", "migrations", "pauses", "settings"] {
+    for table in ["events", "messages", "lanes", "actions", "migrations", "pauses", "settings", "replays"] {
         reader
             .batch_execute(&format!("SELECT count(*) FROM outbox.{table}"))
             .await

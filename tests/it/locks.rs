@@ -8,11 +8,11 @@ use crate::support::bed::{Bed, ensure_each_once, numbers};
 use crate::support::eventually;
 
 const SESSIONS: &str = "SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = 'outbox-relay'";
+    WHERE datname = current_database() AND application_name LIKE 'outbox-relay%'";
 
 /// The session of a relay that waits for a lock; 0 when none does.
 const WAITING: &str = "SELECT coalesce(max(pid), 0)::bigint FROM pg_stat_activity WHERE datname = current_database()
-    AND application_name = 'outbox-relay' AND wait_event_type = 'Lock'";
+    AND application_name LIKE 'outbox-relay%' AND wait_event_type = 'Lock'";
 
 /// An operator who has begun to change a message and went for lunch.
 async fn lock_one(bed: &Bed) -> Result<Client> {

@@ -29,6 +29,7 @@ mod pgbouncer;
 mod plans;
 mod reading;
 mod recoveries;
+mod replay;
 mod requests;
 mod restarts;
 mod retention;

@@ -9,7 +9,7 @@ use crate::support::eventually;
 
 /// Sessions of the relay, as PostgreSQL sees them.
 const SESSIONS: &str = "SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = 'outbox-relay'";
+    WHERE datname = current_database() AND application_name LIKE 'outbox-relay%'";
 
 /// Commits `count` messages with bodies of 500 bytes and the numbers 1 to `count`, in a thousand groups.
 async fn enqueue_half_kilobytes(bed: &Bed, destination: &str, count: i64) -> Result<()> {

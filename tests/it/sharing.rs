@@ -12,7 +12,8 @@ use crate::support::relay::Metrics;
 const DELIVERED: &str = r#"delivered_messages_total{destination="tickets"}"#;
 
 /// The sessions that hold lanes: a claim is an open transaction.
-const CLAIMS: &str = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'outbox-relay'
+const CLAIMS: &str =
+    "FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'outbox-relay%'
     AND state = 'idle in transaction'";
 
 #[tokio::test]
@@ -189,7 +190,7 @@ async fn all_sessions_terminated_while_messages_flow_lose_nothing() -> Result<()
         enqueue_range(&bed.client, "tickets", round * 100 + 1..=round * 100 + 100, 10).await?;
         proxy.wait_for_held(1).await?;
         let query = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-            WHERE datname = current_database() AND application_name = 'outbox-relay'";
+            WHERE datname = current_database() AND application_name LIKE 'outbox-relay%'";
         ensure!(bed.count(query).await? >= 2);
         proxy.release();
         bed.until_nothing_is_pending().await?;

@@ -135,7 +135,7 @@ impl Database {
         let client = shop::connect(&self.url).await?;
         let query = format!(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-             WHERE application_name = 'outbox-relay' ORDER BY random() {limit}"
+             WHERE application_name LIKE 'outbox-relay%' ORDER BY random() {limit}"
         );
         client.execute(&query, &[]).await?;
         tokio::time::sleep(NOTICE).await;

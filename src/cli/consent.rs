@@ -1,0 +1,63 @@
+//! What commands that change many messages have in common: points in time, rates, counts, and the question before.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+
+use super::{Failure, say};
+use crate::config::ConfigError;
+
+/// A day or a time in UTC.
+pub(super) fn moment(text: &str) -> Result<SystemTime, String> {
+    humantime::parse_rfc3339_weak(text)
+        .or_else(|_| humantime::parse_rfc3339_weak(&format!("{text}T00:00:00Z")))
+        .map_err(|_| "use a day or a time in UTC as 2026-11-25 or 2026-11-25T09:00:00Z".to_owned())
+}
+
+/// Messages in a second.
+pub(super) fn rate(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix("/s").unwrap_or(text).parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| "use a whole number of messages in a second, such as 50/s".to_owned())
+}
+
+/// A number of messages, for a sentence.
+pub(super) fn messages(count: i64) -> String {
+    if count == 1 { "1 message".to_owned() } else { format!("{count} messages") }
+}
+
+/// Asks the person at the terminal; where there is none, nobody can have meant it.
+pub(super) fn ask(question: &str) -> Result<bool, Failure> {
+    if !std::io::stdin().is_terminal() {
+        let sentence = format!("{question} Nobody can answer here; say --yes, or --dry-run to look");
+        return Err(ConfigError(vec![sentence]).into());
+    }
+    say(&format!("{question} [y/N] "));
+    std::io::stdout().flush().context("the question cannot be shown")?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("the answer cannot be read")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_a_day_or_a_time() {
+        for text in ["2026-11-25", "2026-11-25T09:00:00Z", "2026-11-25 09:00:00"] {
+            assert!(moment(text).is_ok(), "{text}");
+        }
+        for text in ["", "yesterday", "12", "2026-13-01"] {
+            assert!(moment(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_rate_is_a_number_of_messages_in_a_second() {
+        assert_eq!((rate("50/s"), rate("7")), (Ok(50), Ok(7)));
+        for text in ["", "0/s", "-1", "1/m", "fast"] {
+            assert!(rate(text).is_err(), "{text}");
+        }
+    }
+}

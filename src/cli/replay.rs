@@ -1,0 +1,297 @@
+//! `outbox-relay replay`: past events are published again, as new messages, to fill a new read model from history.
+//!
+//! It writes messages to the outbox, and whatever relay runs delivers them. The database keeps how far it came, so the same
+//! command goes on where it stopped. docs/operations.md tells when to use it, and what consumers have to know.
+
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::consent::{ask, messages, moment, rate};
+use super::steer::{Who, known, open};
+use super::{Failure, complain, say, table};
+use crate::config::{ConfigError, Flags};
+use crate::outbox::{Outbox, ReplayCount, ReplayOf, ReplayStep};
+
+/// Events looked at in one transaction.
+const CHUNK: u32 = 1000;
+
+/// Counting stops here: the question is whether it is about as many as one thinks.
+const MOST_COUNTED: i64 = 1_000_000;
+
+/// How long to wait for transactions that were running when the replay began, and how often to look.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// How often to tell how far it is where no progress bar can be drawn.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// What to publish again.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    outbox-relay replay --destination tickets --to-destination sales --dry-run\n  \
+    outbox-relay replay --destination tickets --to-destination sales --rate 2000/s\n  \
+    outbox-relay replay --destination audit --from 2026-11-25T09:00:00Z --to 2026-11-25T10:00:00Z\n  \
+    outbox-relay replay --destination sales --all-events --event-type TicketPurchased --event-type TicketCancelled\n\n\
+    Messages are new, with deduplication ids of their own; the attribute event_id is that of the event, so a consumer that \
+    remembers event ids takes them for what it has seen. The same command goes on where it was interrupted.")]
+pub(super) struct Replay {
+    /// The destination whose events are published again
+    #[arg(long, value_name = "NAME")]
+    destination: String,
+    /// Publish them to this destination instead
+    #[arg(long, value_name = "NAME")]
+    to_destination: Option<String>,
+    /// Also events that are not known to have gone to the destination; their stream is their group
+    #[arg(long)]
+    all_events: bool,
+    /// Only events recorded then or later: 2026-11-25 or 2026-11-25T09:00:00Z
+    #[arg(long, value_name = "WHEN", value_parser = moment)]
+    from: Option<std::time::SystemTime>,
+    /// Only events recorded before then
+    #[arg(long, value_name = "WHEN", value_parser = moment)]
+    to: Option<std::time::SystemTime>,
+    /// Only events from this position on, or between two: 4711 or 4711..9000
+    #[arg(long, value_name = "N|N..M", value_parser = positions)]
+    position: Option<Positions>,
+    /// Only events of this type; may be given several times
+    #[arg(long, value_name = "TYPE")]
+    event_type: Vec<String>,
+    /// Only events of this stream
+    #[arg(long, value_name = "ID")]
+    stream: Option<String>,
+    /// At most this many messages in a second: 2000/s
+    #[arg(long, value_name = "N/s", value_parser = rate)]
+    rate: Option<u32>,
+    /// Begin anew, and give up what is left of one that was interrupted
+    #[arg(long)]
+    restart: bool,
+    /// Do not ask; for scripts
+    #[arg(long)]
+    yes: bool,
+    /// Say how many events it is about, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    who: Who,
+}
+
+/// From the first to the last, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Positions {
+    first: i64,
+    last: Option<i64>,
+}
+
+fn positions(text: &str) -> Result<Positions, String> {
+    let number = |text: &str| text.parse::<i64>().ok().filter(|number| *number > 0);
+    let parsed = match text.split_once("..") {
+        None => number(text).map(|first| Positions { first, last: None }),
+        Some((first, last)) => {
+            number(first).zip(number(last)).map(|(first, last)| Positions { first, last: Some(last) })
+        }
+    };
+    let parsed = parsed.filter(|positions| positions.last.is_none_or(|last| last >= positions.first));
+    parsed.ok_or_else(|| "use a position from 1 on as 4711, or the first and the last as 4711..9000".to_owned())
+}
+
+impl Replay {
+    fn of(&self) -> ReplayOf {
+        ReplayOf {
+            source: self.destination.clone(),
+            destination: self.to_destination.clone().unwrap_or_else(|| self.destination.clone()),
+            all_events: self.all_events,
+            event_types: (!self.event_type.is_empty()).then(|| self.event_type.clone()),
+            stream: self.stream.clone(),
+            since: self.from,
+            until: self.to,
+            first: self.position.map(|positions| positions.first),
+            stop: self.position.and_then(|positions| positions.last),
+        }
+    }
+}
+
+/// Runs it.
+pub(super) async fn run(flags: &Flags, mut replay: Replay) -> Result<(), Failure> {
+    if replay.from.zip(replay.to).is_some_and(|(from, to)| from >= to) {
+        return Err(ConfigError(vec!["--from is not before --to, so there is nothing between them".to_owned()]).into());
+    }
+    replay.event_type.sort();
+    replay.event_type.dedup();
+    let outbox = open(flags).await?;
+    let of = replay.of();
+    // Messages that no relay serves would wait for ever.
+    known(&outbox, Some(&of.destination)).await?;
+    let unfinished = outbox.replay_unfinished(&of).await.map_err(anyhow::Error::from)?;
+    if replay.dry_run || unfinished.is_none() || replay.restart {
+        let counts = outbox.replay_count(&of, MOST_COUNTED).await.map_err(anyhow::Error::from)?;
+        let chosen = chosen(&counts, of.all_events);
+        if replay.dry_run {
+            say(&if replay.json { counts_as_json(&counts, chosen) } else { counts_as_text(&counts, chosen, &of) });
+            return Ok(());
+        }
+        if !replay.json {
+            say(&counts_as_text(&counts, chosen, &of));
+        }
+        if chosen == 0 {
+            return Ok(());
+        }
+        let sign = if is_capped(&counts) { "more than " } else { "" };
+        if !replay.yes && !ask(&format!("publish {sign}{} to {}?", messages(chosen), of.destination))? {
+            return Err(anyhow::anyhow!("nothing was done").into());
+        }
+    }
+    if let Some(id) = unfinished.filter(|_| replay.restart) {
+        outbox.replay_end(id).await.map_err(anyhow::Error::from)?;
+    }
+    let id = outbox.replay_begin(&of, &replay.who.actor).await.map_err(anyhow::Error::from)?;
+    if Some(id) == unfinished {
+        complain(&format!("replay {id} goes on where it stopped; --restart would begin anew"));
+    }
+    let interrupted = tokio::signal::ctrl_c();
+    let end = tokio::select! {
+        end = steps(&outbox, id, replay.rate) => end?,
+        _ = interrupted => {
+            return Err(anyhow::anyhow!("replay {id} was interrupted; the same command goes on with it").into());
+        }
+    };
+    say(&if replay.json {
+        format!("{:#}\n", json!({"replay": id, "messages": end.all_messages, "last_position": end.last_position}))
+    } else {
+        format!("replay {id}: {} written for {}\n", messages(end.all_messages), of.destination)
+    });
+    Ok(())
+}
+
+fn is_capped(counts: &[ReplayCount]) -> bool {
+    counts.iter().map(|count| count.events).sum::<i64>() >= MOST_COUNTED
+}
+
+fn chosen(counts: &[ReplayCount], all_events: bool) -> i64 {
+    counts.iter().map(|count| if all_events { count.events } else { count.known }).sum()
+}
+
+fn counts_as_text(counts: &[ReplayCount], chosen: i64, of: &ReplayOf) -> String {
+    let events: i64 = counts.iter().map(|count| count.events).sum();
+    let mut text = String::new();
+    if events > 0 {
+        let head = ["EVENT TYPE".to_owned(), "EVENTS".to_owned(), format!("SENT TO {}", of.source)];
+        let row = |count: &ReplayCount| [count.event_type.clone(), count.events.to_string(), count.known.to_string()];
+        text = table(std::iter::once(head).chain(counts.iter().map(row)).collect());
+    }
+    if is_capped(counts) {
+        text.push_str(&format!("counting stopped at {MOST_COUNTED} events\n"));
+    }
+    text.push_str(&format!("{} would be written for {}\n", messages(chosen), of.destination));
+    if events > chosen {
+        text.push_str(&format!(
+            "of {} events it is not known that they went to {}; --all-events takes them as well\n",
+            events - chosen,
+            of.source
+        ));
+    }
+    text
+}
+
+fn counts_as_json(counts: &[ReplayCount], chosen: i64) -> String {
+    let count =
+        |count: &ReplayCount| json!({"event_type": count.event_type, "events": count.events, "known": count.known});
+    let types: Vec<_> = counts.iter().map(count).collect();
+    format!("{:#}\n", json!({"messages": chosen, "is_capped": is_capped(counts), "event_types": types}))
+}
+
+/// Goes on to the end, at the rate that was asked for.
+async fn steps(outbox: &Outbox, id: i64, rate: Option<u32>) -> Result<ReplayStep, Failure> {
+    let most = i64::from(rate.map_or(CHUNK, |rate| rate.min(CHUNK)));
+    let mut progress = Progress::new();
+    let mut waiting_since = None;
+    let mut in_haste = false;
+    let mut next = Instant::now();
+    loop {
+        tokio::time::sleep_until(next.into()).await;
+        let step = outbox.replay_step(id, most, in_haste).await;
+        let step = step.with_context(|| format!("replay {id} stopped; the same command goes on with it"))?;
+        progress.show(id, &step);
+        if step.has_ended {
+            return Ok(step);
+        }
+        if step.must_wait {
+            let since = *waiting_since.get_or_insert_with(|| {
+                complain("waiting for transactions that were running when the replay began");
+                Instant::now()
+            });
+            if since.elapsed() >= PATIENCE {
+                complain(
+                    "a transaction is still open that was running when the replay began; what it has written and not \
+                     committed is left out (`outbox-relay check` shows the oldest)",
+                );
+                in_haste = true;
+            }
+            next = Instant::now() + LOOK_AGAIN;
+        } else if let Some(rate) = rate {
+            // Counted from when this step was due, so that the time it took does not slow the next.
+            next += Duration::from_secs_f64(step.messages as f64 / f64::from(rate));
+        }
+    }
+}
+
+/// A bar for people, lines for logs.
+struct Progress {
+    bar: ProgressBar,
+    told_at: Instant,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let style = ProgressStyle::with_template("{wide_bar} {percent} %, {msg}, {eta} left");
+        let bar = ProgressBar::no_length().with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self { bar, told_at: Instant::now() }
+    }
+
+    fn show(&mut self, id: i64, step: &ReplayStep) {
+        let unsigned = |position: i64| u64::try_from(position).unwrap_or(0);
+        if self.bar.length().is_none() {
+            self.bar.set_length(unsigned(step.last_position));
+            // What an interrupted one has done says nothing of how fast this one is.
+            self.bar.set_position(unsigned(step.position));
+            self.bar.reset_eta();
+        }
+        self.bar.set_message(messages(step.all_messages));
+        self.bar.set_position(unsigned(step.position));
+        if !std::io::stderr().is_terminal() && self.told_at.elapsed() >= TELL_EVERY {
+            self.told_at = Instant::now();
+            let (position, last) = (step.position, step.last_position);
+            complain(&format!(
+                "replay {id}: at position {position} of {last}, {} written",
+                messages(step.all_messages)
+            ));
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_one_or_two_numbers_in_order() {
+        assert_eq!(positions("7"), Ok(Positions { first: 7, last: None }));
+        assert_eq!(positions("7..7"), Ok(Positions { first: 7, last: Some(7) }));
+        for text in ["", "0", "-1", "9..7", "..7", "7..", "x"] {
+            assert!(positions(text).is_err(), "{text}");
+        }
+    }
+}

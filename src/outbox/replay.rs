@@ -1,0 +1,207 @@
+//! Replays: past events are published again, as new messages.
+//!
+//! The work is done by functions of the database (`sql/migrations/0004_replay.sql`), a step a transaction, so that a replay can
+//! stop at any moment and go on later. How fast, and whether to ask first, is the command's business.
+
+use std::time::{Duration, SystemTime};
+
+use tokio_postgres::types::Type;
+
+use super::{Outbox, OutboxError, Parameter, column};
+
+const REPLAY_COUNT: &str = include_str!("../../sql/queries/replay_count.sql");
+const REPLAY_UNFINISHED: &str = include_str!("../../sql/queries/replay_unfinished.sql");
+const REPLAY_BEGIN: &str = include_str!("../../sql/queries/replay_begin.sql");
+const REPLAY_STEP: &str = include_str!("../../sql/queries/replay_step.sql");
+const REPLAY_END: &str = include_str!("../../sql/queries/replay_end.sql");
+const REPLAYS: &str = include_str!("../../sql/queries/replays.sql");
+
+/// Which events are published again, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplayOf {
+    /// The destination to which they went.
+    pub source: String,
+    /// Where they go now.
+    pub destination: String,
+    /// Whether events count that are not known to have gone to the source.
+    pub all_events: bool,
+    /// Only events of these types; `None` means all.
+    pub event_types: Option<Vec<String>>,
+    /// Only events of this stream.
+    pub stream: Option<String>,
+    /// Only events recorded then or later.
+    pub since: Option<SystemTime>,
+    /// Only events recorded before then.
+    pub until: Option<SystemTime>,
+    /// Only events from this position on.
+    pub first: Option<i64>,
+    /// Only events up to this position.
+    pub stop: Option<i64>,
+}
+
+/// Events of one type that a replay is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplayCount {
+    /// Their type.
+    pub event_type: String,
+    /// How many are known to have gone to the source.
+    pub known: i64,
+    /// How many there are.
+    pub events: i64,
+}
+
+/// What a step of a replay has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplayStep {
+    /// Messages that it wrote.
+    pub messages: i64,
+    /// Messages that the replay has written in all.
+    pub all_messages: i64,
+    /// All events up to this position are done.
+    pub position: i64,
+    /// The position to which it goes.
+    pub last_position: i64,
+    /// Whether there is nothing more to do.
+    pub has_ended: bool,
+    /// Nothing was done, because a transaction runs that may have written events before the replay began.
+    pub must_wait: bool,
+}
+
+/// A replay that has not ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Replay {
+    /// Its id.
+    pub id: i64,
+    /// The destination whose events they are.
+    pub source: String,
+    /// Where they go.
+    pub destination: String,
+    /// Who began it.
+    pub actor: String,
+    /// All events up to this position are done.
+    pub position: i64,
+    /// The position to which it goes.
+    pub last_position: i64,
+    /// Messages that it has written.
+    pub messages: i64,
+    /// For how long it has not moved.
+    pub idle: Duration,
+}
+
+impl Outbox {
+    /// How many events a replay would be about, by type; counting stops at `most`.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails, or takes longer than [`super::STATEMENT_TIMEOUT`].
+    pub async fn replay_count(&self, of: &ReplayOf, most: i64) -> Result<Vec<ReplayCount>, OutboxError> {
+        const NAME: &str = "count events";
+        let parameters: [Parameter<'_>; 8] = [
+            (&of.source, Type::TEXT),
+            (&of.event_types, Type::TEXT_ARRAY),
+            (&of.stream, Type::TEXT),
+            (&of.since, Type::TIMESTAMPTZ),
+            (&of.until, Type::TIMESTAMPTZ),
+            (&of.first, Type::INT8),
+            (&of.stop, Type::INT8),
+            (&most, Type::INT8),
+        ];
+        let rows = self.query(NAME, REPLAY_COUNT, &parameters).await?;
+        let count = |row: &tokio_postgres::Row| {
+            let (event_type, known, events) = (column(NAME, row, 0)?, column(NAME, row, 1)?, column(NAME, row, 2)?);
+            Ok(ReplayCount { event_type, known, events })
+        };
+        rows.iter().map(count).collect()
+    }
+
+    /// The id of the replay with these arguments that has not ended.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn replay_unfinished(&self, of: &ReplayOf) -> Result<Option<i64>, OutboxError> {
+        const NAME: &str = "look for a replay";
+        column(NAME, &self.query_one(NAME, REPLAY_UNFINISHED, &of.parameters()).await?, 0)
+    }
+
+    /// Begins a replay, or finds the one with the same arguments that has not ended; returns its id.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn replay_begin(&self, of: &ReplayOf, actor: &str) -> Result<i64, OutboxError> {
+        const NAME: &str = "begin a replay";
+        let mut parameters = of.parameters().to_vec();
+        parameters.push((&actor, Type::TEXT));
+        column(NAME, &self.query_one(NAME, REPLAY_BEGIN, &parameters).await?, 0)
+    }
+
+    /// Looks at the next `most` events of a replay and writes a message for each that matches. With `in_haste` it does not
+    /// wait for transactions that may have written some before the replay began.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails; then nothing was written, or all of the step was.
+    pub async fn replay_step(&self, id: i64, most: i64, in_haste: bool) -> Result<ReplayStep, OutboxError> {
+        const NAME: &str = "go on with a replay";
+        let parameters: [Parameter<'_>; 3] = [(&id, Type::INT8), (&most, Type::INT8), (&in_haste, Type::BOOL)];
+        let row = self.query_one(NAME, REPLAY_STEP, &parameters).await?;
+        Ok(ReplayStep {
+            messages: column(NAME, &row, 0)?,
+            all_messages: column(NAME, &row, 1)?,
+            position: column(NAME, &row, 2)?,
+            last_position: column(NAME, &row, 3)?,
+            has_ended: column(NAME, &row, 4)?,
+            must_wait: column(NAME, &row, 5)?,
+        })
+    }
+
+    /// Gives a replay up; returns whether it had not ended.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn replay_end(&self, id: i64) -> Result<bool, OutboxError> {
+        const NAME: &str = "end a replay";
+        column(NAME, &self.query_one(NAME, REPLAY_END, &[(&id, Type::INT8)]).await?, 0)
+    }
+
+    /// The replays that have not ended.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn replays(&self) -> Result<Vec<Replay>, OutboxError> {
+        const NAME: &str = "list replays";
+        let replay = |row: &tokio_postgres::Row| {
+            Ok(Replay {
+                id: column(NAME, row, 0)?,
+                source: column(NAME, row, 1)?,
+                destination: column(NAME, row, 2)?,
+                actor: column(NAME, row, 3)?,
+                position: column(NAME, row, 4)?,
+                last_position: column(NAME, row, 5)?,
+                messages: column(NAME, row, 6)?,
+                idle: Duration::try_from_secs_f64(column(NAME, row, 7)?).unwrap_or(Duration::MAX),
+            })
+        };
+        self.query(NAME, REPLAYS, &[]).await?.iter().map(replay).collect()
+    }
+}
+
+impl ReplayOf {
+    /// The parameters that beginning and looking for one have in common.
+    fn parameters(&self) -> [Parameter<'_>; 9] {
+        [
+            (&self.source, Type::TEXT),
+            (&self.destination, Type::TEXT),
+            (&self.all_events, Type::BOOL),
+            (&self.event_types, Type::TEXT_ARRAY),
+            (&self.stream, Type::TEXT),
+            (&self.since, Type::TIMESTAMPTZ),
+            (&self.until, Type::TIMESTAMPTZ),
+            (&self.first, Type::INT8),
+            (&self.stop, Type::INT8),
+        ]
+    }
+}
