@@ -1,4 +1,4 @@
--- Four roles without a login, each with exactly the rights its work needs. Grant them to the roles your teams log in with:
+-- Five roles without a login, each with exactly the rights its work needs. Grant them to the roles your teams log in with:
 --
 --     psql --no-psqlrc --set ON_ERROR_STOP=1 --file deploy/roles.sql "$OWNER_URL"
 --     psql --command 'GRANT outbox_relay TO the_relays_login' "$OWNER_URL"
@@ -13,7 +13,7 @@ DO $$
 DECLARE
     role text;
 BEGIN
-    FOREACH role IN ARRAY ARRAY['outbox_application', 'outbox_relay', 'outbox_operator', 'outbox_reader'] LOOP
+    FOREACH role IN ARRAY ARRAY['outbox_application', 'outbox_relay', 'outbox_operator', 'outbox_reader', 'outbox_consumer'] LOOP
         -- Roles belong to the cluster, so that another database's outbox may have made them already.
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) THEN
             EXECUTE format('CREATE ROLE %I NOLOGIN', role);
@@ -23,12 +23,17 @@ END
 $$;
 
 -- What an older version of this file gave away is taken back, so that these lines are all there is.
-REVOKE ALL ON SCHEMA outbox FROM outbox_application, outbox_relay, outbox_operator, outbox_reader;
-REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM outbox_application, outbox_relay, outbox_operator, outbox_reader;
-REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox FROM outbox_application, outbox_relay, outbox_operator, outbox_reader;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM outbox_application, outbox_relay, outbox_operator, outbox_reader;
+REVOKE ALL ON SCHEMA outbox FROM outbox_application, outbox_relay, outbox_operator, outbox_reader,
+    outbox_consumer;
+REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM outbox_application, outbox_relay, outbox_operator, outbox_reader,
+    outbox_consumer;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox FROM outbox_application, outbox_relay, outbox_operator, outbox_reader,
+    outbox_consumer;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM outbox_application, outbox_relay, outbox_operator, outbox_reader,
+    outbox_consumer;
 
-GRANT USAGE ON SCHEMA outbox TO outbox_application, outbox_relay, outbox_operator, outbox_reader;
+GRANT USAGE ON SCHEMA outbox TO outbox_application, outbox_relay, outbox_operator, outbox_reader,
+    outbox_consumer;
 
 -- Every function runs with the rights of its caller, so that who may call it gets no right to a table by that. The rights to
 -- call are PUBLIC's by default; they are granted here for databases where PUBLIC has lost them.
@@ -39,8 +44,9 @@ GRANT USAGE ON SCHEMA outbox TO outbox_application, outbox_relay, outbox_operato
 GRANT INSERT (event_id, stream_id, stream_version, event_type, payload, metadata, destinations),
     SELECT (position, event_id, stream_id, stream_version) ON outbox.events TO outbox_application;
 GRANT INSERT (destination, event_position, group_id), SELECT (id) ON outbox.messages TO outbox_application;
-GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue TO outbox_application;
--- Where outbox.events is also the event store, which the application reads its streams back from:
+GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue, outbox.check_append, outbox.append, outbox.stream_version,
+    outbox.read_stream TO outbox_application;
+-- Where outbox.events is also the event store, which the application reads its streams back from with outbox.read_stream:
 -- GRANT SELECT ON outbox.events TO outbox_application;
 
 -- The relay reads events and never writes them. Of a message it changes what became of it, never what it is. Moving it to
@@ -72,14 +78,27 @@ GRANT INSERT, UPDATE, DELETE ON outbox.pauses, outbox.settings TO outbox_operato
 -- A replay makes new messages of events that are there; the operator writes no events.
 GRANT INSERT (destination, event_position, group_id) ON outbox.messages TO outbox_operator;
 GRANT INSERT (actor, source, destination, all_events, event_types, stream_id, since, until, first_position, stop_position,
-    position, last_position), UPDATE (position, messages, moved_at, ended_at) ON outbox.replays TO outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.position_at, outbox.replay_find, outbox.replay_unfinished, outbox.replay_begin,
+    start_position, position, last_position), UPDATE (position, stream_version, messages, moved_at, ended_at) ON outbox.replays TO outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.position_at, outbox.safe_position, outbox.replay_matches, outbox.replay_plan,
+    outbox.replay_count, outbox.replay_group, outbox.replay_unfinished, outbox.replay_begin,
     outbox.replay_step, outbox.replay_end TO outbox_operator;
 
 -- The reader sees everything, payloads included, and changes nothing.
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_reader;
 GRANT SELECT ON ALL SEQUENCES IN SCHEMA outbox TO outbox_reader;
-GRANT EXECUTE ON FUNCTION outbox.dead_find, outbox.dead_list, outbox.dead_show TO outbox_reader;
+GRANT EXECUTE ON FUNCTION outbox.dead_find, outbox.dead_list, outbox.dead_show, outbox.position_at, outbox.replay_matches,
+    outbox.replay_plan, outbox.replay_count, outbox.replay_unfinished, outbox.read_stream, outbox.read_all,
+    outbox.safe_position, outbox.stream_version TO outbox_reader;
+
+-- A consumer notes what it has accepted and how far it has come, in the database of its effect. Projections read the store.
+GRANT SELECT ON outbox.events, outbox.migrations TO outbox_consumer;
+GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_consumer;
+GRANT SELECT, INSERT, DELETE ON outbox.inbox, outbox.inbox_versions, outbox.checkpoints TO outbox_consumer;
+GRANT UPDATE (stream_version) ON outbox.inbox_versions TO outbox_consumer;
+GRANT UPDATE (position, moved_at) ON outbox.checkpoints TO outbox_consumer;
+GRANT EXECUTE ON FUNCTION outbox.accept(text, uuid), outbox.accept(text, text, bigint), outbox.prune_inbox,
+    outbox.checkpoint(text), outbox.checkpoint(text, bigint, bigint), outbox.safe_position, outbox.read_all, outbox.read_stream,
+    outbox.stream_version TO outbox_consumer;
 
 -- Who holds vacuum back, or keeps messages locked, shows only to those who see the statistics of all sessions, and with them
 -- the text of everybody's statements. Relay and operator work without. If you want it, as a superuser:

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use anyhow::Context as _;
 
-use super::{Failure, say};
+use super::Failure;
 use crate::config::ConfigError;
 
 /// A day or a time in UTC.
@@ -26,17 +26,23 @@ pub(super) fn messages(count: i64) -> String {
     if count == 1 { "1 message".to_owned() } else { format!("{count} messages") }
 }
 
-/// Asks the person at the terminal; where there is none, nobody can have meant it.
+/// Asks the person at the terminal, on standard error so that what a command prints stays clean; where there is none, nobody
+/// can have meant it.
 pub(super) fn ask(question: &str) -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
         let sentence = format!("{question} Nobody can answer here; say --yes, or --dry-run to look");
         return Err(ConfigError(vec![sentence]).into());
     }
-    say(&format!("{question} [y/N] "));
-    std::io::stdout().flush().context("the question cannot be shown")?;
+    let shown = std::io::stderr().write_all(format!("{question} [y/N] ").as_bytes());
+    shown.context("the question cannot be shown")?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).context("the answer cannot be read")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// What somebody typed must not steer the terminal.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -11,17 +11,22 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::consent::{ask, messages, moment, rate};
+use super::consent::{ask, messages, moment, printable, rate};
 use super::steer::{Who, known, open};
 use super::{Failure, complain, say, table};
 use crate::config::{ConfigError, Flags};
-use crate::outbox::{Outbox, ReplayCount, ReplayOf, ReplayStep};
+use crate::outbox::{Outbox, OutboxError, Replay as Unfinished, ReplayCount, ReplayOf, ReplayStep};
+use crate::retry::Delays;
 
-/// Events looked at in one transaction.
+/// Messages written in one transaction.
 const CHUNK: u32 = 1000;
 
-/// Counting stops here: the question is whether it is about as many as one thinks.
-const MOST_COUNTED: i64 = 1_000_000;
+/// Events looked at to say how many it is about: the question is whether that is what one thinks.
+const MOST_COUNTED: i64 = 100_000;
+
+/// How long a failing database is tried, and the first and the longest pause between.
+const RETRY_FOR: Duration = Duration::from_secs(60);
+const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// How long to wait for transactions that were running when the replay began, and how often to look.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,7 +43,8 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
     outbox-relay replay --destination audit --from 2026-11-25T09:00:00Z --to 2026-11-25T10:00:00Z\n  \
     outbox-relay replay --destination sales --all-events --event-type TicketPurchased --event-type TicketCancelled\n\n\
     Messages are new, with deduplication ids of their own; the attribute event_id is that of the event, so a consumer that \
-    remembers event ids takes them for what it has seen. The same command goes on where it was interrupted.")]
+    remembers event ids takes them for what it has seen. Events that are known to have gone to the new destination are left \
+    out. The same command goes on where it was interrupted.")]
 pub(super) struct Replay {
     /// The destination whose events are published again
     #[arg(long, value_name = "NAME")]
@@ -129,82 +135,134 @@ pub(super) async fn run(flags: &Flags, mut replay: Replay) -> Result<(), Failure
     let of = replay.of();
     // Messages that no relay serves would wait for ever.
     known(&outbox, Some(&of.destination)).await?;
-    let unfinished = outbox.replay_unfinished(&of).await.map_err(anyhow::Error::from)?;
-    if replay.dry_run || unfinished.is_none() || replay.restart {
-        let counts = outbox.replay_count(&of, MOST_COUNTED).await.map_err(anyhow::Error::from)?;
-        let chosen = chosen(&counts, of.all_events);
-        if replay.dry_run {
-            say(&if replay.json { counts_as_json(&counts, chosen) } else { counts_as_text(&counts, chosen, &of) });
-            return Ok(());
-        }
-        if !replay.json {
-            say(&counts_as_text(&counts, chosen, &of));
-        }
-        if chosen == 0 {
-            return Ok(());
-        }
-        let sign = if is_capped(&counts) { "more than " } else { "" };
-        if !replay.yes && !ask(&format!("publish {sign}{} to {}?", messages(chosen), of.destination))? {
-            return Err(anyhow::anyhow!("nothing was done").into());
-        }
+    let mut unfinished = outbox.replays().await.map_err(anyhow::Error::from)?;
+    let id = outbox.replay_unfinished(&of).await.map_err(anyhow::Error::from)?;
+    unfinished.retain(|replay| Some(replay.id) == id);
+    if replay.dry_run {
+        return counted(&outbox, &of).await.map(|counted| say(&counted.shown(&of, unfinished.first(), replay.json)));
     }
-    if let Some(id) = unfinished.filter(|_| replay.restart) {
-        outbox.replay_end(id).await.map_err(anyhow::Error::from)?;
+    if let Some(id) = id.filter(|_| replay.restart) {
+        outbox.replay_end(id, &replay.who.actor).await.map_err(anyhow::Error::from)?;
+        unfinished.clear();
+    }
+    if !agreed(&outbox, &of, unfinished.first(), &replay).await? {
+        return Ok(());
     }
     let id = outbox.replay_begin(&of, &replay.who.actor).await.map_err(anyhow::Error::from)?;
-    if Some(id) == unfinished {
-        complain(&format!("replay {id} goes on where it stopped; --restart would begin anew"));
-    }
-    let interrupted = tokio::signal::ctrl_c();
     let end = tokio::select! {
         end = steps(&outbox, id, replay.rate) => end?,
-        _ = interrupted => {
+        _ = tokio::signal::ctrl_c() => {
             return Err(anyhow::anyhow!("replay {id} was interrupted; the same command goes on with it").into());
         }
     };
+    if end.position < end.last_position {
+        let (position, last) = (end.position, end.last_position);
+        return Err(anyhow::anyhow!("replay {id} was given up by somebody at position {position} of {last}").into());
+    }
+    let (messages, last) = (end.all_messages, end.last_position);
     say(&if replay.json {
-        format!("{:#}\n", json!({"replay": id, "messages": end.all_messages, "last_position": end.last_position}))
+        format!("{:#}\n", json!({"replay": id, "messages": messages, "last_position": last}))
     } else {
-        format!("replay {id}: {} written for {}\n", messages(end.all_messages), of.destination)
+        format!("replay {id}: {} written for {}, up to position {last}\n", self::messages(messages), of.destination)
     });
     Ok(())
 }
 
-fn is_capped(counts: &[ReplayCount]) -> bool {
-    counts.iter().map(|count| count.events).sum::<i64>() >= MOST_COUNTED
+/// Whether to go on: there is something to do, and somebody has said so.
+async fn agreed(
+    outbox: &Outbox,
+    of: &ReplayOf,
+    unfinished: Option<&Unfinished>,
+    replay: &Replay,
+) -> Result<bool, Failure> {
+    let question = match unfinished {
+        Some(unfinished) => format!("go on with {}?", described(unfinished)),
+        None => {
+            let counted = counted(outbox, of).await?;
+            if !counted.may_be_more && counted.matching() == 0 {
+                say(&counted.shown(of, None, replay.json));
+                return Ok(false);
+            }
+            if !replay.json {
+                say(&counted.shown(of, None, false));
+            }
+            format!("publish {}{} to {}?", counted.sign(), messages(counted.matching()), of.destination)
+        }
+    };
+    if replay.yes || ask(&question)? {
+        return Ok(true);
+    }
+    Err(anyhow::anyhow!("nothing was done").into())
 }
 
-fn chosen(counts: &[ReplayCount], all_events: bool) -> i64 {
-    counts.iter().map(|count| if all_events { count.events } else { count.known }).sum()
+fn described(unfinished: &Unfinished) -> String {
+    let Unfinished { id, actor, position, last_position, messages: written, idle, .. } = unfinished;
+    let idle = humantime::format_duration(Duration::from_secs(idle.as_secs()));
+    printable(&format!(
+        "replay {id} of {actor}, at position {position} of {last_position} with {} written, last moved {idle} ago",
+        messages(*written)
+    ))
 }
 
-fn counts_as_text(counts: &[ReplayCount], chosen: i64, of: &ReplayOf) -> String {
-    let events: i64 = counts.iter().map(|count| count.events).sum();
-    let mut text = String::new();
-    if events > 0 {
-        let head = ["EVENT TYPE".to_owned(), "EVENTS".to_owned(), format!("SENT TO {}", of.source)];
-        let row = |count: &ReplayCount| [count.event_type.clone(), count.events.to_string(), count.known.to_string()];
-        text = table(std::iter::once(head).chain(counts.iter().map(row)).collect());
-    }
-    if is_capped(counts) {
-        text.push_str(&format!("counting stopped at {MOST_COUNTED} events\n"));
-    }
-    text.push_str(&format!("{} would be written for {}\n", messages(chosen), of.destination));
-    if events > chosen {
-        text.push_str(&format!(
-            "of {} events it is not known that they went to {}; --all-events takes them as well\n",
-            events - chosen,
-            of.source
-        ));
-    }
-    text
+/// What a replay would be about.
+struct Counted {
+    counts: Vec<ReplayCount>,
+    may_be_more: bool,
 }
 
-fn counts_as_json(counts: &[ReplayCount], chosen: i64) -> String {
-    let count =
-        |count: &ReplayCount| json!({"event_type": count.event_type, "events": count.events, "known": count.known});
-    let types: Vec<_> = counts.iter().map(count).collect();
-    format!("{:#}\n", json!({"messages": chosen, "is_capped": is_capped(counts), "event_types": types}))
+async fn counted(outbox: &Outbox, of: &ReplayOf) -> Result<Counted, Failure> {
+    let (counts, may_be_more) = outbox.replay_count(of, MOST_COUNTED).await.map_err(anyhow::Error::from)?;
+    Ok(Counted { counts, may_be_more })
+}
+
+impl Counted {
+    fn matching(&self) -> i64 {
+        self.counts.iter().map(|count| count.matching).sum()
+    }
+
+    fn sign(&self) -> &'static str {
+        if self.may_be_more { "at least " } else { "" }
+    }
+
+    fn shown(&self, of: &ReplayOf, unfinished: Option<&Unfinished>, as_json: bool) -> String {
+        let matching = self.matching();
+        let others: i64 = self.counts.iter().map(|count| count.others).sum();
+        if as_json {
+            let count = |count: &ReplayCount| json!({"event_type": count.event_type, "messages": count.matching, "others": count.others});
+            let types: Vec<_> = self.counts.iter().map(count).collect();
+            let unfinished = unfinished.map(|unfinished| unfinished.id);
+            let object = json!({
+                "replay": null, "messages": matching, "may_be_more": self.may_be_more, "others": others,
+                "event_types": types, "unfinished": unfinished,
+            });
+            return format!("{object:#}\n");
+        }
+        let mut text = String::new();
+        if matching + others > 0 {
+            let head = ["EVENT TYPE", "MESSAGES", "NOT KNOWN"].map(str::to_owned);
+            let row = |count: &ReplayCount| {
+                [printable(&count.event_type), count.matching.to_string(), count.others.to_string()]
+            };
+            text = table(std::iter::once(head).chain(self.counts.iter().map(row)).collect());
+        }
+        if self.may_be_more {
+            text.push_str(&format!("of the first {MOST_COUNTED} events; there may be more\n"));
+        }
+        text.push_str(&format!("{}{} would be written for {}\n", self.sign(), messages(matching), of.destination));
+        if others > 0 && !of.all_events {
+            let source = &of.source;
+            text.push_str(&format!(
+                "of {others} more it is not known whether they went to {source}; --all-events takes them as well\n"
+            ));
+        }
+        if let Some(unfinished) = unfinished {
+            text.push_str(&format!(
+                "the same command would go on with {}; --restart begins anew\n",
+                described(unfinished)
+            ));
+        }
+        text
+    }
 }
 
 /// Goes on to the end, at the rate that was asked for.
@@ -213,10 +271,9 @@ async fn steps(outbox: &Outbox, id: i64, rate: Option<u32>) -> Result<ReplayStep
     let mut progress = Progress::new();
     let mut waiting_since = None;
     let mut in_haste = false;
-    let mut next = Instant::now();
     loop {
-        tokio::time::sleep_until(next.into()).await;
-        let step = outbox.replay_step(id, most, in_haste).await;
+        let started = Instant::now();
+        let step = persistently(outbox, id, most, in_haste).await;
         let step = step.with_context(|| format!("replay {id} stopped; the same command goes on with it"))?;
         progress.show(id, &step);
         if step.has_ended {
@@ -224,20 +281,36 @@ async fn steps(outbox: &Outbox, id: i64, rate: Option<u32>) -> Result<ReplayStep
         }
         if step.must_wait {
             let since = *waiting_since.get_or_insert_with(|| {
-                complain("waiting for transactions that were running when the replay began");
+                complain("waiting for transactions that were writing events when the replay began");
                 Instant::now()
             });
             if since.elapsed() >= PATIENCE {
                 complain(
-                    "a transaction is still open that was running when the replay began; what it has written and not \
-                     committed is left out (`outbox-relay check` shows the oldest)",
+                    "a transaction is still open that was writing events when the replay began; what it has not committed \
+                     is left out (`outbox-relay check` shows the oldest transactions)",
                 );
                 in_haste = true;
             }
-            next = Instant::now() + LOOK_AGAIN;
+            tokio::time::sleep(LOOK_AGAIN).await;
         } else if let Some(rate) = rate {
-            // Counted from when this step was due, so that the time it took does not slow the next.
-            next += Duration::from_secs_f64(step.messages as f64 / f64::from(rate));
+            // What the step took counts; what it found nothing to write for earns nothing.
+            let pause = Duration::from_secs_f64(step.messages as f64 / f64::from(rate));
+            tokio::time::sleep(pause.saturating_sub(started.elapsed())).await;
+        }
+    }
+}
+
+/// A step, which may be repeated: a failover must not end a replay of hours.
+async fn persistently(outbox: &Outbox, id: i64, most: i64, in_haste: bool) -> Result<ReplayStep, OutboxError> {
+    let started = Instant::now();
+    let mut pauses = Delays::new(RETRY_PAUSES.0, RETRY_PAUSES.1);
+    loop {
+        match outbox.replay_step(id, most, in_haste).await {
+            Err(error) if !error.is_final() && !error.is_denied() && started.elapsed() < RETRY_FOR => {
+                complain(&format!("{error}; trying again"));
+                tokio::time::sleep(pauses.next_delay()).await;
+            }
+            result => return result,
         }
     }
 }
@@ -258,13 +331,13 @@ impl Progress {
     fn show(&mut self, id: i64, step: &ReplayStep) {
         let unsigned = |position: i64| u64::try_from(position).unwrap_or(0);
         if self.bar.length().is_none() {
-            self.bar.set_length(unsigned(step.last_position));
+            self.bar.set_length(unsigned(step.last_position - step.start_position));
             // What an interrupted one has done says nothing of how fast this one is.
-            self.bar.set_position(unsigned(step.position));
+            self.bar.set_position(unsigned(step.position - step.start_position));
             self.bar.reset_eta();
         }
         self.bar.set_message(messages(step.all_messages));
-        self.bar.set_position(unsigned(step.position));
+        self.bar.set_position(unsigned(step.position - step.start_position));
         if !std::io::stderr().is_terminal() && self.told_at.elapsed() >= TELL_EVERY {
             self.told_at = Instant::now();
             let (position, last) = (step.position, step.last_position);

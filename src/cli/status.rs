@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::consent::printable;
 use super::{Failure, say, table, where_to_ask};
 use crate::config::Flags;
 use crate::http;
@@ -70,7 +71,11 @@ pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
     loop {
         let lines = measure(&outbox, &mut floors).await.map_err(anyhow::Error::from)?;
         let relays = outbox.relays().await.map_err(anyhow::Error::from)?;
-        let replays = outbox.replays().await.map_err(anyhow::Error::from)?;
+        let replays = match outbox.replays().await {
+            // A relay's own role need not see them.
+            Err(error) if error.is_denied() => Vec::new(),
+            replays => replays.map_err(anyhow::Error::from)?,
+        };
         let here = http::ask(address, "/readyz").await.ok();
         let seen = Seen { lines, relays, replays, address, here };
         if status.json {
@@ -126,18 +131,18 @@ fn paused(pause: &Pause) -> String {
     if !pause.reason.is_empty() {
         text.push_str(&format!(": {}", pause.reason));
     }
-    // What somebody typed must not steer the terminal.
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    printable(&text)
 }
 
 /// How far a replay is.
 fn replayed(replay: &Replay) -> String {
-    let Replay { id, source, destination, actor, position, last_position, messages, idle } = replay;
-    format!(
+    let Replay { id, source, destination, actor, position, last_position, messages, idle, .. } = replay;
+    let line = format!(
         "replay {id} by {actor}, {source} to {destination}: at position {position} of {last_position}, {messages} messages \
-         written, last moved {} ago\n",
+         written, last moved {} ago",
         rounded(*idle)
-    )
+    );
+    printable(&line) + "\n"
 }
 
 fn as_text(seen: &Seen) -> String {
@@ -200,6 +205,7 @@ fn as_json(seen: &Seen) -> Value {
             "source": replay.source,
             "destination": replay.destination,
             "actor": replay.actor,
+            "start_position": replay.start_position,
             "position": replay.position,
             "last_position": replay.last_position,
             "messages": replay.messages,

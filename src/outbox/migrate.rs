@@ -35,11 +35,14 @@ impl Migration {
 }
 
 /// All migrations, in order. A released one is never changed.
-pub const MIGRATIONS: [Migration; 4] = [
+pub const MIGRATIONS: [Migration; 7] = [
     Migration { version: 1, name: "outbox", sql: include_str!("../../sql/migrations/0001_outbox.sql") },
     Migration { version: 2, name: "dead_letters", sql: include_str!("../../sql/migrations/0002_dead_letters.sql") },
     Migration { version: 3, name: "steering", sql: include_str!("../../sql/migrations/0003_steering.sql") },
-    Migration { version: 4, name: "replay", sql: include_str!("../../sql/migrations/0004_replay.sql") },
+    Migration { version: 4, name: "safe_order", sql: include_str!("../../sql/migrations/0004_safe_order.sql") },
+    Migration { version: 5, name: "replay", sql: include_str!("../../sql/migrations/0005_replay.sql") },
+    Migration { version: 6, name: "event_store", sql: include_str!("../../sql/migrations/0006_event_store.sql") },
+    Migration { version: 7, name: "consumers", sql: include_str!("../../sql/migrations/0007_consumers.sql") },
 ];
 
 /// Not IF NOT EXISTS, which asks for the right to create schemas even when there is nothing to create.

@@ -44,10 +44,10 @@ pub struct ReplayOf {
 pub struct ReplayCount {
     /// Their type.
     pub event_type: String,
-    /// How many are known to have gone to the source.
-    pub known: i64,
-    /// How many there are.
-    pub events: i64,
+    /// How many would be published.
+    pub matching: i64,
+    /// How many more, if events counted that are not known to have gone to the source.
+    pub others: i64,
 }
 
 /// What a step of a replay has done.
@@ -57,6 +57,8 @@ pub struct ReplayStep {
     pub messages: i64,
     /// Messages that the replay has written in all.
     pub all_messages: i64,
+    /// Where the replay began.
+    pub start_position: i64,
     /// All events up to this position are done.
     pub position: i64,
     /// The position to which it goes.
@@ -78,6 +80,8 @@ pub struct Replay {
     pub destination: String,
     /// Who began it.
     pub actor: String,
+    /// Where it began.
+    pub start_position: i64,
     /// All events up to this position are done.
     pub position: i64,
     /// The position to which it goes.
@@ -89,29 +93,24 @@ pub struct Replay {
 }
 
 impl Outbox {
-    /// How many events a replay would be about, by type; counting stops at `most`.
+    /// How many events a replay would publish, by type, among the next `most`; and whether there may be more.
     ///
     /// # Errors
     ///
-    /// When the statement fails, or takes longer than [`super::STATEMENT_TIMEOUT`].
-    pub async fn replay_count(&self, of: &ReplayOf, most: i64) -> Result<Vec<ReplayCount>, OutboxError> {
+    /// When the statement fails.
+    pub async fn replay_count(&self, of: &ReplayOf, most: i64) -> Result<(Vec<ReplayCount>, bool), OutboxError> {
         const NAME: &str = "count events";
-        let parameters: [Parameter<'_>; 8] = [
-            (&of.source, Type::TEXT),
-            (&of.event_types, Type::TEXT_ARRAY),
-            (&of.stream, Type::TEXT),
-            (&of.since, Type::TIMESTAMPTZ),
-            (&of.until, Type::TIMESTAMPTZ),
-            (&of.first, Type::INT8),
-            (&of.stop, Type::INT8),
-            (&most, Type::INT8),
-        ];
+        let mut parameters = of.parameters().to_vec();
+        parameters.push((&most, Type::INT8));
         let rows = self.query(NAME, REPLAY_COUNT, &parameters).await?;
-        let count = |row: &tokio_postgres::Row| {
-            let (event_type, known, events) = (column(NAME, row, 0)?, column(NAME, row, 1)?, column(NAME, row, 2)?);
-            Ok(ReplayCount { event_type, known, events })
-        };
-        rows.iter().map(count).collect()
+        let may_be_more = rows.first().map_or(Ok(false), |row| column(NAME, row, 3))?;
+        let mut counts = Vec::new();
+        for row in &rows {
+            if let Some(event_type) = column(NAME, row, 0)? {
+                counts.push(ReplayCount { event_type, matching: column(NAME, row, 1)?, others: column(NAME, row, 2)? });
+            }
+        }
+        Ok((counts, may_be_more))
     }
 
     /// The id of the replay with these arguments that has not ended.
@@ -136,7 +135,7 @@ impl Outbox {
         column(NAME, &self.query_one(NAME, REPLAY_BEGIN, &parameters).await?, 0)
     }
 
-    /// Looks at the next `most` events of a replay and writes a message for each that matches. With `in_haste` it does not
+    /// Goes on with a replay: writes at most `most` messages for the next events that match. With `in_haste` it does not
     /// wait for transactions that may have written some before the replay began.
     ///
     /// # Errors
@@ -145,14 +144,25 @@ impl Outbox {
     pub async fn replay_step(&self, id: i64, most: i64, in_haste: bool) -> Result<ReplayStep, OutboxError> {
         const NAME: &str = "go on with a replay";
         let parameters: [Parameter<'_>; 3] = [(&id, Type::INT8), (&most, Type::INT8), (&in_haste, Type::BOOL)];
-        let row = self.query_one(NAME, REPLAY_STEP, &parameters).await?;
+        let connection = self.connection().await?;
+        let work = async {
+            // Whatever the database's default is.
+            self.bounded(NAME, connection.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED")).await?;
+            let rows = self.bounded(NAME, connection.query_typed(REPLAY_STEP, &parameters)).await?;
+            self.bounded(NAME, connection.batch_execute("COMMIT")).await?;
+            Ok(rows)
+        };
+        let result = work.await;
+        let rows = self.keep_if_ok(connection, result).await?;
+        let row = rows.first().ok_or(OutboxError::Answer { statement: NAME, problem: "no row".to_owned() })?;
         Ok(ReplayStep {
-            messages: column(NAME, &row, 0)?,
-            all_messages: column(NAME, &row, 1)?,
-            position: column(NAME, &row, 2)?,
-            last_position: column(NAME, &row, 3)?,
-            has_ended: column(NAME, &row, 4)?,
-            must_wait: column(NAME, &row, 5)?,
+            messages: column(NAME, row, 0)?,
+            all_messages: column(NAME, row, 1)?,
+            start_position: column(NAME, row, 2)?,
+            position: column(NAME, row, 3)?,
+            last_position: column(NAME, row, 4)?,
+            has_ended: column(NAME, row, 5)?,
+            must_wait: column(NAME, row, 6)?,
         })
     }
 
@@ -161,9 +171,10 @@ impl Outbox {
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn replay_end(&self, id: i64) -> Result<bool, OutboxError> {
+    pub async fn replay_end(&self, id: i64, actor: &str) -> Result<bool, OutboxError> {
         const NAME: &str = "end a replay";
-        column(NAME, &self.query_one(NAME, REPLAY_END, &[(&id, Type::INT8)]).await?, 0)
+        let parameters: [Parameter<'_>; 2] = [(&id, Type::INT8), (&actor, Type::TEXT)];
+        column(NAME, &self.query_one(NAME, REPLAY_END, &parameters).await?, 0)
     }
 
     /// The replays that have not ended.
@@ -179,10 +190,11 @@ impl Outbox {
                 source: column(NAME, row, 1)?,
                 destination: column(NAME, row, 2)?,
                 actor: column(NAME, row, 3)?,
-                position: column(NAME, row, 4)?,
-                last_position: column(NAME, row, 5)?,
-                messages: column(NAME, row, 6)?,
-                idle: Duration::try_from_secs_f64(column(NAME, row, 7)?).unwrap_or(Duration::MAX),
+                start_position: column(NAME, row, 4)?,
+                position: column(NAME, row, 5)?,
+                last_position: column(NAME, row, 6)?,
+                messages: column(NAME, row, 7)?,
+                idle: Duration::try_from_secs_f64(column(NAME, row, 8)?).unwrap_or(Duration::MAX),
             })
         };
         self.query(NAME, REPLAYS, &[]).await?.iter().map(replay).collect()

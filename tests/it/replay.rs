@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
+use outbox_relay::outbox::MIGRATIONS;
 use serde_json::Value;
 use tokio_postgres::Client;
 
@@ -119,10 +120,11 @@ async fn a_replay_that_is_killed_goes_on_where_it_stopped() -> Result<()> {
     ensure!(written < 4000, "it was too fast to be killed");
     let status = operator(&bed).output(&["status"]).await?.stdout;
     ensure!(status.contains("replay 1 ") && status.contains("tickets"), "{status}");
-    // Without --yes: what goes on was agreed to.
-    let ended = replay(&bed, "--destination tickets").await?;
-    ended.ensure_success()?;
-    ensure!(ended.stderr.contains("goes on where it stopped"), "{}", ended.stderr);
+    let unasked = replay(&bed, "--destination tickets").await?;
+    ensure!(unasked.code == Some(2) && unasked.stderr.contains("go on with replay 1 of"), "{unasked:?}");
+    let said = succeeds(&bed, "--destination tickets --dry-run").await?;
+    ensure!(said.contains("the same command would go on with replay 1"), "{said}");
+    succeeds(&bed, "--destination tickets --yes").await?;
     ensure!(waiting(&bed, "tickets").await? == (1..=4000).collect::<Vec<_>>());
     ensure!(!operator(&bed).output(&["status"]).await?.stdout.contains("replay 1 "));
     // One that has come to its end begins anew.
@@ -145,7 +147,7 @@ async fn a_restart_begins_anew_and_gives_up_what_is_left() -> Result<()> {
     ensure!(said.contains("replay 2: 30 messages"), "{said}");
     ensure!(bed.pending().await? == 40);
     ensure!(bed.count("SELECT count(*) FROM outbox.replays WHERE ended_at IS NULL").await? == 0);
-    ensure!(bed.count("SELECT count(*) FROM outbox.actions WHERE action = 'replay' AND actor = 'ada'").await? == 1);
+    ensure!(bed.count("SELECT count(*) FROM outbox.actions WHERE action = 'replay' AND actor = 'ada'").await? == 3);
     Ok(())
 }
 
@@ -179,7 +181,7 @@ async fn only_what_is_asked_for_is_published_again() -> Result<()> {
         bed.client.batch_execute("DELETE FROM outbox.messages").await?;
     }
     let said = succeeds(&bed, "--destination tickets --dry-run").await?;
-    ensure!(said.contains("25 events it is not known") && said.contains("--all-events"), "{said}");
+    ensure!(said.contains("of 25 more it is not known") && said.contains("--all-events"), "{said}");
     succeeds(&bed, "--destination tickets --all-events --stream draw-7 --yes").await?;
     ensure!(bed.count("SELECT count(*) FROM outbox.messages_pending WHERE group_id = 'draw-7'").await? == 5);
     Ok(())
@@ -204,7 +206,7 @@ async fn an_event_that_was_written_before_the_replay_and_commits_later_is_part_o
     let id = bed.count("SELECT outbox.replay_begin('tickets')").await?;
     ensure!(step(&bed.client, id, false).await? == (0, true), "it did not wait");
     let command = operator(&bed);
-    let running = tokio::spawn(async move { command.output(&["replay", "--destination", "tickets"]).await });
+    let running = tokio::spawn(async move { command.output(&["replay", "--destination", "tickets", "--yes"]).await });
     // Whoever is in haste does without.
     let hasty = bed.count("SELECT outbox.replay_begin('tickets', stop_position => 2)").await?;
     ensure!(step(&bed.client, hasty, true).await? == (1, false));
@@ -239,6 +241,73 @@ async fn two_who_type_the_same_publish_nothing_twice() -> Result<()> {
     other?.ensure_success()?;
     ensure!(bed.count("SELECT count(*) FROM outbox.replays").await? == 1, "a second one was begun");
     ensure_each_once(waiting(&bed, "tickets").await?, 3000)
+}
+
+#[tokio::test]
+async fn what_a_new_destination_has_had_already_is_left_out() -> Result<()> {
+    let bed = Bed::new().await?;
+    serve(&bed, &["tickets", "sales"]).await?;
+    let append = "SELECT outbox.append('draw-1', NULL, jsonb_build_array(
+            jsonb_build_object('event_type', 'T', 'payload', jsonb_build_object('n', n))
+        ), CASE WHEN n <= 5 THEN '{tickets}' ELSE '{tickets,sales}' END::text[]) FROM generate_series(1, 8) AS n";
+    bed.client.batch_execute(append).await?;
+    succeeds(&bed, "--destination tickets --to-destination sales --yes").await?;
+    ensure!(waiting(&bed, "sales").await? == [6, 7, 8, 1, 2, 3, 4, 5], "{:?}", waiting(&bed, "sales").await?);
+    ensure!(bed.count("SELECT count(DISTINCT group_id) FROM outbox.messages").await? == 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_replay_keeps_the_groups_of_its_source() -> Result<()> {
+    let bed = Bed::new().await?;
+    let write = "INSERT INTO outbox.events (event_type, payload, stream_id, stream_version, destinations) VALUES
+        ('T', '{}', 's', 1, '{\"audit\": null}'), ('T', '{}', 's', 2, '{\"tickets\": \"g\"}'), ('T', '{}', 's', 3, NULL),
+        ('T', '{}', NULL, NULL, '{\"tickets\": \"h\"}'), ('T', '{}', NULL, NULL, '{\"a\": \"x\", \"b\": \"y\"}')";
+    bed.client.batch_execute(write).await?;
+    let step =
+        "SELECT messages FROM outbox.replay_step(outbox.replay_begin('audit', all_events => true), in_haste => true)";
+    ensure!(bed.count(step).await? == 5);
+    let groups = "SELECT string_agg(coalesce(group_id, '-'), ' ' ORDER BY id) FROM outbox.messages";
+    let groups: String = bed.client.query_one(groups, &[]).await?.get(0);
+    ensure!(groups == "- s s h -", "{groups}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_that_somebody_gives_up_is_not_reported_as_complete() -> Result<()> {
+    let bed = Bed::new().await?;
+    serve(&bed, &["tickets"]).await?;
+    write(&bed, "tickets", 1..=300, 0).await?;
+    bed.client.batch_execute("DELETE FROM outbox.messages").await?;
+    let command = operator(&bed);
+    let arguments = ["replay", "--destination", "tickets", "--yes", "--rate", "50/s"];
+    let running = tokio::spawn(async move { command.output(&arguments).await });
+    eventually("it has begun", || async { Ok(bed.pending().await? > 0) }).await?;
+    ensure!(bed.client.query_one("SELECT outbox.replay_end(1)", &[]).await?.get::<_, bool>(0));
+    let ended = running.await??;
+    ensure!(ended.code == Some(1) && ended.stderr.contains("was given up"), "{ended:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn applications_write_on_between_a_migration_and_the_next_run_of_the_roles() -> Result<()> {
+    let bed = Bed::empty().await?;
+    let (before, after) = MIGRATIONS.split_at(3);
+    for migration in before {
+        bed.client.batch_execute(migration.sql).await?;
+    }
+    let role = "CREATE ROLE app_of_three; GRANT USAGE ON SCHEMA outbox TO app_of_three;
+        GRANT INSERT (event_id, stream_id, stream_version, event_type, payload, metadata), SELECT (position)
+            ON outbox.events TO app_of_three;
+        GRANT INSERT (destination, event_position, group_id), SELECT (id) ON outbox.messages TO app_of_three";
+    bed.client.batch_execute(role).await?;
+    for migration in after {
+        bed.client.batch_execute(migration.sql).await?;
+    }
+    bed.client.batch_execute("SET ROLE app_of_three; SELECT outbox.enqueue('tickets', 'T', '{}'); RESET ROLE").await?;
+    ensure!(bed.pending().await? == 1);
+    bed.client.batch_execute("DROP OWNED BY app_of_three; DROP ROLE app_of_three").await?;
+    Ok(())
 }
 
 #[tokio::test]

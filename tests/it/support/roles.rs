@@ -1,4 +1,4 @@
-//! The roles of `deploy/roles.sql` in a test's database: what application, relay, operator and reader may do, and no more.
+//! The roles of `deploy/roles.sql` in a test's database: what application, relay, operator, reader and consumer may do, and no more.
 
 use anyhow::Result;
 
@@ -21,13 +21,15 @@ pub struct Roles {
     pub operator_url: String,
     /// The database's address for the reader.
     pub reader_url: String,
+    /// The database's address for a consumer.
+    pub consumer_url: String,
 }
 
 impl Roles {
     /// Runs the script twice, as after a release, and makes a login for each role.
     pub async fn create(bed: &Bed) -> Result<Roles> {
         let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
-        let words = ["application", "relay", "operator", "reader"];
+        let words = ["application", "relay", "operator", "reader", "consumer"];
         let roles = words.iter().fold(ROLES.to_owned(), |roles, word| {
             roles.replace(&format!("outbox_{word}"), &format!("rights_of_{word}_{database}"))
         });
@@ -45,6 +47,7 @@ impl Roles {
             relay_url: url_of("relay"),
             operator_url: url_of("operator"),
             reader_url: url_of("reader"),
+            consumer_url: url_of("consumer"),
             relay: format!("relay_of_{database}"),
         })
     }

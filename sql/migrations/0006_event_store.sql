@@ -1,0 +1,237 @@
+-- The event store: events are appended to streams with an expected version, read back, and kept from being changed.
+-- docs/event-sourcing.md tells how an application is built on it.
+
+-- A seat belt, not a right: who may update at all is for deploy/roles.sql to say.
+CREATE FUNCTION outbox.protect() RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF coalesce(current_setting('outbox.maintenance', true), '') <> 'on' THEN
+        RAISE EXCEPTION 'events are facts and are not changed: % on outbox.events', TG_OP
+            USING ERRCODE = 'restrict_violation',
+                HINT = 'Append an event that corrects it; outbox.forget_events() deletes old ones. For maintenance: '
+                    'SET LOCAL outbox.maintenance = ''on''.';
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.protect() IS 'Refuses to change events, unless outbox.maintenance is on.';
+
+CREATE TRIGGER protect BEFORE UPDATE OR DELETE OR TRUNCATE ON outbox.events
+    FOR EACH STATEMENT EXECUTE FUNCTION outbox.protect();
+
+CREATE FUNCTION outbox.stream_version(stream_id text) RETURNS bigint
+LANGUAGE sql STABLE
+AS $$
+    SELECT coalesce(max(e.stream_version), 0) FROM outbox.events AS e WHERE e.stream_id = stream_version.stream_id
+$$;
+
+COMMENT ON FUNCTION outbox.stream_version(text) IS 'The version of a stream''s last event; 0 when it has none.';
+
+CREATE FUNCTION outbox.check_append(stream_id text, events jsonb, destinations text[]) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    item    record;
+    problem text;
+BEGIN
+    IF coalesce(stream_id, '') = '' THEN
+        problem := 'no stream was given';
+    ELSIF jsonb_typeof(events) IS DISTINCT FROM 'array' OR events = '[]' THEN
+        problem := 'events must be a JSON array with at least one event';
+    ELSIF '' = ANY (destinations) OR array_position(destinations, NULL) IS NOT NULL THEN
+        problem := 'a destination is empty';
+    ELSE
+        FOR item IN SELECT e.event, e.n FROM jsonb_array_elements(events) WITH ORDINALITY AS e (event, n) LOOP
+            problem := CASE
+                WHEN jsonb_typeof(item.event) <> 'object' THEN 'is not an object'
+                WHEN jsonb_typeof(item.event -> 'event_type') IS DISTINCT FROM 'string' OR item.event ->> 'event_type' = ''
+                    THEN 'has no event_type'
+                WHEN NOT item.event ? 'payload' THEN 'has no payload'
+                WHEN jsonb_typeof(coalesce(item.event -> 'metadata', '{}')) <> 'object' THEN 'has metadata that are no object'
+                WHEN item.event - '{event_id,event_type,payload,metadata}'::text[] <> '{}'
+                    THEN format('has members that are not known: %s', item.event - '{event_id,event_type,payload,metadata}'::text[])
+            END;
+            IF problem IS NOT NULL THEN
+                problem := format('event %s of the array %s', item.n, problem);
+                EXIT;
+            END IF;
+        END LOOP;
+    END IF;
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION '%', problem USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'An event is {"event_type": "TicketPurchased", "payload": …} and may have event_id and metadata.';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.check_append(text, jsonb, text[]) IS 'Refuses arguments of outbox.append that make no sense.';
+
+CREATE FUNCTION outbox.append(
+    stream_id        text,
+    expected_version bigint,
+    events           jsonb,
+    destinations     text[] DEFAULT '{}'
+) RETURNS TABLE (event_id uuid, stream_version bigint, event_position bigint)
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    given     uuid[];
+    wanted    bigint;
+    stored    bigint;
+    elsewhere text;
+    current   bigint;
+    written   bigint;
+    routes    jsonb;
+BEGIN
+    PERFORM outbox.check_append($1, $3, $4);
+    routes := coalesce((SELECT jsonb_object_agg(d.name, $1) FROM unnest($4) AS d (name)), '{}');
+    wanted := jsonb_array_length($3);
+    -- Writers of a stream wait for each other, so that positions and message ids come in the order of versions. Streams whose
+    -- hashes are the same wait needlessly, and nothing worse.
+    PERFORM pg_advisory_xact_lock(hashtext('outbox.append'), hashtext($1));
+    given := ARRAY(SELECT (e.event ->> 'event_id')::uuid FROM jsonb_array_elements($3) AS e (event) WHERE e.event ? 'event_id');
+    IF given <> '{}' THEN
+        SELECT count(*), min(s.stream_id) FILTER (WHERE s.stream_id IS DISTINCT FROM $1) INTO stored, elsewhere
+        FROM outbox.events AS s
+        WHERE s.event_id = ANY (given);
+        IF stored = wanted AND elsewhere IS NULL THEN
+            -- The same call again, whose first answer was lost.
+            RETURN QUERY
+                SELECT s.event_id, s.stream_version, s.position
+                FROM outbox.events AS s
+                WHERE s.event_id = ANY (given)
+                ORDER BY s.stream_version;
+            RETURN;
+        ELSIF stored > 0 THEN
+            RAISE EXCEPTION 'some of these events are stored already, but not all of them in this stream'
+                USING ERRCODE = 'unique_violation',
+                    DETAIL = format('%s of %s event ids are known%s.', stored, wanted,
+                        CASE WHEN elsewhere IS NOT NULL THEN format(', one of them in stream "%s"', elsewhere) END),
+                    HINT = 'Give an event its id once, and repeat a call with the same events.';
+        END IF;
+    END IF;
+    current := coalesce((SELECT max(s.stream_version) FROM outbox.events AS s WHERE s.stream_id = $1), 0);
+    IF $2 <> current THEN
+        RAISE EXCEPTION 'stream "%" is at version % and not at %', $1, current, $2
+            USING ERRCODE = 'OX409', DETAIL = format('stream_id=%s expected=%s actual=%s', $1, $2, current),
+                HINT = 'Somebody else has appended. Read the stream again, decide again, and append with its version.';
+    END IF;
+    RETURN QUERY
+        WITH event AS (
+            INSERT INTO outbox.events (event_id, stream_id, stream_version, event_type, payload, metadata, destinations)
+            SELECT
+                coalesce((e.event ->> 'event_id')::uuid, outbox.time_ordered_uuid()), $1, current + e.n,
+                e.event ->> 'event_type', e.event -> 'payload', coalesce(e.event -> 'metadata', '{}'),
+                routes
+            FROM jsonb_array_elements($3) WITH ORDINALITY AS e (event, n)
+            ORDER BY e.n
+            -- Somebody who inserts without this function may come first.
+            ON CONFLICT ON CONSTRAINT events_stream_id_stream_version_key DO NOTHING
+            RETURNING events.event_id, events.stream_version, events.position
+        ), message AS (
+            INSERT INTO outbox.messages (destination, event_position, group_id)
+            SELECT d.name, e.position, $1
+            FROM event AS e
+            CROSS JOIN unnest($4) AS d (name)
+            ORDER BY e.position
+        )
+        SELECT e.event_id, e.stream_version, e.position FROM event AS e ORDER BY e.stream_version;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    IF written < wanted THEN
+        RAISE EXCEPTION 'stream "%" has moved on from version %', $1, current
+            USING ERRCODE = 'OX409', DETAIL = format('stream_id=%s expected=%s actual=%s', $1, current, 'higher'),
+                HINT = 'Somebody else has appended. Read the stream again, decide again, and append with its version.';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.append(text, bigint, jsonb, text[]) IS
+    'Appends events to a stream and, in the same statement, a message of each to the destinations, with the stream as group. '
+    'The expected version is the stream''s last one, 0 for none, or null for any; another one is SQLSTATE OX409. A call with '
+    'event ids that are stored already returns what it returned then. Returns ids, versions and positions.';
+
+CREATE FUNCTION outbox.read_stream(stream_id text, from_version bigint DEFAULT 1, most integer DEFAULT 1000)
+RETURNS TABLE (
+    event_position bigint, event_id uuid, stream_version bigint, event_type text, payload jsonb, metadata jsonb,
+    recorded_at timestamptz
+)
+LANGUAGE sql STABLE
+AS $$
+    SELECT e.position, e.event_id, e.stream_version, e.event_type, e.payload, e.metadata, e.recorded_at
+    FROM outbox.events AS e
+    WHERE e.stream_id = $1 AND e.stream_version >= $2
+    ORDER BY e.stream_version
+    LIMIT $3
+$$;
+
+COMMENT ON FUNCTION outbox.read_stream(text, bigint, integer) IS 'A stream''s events from a version on, in order.';
+
+CREATE FUNCTION outbox.read_all(after bigint DEFAULT 0, most integer DEFAULT 1000)
+RETURNS TABLE (
+    event_position bigint, event_id uuid, stream_id text, stream_version bigint, event_type text, payload jsonb,
+    metadata jsonb, recorded_at timestamptz
+)
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    -- Before the events are read, and by a statement of its own: see there.
+    upto bigint := outbox.safe_position();
+BEGIN
+    RETURN QUERY
+        SELECT
+            e.position, e.event_id, e.stream_id, e.stream_version, e.event_type, e.payload, e.metadata, e.recorded_at
+        FROM outbox.events AS e
+        WHERE e.position > after AND e.position <= upto
+        ORDER BY e.position
+        LIMIT most;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.read_all(bigint, integer) IS
+    'All events after a position, in order, up to where no writer can come in between any more. The last position returned is '
+    'the checkpoint to go on from; nothing is ever skipped. Under READ COMMITTED, on the primary.';
+
+CREATE FUNCTION outbox.forget_events(before timestamptz, most bigint DEFAULT 10000) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET outbox.maintenance = 'on'
+AS $$
+DECLARE
+    forgotten bigint;
+BEGIN
+    IF before IS NULL OR before > now() THEN
+        RAISE EXCEPTION 'before must be a time in the past' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- No replay begins meanwhile; one that has begun keeps its events.
+    PERFORM pg_advisory_xact_lock(hashtext('outbox-relay replay'));
+    WITH kept AS MATERIALIZED (
+        SELECT m.event_position FROM outbox.messages AS m WHERE m.status IN ('pending', 'dead')
+    ), old AS (
+        SELECT e.position
+        FROM outbox.events AS e
+        WHERE e.recorded_at < before
+            AND e.position <= outbox.position_at(before + interval '1 minute')
+            AND e.position NOT IN (SELECT k.event_position FROM kept AS k)
+            AND NOT EXISTS (
+                SELECT FROM outbox.replays AS r
+                WHERE r.ended_at IS NULL AND e.position > r.position AND e.position <= r.last_position
+            )
+            -- A stream keeps its last event, so that its versions go on from there.
+            AND (e.stream_id IS NULL OR EXISTS (
+                SELECT FROM outbox.events AS l WHERE l.stream_id = e.stream_id AND l.stream_version > e.stream_version
+            ))
+        ORDER BY e.position
+        LIMIT most
+    ), gone AS (
+        DELETE FROM outbox.events AS e USING old AS o WHERE e.position = o.position RETURNING 1
+    )
+    SELECT count(*) INTO forgotten FROM gone;
+    RETURN forgotten;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.forget_events(timestamptz, bigint) IS
+    'Deletes events recorded before a time, the oldest first, for those who do not want history for ever. Keeps every event of '
+    'which a message is pending or dead, what an unfinished replay needs, and the last event of each stream. Call it until it '
+    'returns 0.';

@@ -1,0 +1,131 @@
+//! The consumers' end: an effect exactly once although messages come more than once, and projections that never skip.
+
+use anyhow::{Context, Result, ensure};
+use tokio::task::JoinSet;
+
+use crate::support::bed::{Bed, connect};
+use crate::support::eventually;
+use crate::support::roles::Roles;
+
+const ID: &str = "'00000000-0000-0000-0000-000000000001'";
+
+#[tokio::test]
+async fn an_event_is_accepted_once_by_each_consumer() -> Result<()> {
+    let bed = Bed::new().await?;
+    let accepts = "SELECT concat_ws(' ', outbox.accept('a', id), outbox.accept('a', id), outbox.accept('b', id))
+        FROM gen_random_uuid() AS id";
+    let said: String = bed.client.query_one(accepts, &[]).await?.get(0);
+    ensure!(said == "t f t", "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_two_at_a_time_the_second_is_accepted_only_if_the_first_is_rolled_back() -> Result<()> {
+    let bed = Bed::new().await?;
+    for (end, expected) in [("COMMIT", false), ("ROLLBACK", true)] {
+        let (first, second) = (bed.connect().await?, bed.connect().await?);
+        let accept = format!("SELECT outbox.accept('{end}', {ID})");
+        first.batch_execute("BEGIN").await?;
+        ensure!(first.query_one(&accept, &[]).await?.get::<_, bool>(0));
+        let waiting = tokio::spawn(async move { anyhow::Ok(second.query_one(&accept, &[]).await?.get::<_, bool>(0)) });
+        let locks =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        eventually("the second waits", || async { Ok(bed.count(locks).await? == 1) }).await?;
+        first.batch_execute(end).await?;
+        ensure!(waiting.await?? == expected, "after {end}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_consumer_in_order_accepts_only_what_is_newer_in_its_stream() -> Result<()> {
+    let bed = Bed::new().await?;
+    for (stream, version, expected) in
+        [("s", 1, true), ("s", 1, false), ("s", 3, true), ("s", 2, false), ("t", 1, true)]
+    {
+        let row = bed.client.query_one("SELECT outbox.accept('c', $1, $2)", &[&stream, &i64::from(version)]).await?;
+        ensure!(row.get::<_, bool>(0) == expected, "{stream} {version}");
+    }
+    ensure!(bed.count("SELECT count(*) FROM outbox.inbox_versions").await? == 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_projections_of_one_name_move_on_once_for_each_event() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.client.batch_execute("CREATE TABLE sums (n bigint); INSERT INTO sums VALUES (0)").await?;
+    bed.enqueue_many("tickets", 500, 0).await?;
+    let mut projections = JoinSet::new();
+    for _ in 0..3 {
+        let mut client = bed.connect().await?;
+        projections.spawn(async move {
+            let mut beaten = 0_u32;
+            loop {
+                let transaction = client.transaction().await?;
+                let at: i64 = transaction.query_one("SELECT outbox.checkpoint('sums')", &[]).await?.get(0);
+                let query =
+                    "SELECT max(event_position), sum((payload ->> 'n')::bigint)::bigint FROM outbox.read_all($1, 7)";
+                let row = transaction.query_one(query, &[&at]).await?;
+                let Some(last) = row.get::<_, Option<i64>>(0) else { return anyhow::Ok(beaten) };
+                transaction.execute("UPDATE sums SET n = n + $1", &[&row.get::<_, i64>(1)]).await?;
+                let moved = transaction.query_one("SELECT outbox.checkpoint('sums', $1, $2)", &[&at, &last]).await?;
+                if moved.get(0) {
+                    transaction.commit().await?;
+                } else {
+                    transaction.rollback().await?;
+                    beaten += 1;
+                }
+            }
+        });
+    }
+    let mut beaten = 0;
+    while let Some(ended) = projections.join_next().await {
+        beaten += ended??;
+    }
+    ensure!(beaten > 0, "they never met");
+    ensure!(bed.count("SELECT n FROM sums").await? == 500 * 501 / 2);
+    let error =
+        bed.client.batch_execute("SELECT outbox.checkpoint('sums', 7, 6)").await.err().context("it went back")?;
+    ensure!(error.code().is_some_and(|code| code.code() == "22023"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_accepted_long_ago_is_pruned_when_somebody_asks() -> Result<()> {
+    let bed = Bed::new().await?;
+    let fill = "INSERT INTO outbox.inbox (consumer, event_id, accepted_at)
+        SELECT 'c', gen_random_uuid(), now() - n * interval '1 day' FROM generate_series(1, 30) AS n";
+    bed.client.batch_execute(fill).await?;
+    ensure!(bed.count("SELECT outbox.prune_inbox(most => 10)").await? == 10);
+    ensure!(bed.count("SELECT outbox.prune_inbox() + outbox.prune_inbox()").await? == 6);
+    ensure!(bed.count("SELECT count(*) FROM outbox.inbox").await? == 14, "fifteen days are kept");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_consumer_with_the_rights_of_the_template_accepts_reads_and_prunes() -> Result<()> {
+    let bed = Bed::new().await?;
+    let roles = Roles::create(&bed).await?;
+    bed.enqueue("tickets", "{}", None).await?;
+    let consumer = connect(&roles.consumer_url).await?;
+    for statement in [
+        format!("SELECT outbox.accept('c', {ID}), outbox.accept('c', 's', 1)"),
+        "SELECT outbox.checkpoint('c', 0, max(event_position)) FROM outbox.read_all()".to_owned(),
+        "SELECT outbox.checkpoint('c'), outbox.prune_inbox()".to_owned(),
+        "DELETE FROM outbox.inbox; DELETE FROM outbox.inbox_versions; DELETE FROM outbox.checkpoints".to_owned(),
+    ] {
+        consumer.batch_execute(&statement).await.with_context(|| statement)?;
+    }
+    for statement in
+        ["DELETE FROM outbox.messages", "SELECT outbox.enqueue('t', 'T', '{}')", "SELECT FROM outbox.actions"]
+    {
+        let error = consumer.batch_execute(statement).await.err().with_context(|| format!("{statement} went well"))?;
+        ensure!(error.code().is_some_and(|code| code.code() == "42501"), "{statement}: {error}");
+    }
+    // An application that reads its streams back and appends to them, and no more.
+    let application = connect(&roles.application_url).await?;
+    let append = "SELECT outbox.append('s', 0, '[{\"event_type\": \"T\", \"payload\": 1}]', '{tickets}')";
+    application.batch_execute(append).await?;
+    application.batch_execute("SELECT outbox.stream_version('s')").await?;
+    Ok(())
+}

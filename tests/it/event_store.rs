@@ -1,0 +1,318 @@
+//! The event store: events are appended with an expected version, never changed, and read in an order that skips nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::task::JoinSet;
+use tokio_postgres::Client;
+use tokio_postgres::error::DbError;
+
+use crate::support::bed::Bed;
+use crate::support::eventually;
+
+/// Appends one event; returns its version, or what PostgreSQL had against it.
+async fn append(client: &Client, stream: &str, expected: Option<i64>, n: i64) -> Result<Result<i64, DbError>> {
+    let query = "SELECT stream_version FROM outbox.append($1, $2, jsonb_build_array(
+        jsonb_build_object('event_type', 'TicketPurchased', 'payload', jsonb_build_object('n', $3::bigint))), '{tickets}')";
+    match client.query_one(query, &[&stream, &expected, &n]).await {
+        Ok(row) => Ok(Ok(row.get(0))),
+        Err(error) => Ok(Err(error.as_db_error().context("no answer of the database")?.clone())),
+    }
+}
+
+async fn refused(client: &Client, statement: &str) -> Result<DbError> {
+    let error = client.batch_execute(statement).await.err().with_context(|| format!("{statement} went well"))?;
+    Ok(error.as_db_error().context("no answer of the database")?.clone())
+}
+
+#[tokio::test]
+async fn an_append_expects_a_version_and_says_which_one_it_found() -> Result<()> {
+    let bed = Bed::new().await?;
+    ensure!(append(&bed.client, "draw-7", Some(0), 1).await? == Ok(1));
+    ensure!(append(&bed.client, "draw-7", Some(1), 2).await? == Ok(2));
+    ensure!(append(&bed.client, "draw-7", None, 3).await? == Ok(3));
+    for wrong in [0, 2, 4] {
+        let error = append(&bed.client, "draw-7", Some(wrong), 4).await?.err().context("it was appended")?;
+        ensure!(error.code().code() == "OX409", "{error:?}");
+        ensure!(error.detail() == Some(&format!("stream_id=draw-7 expected={wrong} actual=3")), "{error:?}");
+    }
+    ensure!(append(&bed.client, "draw-8", Some(0), 5).await? == Ok(1), "another stream has versions of its own");
+    ensure!(bed.count("SELECT outbox.stream_version('draw-7') * 10 + outbox.stream_version('none')").await? == 30);
+    // The message is written by the same statement, in the group of the stream.
+    ensure!(
+        bed.count("SELECT count(*) FROM outbox.messages WHERE group_id = 'draw-7' AND destination = 'tickets'").await?
+            == 3
+    );
+    ensure!(
+        bed.count("SELECT count(*) FROM outbox.events WHERE destinations = '{\"tickets\": \"draw-7\"}'").await? == 3
+    );
+    let versions = "SELECT sum(stream_version) FROM outbox.read_stream('draw-7', 2)";
+    ensure!(bed.count(&format!("SELECT ({versions})::bigint")).await? == 5);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_same_events_again_return_what_they_returned_first() -> Result<()> {
+    let bed = Bed::new().await?;
+    let call = |stream: &str, expected: i64, ids: std::ops::RangeInclusive<u8>| {
+        let events: Vec<String> = ids
+            .map(|id| format!("{{\"event_id\": \"00000000-0000-0000-0000-0000000000{id:02}\", \"event_type\": \"T\", \"payload\": {id}}}"))
+            .collect();
+        let events = events.join(", ");
+        format!(
+            "SELECT string_agg(concat_ws(':', right(event_id::text, 2), stream_version, event_position), ' ')
+            FROM outbox.append('{stream}', {expected}, '[{events}]', '{{tickets}}')"
+        )
+    };
+    let ask = async |query: String| anyhow::Ok(bed.client.query_one(&query, &[]).await?.get::<_, String>(0));
+    let first = ask(call("s", 0, 1..=3)).await?;
+    ensure!(first == "01:1:1 02:2:2 03:3:3", "{first}");
+    ask(call("s", 3, 4..=4)).await?;
+    ensure!(ask(call("s", 0, 1..=3)).await? == first, "the answer is another one");
+    ensure!(bed.count("SELECT count(*) FROM outbox.messages").await? == 4, "a repetition wrote a message");
+    for (query, detail) in [(call("s", 4, 4..=5), "1 of 2"), (call("t", 0, 1..=3), "in stream \"s\"")] {
+        let error = refused(&bed.client, &query).await?;
+        ensure!(
+            error.code().code() == "23505" && error.detail().is_some_and(|text| text.contains(detail)),
+            "{error:?}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn writers_of_a_stream_get_positions_and_messages_in_the_order_of_versions() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.client.batch_execute("CREATE TABLE business (n bigint)").await?;
+    let mut writers = JoinSet::new();
+    for writer in 0..8 {
+        let client = bed.connect().await?;
+        writers.spawn(async move {
+            for n in 0..50 {
+                client.batch_execute("BEGIN").await?;
+                if writer % 2 == 0 {
+                    // A transaction that has its id before it waits for its turn.
+                    client.batch_execute("INSERT INTO business VALUES (1)").await?;
+                }
+                append(&client, "draw-7", None, writer * 100 + n).await??;
+                client.batch_execute(if n % 10 == 9 { "ROLLBACK" } else { "COMMIT" }).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(ended) = writers.join_next().await {
+        ended??;
+    }
+    ensure!(bed.count("SELECT outbox.stream_version('draw-7')").await? == 360);
+    let wrong = "SELECT count(*) FROM (
+        SELECT stream_version, position, m.id,
+            lag(position) OVER w AS position_before, lag(m.id) OVER w AS id_before, row_number() OVER w AS number
+        FROM outbox.events AS e JOIN outbox.messages AS m ON m.event_position = e.position
+        WINDOW w AS (ORDER BY stream_version)
+    ) AS o WHERE position <= position_before OR id <= id_before OR number <> stream_version";
+    ensure!(bed.count(wrong).await? == 0, "{} are out of order", bed.count(wrong).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_those_who_decided_on_the_same_version_one_wins_and_the_others_try_again() -> Result<()> {
+    let bed = Bed::new().await?;
+    let mut writers = JoinSet::new();
+    for writer in 0..6 {
+        let client = bed.connect().await?;
+        writers.spawn(async move {
+            let (mut written, mut conflicts) = (0, 0);
+            while written < 30 {
+                let version = client.query_one("SELECT outbox.stream_version('draw-7')", &[]).await?.get(0);
+                match append(&client, "draw-7", Some(version), writer).await? {
+                    Ok(appended) => {
+                        ensure!(appended == version + 1);
+                        written += 1;
+                    }
+                    Err(error) => {
+                        ensure!(error.code().code() == "OX409", "{error:?}");
+                        conflicts += 1;
+                    }
+                }
+            }
+            anyhow::Ok(conflicts)
+        });
+    }
+    let mut conflicts = 0;
+    while let Some(ended) = writers.join_next().await {
+        conflicts += ended??;
+    }
+    ensure!(conflicts > 0, "nobody was in anybody's way");
+    ensure!(bed.count("SELECT outbox.stream_version('draw-7')").await? == 180);
+    Ok(())
+}
+
+#[tokio::test]
+async fn somebody_who_inserts_by_hand_makes_an_append_a_conflict() -> Result<()> {
+    let bed = Bed::new().await?;
+    let other = bed.connect().await?;
+    let by_hand =
+        "BEGIN; INSERT INTO outbox.events (stream_id, stream_version, event_type, payload) VALUES ('s', 1, 'T', '1')";
+    other.batch_execute(by_hand).await?;
+    let client = bed.connect().await?;
+    let appending = tokio::spawn(async move { append(&client, "s", None, 1).await });
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    eventually("the append waits", || async { Ok(bed.count(waiting).await? == 1) }).await?;
+    other.batch_execute("COMMIT").await?;
+    let error = appending.await??.err().context("it was appended")?;
+    ensure!(error.code().code() == "OX409", "{error:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn events_are_neither_changed_nor_deleted_except_for_maintenance() -> Result<()> {
+    let bed = Bed::new().await?;
+    append(&bed.client, "s", None, 1).await??;
+    for statement in
+        ["UPDATE outbox.events SET payload = '2'", "DELETE FROM outbox.events", "TRUNCATE outbox.events CASCADE"]
+    {
+        let error = refused(&bed.client, statement).await?;
+        ensure!(error.code().code() == "23001" && error.hint().is_some_and(|hint| hint.contains("outbox.maintenance")));
+    }
+    bed.client.batch_execute("BEGIN; SET LOCAL outbox.maintenance = 'on'; DELETE FROM outbox.events; COMMIT").await?;
+    ensure!(bed.count("SELECT count(*) FROM outbox.events").await? == 0);
+    append(&bed.client, "s", None, 1).await??;
+    refused(&bed.client, "DELETE FROM outbox.events").await?;
+    // The function's own permission ends with it.
+    let forget = "BEGIN; SELECT outbox.forget_events(now()); DELETE FROM outbox.events";
+    ensure!(refused(&bed.client, forget).await?.code().code() == "23001");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_refused_with_what_is_wrong() -> Result<()> {
+    let bed = Bed::new().await?;
+    for (arguments, part) in [
+        ("'', 0, '[{\"event_type\": \"T\", \"payload\": 1}]'", "no stream"),
+        ("'s', 0, '[]'", "at least one event"),
+        ("'s', 0, '{}'", "at least one event"),
+        ("'s', 0, '[1]'", "event 1 of the array is not an object"),
+        (
+            "'s', 0, '[{\"event_type\": \"T\", \"payload\": 1}, {\"payload\": 1}]'",
+            "event 2 of the array has no event_type",
+        ),
+        ("'s', 0, '[{\"event_type\": \"T\"}]'", "has no payload"),
+        ("'s', 0, '[{\"event_type\": \"T\", \"payload\": 1, \"metadata\": 1}]'", "metadata"),
+        ("'s', 0, '[{\"event_type\": \"T\", \"payload\": 1, \"version\": 1}]'", "\"version\": 1"),
+        ("'s', 0, '[{\"event_type\": \"T\", \"payload\": 1}]', ARRAY[NULL]", "a destination is empty"),
+    ] {
+        let error = refused(&bed.client, &format!("SELECT outbox.append({arguments})")).await?;
+        ensure!(error.code().code() == "22023" && error.message().contains(part), "{arguments}: {error:?}");
+    }
+    Ok(())
+}
+
+/// Writes events in short and long transactions, some of which are rolled back, by hand and with the function.
+async fn write_at_random(client: Client, seed: u64) -> Result<()> {
+    let mut dice = fastrand::Rng::with_seed(seed);
+    for n in 0..60_i64 {
+        client.batch_execute("BEGIN").await?;
+        for _ in 0..dice.u8(1..=3) {
+            if dice.bool() {
+                append(&client, &format!("s-{seed}"), None, n).await??;
+            } else {
+                client.batch_execute("INSERT INTO outbox.events (event_type, payload) VALUES ('T', '1')").await?;
+            }
+            if dice.u8(0..4) == 0 {
+                client
+                    .batch_execute(
+                        "SAVEPOINT a; INSERT INTO outbox.events (event_type, payload) VALUES ('T', '2'); ROLLBACK TO a",
+                    )
+                    .await?;
+            }
+            // A writer that takes its time is what this is about.
+            tokio::time::sleep(Duration::from_millis(dice.u64(0..4))).await;
+        }
+        client.batch_execute(if dice.u8(0..5) == 0 { "ROLLBACK" } else { "COMMIT" }).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoever_reads_on_from_a_checkpoint_sees_every_event_once_and_in_order() -> Result<()> {
+    let bed = Bed::new().await?;
+    let reader = bed.connect().await?;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&is_over);
+    let reading = tokio::spawn(async move {
+        let (mut after, mut seen) = (0_i64, Vec::<i64>::new());
+        loop {
+            let was_over = told.load(Ordering::SeqCst);
+            let rows = reader.query("SELECT event_position FROM outbox.read_all($1, 50)", &[&after]).await?;
+            seen.extend(rows.iter().map(|row| row.get::<_, i64>(0)));
+            after = seen.last().copied().unwrap_or(0);
+            if was_over && rows.is_empty() {
+                return anyhow::Ok(seen);
+            }
+        }
+    });
+    let mut writers = JoinSet::new();
+    for writer in 0..8 {
+        writers.spawn(write_at_random(bed.connect().await?, writer));
+    }
+    while let Some(ended) = writers.join_next().await {
+        ended??;
+    }
+    is_over.store(true, Ordering::SeqCst);
+    let seen = reading.await??;
+    let rows = bed.client.query("SELECT position FROM outbox.events ORDER BY position", &[]).await?;
+    let written: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+    ensure!(written.len() > 400, "only {} events", written.len());
+    let missing = written.iter().filter(|position| !seen.contains(position)).count();
+    ensure!(seen == written, "{missing} of {} were skipped", written.len());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_writer_of_events_is_waited_for_and_a_writer_of_other_things_is_not() -> Result<()> {
+    let bed = Bed::new().await?;
+    let read = async || anyhow::Ok(bed.client.query("SELECT FROM outbox.read_all()", &[]).await?.len());
+    bed.client.batch_execute("CREATE TABLE business (n bigint)").await?;
+    let (unrelated, writer) = (bed.connect().await?, bed.connect().await?);
+    unrelated.batch_execute("BEGIN; INSERT INTO business VALUES (1)").await?;
+    append(&bed.client, "s", None, 1).await??;
+    ensure!(read().await? == 1, "a transaction that writes no events held it up");
+    writer.batch_execute("BEGIN").await?;
+    append(&writer, "t", None, 2).await??;
+    append(&bed.client, "s", None, 3).await??;
+    ensure!(read().await? == 1, "an event was read beyond one that is not committed");
+    writer.batch_execute("COMMIT").await?;
+    ensure!(read().await? == 3);
+    for level in ["REPEATABLE READ", "SERIALIZABLE"] {
+        let error = refused(&bed.client, &format!("BEGIN ISOLATION LEVEL {level}; SELECT outbox.read_all()")).await?;
+        ensure!(error.hint().is_some_and(|hint| hint.contains("READ COMMITTED")), "{error:?}");
+        bed.client.batch_execute("ROLLBACK").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn forgetting_keeps_the_end_of_each_stream_and_what_a_replay_needs() -> Result<()> {
+    let bed = Bed::new().await?;
+    for n in 1..=6 {
+        append(&bed.client, if n % 2 == 0 { "a" } else { "b" }, None, n).await??;
+    }
+    bed.client.batch_execute("DELETE FROM outbox.messages").await?;
+    let begun = "SELECT messages FROM outbox.replay_begin('tickets', stop_position => 3) AS id,
+        outbox.replay_step(id, most => 1, in_haste => true)";
+    ensure!(bed.count(begun).await? == 1);
+    bed.client.batch_execute("DELETE FROM outbox.messages").await?;
+    let forget = "SELECT outbox.forget_events(now())";
+    let left = async || {
+        let rows = bed.client.query("SELECT position FROM outbox.events ORDER BY position", &[]).await?;
+        anyhow::Ok(rows.iter().map(|row| row.get(0)).collect::<Vec<i64>>())
+    };
+    ensure!(bed.count(forget).await? == 2 && left().await? == [2, 3, 5, 6], "{:?}", left().await?);
+    ensure!(bed.client.query_one("SELECT outbox.replay_end(1)", &[]).await?.get::<_, bool>(0));
+    ensure!(bed.count(forget).await? == 2 && left().await? == [5, 6], "{:?}", left().await?);
+    ensure!(append(&bed.client, "a", Some(3), 7).await? == Ok(4), "versions go on from where they were");
+    Ok(())
+}
