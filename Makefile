@@ -27,7 +27,7 @@ DELIVERIES := $(addsuffix ::,delivery bodies requests order failures outages sha
 # With PG=13 to PG=18 only what depends on the version.
 test: needed ## All checks and tests; PG=13 (to 18) runs the integration tests on that PostgreSQL
 ifdef PG
-	$(CARGO) build $(FLAGS) --example consumer
+	$(CARGO) build $(FLAGS) --examples
 	PG_MAJOR=$(PG) $(CARGO) test $(FLAGS) --test it
 else
 	@sh tests/tools/debian.sh

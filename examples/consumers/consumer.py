@@ -60,7 +60,8 @@ class Consumer:
             MessageAttributeNames=["All"],
             MessageSystemAttributeNames=["MessageGroupId"],
         )
-        return answer.get("Messages", [])
+        messages: list[dict[str, Any]] = answer.get("Messages", [])
+        return messages
 
     def accept(self, message: dict[str, Any]) -> None:
         """Has the effect of an event, unless this consumer has had it."""

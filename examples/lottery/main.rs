@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a demo talks to the person who started it")]
 #![allow(unreachable_pub, reason = "the modules of an example have no outside")]
 
+mod app;
 mod consumer;
 #[path = "../../tests/it/support/emulator.rs"]
 mod emulator;
@@ -24,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use screen::grouped;
@@ -33,8 +34,11 @@ use stage::Stage;
 
 /// Sells lottery tickets, kills the relay half-way, and compares what was bought with what arrived
 #[derive(Parser, Debug)]
-#[command(name = "lottery", max_term_width = 100)]
+#[command(name = "lottery", max_term_width = 100, args_conflicts_with_subcommands = true)]
 struct Flags {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+
     /// Purchases to make
     #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(2..=10_000_000))]
     purchases: u64,
@@ -60,12 +64,20 @@ struct Flags {
     keep: bool,
 
     /// The relay's binary [default: the one built beside this example]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", env = "LOTTERY_RELAY", global = true)]
     relay: Option<PathBuf>,
 
     /// Where to work; emptied before and after [default: demo in cargo's target folder]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", env = "LOTTERY_FOLDER", global = true)]
     folder: Option<PathBuf>,
+}
+
+/// What else this program is.
+#[derive(Subcommand, Debug)]
+enum Verb {
+    Serve(app::serve::Serve),
+    Commands(app::commands::Commands),
+    View(app::views::View),
 }
 
 impl Flags {
@@ -104,7 +116,19 @@ fn profile_folder() -> Result<PathBuf> {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
-    let flags = Flags::parse();
+    let mut flags = Flags::parse();
+    if let Some(verb) = flags.verb.take() {
+        let code = match perform_as(verb, &flags).await {
+            Ok(true) => 0,
+            Ok(false) => 1,
+            Err(error) => {
+                eprintln!("lottery: {error:#}");
+                1
+            }
+        };
+        // Not by returning: a thread may still wait for the standard input.
+        std::process::exit(code);
+    }
     let performed = tokio::select! {
         performed = perform(&flags) => performed,
         interrupted = interrupted() => {
@@ -124,6 +148,15 @@ async fn main() -> ExitCode {
             eprintln!("\ndemo: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// One of the application's own processes, or all of them; says whether all was well.
+async fn perform_as(verb: Verb, flags: &Flags) -> Result<bool> {
+    match verb {
+        Verb::Serve(serve) => app::serve::run(&serve, &flags.folder()?, flags.relay()?).await,
+        Verb::Commands(commands) => app::commands::run(commands).await.map(|()| true),
+        Verb::View(view) => app::views::run(view).await.map(|()| true),
     }
 }
 

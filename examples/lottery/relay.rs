@@ -219,6 +219,20 @@ impl Metrics {
     }
 }
 
+/// Runs another command of the relay's, such as `replay`, to its end.
+pub async fn run_to_the_end(recipe: &Recipe, arguments: &[&str]) -> Result<()> {
+    let (verb, others) = arguments.split_first().context("no command")?;
+    let mut child = recipe.command(verb)?.args(others).spawn().context("cannot start the relay")?;
+    let status = wait(&mut child, MIGRATE_TIMEOUT).await?;
+    ensure!(status.success(), "outbox-relay {verb}: {status}{}", recipe.log_tail());
+    Ok(())
+}
+
+/// The page of metrics of whatever relay listens there.
+pub async fn metrics_of(listen: SocketAddr) -> Result<Metrics> {
+    Ok(Metrics(ask(listen, "/metrics").await?.1))
+}
+
 /// A plain GET: status and body.
 async fn ask(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let exchange = async {

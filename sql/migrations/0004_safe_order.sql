@@ -10,15 +10,18 @@ CREATE FUNCTION outbox.fence() RETURNS trigger
 LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    is_fenced text := coalesce(current_setting('outbox.is_fenced', true), '');
+    nothing   text;
 BEGIN
     -- One for each transaction: the first is the lowest. Both are undone together when a subtransaction is rolled back.
-    IF coalesce(current_setting('outbox.is_fenced', true), '') = '' THEN
+    -- Assignments, because PERFORM would run the executor.
+    IF is_fenced = '' THEN
         -- 0x6F75 in the upper 16 bits tells a fence from other advisory locks; 48 bits are left for the position.
-        PERFORM pg_advisory_xact_lock_shared(
-            x'6F75000000000000'::bigint + CASE WHEN s.is_called THEN s.last_value ELSE s.last_value - 1 END
-        )
-        FROM outbox.events_position_seq AS s;
-        PERFORM set_config('outbox.is_fenced', 'yes', true);
+        nothing := pg_advisory_xact_lock_shared(
+            x'6F75000000000000'::bigint + coalesce(pg_sequence_last_value('outbox.events_position_seq'::regclass), 0)
+        );
+        nothing := set_config('outbox.is_fenced', 'yes', true);
     END IF;
     RETURN NULL;
 END
@@ -58,3 +61,5 @@ $$;
 COMMENT ON FUNCTION outbox.safe_position() IS
     'Up to this position every event is committed, or will never be. To be asked before the events are read, by a statement '
     'of its own, under READ COMMITTED.';
+
+COMMENT ON COLUMN outbox.events.transaction_id IS 'The writing transaction: which events were written together.';

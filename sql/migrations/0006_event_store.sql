@@ -73,7 +73,7 @@ CREATE FUNCTION outbox.append(
     expected_version bigint,
     events           jsonb,
     destinations     text[] DEFAULT '{}'
-) RETURNS TABLE (event_id uuid, stream_version bigint, event_position bigint)
+) RETURNS TABLE (event_id uuid, stream_version bigint, event_position bigint, was_stored boolean)
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
@@ -99,7 +99,7 @@ BEGIN
         IF stored = wanted AND elsewhere IS NULL THEN
             -- The same call again, whose first answer was lost.
             RETURN QUERY
-                SELECT s.event_id, s.stream_version, s.position
+                SELECT s.event_id, s.stream_version, s.position, true
                 FROM outbox.events AS s
                 WHERE s.event_id = ANY (given)
                 ORDER BY s.stream_version;
@@ -137,7 +137,7 @@ BEGIN
             CROSS JOIN unnest($4) AS d (name)
             ORDER BY e.position
         )
-        SELECT e.event_id, e.stream_version, e.position FROM event AS e ORDER BY e.stream_version;
+        SELECT e.event_id, e.stream_version, e.position, false FROM event AS e ORDER BY e.stream_version;
     GET DIAGNOSTICS written = ROW_COUNT;
     IF written < wanted THEN
         RAISE EXCEPTION 'stream "%" has moved on from version %', $1, current
@@ -150,7 +150,8 @@ $$;
 COMMENT ON FUNCTION outbox.append(text, bigint, jsonb, text[]) IS
     'Appends events to a stream and, in the same statement, a message of each to the destinations, with the stream as group. '
     'The expected version is the stream''s last one, 0 for none, or null for any; another one is SQLSTATE OX409. A call with '
-    'event ids that are stored already returns what it returned then. Returns ids, versions and positions.';
+    'event ids that are stored already returns what it returned then, and was_stored, so that whoever changes other rows in the '
+    'same transaction can leave that out. Returns ids, versions and positions.';
 
 CREATE FUNCTION outbox.read_stream(stream_id text, from_version bigint DEFAULT 1, most integer DEFAULT 1000)
 RETURNS TABLE (
@@ -233,5 +234,5 @@ $$;
 
 COMMENT ON FUNCTION outbox.forget_events(timestamptz, bigint) IS
     'Deletes events recorded before a time, the oldest first, for those who do not want history for ever. Keeps every event of '
-    'which a message is pending or dead, what an unfinished replay needs, and the last event of each stream. Call it until it '
-    'returns 0.';
+    'which a message is pending or dead, what an unfinished replay needs, and the last event of each stream. It does not ask '
+    'how far projections have come. Call it until it returns 0.';

@@ -70,7 +70,8 @@ $$;
 
 COMMENT ON FUNCTION outbox.accept(text, text, bigint) IS
     'The same for consumers that get each stream in order, from a FIFO queue: true if the version is higher than all before. One '
-    'row a stream, and nothing to prune. A gap is accepted, because a message that died leaves one.';
+    'row a stream, and nothing to prune. A gap is accepted, because a message that died leaves one; and what fills the gap later, '
+    'as a redrive or a replay does, is refused as old.';
 
 CREATE FUNCTION outbox.prune_inbox(keep interval DEFAULT '15 days', most bigint DEFAULT 10000) RETURNS bigint
 LANGUAGE plpgsql VOLATILE

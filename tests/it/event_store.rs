@@ -69,6 +69,11 @@ async fn the_same_events_again_return_what_they_returned_first() -> Result<()> {
     let ask = async |query: String| anyhow::Ok(bed.client.query_one(&query, &[]).await?.get::<_, String>(0));
     let first = ask(call("s", 0, 1..=3)).await?;
     ensure!(first == "01:1:1 02:2:2 03:3:3", "{first}");
+    let stored = call("s", 0, 1..=3).replace(
+        "string_agg(concat_ws(':', right(event_id::text, 2), stream_version, event_position), ' ')",
+        "bool_and(was_stored)::text",
+    );
+    ensure!(ask(stored).await? == "true");
     ask(call("s", 3, 4..=4)).await?;
     ensure!(ask(call("s", 0, 1..=3)).await? == first, "the answer is another one");
     ensure!(bed.count("SELECT count(*) FROM outbox.messages").await? == 4, "a repetition wrote a message");

@@ -23,6 +23,7 @@ mod grants;
 mod ground;
 mod heavy;
 mod locks;
+mod lottery;
 mod metrics;
 mod metrics_page;
 mod migrations;

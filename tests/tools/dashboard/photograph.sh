@@ -4,22 +4,10 @@ set -eu
 page=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 picture=$2
 
-find_chromium() {
-    for name in chromium chromium-browser google-chrome; do
-        command -v "$name" && return
-    done
-    return 1
+chromium=$(sh "$(dirname "$0")/../chromium.sh") || {
+    echo "$(basename "$0"): the page is $page" >&2
+    exit 1
 }
-
-if ! chromium=$(find_chromium); then
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        apt-get update -q >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium >&2
-    fi
-    chromium=$(find_chromium) || {
-        echo "$(basename "$0"): no Chromium here: install one, for example by: apt-get install chromium. The page is $page" >&2
-        exit 1
-    }
-fi
 
 # The page says how high it is.
 height=$(sed -n 's/.*data-height="\([0-9]*\)".*/\1/p' "$page" | head -n 1)

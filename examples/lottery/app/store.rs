@@ -1,0 +1,182 @@
+//! Draws in the event store: loaded from their streams, and written with the version on which was decided.
+//!
+//! Each instance keeps the draws it has seen and reads only what others have appended since. If somebody was faster, it reads
+//! that, decides again and tries again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+use tokio::sync::Mutex as Turn;
+use tokio_postgres::NoTls;
+
+use super::draw::{Draw, Fact, Refusal, Wish};
+
+/// How often to decide anew when others were faster.
+const TRIES: usize = 20;
+
+/// A connection that is not to be had within this time is an error for whoever asked.
+const POOL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Longer than that no statement of ours takes.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The SQLSTATE of `outbox.append` for a version that is not the expected one.
+const CONFLICT: &str = "OX409";
+
+/// An event as it was stored, for those who publish it themselves.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    pub event_id: String,
+    pub fact: Fact,
+    pub version: i64,
+    pub payload: String,
+}
+
+/// What became of a wish.
+#[derive(Debug)]
+pub enum Granted {
+    /// These events were stored; none when it had been granted before.
+    Stored(Vec<Stored>),
+    Refused(Refusal),
+}
+
+/// Where each fact goes, for those who use the outbox.
+pub fn destinations(fact: &Fact) -> &'static [&'static str] {
+    match fact {
+        Fact::Opened { .. } => &["sales"],
+        Fact::Purchased { .. } | Fact::Cancelled { .. } | Fact::Drawn { .. } => &["tickets", "sales"],
+        Fact::Paid { .. } => &["tickets", "sales", "payouts"],
+    }
+}
+
+/// The store, and what this instance has seen of it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: Pool,
+    draws: Arc<Mutex<HashMap<String, Arc<Turn<Draw>>>>>,
+}
+
+impl Store {
+    pub fn open(database_url: &str, connections: usize) -> Result<Store> {
+        let mut configuration: tokio_postgres::Config = database_url.parse()?;
+        configuration.connect_timeout(POOL_TIMEOUT).application_name("lottery");
+        let manager =
+            Manager::from_config(configuration, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+        let pool = Pool::builder(manager).max_size(connections).runtime(Runtime::Tokio1);
+        let pool = pool.wait_timeout(Some(POOL_TIMEOUT)).create_timeout(Some(POOL_TIMEOUT)).build()?;
+        Ok(Store { pool, draws: Arc::default() })
+    }
+
+    pub async fn connection(&self) -> Result<Object> {
+        self.pool.get().await.context("no connection to the database")
+    }
+
+    fn draw(&self, name: &str) -> Arc<Turn<Draw>> {
+        let mut draws = self.draws.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(draws.entry(name.to_owned()).or_default())
+    }
+
+    /// Grants a wish or refuses it. `before_commit` is told of the events while they can still be rolled back.
+    pub async fn grant(
+        &self,
+        name: &str,
+        wish: &Wish,
+        through_outbox: bool,
+        before_commit: impl Fn(Vec<Stored>) -> BoxFuture<'static, Result<()>> + Send + Sync,
+    ) -> Result<Granted> {
+        let turn = self.draw(name);
+        // Wishes about one draw take turns within an instance, so that only instances are in each other's way.
+        let mut draw = turn.lock().await;
+        for attempt in 0..TRIES {
+            let mut connection = self.connection().await?;
+            if draw.version == 0 || attempt > 0 {
+                catch_up(&connection, name, &mut draw).await?;
+            }
+            let facts = match draw.decide(wish) {
+                // What others have done meanwhile may allow it, or what this instance missed.
+                Err(_) if attempt == 0 && catch_up(&connection, name, &mut draw).await? => continue,
+                Err(refusal) => return Ok(Granted::Refused(refusal)),
+                Ok(facts) if facts.is_empty() => return Ok(Granted::Stored(vec![])),
+                Ok(facts) => facts,
+            };
+            let transaction = connection.transaction().await?;
+            let appended = bounded(append(&transaction, name, draw.version, &facts, wish, through_outbox)).await;
+            match appended {
+                Ok(Some(stored)) => {
+                    before_commit(stored.clone()).await?;
+                    bounded(async { Ok(transaction.commit().await?) }).await?;
+                    stored.iter().for_each(|stored| draw.apply(stored.version, &stored.fact));
+                    return Ok(Granted::Stored(stored));
+                }
+                Ok(None) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bail!("others were faster {TRIES} times")
+    }
+}
+
+async fn bounded<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(STATEMENT_TIMEOUT, work).await.context("the database does not answer")?
+}
+
+/// Reads what was appended since; says whether there was anything.
+async fn catch_up(connection: &Object, name: &str, draw: &mut Draw) -> Result<bool> {
+    let mut is_news = false;
+    loop {
+        let query = "SELECT stream_version, event_type, payload::text FROM outbox.read_stream($1, $2)";
+        let statement = connection.prepare_cached(query).await?;
+        let rows = bounded(async { Ok(connection.query(&statement, &[&name, &(draw.version + 1)]).await?) }).await?;
+        if rows.is_empty() {
+            return Ok(is_news);
+        }
+        is_news = true;
+        for row in rows {
+            let payload: Value = serde_json::from_str(row.get(2))?;
+            draw.apply(row.get(0), &Fact::read(row.get(1), &payload)?);
+        }
+    }
+}
+
+/// Appends facts behind a version; none when the draw has moved on.
+async fn append(
+    transaction: &deadpool_postgres::Transaction<'_>,
+    name: &str,
+    version: i64,
+    facts: &[Fact],
+    wish: &Wish,
+    through_outbox: bool,
+) -> Result<Option<Vec<Stored>>> {
+    // A ticket's id is the event's as well, so that one that is sold twice by two instances would be noticed by the store.
+    let event = |fact: &Fact| match (wish, fact) {
+        (Wish::Buy { ticket, .. }, _) => {
+            json!({"event_id": ticket, "event_type": fact.event_type(), "payload": fact.payload(name)})
+        }
+        _ => json!({"event_type": fact.event_type(), "payload": fact.payload(name)}),
+    };
+    let events = Value::from(facts.iter().map(event).collect::<Vec<Value>>()).to_string();
+    let wanted: &[&str] = match facts.first() {
+        Some(first) if through_outbox => destinations(first),
+        _ => &[],
+    };
+    let query = "SELECT event_id::text, stream_version FROM outbox.append($1, $2, $3::text::jsonb, $4)";
+    let statement = transaction.prepare_cached(query).await?;
+    match transaction.query(&statement, &[&name, &version, &events, &wanted]).await {
+        Ok(rows) => {
+            let stored = facts.iter().zip(&rows).map(|(fact, row)| Stored {
+                event_id: row.get(0),
+                fact: fact.clone(),
+                version: row.get(1),
+                payload: fact.payload(name).to_string(),
+            });
+            Ok(Some(stored.collect()))
+        }
+        Err(error) if error.code().is_some_and(|code| code.code() == CONFLICT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
