@@ -6,7 +6,7 @@ export RUSTDOCFLAGS += -D warnings
 # The tests mostly wait, so there are more of them at a time than cores.
 export RUST_TEST_THREADS ?= 3
 
-.PHONY: help demo test soak bench prove-alerts dashboard-preview fmt build
+.PHONY: help demo lottery experiment test soak bench prove-alerts dashboard-preview fmt build
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -17,6 +17,18 @@ demo: needed ## Sell lottery tickets through the relay and kill it half-way; KEE
 	@sh tests/tools/emulator.sh >/dev/null
 	$(CARGO) build $(FLAGS) --release --bin outbox-relay --example lottery
 	@$(CARGO) run $(FLAGS) --quiet --release --example lottery -- $(ARGS)
+
+lottery: needed ## The example application with a page at 127.0.0.1:8080; ARGS='--purchases 1000' sells, draws, pays and audits
+	@sh tests/tools/postgres.sh >/dev/null
+	@sh tests/tools/emulator.sh >/dev/null
+	$(CARGO) build $(FLAGS) --release --bin outbox-relay --example lottery
+	@$(CARGO) run $(FLAGS) --quiet --release --example lottery -- serve $(ARGS)
+
+experiment: needed ## Before and after: publishing without an outbox against outbox-relay, under the same load and faults (20 min)
+	@sh tests/tools/postgres.sh >/dev/null
+	@sh tests/tools/emulator.sh >/dev/null
+	$(CARGO) build $(FLAGS) --release --bin outbox-relay --example lottery
+	@$(CARGO) run $(FLAGS) --quiet --release --example lottery -- experiment $(ARGS)
 
 # What delivers, once more with every relay behind PgBouncer. The other modules are about sessions themselves (failover,
 # restarts, silence, exhaustion, scale), about roles that PgBouncer does not know, or about no delivery;

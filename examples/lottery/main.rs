@@ -12,10 +12,13 @@ mod app;
 mod consumer;
 #[path = "../../tests/it/support/emulator.rs"]
 mod emulator;
+mod experiment;
 mod folder;
 mod ledger;
 #[path = "../../tests/it/support/postgres.rs"]
 mod postgres;
+#[path = "../../tests/it/support/proxy/mod.rs"]
+mod proxy;
 mod relay;
 mod screen;
 mod shop;
@@ -76,7 +79,10 @@ struct Flags {
 #[derive(Subcommand, Debug)]
 enum Verb {
     Serve(app::serve::Serve),
+    Experiment(experiment::Experiment),
+    #[command(hide = true)]
     Commands(app::commands::Commands),
+    #[command(hide = true)]
     View(app::views::View),
 }
 
@@ -155,6 +161,7 @@ async fn main() -> ExitCode {
 async fn perform_as(verb: Verb, flags: &Flags) -> Result<bool> {
     match verb {
         Verb::Serve(serve) => app::serve::run(&serve, &flags.folder()?, flags.relay()?).await,
+        Verb::Experiment(experiment) => experiment::run(&experiment, &flags.folder()?, flags.relay()?).await,
         Verb::Commands(commands) => app::commands::run(commands).await.map(|()| true),
         Verb::View(view) => app::views::run(view).await.map(|()| true),
     }

@@ -54,8 +54,8 @@ pub struct Serve {
     /// Buyers at work at the same time
     #[arg(long, default_value_t = 6)]
     pub buyers: u64,
-    /// Draws that tickets are for
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=100))]
+    /// Draws that tickets are for; each is a stream, and a group of the FIFO queues
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=100))]
     pub draws: u64,
     /// Decides who buys what
     #[arg(long, default_value_t = 1)]

@@ -54,6 +54,15 @@ pub fn destinations(fact: &Fact) -> &'static [&'static str] {
     }
 }
 
+/// Connections to a database, each wait bounded.
+pub fn pool(database_url: &str, connections: usize) -> Result<Pool> {
+    let mut configuration: tokio_postgres::Config = database_url.parse()?;
+    configuration.connect_timeout(POOL_TIMEOUT).application_name("lottery");
+    let manager = Manager::from_config(configuration, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+    let pool = Pool::builder(manager).max_size(connections).runtime(Runtime::Tokio1);
+    Ok(pool.wait_timeout(Some(POOL_TIMEOUT)).create_timeout(Some(POOL_TIMEOUT)).build()?)
+}
+
 /// The store, and what this instance has seen of it.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -63,13 +72,7 @@ pub struct Store {
 
 impl Store {
     pub fn open(database_url: &str, connections: usize) -> Result<Store> {
-        let mut configuration: tokio_postgres::Config = database_url.parse()?;
-        configuration.connect_timeout(POOL_TIMEOUT).application_name("lottery");
-        let manager =
-            Manager::from_config(configuration, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
-        let pool = Pool::builder(manager).max_size(connections).runtime(Runtime::Tokio1);
-        let pool = pool.wait_timeout(Some(POOL_TIMEOUT)).create_timeout(Some(POOL_TIMEOUT)).build()?;
-        Ok(Store { pool, draws: Arc::default() })
+        Ok(Store { pool: pool(database_url, connections)?, draws: Arc::default() })
     }
 
     pub async fn connection(&self) -> Result<Object> {

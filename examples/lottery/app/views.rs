@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use deadpool_postgres::{Object, Pool, Transaction};
 use serde_json::Value;
-use tokio_postgres::{Client, Transaction};
+use tokio_postgres::types::ToSql;
 
 use super::draw::Fact;
+use super::store::pool;
 use super::until_the_parent_ends;
 use crate::emulator::{Queues, Received};
-use crate::shop::connect;
 
 /// The tables of the read models.
 pub const TABLES: &str = "
@@ -31,7 +32,8 @@ pub const TABLES: &str = "
         draw text PRIMARY KEY, winners bigint NOT NULL DEFAULT 0, amount bigint NOT NULL DEFAULT 0
     );
     CREATE TABLE IF NOT EXISTS views.accounts (
-        view text NOT NULL, event_id uuid NOT NULL, arrivals bigint NOT NULL, effects bigint NOT NULL, PRIMARY KEY (view, event_id)
+        view text NOT NULL, event_id uuid NOT NULL, arrivals bigint NOT NULL, effects bigint NOT NULL,
+        first_at timestamptz NOT NULL DEFAULT clock_timestamp(), PRIMARY KEY (view, event_id)
     );";
 
 /// How long a receiver waits at an empty queue.
@@ -67,9 +69,10 @@ pub struct View {
 
 /// Runs it until its parent ends.
 pub async fn run(view: View) -> Result<()> {
+    let pool = pool(&view.database_url, view.receivers)?;
     let mut receivers = tokio::task::JoinSet::new();
     for _ in 0..view.receivers {
-        receivers.spawn(keep(view.clone()));
+        receivers.spawn(keep(view.clone(), pool.clone()));
     }
     tokio::select! {
         () = until_the_parent_ends() => Ok(()),
@@ -78,55 +81,69 @@ pub async fn run(view: View) -> Result<()> {
 }
 
 /// Receives and applies for ever; what fails comes again.
-async fn keep(view: View) -> Result<()> {
+async fn keep(view: View, pool: Pool) -> Result<()> {
     let queues = Queues::new(&view.endpoint);
     loop {
-        if let Err(error) = receive(&view, &queues).await {
+        if let Err(error) = receive(&view, &pool, &queues).await {
             eprintln!("view {}: {error:#}", view.name);
             tokio::time::sleep(PAUSE).await;
         }
     }
 }
 
-async fn receive(view: &View, queues: &Queues) -> Result<()> {
-    let mut database = connect(&view.database_url).await?;
-    loop {
-        let batch = queues.receive(&view.queue, LONG_POLL).await?;
-        let (handles, messages): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        if messages.is_empty() {
-            // A connection that has ended meanwhile is noticed before messages wait for it.
-            anyhow::ensure!(!database.is_closed(), "the connection to the database is lost");
-            continue;
-        }
-        apply_all(view, &mut database, &messages).await?;
-        // After the commit: the other way round, a crash in between would lose them.
-        queues.delete_messages(&view.queue, &handles).await?;
+async fn receive(view: &View, pool: &Pool, queues: &Queues) -> Result<()> {
+    let batch = queues.receive(&view.queue, LONG_POLL).await?;
+    let (handles, messages): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+    if messages.is_empty() {
+        return Ok(());
     }
+    apply_all(view, &mut pool.get().await?, &messages).await?;
+    // After the commit: the other way round, a crash in between would lose them.
+    queues.delete_messages(&view.queue, &handles).await
 }
 
-async fn apply_all(view: &View, database: &mut Client, messages: &[Received]) -> Result<()> {
+/// The inbox and all effects of a batch, in one transaction.
+async fn apply_all(view: &View, database: &mut Object, messages: &[Received]) -> Result<()> {
     let transaction = database.transaction().await?;
-    for message in messages {
-        let attribute = |name: &str| message.attributes.get(name).with_context(|| format!("no attribute {name}"));
-        let event_id = attribute("event_id")?;
-        let is_new = view.without_inbox
-            || transaction
-                .query_one("SELECT outbox.accept($1, $2::text::uuid)", &[&view.name, event_id])
-                .await?
-                .try_get(0)?;
-        if view.account {
-            let note = "INSERT INTO views.accounts AS a VALUES ($1, $2::text::uuid, 1, $3::bool::int)
-                ON CONFLICT (view, event_id) DO UPDATE SET arrivals = a.arrivals + 1, effects = a.effects + excluded.effects";
-            transaction.execute(note, &[&view.name, event_id, &is_new]).await?;
-        }
-        if is_new {
-            let payload: Value = serde_json::from_str(&message.body).context("a body that is not JSON")?;
-            let draw = payload["draw"].as_str().context("a body without draw")?;
-            let fact = Fact::read(attribute("event_type")?, &payload)?;
-            apply(&view.name, &transaction, draw, &fact).await?;
+    let attribute = |message: &Received, name: &str| {
+        message.attributes.get(name).cloned().with_context(|| format!("no attribute {name}"))
+    };
+    // Draw by draw, so that two receivers never wait for each other's rows crosswise. Within a draw the order stays.
+    let mut messages: Vec<(String, &Received)> =
+        messages.iter().map(|message| Ok((attribute(message, "stream_id")?, message))).collect::<Result<_>>()?;
+    messages.sort_by(|one, other| one.0.cmp(&other.0));
+    let ids: Vec<String> = messages.iter().map(|(_, message)| attribute(message, "event_id")).collect::<Result<_>>()?;
+    // In the order of ids for the same reason.
+    let accept = "SELECT i.n, outbox.accept($1, i.id::uuid)
+        FROM (SELECT id, n FROM unnest($2::text[]) WITH ORDINALITY AS u (id, n) ORDER BY id) AS i";
+    let mut is_new = vec![view.without_inbox; ids.len()];
+    if !view.without_inbox {
+        let accept = transaction.prepare_cached(accept).await?;
+        for row in transaction.query(&accept, &[&view.name, &ids]).await? {
+            is_new[usize::try_from(row.get::<_, i64>(0) - 1)?] = row.get(1);
         }
     }
+    if view.account {
+        let note = "INSERT INTO views.accounts AS a (view, event_id, arrivals, effects)
+            SELECT $1, u.id::uuid, count(*), count(*) FILTER (WHERE u.is_new)
+            FROM unnest($2::text[], $3::bool[]) AS u (id, is_new) GROUP BY u.id ORDER BY u.id
+            ON CONFLICT (view, event_id) DO UPDATE
+            SET arrivals = a.arrivals + excluded.arrivals, effects = a.effects + excluded.effects";
+        let note = transaction.prepare_cached(note).await?;
+        transaction.execute(&note, &[&view.name, &ids, &is_new]).await?;
+    }
+    for ((draw, message), _) in messages.iter().zip(is_new).filter(|(_, is_new)| *is_new) {
+        let payload: Value = serde_json::from_str(&message.body).context("a body that is not JSON")?;
+        let fact = Fact::read(&attribute(message, "event_type")?, &payload)?;
+        apply(&view.name, &transaction, draw, &fact).await?;
+    }
     transaction.commit().await?;
+    Ok(())
+}
+
+async fn execute(transaction: &Transaction<'_>, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<()> {
+    let statement = transaction.prepare_cached(sql).await?;
+    transaction.execute(&statement, parameters).await?;
     Ok(())
 }
 
@@ -144,14 +161,14 @@ async fn apply_to_tickets(transaction: &Transaction<'_>, draw: &str, fact: &Fact
         Fact::Purchased { ticket, player, .. } => {
             let bought = "INSERT INTO views.tickets (ticket, draw, player, state) VALUES ($1, $2, $3, 'bought')
                 ON CONFLICT (ticket) DO NOTHING";
-            transaction.execute(bought, &[ticket, &draw, player]).await?;
+            execute(transaction, bought, &[ticket, &draw, player]).await?;
         }
         Fact::Cancelled { ticket, .. } => {
-            transaction.execute("UPDATE views.tickets SET state = 'cancelled' WHERE ticket = $1", &[ticket]).await?;
+            execute(transaction, "UPDATE views.tickets SET state = 'cancelled' WHERE ticket = $1", &[ticket]).await?;
         }
         Fact::Paid { ticket, amount, .. } => {
             let paid = "UPDATE views.tickets SET state = 'paid', won = won + $2 WHERE ticket = $1";
-            transaction.execute(paid, &[ticket, amount]).await?;
+            execute(transaction, paid, &[ticket, amount]).await?;
         }
         Fact::Opened { .. } | Fact::Drawn { .. } => {}
     }
@@ -168,20 +185,18 @@ async fn apply_to_sales(transaction: &Transaction<'_>, draw: &str, fact: &Fact) 
             let numbers: Vec<String> = numbers.iter().map(u64::to_string).collect();
             let drawn = "INSERT INTO views.sales (draw, numbers) VALUES ($1, $2)
                 ON CONFLICT (draw) DO UPDATE SET numbers = excluded.numbers";
-            transaction.execute(drawn, &[&draw, &numbers.join(" ")]).await?;
-            return Ok(());
+            return execute(transaction, drawn, &[&draw, &numbers.join(" ")]).await;
         }
     };
-    transaction.execute("INSERT INTO views.sales (draw) VALUES ($1) ON CONFLICT (draw) DO NOTHING", &[&draw]).await?;
-    transaction.execute(&format!("UPDATE views.sales SET {column} WHERE draw = $1"), &[&draw, &number]).await?;
-    Ok(())
+    execute(transaction, "INSERT INTO views.sales (draw) VALUES ($1) ON CONFLICT (draw) DO NOTHING", &[&draw]).await?;
+    execute(transaction, &format!("UPDATE views.sales SET {column} WHERE draw = $1"), &[&draw, &number]).await
 }
 
 async fn apply_to_payouts(transaction: &Transaction<'_>, draw: &str, fact: &Fact) -> Result<()> {
     if let Fact::Paid { amount, .. } = fact {
         let paid = "INSERT INTO views.payouts AS p (draw, winners, amount) VALUES ($1, 1, $2)
             ON CONFLICT (draw) DO UPDATE SET winners = p.winners + 1, amount = p.amount + excluded.amount";
-        transaction.execute(paid, &[&draw, amount]).await?;
+        execute(transaction, paid, &[&draw, amount]).await?;
     }
     Ok(())
 }

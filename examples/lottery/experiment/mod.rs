@@ -1,0 +1,84 @@
+//! Before and after: the same buyers and the same faults against three ways of getting events into queues.
+//!
+//! `course` runs one of them, `outcome` says what came of it, `report` writes it down. `make experiment` runs all.
+
+mod course;
+mod outcome;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+
+use super::app::commands::Publishing;
+use outcome::Outcome;
+
+/// Compares publishing after the commit, before the commit, and through the outbox
+#[derive(Debug, Clone, Args)]
+pub struct Experiment {
+    /// Seconds of load for each variant; the faults are at the same parts of it
+    #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u64).range(18..=3600))]
+    pub seconds: u64,
+    /// Buyers at work at the same time
+    #[arg(long, default_value_t = 16)]
+    pub buyers: u64,
+    /// How long a buyer thinks between two purchases, on average
+    #[arg(long, default_value = "25ms", value_parser = humantime::parse_duration)]
+    pub think: Duration,
+    /// What SQS takes for a request
+    #[arg(long, default_value = "10ms", value_parser = humantime::parse_duration)]
+    pub latency: Duration,
+    /// Draws that tickets are for
+    #[arg(long, default_value_t = 24)]
+    pub draws: u64,
+    /// Decides who buys what
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Where the table and the picture go; nowhere if it is empty
+    #[arg(long, default_value = "docs/experiment")]
+    pub output: PathBuf,
+}
+
+/// One of the runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Variant {
+    pub name: &'static str,
+    pub publishing: Publishing,
+    pub with_faults: bool,
+}
+
+/// In the order in which they run.
+pub const VARIANTS: [Variant; 5] = [
+    Variant { name: "A after commit", publishing: Publishing::AfterCommit, with_faults: true },
+    Variant { name: "B before commit", publishing: Publishing::BeforeCommit, with_faults: true },
+    Variant { name: "C outbox", publishing: Publishing::Outbox, with_faults: true },
+    Variant { name: "A without faults", publishing: Publishing::AfterCommit, with_faults: false },
+    Variant { name: "C without faults", publishing: Publishing::Outbox, with_faults: false },
+];
+
+/// Runs all variants and writes the report; says whether the outbox kept its promises.
+pub async fn run(experiment: &Experiment, folder: &Path, relay: PathBuf) -> Result<bool> {
+    let mut outcomes: Vec<(Variant, Outcome)> = Vec::new();
+    for variant in VARIANTS {
+        println!("{}: {} s of load", variant.name, experiment.seconds);
+        let outcome = course::run(experiment, variant, folder, relay.clone()).await?;
+        println!("  {}", outcome.line());
+        outcomes.push((variant, outcome));
+    }
+    let table = report::table(experiment, &outcomes)?;
+    println!("\n{table}");
+    if !experiment.output.as_os_str().is_empty() {
+        report::write(experiment, &outcomes, &table)?;
+        println!("written: {}", experiment.output.display());
+    }
+    let broken = report::broken_promises(&outcomes);
+    if broken.is_empty() {
+        println!("PASSED: with the outbox nothing is lost, invented or applied twice.");
+    } else {
+        println!("FAILED:");
+        broken.iter().for_each(|promise| println!("  {promise}"));
+    }
+    Ok(broken.is_empty())
+}
