@@ -35,7 +35,8 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM outbox_application, outbox_rel
 GRANT USAGE ON SCHEMA outbox TO outbox_application, outbox_relay, outbox_operator, outbox_reader,
     outbox_consumer;
 
--- Every function runs with the rights of its caller, so that who may call it gets no right to a table by that. The rights to
+-- Every function that can be called runs with the rights of its caller, so that who may call it gets no right to a table by
+-- that. (The trigger outbox.fence has its owner's, to read the sequence of positions.) The rights to
 -- call are PUBLIC's by default; they are granted here for databases where PUBLIC has lost them.
 
 -- The application only appends. It decides neither when an event was recorded nor what a message's state is, and it reads
@@ -90,15 +91,14 @@ GRANT EXECUTE ON FUNCTION outbox.dead_find, outbox.dead_list, outbox.dead_show, 
     outbox.replay_plan, outbox.replay_count, outbox.replay_unfinished, outbox.read_stream, outbox.read_all,
     outbox.safe_position, outbox.stream_version TO outbox_reader;
 
--- A consumer notes what it has accepted and how far it has come, in the database of its effect. Projections read the store.
-GRANT SELECT ON outbox.events, outbox.migrations TO outbox_consumer;
-GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_consumer;
+-- A consumer notes what it has accepted and how far it has come, in the database of its effect. A projection, which reads the
+-- store with outbox.read_all, is a reader as well.
+GRANT SELECT ON outbox.migrations TO outbox_consumer;
 GRANT SELECT, INSERT, DELETE ON outbox.inbox, outbox.inbox_versions, outbox.checkpoints TO outbox_consumer;
 GRANT UPDATE (stream_version) ON outbox.inbox_versions TO outbox_consumer;
 GRANT UPDATE (position, moved_at) ON outbox.checkpoints TO outbox_consumer;
 GRANT EXECUTE ON FUNCTION outbox.accept(text, uuid), outbox.accept(text, text, bigint), outbox.prune_inbox,
-    outbox.checkpoint(text), outbox.checkpoint(text, bigint, bigint), outbox.safe_position, outbox.read_all, outbox.read_stream,
-    outbox.stream_version TO outbox_consumer;
+    outbox.checkpoint(text), outbox.checkpoint(text, bigint, bigint) TO outbox_consumer;
 
 -- Who holds vacuum back, or keeps messages locked, shows only to those who see the statistics of all sessions, and with them
 -- the text of everybody's statements. Relay and operator work without. If you want it, as a superuser:

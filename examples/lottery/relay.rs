@@ -15,6 +15,9 @@ use tokio::net::TcpStream;
 /// Migrating an empty database takes a fraction of a second.
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Any other command; a replay of a long history takes minutes.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// From the start of the process until database and queues have answered it.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -223,7 +226,7 @@ impl Metrics {
 pub async fn run_to_the_end(recipe: &Recipe, arguments: &[&str]) -> Result<()> {
     let (verb, others) = arguments.split_first().context("no command")?;
     let mut child = recipe.command(verb)?.args(others).spawn().context("cannot start the relay")?;
-    let status = wait(&mut child, MIGRATE_TIMEOUT).await?;
+    let status = wait(&mut child, COMMAND_TIMEOUT).await?;
     ensure!(status.success(), "outbox-relay {verb}: {status}{}", recipe.log_tail());
     Ok(())
 }

@@ -11,17 +11,17 @@ LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    is_fenced text := coalesce(current_setting('outbox.is_fenced', true), '');
-    nothing   text;
+    writer  text := pg_current_xact_id()::text;
+    nothing text;
 BEGIN
-    -- One for each transaction: the first is the lowest. Both are undone together when a subtransaction is rolled back.
-    -- Assignments, because PERFORM would run the executor.
-    IF is_fenced = '' THEN
+    -- One for each transaction: the first is the lowest. Lock and mark are undone together when a subtransaction is rolled
+    -- back. Assignments, because PERFORM would run the executor.
+    IF current_setting('outbox.fenced', true) IS DISTINCT FROM writer THEN
         -- 0x6F75 in the upper 16 bits tells a fence from other advisory locks; 48 bits are left for the position.
         nothing := pg_advisory_xact_lock_shared(
             x'6F75000000000000'::bigint + coalesce(pg_sequence_last_value('outbox.events_position_seq'::regclass), 0)
         );
-        nothing := set_config('outbox.is_fenced', 'yes', true);
+        nothing := set_config('outbox.fenced', writer, true);
     END IF;
     RETURN NULL;
 END

@@ -194,7 +194,10 @@ BEGIN
     RETURN QUERY
         SELECT
             e.event_type, count(*) FILTER (WHERE outbox.replay_matches(e, replay)),
-            count(*) FILTER (WHERE NOT outbox.replay_matches(e, replay) AND e.destinations ? replay.source IS NOT TRUE),
+            count(*) FILTER (
+                WHERE NOT replay.all_events AND e.destinations ? replay.source IS NOT TRUE
+                    AND (replay.source = replay.destination OR e.destinations ? replay.destination IS NOT TRUE)
+            ),
             max(e.position)
         FROM (
             SELECT w.*
@@ -210,7 +213,10 @@ BEGIN
         UNION ALL
         SELECT
             e.event_type, count(*) FILTER (WHERE outbox.replay_matches(e, replay)),
-            count(*) FILTER (WHERE NOT outbox.replay_matches(e, replay) AND e.destinations ? replay.source IS NOT TRUE),
+            count(*) FILTER (
+                WHERE NOT replay.all_events AND e.destinations ? replay.source IS NOT TRUE
+                    AND (replay.source = replay.destination OR e.destinations ? replay.destination IS NOT TRUE)
+            ),
             max(e.position)
         FROM (
             SELECT w.*
@@ -308,21 +314,21 @@ COMMENT ON FUNCTION outbox.replay_unfinished(
 ) IS
     'The replay with these arguments that has not ended, if there is one.';
 
-CREATE FUNCTION outbox.replay_group(event outbox.events, source text) RETURNS text
+CREATE FUNCTION outbox.replay_group(destinations jsonb, stream_id text, source text) RETURNS text
 LANGUAGE sql IMMUTABLE
 AS $$
     SELECT CASE
-        WHEN event.destinations ? source THEN nullif(event.destinations ->> source, '')
-        WHEN event.stream_id IS NOT NULL THEN event.stream_id
+        WHEN destinations ? source THEN nullif(destinations ->> source, '')
+        WHEN stream_id IS NOT NULL THEN stream_id
         ELSE (
             SELECT CASE WHEN count(DISTINCT d.value) = 1 THEN min(d.value) END
-            FROM jsonb_each_text(event.destinations) AS d
+            FROM jsonb_each_text(destinations) AS d
             WHERE d.value <> ''
         )
     END
 $$;
 
-COMMENT ON FUNCTION outbox.replay_group(outbox.events, text) IS
+COMMENT ON FUNCTION outbox.replay_group(jsonb, text, text) IS
     'The group in which an event is published again: the one that it had at the source; else its stream; else the only group that '
     'it had anywhere.';
 
@@ -357,7 +363,8 @@ BEGIN
     END IF;
     -- Writers that were running when the replay began may still commit events of its range.
     upto := CASE WHEN in_haste THEN r.last_position ELSE least(r.last_position, outbox.safe_position()) END;
-    IF upto <= r.position AND upto < r.last_position THEN
+    -- Within a stream the order is that of versions, so nothing of it is known to be there before all is.
+    IF upto < r.last_position AND (upto <= r.position OR r.stream_id IS NOT NULL) THEN
         RETURN QUERY SELECT 0::bigint, r.messages, r.start_position, r.position, r.last_position, false, true;
         RETURN;
     END IF;
@@ -391,15 +398,17 @@ BEGIN
     END IF;
     IF next.looked > 0 THEN
         WITH chosen AS (
-            SELECT e.position, e.stream_version, outbox.replay_group(e, r.source) AS group_id
+            SELECT e.position, e.stream_version, outbox.replay_group(e.destinations, e.stream_id, r.source) AS group_id
             FROM outbox.events AS e
-            WHERE e.position = ANY (next.seen) AND e.position > r.position AND outbox.replay_matches(e, r)
-            ORDER BY e.position
+            WHERE e.position = ANY (next.seen) AND e.position > r.start_position AND outbox.replay_matches(e, r)
+            ORDER BY CASE WHEN r.stream_id IS NULL THEN e.position ELSE e.stream_version END
             LIMIT most
         ), message AS (
-            -- In the order of positions, so that the messages of a group get their ids in that order.
+            -- In that order, so that the messages of a group get their ids in it.
             INSERT INTO outbox.messages (destination, event_position, group_id)
-            SELECT r.destination, c.position, c.group_id FROM chosen AS c ORDER BY c.position
+            SELECT r.destination, c.position, c.group_id
+            FROM chosen AS c
+            ORDER BY CASE WHEN r.stream_id IS NULL THEN c.position ELSE c.stream_version END
         )
         SELECT count(*) AS count, max(c.position) AS position, max(c.stream_version) AS version INTO taken FROM chosen AS c;
     END IF;
@@ -409,6 +418,10 @@ BEGIN
         next.version := taken.version;
     ELSIF next.looked < looks THEN
         next.position := upto;
+    END IF;
+    IF r.stream_id IS NOT NULL AND (taken.count = most OR next.looked = looks) THEN
+        -- There is more of the stream, whatever its positions are.
+        next.position := least(next.position, r.last_position - 1);
     END IF;
     UPDATE outbox.replays AS p
     SET position = greatest(next.position, r.position), stream_version = coalesce(next.version, r.stream_version),

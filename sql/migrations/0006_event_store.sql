@@ -40,8 +40,10 @@ BEGIN
         problem := 'no stream was given';
     ELSIF jsonb_typeof(events) IS DISTINCT FROM 'array' OR events = '[]' THEN
         problem := 'events must be a JSON array with at least one event';
-    ELSIF '' = ANY (destinations) OR array_position(destinations, NULL) IS NOT NULL THEN
-        problem := 'a destination is empty';
+    ELSIF '' = ANY (destinations)
+        -- NULL is not counted, so it makes a difference as well.
+        OR cardinality(destinations) > (SELECT count(DISTINCT d.name) FROM unnest(destinations) AS d (name)) THEN
+        problem := 'a destination is empty or given twice';
     ELSE
         FOR item IN SELECT e.event, e.n FROM jsonb_array_elements(events) WITH ORDINALITY AS e (event, n) LOOP
             problem := CASE
@@ -80,7 +82,8 @@ DECLARE
     given     uuid[];
     wanted    bigint;
     stored    bigint;
-    elsewhere text;
+    elsewhere bigint;
+    example   text;
     current   bigint;
     written   bigint;
     routes    jsonb;
@@ -89,14 +92,17 @@ BEGIN
     routes := coalesce((SELECT jsonb_object_agg(d.name, $1) FROM unnest($4) AS d (name)), '{}');
     wanted := jsonb_array_length($3);
     -- Writers of a stream wait for each other, so that positions and message ids come in the order of versions. Streams whose
-    -- hashes are the same wait needlessly, and nothing worse.
+    -- hashes are the same wait needlessly.
     PERFORM pg_advisory_xact_lock(hashtext('outbox.append'), hashtext($1));
     given := ARRAY(SELECT (e.event ->> 'event_id')::uuid FROM jsonb_array_elements($3) AS e (event) WHERE e.event ? 'event_id');
     IF given <> '{}' THEN
-        SELECT count(*), min(s.stream_id) FILTER (WHERE s.stream_id IS DISTINCT FROM $1) INTO stored, elsewhere
+        SELECT
+            count(*), count(*) FILTER (WHERE s.stream_id IS DISTINCT FROM $1),
+            min(coalesce(s.stream_id, '')) FILTER (WHERE s.stream_id IS DISTINCT FROM $1)
+        INTO stored, elsewhere, example
         FROM outbox.events AS s
         WHERE s.event_id = ANY (given);
-        IF stored = wanted AND elsewhere IS NULL THEN
+        IF stored = wanted AND elsewhere = 0 THEN
             -- The same call again, whose first answer was lost.
             RETURN QUERY
                 SELECT s.event_id, s.stream_version, s.position, true
@@ -108,7 +114,7 @@ BEGIN
             RAISE EXCEPTION 'some of these events are stored already, but not all of them in this stream'
                 USING ERRCODE = 'unique_violation',
                     DETAIL = format('%s of %s event ids are known%s.', stored, wanted,
-                        CASE WHEN elsewhere IS NOT NULL THEN format(', one of them in stream "%s"', elsewhere) END),
+                        CASE WHEN elsewhere > 0 THEN format(', one of them in stream "%s"', example) END),
                     HINT = 'Give an event its id once, and repeat a call with the same events.';
         END IF;
     END IF;
@@ -194,45 +200,81 @@ COMMENT ON FUNCTION outbox.read_all(bigint, integer) IS
     'All events after a position, in order, up to where no writer can come in between any more. The last position returned is '
     'the checkpoint to go on from; nothing is ever skipped. Under READ COMMITTED, on the primary.';
 
-CREATE FUNCTION outbox.forget_events(before timestamptz, most bigint DEFAULT 10000) RETURNS bigint
+CREATE FUNCTION outbox.forget_events(before timestamptz, after bigint DEFAULT 0, looks bigint DEFAULT 10000)
+RETURNS TABLE (forgotten bigint, position_done bigint, has_ended boolean)
 LANGUAGE plpgsql VOLATILE
-SET outbox.maintenance = 'on'
 AS $$
 DECLARE
-    forgotten bigint;
+    upto  bigint;
+    found record;
+    mode  text := coalesce(current_setting('outbox.maintenance', true), '');
 BEGIN
     IF before IS NULL OR before > now() THEN
         RAISE EXCEPTION 'before must be a time in the past' USING ERRCODE = 'invalid_parameter_value';
+    ELSIF coalesce(looks, 0) < 1 THEN
+        RAISE EXCEPTION 'a step of % events', looks
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Use a number above 0.';
+    ELSIF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'the isolation level is %, whose snapshot may not show what began meanwhile',
+            current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state', HINT = 'Use READ COMMITTED, which is the default.';
     END IF;
     -- No replay begins meanwhile; one that has begun keeps its events.
     PERFORM pg_advisory_xact_lock(hashtext('outbox-relay replay'));
-    WITH kept AS MATERIALIZED (
-        SELECT m.event_position FROM outbox.messages AS m WHERE m.status IN ('pending', 'dead')
-    ), old AS (
-        SELECT e.position
-        FROM outbox.events AS e
-        WHERE e.recorded_at < before
-            AND e.position <= outbox.position_at(before + interval '1 minute')
-            AND e.position NOT IN (SELECT k.event_position FROM kept AS k)
+    upto := outbox.position_at(before + interval '1 minute');
+    SELECT max(w.position) AS last, count(*) AS looked INTO found
+    FROM (
+        SELECT e.position FROM outbox.events AS e WHERE e.position > after AND e.position <= upto ORDER BY e.position LIMIT looks
+    ) AS w;
+    position_done := coalesce(found.last, after);
+    has_ended := found.looked < looks;
+    PERFORM set_config('outbox.maintenance', 'on', true);
+    WITH kept AS (
+        SELECT m.event_position
+        FROM outbox.messages AS m
+        WHERE m.status IN ('pending', 'dead') AND m.event_position > after AND m.event_position <= position_done
+    ), gone AS (
+        DELETE FROM outbox.events AS e
+        WHERE e.position > after AND e.position <= position_done AND e.recorded_at < before
+            AND NOT EXISTS (SELECT FROM kept AS k WHERE k.event_position = e.position)
             AND NOT EXISTS (
                 SELECT FROM outbox.replays AS r
-                WHERE r.ended_at IS NULL AND e.position > r.position AND e.position <= r.last_position
+                WHERE r.ended_at IS NULL AND e.position > r.start_position AND e.position <= r.last_position
+                    AND (r.stream_id = e.stream_id OR r.stream_id IS NULL AND e.position > r.position)
             )
             -- A stream keeps its last event, so that its versions go on from there.
             AND (e.stream_id IS NULL OR EXISTS (
                 SELECT FROM outbox.events AS l WHERE l.stream_id = e.stream_id AND l.stream_version > e.stream_version
             ))
-        ORDER BY e.position
-        LIMIT most
-    ), gone AS (
-        DELETE FROM outbox.events AS e USING old AS o WHERE e.position = o.position RETURNING 1
+        RETURNING 1
     )
     SELECT count(*) INTO forgotten FROM gone;
-    RETURN forgotten;
+    PERFORM set_config('outbox.maintenance', mode, true);
+    RETURN NEXT;
 END
 $$;
 
-COMMENT ON FUNCTION outbox.forget_events(timestamptz, bigint) IS
-    'Deletes events recorded before a time, the oldest first, for those who do not want history for ever. Keeps every event of '
-    'which a message is pending or dead, what an unfinished replay needs, and the last event of each stream. It does not ask '
-    'how far projections have come. Call it until it returns 0.';
+COMMENT ON FUNCTION outbox.forget_events(timestamptz, bigint, bigint) IS
+    'Deletes events recorded before a time, for those who do not want history for ever: looks at the next events after a position, '
+    'so many at most, and says where to go on. Keeps every event of which a message is pending or dead, what an unfinished '
+    'replay needs, and the last event of each stream. It does not ask how far projections have come.';
+
+CREATE PROCEDURE outbox.forget(before timestamptz)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    step record;
+    at   bigint := 0;
+BEGIN
+    LOOP
+        SELECT f.position_done, f.has_ended INTO step FROM outbox.forget_events(before, at) AS f;
+        COMMIT;
+        EXIT WHEN step.has_ended;
+        at := step.position_done;
+    END LOOP;
+END
+$$;
+
+COMMENT ON PROCEDURE outbox.forget(timestamptz) IS
+    'Deletes all events recorded before a time that outbox.forget_events() may delete, each step a transaction of its own: '
+    'CALL outbox.forget(now() - interval ''90 days'').';

@@ -8,9 +8,9 @@ CREATE TABLE outbox.inbox (
     PRIMARY KEY (consumer, event_id)
 );
 
--- For pruning, which looks at what is old: rows come in the order of time, so a summary of pages is enough and costs next to
--- nothing at each insert.
-CREATE INDEX inbox_accepted_at ON outbox.inbox USING brin (accepted_at) WITH (pages_per_range = 32, autosummarize = on);
+-- For pruning, which looks for what is old. A summary of pages (BRIN) would do until pruned space is used again, and then read
+-- everything.
+CREATE INDEX inbox_accepted_at ON outbox.inbox (accepted_at);
 
 COMMENT ON TABLE outbox.inbox IS 'Which consumer has accepted which event.';
 COMMENT ON COLUMN outbox.inbox.consumer IS 'Name of the consumer, which stands for its effect.';

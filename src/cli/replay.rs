@@ -73,6 +73,9 @@ pub(super) struct Replay {
     /// At most this many messages in a second: 2000/s
     #[arg(long, value_name = "N/s", value_parser = rate)]
     rate: Option<u32>,
+    /// Do not wait for transactions that have written events and not committed when it begins: leave those events out
+    #[arg(long)]
+    in_haste: bool,
     /// Begin anew, and give up what is left of one that was interrupted
     #[arg(long)]
     restart: bool,
@@ -141,16 +144,18 @@ pub(super) async fn run(flags: &Flags, mut replay: Replay) -> Result<(), Failure
     if replay.dry_run {
         return counted(&outbox, &of).await.map(|counted| say(&counted.shown(&of, unfinished.first(), replay.json)));
     }
-    if let Some(id) = id.filter(|_| replay.restart) {
-        outbox.replay_end(id, &replay.who.actor).await.map_err(anyhow::Error::from)?;
+    if replay.restart {
         unfinished.clear();
     }
     if !agreed(&outbox, &of, unfinished.first(), &replay).await? {
         return Ok(());
     }
+    if let Some(id) = id.filter(|_| replay.restart) {
+        outbox.replay_end(id, &replay.who.actor).await.map_err(anyhow::Error::from)?;
+    }
     let id = outbox.replay_begin(&of, &replay.who.actor).await.map_err(anyhow::Error::from)?;
     let end = tokio::select! {
-        end = steps(&outbox, id, replay.rate) => end?,
+        end = steps(&outbox, id, replay.rate, replay.in_haste) => end?,
         _ = tokio::signal::ctrl_c() => {
             return Err(anyhow::anyhow!("replay {id} was interrupted; the same command goes on with it").into());
         }
@@ -266,11 +271,10 @@ impl Counted {
 }
 
 /// Goes on to the end, at the rate that was asked for.
-async fn steps(outbox: &Outbox, id: i64, rate: Option<u32>) -> Result<ReplayStep, Failure> {
+async fn steps(outbox: &Outbox, id: i64, rate: Option<u32>, in_haste: bool) -> Result<ReplayStep, Failure> {
     let most = i64::from(rate.map_or(CHUNK, |rate| rate.min(CHUNK)));
     let mut progress = Progress::new();
     let mut waiting_since = None;
-    let mut in_haste = false;
     loop {
         let started = Instant::now();
         let step = persistently(outbox, id, most, in_haste).await;
@@ -285,11 +289,13 @@ async fn steps(outbox: &Outbox, id: i64, rate: Option<u32>) -> Result<ReplayStep
                 Instant::now()
             });
             if since.elapsed() >= PATIENCE {
-                complain(
-                    "a transaction is still open that was writing events when the replay began; what it has not committed \
-                     is left out (`outbox-relay check` shows the oldest transactions)",
-                );
-                in_haste = true;
+                let (position, last) = (step.position, step.last_position);
+                return Err(anyhow::anyhow!(
+                    "replay {id} stopped at position {position} of {last}: a transaction that has written events behind it is \
+                     still open. End it (docs/event-sourcing.md shows which one it is), and the same command goes on; \
+                     --in-haste goes on without its events"
+                )
+                .into());
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         } else if let Some(rate) = rate {

@@ -1,6 +1,6 @@
 //! Replays: past events are published again, as new messages.
 //!
-//! The work is done by functions of the database (`sql/migrations/0004_replay.sql`), a step a transaction, so that a replay can
+//! The work is done by functions of the database (`sql/migrations/0005_replay.sql`), a step a transaction, so that a replay can
 //! stop at any moment and go on later. How fast, and whether to ask first, is the command's business.
 
 use std::time::{Duration, SystemTime};

@@ -77,7 +77,14 @@ async fn the_same_events_again_return_what_they_returned_first() -> Result<()> {
     ask(call("s", 3, 4..=4)).await?;
     ensure!(ask(call("s", 0, 1..=3)).await? == first, "the answer is another one");
     ensure!(bed.count("SELECT count(*) FROM outbox.messages").await? == 4, "a repetition wrote a message");
-    for (query, detail) in [(call("s", 4, 4..=5), "1 of 2"), (call("t", 0, 1..=3), "in stream \"s\"")] {
+    let without_stream = "INSERT INTO outbox.events (event_id, event_type, payload)
+        VALUES ('00000000-0000-0000-0000-000000000009', 'T', '1')";
+    bed.client.batch_execute(without_stream).await?;
+    for (query, detail) in [
+        (call("s", 4, 4..=5), "1 of 2"),
+        (call("t", 0, 1..=3), "in stream \"s\""),
+        (call("u", 0, 9..=9), "in stream \"\""),
+    ] {
         let error = refused(&bed.client, &query).await?;
         ensure!(
             error.code().code() == "23505" && error.detail().is_some_and(|text| text.contains(detail)),
@@ -188,6 +195,9 @@ async fn events_are_neither_changed_nor_deleted_except_for_maintenance() -> Resu
     refused(&bed.client, "DELETE FROM outbox.events").await?;
     // The function's own permission ends with it.
     let forget = "BEGIN; SELECT outbox.forget_events(now()); DELETE FROM outbox.events";
+    let strict = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT outbox.forget_events(now())";
+    ensure!(refused(&bed.client, strict).await?.code().code() == "25000");
+    bed.client.batch_execute("ROLLBACK").await?;
     ensure!(refused(&bed.client, forget).await?.code().code() == "23001");
     Ok(())
 }
@@ -208,6 +218,7 @@ async fn what_makes_no_sense_is_refused_with_what_is_wrong() -> Result<()> {
         ("'s', 0, '[{\"event_type\": \"T\", \"payload\": 1, \"metadata\": 1}]'", "metadata"),
         ("'s', 0, '[{\"event_type\": \"T\", \"payload\": 1, \"version\": 1}]'", "\"version\": 1"),
         ("'s', 0, '[{\"event_type\": \"T\", \"payload\": 1}]', ARRAY[NULL]", "a destination is empty"),
+        ("'s', 0, '[{\"event_type\": \"T\", \"payload\": 1}]', '{a,b,a}'", "given twice"),
     ] {
         let error = refused(&bed.client, &format!("SELECT outbox.append({arguments})")).await?;
         ensure!(error.code().code() == "22023" && error.message().contains(part), "{arguments}: {error:?}");
@@ -310,7 +321,7 @@ async fn forgetting_keeps_the_end_of_each_stream_and_what_a_replay_needs() -> Re
         outbox.replay_step(id, most => 1, in_haste => true)";
     ensure!(bed.count(begun).await? == 1);
     bed.client.batch_execute("DELETE FROM outbox.messages").await?;
-    let forget = "SELECT outbox.forget_events(now())";
+    let forget = "SELECT forgotten FROM outbox.forget_events(now())";
     let left = async || {
         let rows = bed.client.query("SELECT position FROM outbox.events ORDER BY position", &[]).await?;
         anyhow::Ok(rows.iter().map(|row| row.get(0)).collect::<Vec<i64>>())

@@ -274,6 +274,35 @@ async fn a_replay_keeps_the_groups_of_its_source() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_stream_is_published_again_by_versions_whatever_its_positions_are() -> Result<()> {
+    let bed = Bed::new().await?;
+    serve(&bed, &["tickets"]).await?;
+    // As an import may have written it.
+    for version in [2, 1, 4, 3] {
+        let import = format!(
+            "INSERT INTO outbox.events (event_type, payload, stream_id, stream_version, destinations)
+             VALUES ('T', '{{\"n\": {version}}}', 's', {version}, '{{\"tickets\": \"s\"}}')"
+        );
+        bed.client.batch_execute(&import).await?;
+    }
+    succeeds(&bed, "--destination tickets --stream s --rate 1/s --yes").await?;
+    ensure!(waiting(&bed, "tickets").await? == [1, 2, 3, 4], "{:?}", waiting(&bed, "tickets").await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_answer_of_no_leaves_an_unfinished_replay_as_it_is() -> Result<()> {
+    let bed = Bed::new().await?;
+    serve(&bed, &["tickets"]).await?;
+    write(&bed, "tickets", 1..=30, 0).await?;
+    bed.count("SELECT outbox.replay_begin('tickets')").await?;
+    let unasked = replay(&bed, "--destination tickets --restart").await?;
+    ensure!(unasked.code == Some(2), "{unasked:?}");
+    ensure!(bed.count("SELECT count(*) FROM outbox.replays WHERE ended_at IS NULL").await? == 1);
+    Ok(())
+}
+
+#[tokio::test]
 async fn one_that_somebody_gives_up_is_not_reported_as_complete() -> Result<()> {
     let bed = Bed::new().await?;
     serve(&bed, &["tickets"]).await?;

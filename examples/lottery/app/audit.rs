@@ -5,12 +5,55 @@ use anyhow::Result;
 use tokio_postgres::Client;
 
 /// Each invariant, with a statement that counts what breaks it.
-const INVARIANTS: [(&str, &str); 5] = [
+const INVARIANTS: [(&str, &str); 9] = [
     (
         "no ticket was sold or cancelled after the draw",
         "SELECT count(*) FROM outbox.events AS e
          JOIN outbox.events AS d ON d.stream_id = e.stream_id AND d.event_type = 'NumbersDrawn'
          WHERE e.event_type IN ('TicketPurchased', 'TicketCancelled') AND e.stream_version > d.stream_version",
+    ),
+    (
+        "each ticket was sold once, and given back once at most, if it was sold",
+        "SELECT count(*) FROM (
+            SELECT FROM outbox.events WHERE event_type IN ('TicketPurchased', 'TicketCancelled')
+            GROUP BY payload ->> 'ticket', event_type HAVING count(*) > 1
+            UNION ALL
+            SELECT FROM outbox.events AS c WHERE c.event_type = 'TicketCancelled' AND NOT EXISTS (
+                SELECT FROM outbox.events AS b WHERE b.event_type = 'TicketPurchased' AND b.stream_id = c.stream_id
+                    AND b.payload ->> 'ticket' = c.payload ->> 'ticket' AND b.stream_version < c.stream_version)
+         ) AS w",
+    ),
+    (
+        "the numbers of a draw were drawn once",
+        "SELECT count(*) FROM (
+            SELECT FROM outbox.events WHERE event_type = 'NumbersDrawn' GROUP BY stream_id HAVING count(*) > 1
+         ) AS w",
+    ),
+    (
+        "whoever has won was paid what he has won, once, and nobody else",
+        "WITH won AS (
+            SELECT b.stream_id AS draw, b.payload ->> 'ticket' AS ticket, (ARRAY[10, 100, 1000, 100000])[m.count - 2]::bigint AS amount
+            FROM outbox.events AS b
+            JOIN outbox.events AS d ON d.stream_id = b.stream_id AND d.event_type = 'NumbersDrawn'
+            CROSS JOIN LATERAL (
+                SELECT count(*)::int AS count FROM jsonb_array_elements(b.payload -> 'numbers') AS n (number)
+                WHERE d.payload -> 'numbers' @> n.number
+            ) AS m
+            WHERE b.event_type = 'TicketPurchased' AND m.count >= 3 AND NOT EXISTS (
+                SELECT FROM outbox.events AS c
+                WHERE c.event_type = 'TicketCancelled' AND c.payload ->> 'ticket' = b.payload ->> 'ticket')
+         ), paid AS (
+            SELECT stream_id, payload ->> 'ticket', (payload ->> 'amount')::bigint FROM outbox.events WHERE event_type = 'PrizePaid'
+         ) SELECT count(*) FROM (
+            (SELECT * FROM won EXCEPT ALL SELECT * FROM paid) UNION ALL (SELECT * FROM paid EXCEPT ALL SELECT * FROM won)
+         ) AS w",
+    ),
+    (
+        "the numbers of each draw are what the events say",
+        "WITH truth AS (
+            SELECT stream_id AS draw, (SELECT string_agg(n, ' ') FROM jsonb_array_elements_text(payload -> 'numbers') AS n) AS numbers
+            FROM outbox.events WHERE event_type = 'NumbersDrawn'
+         ) SELECT count(*) FROM views.sales AS s FULL JOIN truth AS t USING (draw) WHERE s.numbers IS DISTINCT FROM t.numbers",
     ),
     (
         "every stream has each version once",
@@ -27,9 +70,9 @@ const INVARIANTS: [(&str, &str); 5] = [
             LEFT JOIN outbox.events AS p ON p.event_type = 'PrizePaid' AND p.payload ->> 'ticket' = b.payload ->> 'ticket'
             WHERE b.event_type = 'TicketPurchased'
          ), wrong AS (
-            (SELECT * FROM truth EXCEPT SELECT ticket, draw, player, state, won FROM views.tickets)
+            (SELECT * FROM truth EXCEPT ALL SELECT ticket, draw, player, state, won FROM views.tickets)
             UNION ALL
-            (SELECT ticket, draw, player, state, won FROM views.tickets EXCEPT SELECT * FROM truth)
+            (SELECT ticket, draw, player, state, won FROM views.tickets EXCEPT ALL SELECT * FROM truth)
          ) SELECT count(*) FROM wrong",
     ),
     (
@@ -44,9 +87,9 @@ const INVARIANTS: [(&str, &str); 5] = [
                 coalesce(sum((payload ->> 'amount')::bigint) FILTER (WHERE event_type = 'PrizePaid'), 0) AS prizes
             FROM outbox.events GROUP BY stream_id
          ), wrong AS (
-            (SELECT * FROM truth EXCEPT SELECT draw, price, sold, cancelled, revenue, refunds, prizes FROM views.sales)
+            (SELECT * FROM truth EXCEPT ALL SELECT draw, price, sold, cancelled, revenue, refunds, prizes FROM views.sales)
             UNION ALL
-            (SELECT draw, price, sold, cancelled, revenue, refunds, prizes FROM views.sales EXCEPT SELECT * FROM truth)
+            (SELECT draw, price, sold, cancelled, revenue, refunds, prizes FROM views.sales EXCEPT ALL SELECT * FROM truth)
          ) SELECT count(*) FROM wrong",
     ),
     (
@@ -55,20 +98,20 @@ const INVARIANTS: [(&str, &str); 5] = [
             SELECT stream_id AS draw, count(*) AS winners, sum((payload ->> 'amount')::bigint)::bigint AS amount
             FROM outbox.events WHERE event_type = 'PrizePaid' GROUP BY stream_id
          ), wrong AS (
-            (SELECT * FROM truth EXCEPT SELECT draw, winners, amount FROM views.payouts)
+            (SELECT * FROM truth EXCEPT ALL SELECT draw, winners, amount FROM views.payouts)
             UNION ALL
-            (SELECT draw, winners, amount FROM views.payouts EXCEPT SELECT * FROM truth)
+            (SELECT draw, winners, amount FROM views.payouts EXCEPT ALL SELECT * FROM truth)
          ) SELECT count(*) FROM wrong",
     ),
 ];
 
-/// Money in, money out and what is left, by the read models.
+/// Money in and out and what is left, each by a read model of its own, which got it from a queue of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Money {
     pub paid_in: i64,
     pub refunded: i64,
     pub won: i64,
-    /// By the events: what the draws have.
+    /// What is left of the price of the tickets that were not given back, by the tickets of the players.
     pub balance: i64,
 }
 
@@ -94,16 +137,14 @@ pub async fn broken(database: &Client) -> Result<Vec<String>> {
     Ok(broken)
 }
 
-/// The money: in and out as the read models have it, the balance as the events have it.
+/// The money: paid in and refunded by the sales, won by the payouts, the balance by the tickets.
 pub async fn money(database: &Client) -> Result<Money> {
     let query = "SELECT
         (SELECT coalesce(sum(revenue), 0)::bigint FROM views.sales),
         (SELECT coalesce(sum(refunds), 0)::bigint FROM views.sales),
         (SELECT coalesce(sum(amount), 0)::bigint FROM views.payouts),
-        (SELECT coalesce(sum(CASE event_type
-            WHEN 'TicketPurchased' THEN (payload ->> 'price')::bigint
-            WHEN 'TicketCancelled' THEN -(payload ->> 'price')::bigint
-            WHEN 'PrizePaid' THEN -(payload ->> 'amount')::bigint ELSE 0 END), 0)::bigint FROM outbox.events)";
+        (SELECT coalesce(sum(s.price) FILTER (WHERE t.state <> 'cancelled'), 0)::bigint - coalesce(sum(t.won), 0)::bigint
+            FROM views.tickets AS t JOIN views.sales AS s USING (draw))";
     let row = database.query_one(query, &[]).await?;
     Ok(Money { paid_in: row.get(0), refunded: row.get(1), won: row.get(2), balance: row.get(3) })
 }

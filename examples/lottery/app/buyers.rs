@@ -143,7 +143,9 @@ impl Crowd {
     async fn one(&self, mut dice: Rng, balancer: &Balancer, tally: &Tally, clock: Instant, stop: &CancellationToken) {
         let mut last: Option<(String, String)> = None;
         while !stop.is_cancelled() {
-            let (path, body) = match last.take().filter(|_| dice.u64(..CANCELLED_ONE_IN) == 0) {
+            // Thrown whatever came of the last, so that one answer does not change what all later wishes are.
+            let changes_mind = dice.u64(..CANCELLED_ONE_IN) == 0;
+            let (path, body) = match last.take().filter(|_| changes_mind) {
                 Some((draw, ticket)) => (format!("/draws/{draw}/tickets/{ticket}/cancel"), json!({})),
                 None => {
                     let (draw, ticket) = (draw_name(dice.u64(..self.draws)), uuid(&mut dice));

@@ -185,8 +185,9 @@ impl Sender {
     async fn send_all(&self, draw: &str, stored: &[Stored]) -> Result<()> {
         for event in stored {
             let wanted = destinations(&event.fact).iter().filter_map(|name| self.queues.get(*name));
-            let sending = wanted.map(|url| self.send(url, draw, event));
-            futures_util::future::try_join_all(sending).await?;
+            // To all of them, also if one fails.
+            let sent = futures_util::future::join_all(wanted.map(|url| self.send(url, draw, event))).await;
+            sent.into_iter().collect::<Result<()>>()?;
         }
         Ok(())
     }

@@ -36,8 +36,8 @@ const VIEWS: [&str; 3] = ["tickets", "sales", "payouts"];
 /// What a ticket costs.
 const PRICE: i64 = 5;
 
-/// Until the read models have caught up with the events.
-const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
+/// When the read models have not moved for so long, what is missing will not come.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -253,13 +253,18 @@ impl House {
 
 /// What is still broken when the read models had time to catch up.
 async fn caught_up(database: &tokio_postgres::Client) -> Result<Vec<String>> {
-    let started = Instant::now();
+    let progress = "SELECT count(*) FROM outbox.inbox";
+    let (mut accepted, mut since) = (-1, Instant::now());
     loop {
         let broken = audit::broken(database).await?;
-        if broken.is_empty() || started.elapsed() > CATCH_UP_TIMEOUT {
+        let now: i64 = database.query_one(progress, &[]).await?.get(0);
+        if now != accepted {
+            (accepted, since) = (now, Instant::now());
+        }
+        if broken.is_empty() || since.elapsed() > STALL_TIMEOUT {
             return Ok(broken);
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(PAUSE * 5).await;
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use super::draw::{Draw, Fact, Refusal, Wish};
 const TRIES: usize = 20;
 
 /// A connection that is not to be had within this time is an error for whoever asked.
-const POOL_TIMEOUT: Duration = Duration::from_secs(2);
+const POOL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longer than that no statement of ours takes.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -109,15 +109,22 @@ impl Store {
             };
             let transaction = connection.transaction().await?;
             let appended = bounded(append(&transaction, name, draw.version, &facts, wish, through_outbox)).await;
-            match appended {
-                Ok(Some(stored)) => {
+            match appended? {
+                Appended::Stored(stored) => {
                     before_commit(stored.clone()).await?;
                     bounded(async { Ok(transaction.commit().await?) }).await?;
-                    stored.iter().for_each(|stored| draw.apply(stored.version, &stored.fact));
+                    for stored in &stored {
+                        ensure!(stored.version == draw.version + 1, "{name} is not where it was");
+                        draw.apply(stored.version, &stored.fact);
+                    }
                     return Ok(Granted::Stored(stored));
                 }
-                Ok(None) => {}
-                Err(error) => return Err(error),
+                Appended::Known => {
+                    drop(transaction);
+                    catch_up(&connection, name, &mut draw).await?;
+                    return Ok(Granted::Stored(vec![]));
+                }
+                Appended::Conflict => {}
             }
         }
         bail!("others were faster {TRIES} times")
@@ -141,12 +148,22 @@ async fn catch_up(connection: &Object, name: &str, draw: &mut Draw) -> Result<bo
         is_news = true;
         for row in rows {
             let payload: Value = serde_json::from_str(row.get(2))?;
+            ensure!(row.get::<_, i64>(0) == draw.version + 1, "{name} has a gap");
             draw.apply(row.get(0), &Fact::read(row.get(1), &payload)?);
         }
     }
 }
 
-/// Appends facts behind a version; none when the draw has moved on.
+/// What the store made of an append.
+enum Appended {
+    Stored(Vec<Stored>),
+    /// These very events are there: the same wish was granted before, to whoever did not hear the answer.
+    Known,
+    /// The draw has moved on.
+    Conflict,
+}
+
+/// Appends facts behind a version.
 async fn append(
     transaction: &deadpool_postgres::Transaction<'_>,
     name: &str,
@@ -154,7 +171,7 @@ async fn append(
     facts: &[Fact],
     wish: &Wish,
     through_outbox: bool,
-) -> Result<Option<Vec<Stored>>> {
+) -> Result<Appended> {
     // A ticket's id is the event's as well, so that one that is sold twice by two instances would be noticed by the store.
     let event = |fact: &Fact| match (wish, fact) {
         (Wish::Buy { ticket, .. }, _) => {
@@ -167,9 +184,10 @@ async fn append(
         Some(first) if through_outbox => destinations(first),
         _ => &[],
     };
-    let query = "SELECT event_id::text, stream_version FROM outbox.append($1, $2, $3::text::jsonb, $4)";
+    let query = "SELECT event_id::text, stream_version, was_stored FROM outbox.append($1, $2, $3::text::jsonb, $4)";
     let statement = transaction.prepare_cached(query).await?;
     match transaction.query(&statement, &[&name, &version, &events, &wanted]).await {
+        Ok(rows) if rows.iter().any(|row| row.get(2)) => Ok(Appended::Known),
         Ok(rows) => {
             let stored = facts.iter().zip(&rows).map(|(fact, row)| Stored {
                 event_id: row.get(0),
@@ -177,9 +195,9 @@ async fn append(
                 version: row.get(1),
                 payload: fact.payload(name).to_string(),
             });
-            Ok(Some(stored.collect()))
+            Ok(Appended::Stored(stored.collect()))
         }
-        Err(error) if error.code().is_some_and(|code| code.code() == CONFLICT) => Ok(None),
+        Err(error) if error.code().is_some_and(|code| code.code() == CONFLICT) => Ok(Appended::Conflict),
         Err(error) => Err(error.into()),
     }
 }

@@ -80,6 +80,7 @@ pub async fn run(experiment: &Experiment, variant: Variant, folder: &Path, relay
         house.trouble(clock, time, &balancer, &mut troubles).await?;
     }
     tokio::time::sleep_until((clock + time).into()).await;
+    let time = clock.elapsed();
     stop.cancel();
     while buyers.join_next().await.is_some() {}
     let database = connect(&house.recipe.database_url).await?;
@@ -203,7 +204,9 @@ impl House {
         let relay = self.relay.take().map(Relay::kill).transpose()?;
         tokio::time::sleep(STARTED_AGAIN_AFTER).await;
         if relay.is_some() {
-            self.relay = Some(self.recipe.start()?);
+            let mut relay = self.recipe.start()?;
+            relay.wait_until_ready().await?;
+            self.relay = Some(relay);
         }
         let instance = self.start_instance().await?;
         balancer.replace(0, &instance.address);

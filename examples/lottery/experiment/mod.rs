@@ -19,7 +19,7 @@ use outcome::Outcome;
 #[derive(Debug, Clone, Args)]
 pub struct Experiment {
     /// Seconds of load for each variant; the faults are at the same parts of it
-    #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u64).range(18..=3600))]
+    #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u64).range(45..=3600))]
     pub seconds: u64,
     /// Buyers at work at the same time
     #[arg(long, default_value_t = 16)]

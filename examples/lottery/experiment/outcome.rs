@@ -26,8 +26,18 @@ pub struct Trouble {
 pub struct Second {
     pub granted: u64,
     pub failed: u64,
-    /// Milliseconds that 95 % of the answers did not exceed.
-    pub p95: f64,
+    /// Milliseconds that 95 % of the answers did not exceed; none without answers.
+    pub p95: Option<f64>,
+}
+
+/// What came of the events that were recorded during a fault.
+#[derive(Debug, Clone, Serialize)]
+pub struct CatchUp {
+    pub what: &'static str,
+    /// From its end until the last of those that arrived.
+    pub seconds: f64,
+    /// Messages that never arrived.
+    pub lost: i64,
 }
 
 /// What came of a run.
@@ -44,6 +54,8 @@ pub struct Outcome {
     /// Effects beyond the first.
     pub effects_twice: i64,
     pub granted_per_second: f64,
+    /// How long the buyers bought.
+    pub time: Duration,
     /// Share of answers that were errors.
     pub errors: f64,
     /// The same without the wishes that were under way in the database's own restart.
@@ -52,8 +64,8 @@ pub struct Outcome {
     pub response: [f64; 4],
     /// Milliseconds from commit to arrival: p50, p99.
     pub arrival: [f64; 2],
-    /// For each fault, how long after its end the last event of that time arrived, in seconds.
-    pub catch_up: Vec<(&'static str, f64)>,
+    /// For each fault, what came of the events that were recorded during it.
+    pub catch_up: Vec<CatchUp>,
     pub troubles: Vec<Trouble>,
     pub seconds: Vec<Second>,
 }
@@ -100,11 +112,12 @@ pub async fn of(database: &Client, samples: &[Sample], time: Duration, troubles:
     let mut catch_up = Vec::new();
     for trouble in &troubles {
         let last = format!(
-            "WITH expected AS ({EXPECTED}) SELECT greatest(coalesce(extract(epoch FROM max(a.first_at) - $2), 0), 0)::float8
-             FROM expected AS x JOIN views.accounts AS a USING (view, event_id) WHERE x.recorded_at BETWEEN $1 AND $2"
+            "WITH expected AS ({EXPECTED}) SELECT
+                greatest(coalesce(extract(epoch FROM max(a.first_at) - $2), 0), 0)::float8, count(*) - count(a.event_id)
+             FROM expected AS x LEFT JOIN views.accounts AS a USING (view, event_id) WHERE x.recorded_at BETWEEN $1 AND $2"
         );
-        let seconds: f64 = database.query_one(&last, &[&trouble.began_at, &trouble.ended_at]).await?.get(0);
-        catch_up.push((trouble.what, seconds));
+        let row = database.query_one(&last, &[&trouble.began_at, &trouble.ended_at]).await?;
+        catch_up.push(CatchUp { what: trouble.what, seconds: row.get(0), lost: row.get(1) });
     }
     let restart = troubles.iter().find(|trouble| trouble.what.starts_with("PostgreSQL"));
     let outside = |sample: &&Sample| {
@@ -122,6 +135,7 @@ pub async fn of(database: &Client, samples: &[Sample], time: Duration, troubles:
         duplicates: counts.get(3),
         effects_twice: counts.get(4),
         granted_per_second: granted as f64 / time.as_secs_f64(),
+        time,
         errors: errors(samples.iter()),
         errors_outside_restart: errors(samples.iter().filter(outside)),
         response: response(samples),
@@ -175,7 +189,7 @@ fn seconds(samples: &[Sample], time: Duration) -> Vec<Second> {
     }
     for (second, mut took) in seconds.iter_mut().zip(took) {
         took.sort_by(f64::total_cmp);
-        second.p95 = percentile(&took, 0.95);
+        second.p95 = (!took.is_empty()).then(|| percentile(&took, 0.95));
     }
     seconds
 }
@@ -205,8 +219,8 @@ mod tests {
     fn answers_count_in_the_second_in_which_they_came() {
         let samples =
             [sample(100, 10, Answer::Granted), sample(900, 200, Answer::Granted), sample(1500, 20, Answer::Failed)];
-        let seconds = seconds(&samples, Duration::from_secs(2));
+        let seconds = seconds(&samples, Duration::from_secs(3));
         assert_eq!((seconds[0].granted, seconds[1].granted, seconds[1].failed), (1, 1, 1));
-        assert_eq!(seconds[1].p95, 200.0);
+        assert_eq!((seconds[1].p95, seconds[2].p95), (Some(200.0), None));
     }
 }

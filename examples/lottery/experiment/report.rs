@@ -53,18 +53,19 @@ fn rows(outcomes: &[(Variant, Outcome)]) -> Vec<Row> {
         row("response, p50", &|o| format!("{:.1} ms", o.response[1])),
         row("response, p95", &|o| format!("{:.1} ms", o.response[2])),
         row("response, p99", &|o| format!("{:.1} ms", o.response[3])),
-        row("commit to consumer, p50", &|o| format!("{:.0} ms", o.arrival[0])),
-        row("commit to consumer, p99", &|o| format!("{:.0} ms", o.arrival[1])),
+        row("commit to consumer, of what arrived, p50", &|o| format!("{:.0} ms", o.arrival[0])),
+        row("commit to consumer, of what arrived, p99", &|o| format!("{:.0} ms", o.arrival[1])),
     ];
     let faults: Vec<&str> =
-        outcomes.iter().flat_map(|(_, outcome)| outcome.catch_up.iter().map(|(what, _)| *what)).collect();
+        outcomes.iter().flat_map(|(_, outcome)| outcome.catch_up.iter().map(|fault| fault.what)).collect();
     let mut seen = Vec::new();
     for fault in faults {
         if !seen.contains(&fault) {
             seen.push(fault);
-            let value = |outcome: &Outcome| {
-                let found = outcome.catch_up.iter().find(|(what, _)| *what == fault);
-                found.map_or_else(|| "-".to_owned(), |(_, seconds)| format!("{seconds:.1} s"))
+            let value = |outcome: &Outcome| match outcome.catch_up.iter().find(|one| one.what == fault) {
+                None => "-".to_owned(),
+                Some(one) if one.lost > 0 => format!("never ({} lost)", one.lost),
+                Some(one) => format!("{:.1} s", one.seconds),
             };
             rows.push(row(&format!("caught up after: {fault}"), &value));
         }
@@ -84,12 +85,13 @@ fn customers_rows(outcomes: &[(Variant, Outcome)]) -> Vec<[String; 3]> {
         row(
             "events lost or doubled for consumers",
             "500 to under 10 a day",
-            format!("{} to {}", a.lost + a.effects_twice, c.lost + c.effects_twice),
+            format!("{} to {} in {:.0} s", a.lost + a.effects_twice, c.lost + c.effects_twice, a.time.as_secs_f64()),
         ),
         row("throughput", "+30 %", format!("x {}", ratio(c.granted_per_second, a.granted_per_second))),
+        row("errors", "5 % to under 1 %", format!("{:.2} % to {:.2} %", a.errors * 100.0, c.errors * 100.0)),
         row(
-            "errors",
-            "5 % to under 1 %",
+            "errors outside the database's restart",
+            "",
             format!("{:.2} % to {:.2} %", a.errors_outside_restart * 100.0, c.errors_outside_restart * 100.0),
         ),
     ];
@@ -166,10 +168,10 @@ const COLOURS: [(char, &str); 3] = [('A', "#b4532a"), ('B', "#8a6fb0"), ('C', "#
 /// Granted a second, failed a second and the response time over time, with the faults as bands.
 fn picture(experiment: &Experiment, outcomes: &[(Variant, Outcome)]) -> Result<String> {
     let with_faults: Vec<&(Variant, Outcome)> = outcomes.iter().filter(|(variant, _)| variant.with_faults).collect();
-    type Value = fn(&super::outcome::Second) -> f64;
+    type Value = fn(&super::outcome::Second) -> Option<f64>;
     let plots: [(&str, Value, bool); 3] = [
-        ("granted a second", |second| second.granted as f64, false),
-        ("failed a second", |second| second.failed as f64, false),
+        ("granted a second", |second| Some(second.granted as f64), false),
+        ("failed a second", |second| Some(second.failed as f64), false),
         ("response, p95 in ms (logarithmic)", |second| second.p95, true),
     ];
     let total = 3.0 * (HEIGHT + 60.0) + 60.0;
@@ -200,10 +202,10 @@ fn plot(
     experiment: &Experiment,
     outcomes: &[&(Variant, Outcome)],
     (top, title, is_logarithmic): (f64, &str, bool),
-    value: impl Fn(&super::outcome::Second) -> f64,
+    value: impl Fn(&super::outcome::Second) -> Option<f64>,
 ) -> Result<()> {
     let scaled = |value: f64| if is_logarithmic { value.max(1.0).log10() } else { value };
-    let values = outcomes.iter().flat_map(|(_, outcome)| outcome.seconds.iter().map(&value));
+    let values = outcomes.iter().flat_map(|(_, outcome)| outcome.seconds.iter().filter_map(&value));
     let highest = values.fold(1.0, f64::max);
     let most = scaled(highest).max(f64::MIN_POSITIVE);
     let x = |second: f64| LEFT + second / experiment.seconds as f64 * WIDTH;
@@ -239,15 +241,21 @@ fn plot(
     }
     for (variant, outcome) in outcomes {
         let colour = COLOURS.iter().find(|(letter, _)| variant.name.starts_with(*letter)).map_or("#000", |one| one.1);
-        let points: Vec<String> = (0_u32..)
-            .zip(&outcome.seconds)
-            .map(|(second, of)| format!("{:.1},{:.1}", x(f64::from(second) + 0.5), y(value(of))))
-            .collect();
-        writeln!(
-            svg,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\"/>",
-            points.join(" ")
-        )?;
+        // A new line behind each second without a value.
+        let mut lines = vec![Vec::new()];
+        for (second, of) in (0_u32..).zip(&outcome.seconds) {
+            match (value(of), lines.last_mut()) {
+                (Some(value), Some(line)) => line.push(format!("{:.1},{:.1}", x(f64::from(second) + 0.5), y(value))),
+                _ => lines.push(Vec::new()),
+            }
+        }
+        for line in lines.iter().filter(|line| !line.is_empty()) {
+            let points = line.join(" ");
+            writeln!(
+                svg,
+                "<polyline points=\"{points}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\" stroke-linecap=\"round\"/>"
+            )?;
+        }
     }
     Ok(())
 }
