@@ -200,35 +200,27 @@ BEGIN
             ),
             max(e.position)
         FROM (
-            SELECT w.*
-            FROM outbox.events AS w
-            WHERE replay.stream_id IS NULL AND w.position > replay.position AND w.position <= replay.last_position
-            ORDER BY w.position
-            LIMIT most
-        ) AS e
-        WHERE (replay.event_types IS NULL OR e.event_type = ANY (replay.event_types))
+            (
+                SELECT w.position
+                FROM outbox.events AS w
+                WHERE replay.stream_id IS NULL AND w.position > replay.position AND w.position <= replay.last_position
+                ORDER BY w.position
+                LIMIT most
+            )
+            UNION ALL
+            (
+                SELECT w.position
+                FROM outbox.events AS w
+                WHERE w.stream_id = replay.stream_id AND w.stream_version > replay.stream_version
+                ORDER BY w.stream_version
+                LIMIT most
+            )
+        ) AS looked
+        JOIN outbox.events AS e ON e.position = looked.position
+        WHERE e.position > replay.position AND e.position <= replay.last_position
+            AND (replay.event_types IS NULL OR e.event_type = ANY (replay.event_types))
             AND (replay.since IS NULL OR e.recorded_at >= replay.since)
             AND (replay.until IS NULL OR e.recorded_at < replay.until)
-        GROUP BY e.event_type
-        UNION ALL
-        SELECT
-            e.event_type, count(*) FILTER (WHERE outbox.replay_matches(e, replay)),
-            count(*) FILTER (
-                WHERE NOT replay.all_events AND e.destinations ? replay.source IS NOT TRUE
-                    AND (replay.source = replay.destination OR e.destinations ? replay.destination IS NOT TRUE)
-            ),
-            max(e.position)
-        FROM (
-            SELECT w.*
-            FROM outbox.events AS w
-            WHERE w.stream_id = replay.stream_id AND w.stream_version > replay.stream_version
-            ORDER BY w.stream_version
-            LIMIT most
-        ) AS e
-        WHERE (replay.event_types IS NULL OR e.event_type = ANY (replay.event_types))
-            AND (replay.since IS NULL OR e.recorded_at >= replay.since)
-            AND (replay.until IS NULL OR e.recorded_at < replay.until)
-            AND e.position > replay.position AND e.position <= replay.last_position
         GROUP BY e.event_type;
 END
 $$;

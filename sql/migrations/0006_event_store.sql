@@ -229,22 +229,24 @@ BEGIN
     position_done := coalesce(found.last, after);
     has_ended := found.looked < looks;
     PERFORM set_config('outbox.maintenance', 'on', true);
-    WITH kept AS (
+    WITH kept AS MATERIALIZED (
         SELECT m.event_position
         FROM outbox.messages AS m
         WHERE m.status IN ('pending', 'dead') AND m.event_position > after AND m.event_position <= position_done
     ), gone AS (
         DELETE FROM outbox.events AS e
         WHERE e.position > after AND e.position <= position_done AND e.recorded_at < before
-            AND NOT EXISTS (SELECT FROM kept AS k WHERE k.event_position = e.position)
+            -- Hashed, as they are no more than belong to this window, whatever the statistics say.
+            AND e.position NOT IN (SELECT k.event_position FROM kept AS k)
             AND NOT EXISTS (
                 SELECT FROM outbox.replays AS r
                 WHERE r.ended_at IS NULL AND e.position > r.start_position AND e.position <= r.last_position
                     AND (r.stream_id = e.stream_id OR r.stream_id IS NULL AND e.position > r.position)
             )
-            -- A stream keeps its last event, so that its versions go on from there.
-            AND (e.stream_id IS NULL OR EXISTS (
-                SELECT FROM outbox.events AS l WHERE l.stream_id = e.stream_id AND l.stream_version > e.stream_version
+            -- A stream keeps its last event, so that its versions go on from there. max() is one probe of the index; EXISTS may
+            -- become a bitmap of the whole stream.
+            AND (e.stream_id IS NULL OR e.stream_version < (
+                SELECT max(l.stream_version) FROM outbox.events AS l WHERE l.stream_id = e.stream_id
             ))
         RETURNING 1
     )
