@@ -235,7 +235,7 @@ async fn two_who_type_the_same_publish_nothing_twice() -> Result<()> {
     first.batch_execute("COMMIT").await?;
     ensure!(stepping.await?? == (10, false));
     ensure!(waiting(&bed, "tickets").await? == (1..=20).collect::<Vec<_>>());
-    let arguments = "--destination tickets --yes --rate 1500/s";
+    let arguments = "--destination tickets --yes --rate 300/s";
     let (one, other) = tokio::join!(replay(&bed, arguments), replay(&bed, arguments));
     one?.ensure_success()?;
     other?.ensure_success()?;
