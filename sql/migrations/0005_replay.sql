@@ -186,7 +186,7 @@ COMMENT ON FUNCTION outbox.replay_plan(
     'What a replay with these arguments would be, if it began now.';
 
 CREATE FUNCTION outbox.replay_count(replay outbox.replays, most bigint DEFAULT 100000)
-RETURNS TABLE (event_type text, matching bigint, others bigint, position_done bigint)
+RETURNS TABLE (event_type text, matching bigint, others bigint)
 LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
@@ -197,8 +197,7 @@ BEGIN
             count(*) FILTER (
                 WHERE NOT replay.all_events AND e.destinations ? replay.source IS NOT TRUE
                     AND (replay.source = replay.destination OR e.destinations ? replay.destination IS NOT TRUE)
-            ),
-            max(e.position)
+            )
         FROM (
             (
                 SELECT w.position

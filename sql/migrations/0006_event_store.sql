@@ -9,7 +9,7 @@ BEGIN
     IF coalesce(current_setting('outbox.maintenance', true), '') <> 'on' THEN
         RAISE EXCEPTION 'events are facts and are not changed: % on outbox.events', TG_OP
             USING ERRCODE = 'restrict_violation',
-                HINT = 'Append an event that corrects it; outbox.forget_events() deletes old ones. For maintenance: '
+                HINT = 'Append an event that corrects it; CALL outbox.forget(before) deletes old ones. For maintenance: '
                     'SET LOCAL outbox.maintenance = ''on''.';
     END IF;
     RETURN NULL;

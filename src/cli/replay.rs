@@ -298,7 +298,10 @@ async fn steps(outbox: &Outbox, id: i64, rate: Option<u32>, in_haste: bool) -> R
                 .into());
             }
             tokio::time::sleep(LOOK_AGAIN).await;
-        } else if let Some(rate) = rate {
+            continue;
+        }
+        waiting_since = None;
+        if let Some(rate) = rate {
             // What the step took counts; what it found nothing to write for earns nothing.
             let pause = Duration::from_secs_f64(step.messages as f64 / f64::from(rate));
             tokio::time::sleep(pause.saturating_sub(started.elapsed())).await;

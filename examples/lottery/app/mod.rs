@@ -12,6 +12,9 @@ pub mod serve;
 pub mod store;
 pub mod views;
 
+#[cfg(test)]
+mod tests;
+
 use tokio::io::AsyncReadExt as _;
 
 /// Returns when the other end of the standard input is closed, which is when whoever started this process is gone.

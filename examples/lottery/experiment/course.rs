@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::outcome::{self, Outcome, Trouble};
 use super::{Experiment, Variant};
+use crate::app::audit;
 use crate::app::buyers::{Balancer, Crowd, Tally};
 use crate::app::commands::Publishing;
 use crate::app::processes::Process;
@@ -85,6 +86,8 @@ pub async fn run(experiment: &Experiment, variant: Variant, folder: &Path, relay
     while buyers.join_next().await.is_some() {}
     let database = connect(&house.recipe.database_url).await?;
     house.until_quiet(&database).await?;
+    let broken = audit::broken_by_events(&database).await?;
+    anyhow::ensure!(broken.is_empty(), "the application broke its own rules: {}", broken.join("; "));
     let outcome = outcome::of(&database, &tally.samples(), time, troubles).await?;
     if let Some(relay) = house.relay.take() {
         relay.stop().await?;
