@@ -47,6 +47,7 @@ else
 	$(CARGO) clippy $(FLAGS) --all-targets -- -D warnings
 	$(CARGO) clippy $(FLAGS) --test soak --test prove-alerts --benches -- -D warnings
 	$(CARGO) doc $(FLAGS) --no-deps --document-private-items
+	$(CARGO) build $(FLAGS) --examples # An example with tests of its own is built by `cargo test` as those only.
 	$(CARGO) test $(FLAGS)
 	$(CARGO) bench $(FLAGS) --bench instructions
 	THROUGH_PGBOUNCER=1 $(CARGO) test $(FLAGS) --test it -- $(DELIVERIES)
