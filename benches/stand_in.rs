@@ -26,8 +26,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::LocalSet;
 
-/// Standard deviation of the logarithm with which the 99th percentile is eight times the median: ln 8 / 2.326.
-const SIGMA: f64 = 0.894;
+use crate::support::proxy::lognormal;
 
 /// The most that a request may hold (SQS quotas: SendMessageBatch).
 const MOST_ENTRIES: usize = 10;
@@ -37,6 +36,7 @@ const MOST_BYTES: usize = 1_048_576;
 #[derive(Debug, Default)]
 struct Ledger {
     median: Duration,
+    dice: fastrand::Rng,
     requests: u64,
     entries: u64,
     duplicates: u64,
@@ -95,7 +95,8 @@ async fn answer(request: Request<Incoming>, ledger: Rc<RefCell<Ledger>>) -> Resu
         ("/counts", _) => reply(200, "application/json", ledger.borrow().counts().into()),
         ("/accepted", _) => reply(200, "application/octet-stream", ledger.borrow().accepted()),
         (_, Some("AmazonSQS.SendMessageBatch")) => {
-            let pause = draw(ledger.borrow().median);
+            let median = ledger.borrow().median;
+            let pause = lognormal(median, &mut ledger.borrow_mut().dice);
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
@@ -135,12 +136,6 @@ fn reset(body: &[u8], ledger: &RefCell<Ledger>) -> Option<()> {
     let numbers = usize::try_from(wanted["numbers"].as_u64()?).ok()?;
     *ledger.borrow_mut() = Ledger { median, accepted_at: vec![0; numbers + 1], ..Ledger::default() };
     Some(())
-}
-
-/// A lognormal time with this median (Box and Muller's transformation gives the normal one).
-fn draw(median: Duration) -> Duration {
-    let (radius, angle) = (1.0 - fastrand::f64(), fastrand::f64() * std::f64::consts::TAU);
-    median.mul_f64((SIGMA * (-2.0 * radius.ln()).sqrt() * angle.cos()).exp())
 }
 
 /// A request, as far as the stand-in looks at it. Borrowed where it can be, so that little of the cores goes here.

@@ -171,11 +171,11 @@ impl House {
         Process::start(&self.commands, &self.recipe.sqs_endpoint, &self.recipe.log).await
     }
 
-    /// What requests to the queue meet: the way there and back, and a share of refusals.
+    /// What requests to the queue meet: the time that SQS takes, and a share of refusals.
     fn network(&self, throttled: &[f64]) {
         let mut rules = Vec::new();
         for action in ["SendMessage", "SendMessageBatch"] {
-            rules.push(Rule::new(Fault::Delay(self.latency)).action(action).and_more());
+            rules.push(Rule::new(Fault::latency(self.latency, 5)).action(action).and_more());
             for share in throttled {
                 rules.push(Rule::new(Fault::throttle()).action(action).chance(*share, 7));
             }

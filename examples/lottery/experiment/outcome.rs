@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 use tokio_postgres::Client;
 
+use super::statistics::percentile;
 use crate::app::buyers::{Outcome as Answer, Sample};
 
 /// A fault, when it was.
@@ -159,12 +160,6 @@ fn milliseconds(took: Duration) -> f64 {
     took.as_secs_f64() * 1000.0
 }
 
-/// The value that a part of the ascending values does not exceed.
-fn percentile(ascending: &[f64], part: f64) -> f64 {
-    let index = (ascending.len() as f64 * part).ceil() as usize;
-    ascending.get(index.saturating_sub(1)).copied().unwrap_or(0.0)
-}
-
 fn response(samples: &[Sample]) -> [f64; 4] {
     let mut all: Vec<f64> = samples.iter().map(|sample| milliseconds(sample.took)).collect();
     all.sort_by(f64::total_cmp);
@@ -200,13 +195,6 @@ mod tests {
 
     fn sample(at: u64, took: u64, outcome: Answer) -> Sample {
         Sample { at: Duration::from_millis(at), took: Duration::from_millis(took), outcome }
-    }
-
-    #[test]
-    fn percentiles_are_values_that_were_seen() {
-        let all: Vec<f64> = (1..=100).map(f64::from).collect();
-        assert_eq!((percentile(&all, 0.5), percentile(&all, 0.95), percentile(&all, 0.99)), (50.0, 95.0, 99.0));
-        assert_eq!((percentile(&[7.0], 0.5), percentile(&[], 0.5)), (7.0, 0.0));
     }
 
     #[test]

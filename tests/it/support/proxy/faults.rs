@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::journal::Entry;
+use super::tail::lognormal;
 
 /// What the proxy does to a request.
 #[derive(Debug)]
@@ -12,6 +13,8 @@ pub enum Fault {
     Pass,
     /// Forwards after a while.
     Delay(Duration),
+    /// Forwards after a time as SQS takes, with this median.
+    Latency(Duration, fastrand::Rng),
     /// Forwards once the test releases it.
     Hold,
     /// Forwards, but answers only once the test releases it: SQS has the messages, the sender cannot know.
@@ -43,6 +46,11 @@ impl Fault {
     /// An answer of SQS's overloaded or broken front: no type, no code.
     pub fn status(status: u16) -> Fault {
         Fault::Answer(ErrorAnswer { status, kind: "", query_error: "", message: "not today" })
+    }
+
+    /// What SQS takes, with this median and a tail; the same seed throws the same dice.
+    pub fn latency(median: Duration, seed: u64) -> Fault {
+        Fault::Latency(median, fastrand::Rng::with_seed(seed))
     }
 
     /// Too many requests.
@@ -250,6 +258,7 @@ impl Plan {
         match fault {
             Fault::Pass => {}
             Fault::Delay(delay) => self.delay += *delay,
+            Fault::Latency(median, dice) => self.delay += lognormal(*median, dice),
             Fault::Hold => self.hold = true,
             Fault::HoldAnswer => self.hold_answer = true,
             Fault::CutBeforeForward => self.end = End::CutBefore,

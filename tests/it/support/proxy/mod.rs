@@ -1,7 +1,8 @@
 //! A fault proxy before the SQS emulator: it sees every request and does to it what a test asks for.
 //!
 //! Faults concern SendMessageBatch unless a rule names another action; everything else passes. `faults.rs`
-//! says what can happen to a request, `journal.rs` remembers what was seen, `wire.rs` moves the bytes.
+//! says what can happen to a request, `journal.rs` remembers what was seen, `tail.rs` says how long SQS takes, `wire.rs` moves
+//! the bytes.
 
 #![allow(
     dead_code,
@@ -12,6 +13,7 @@
 
 mod faults;
 mod journal;
+mod tail;
 mod wire;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -25,6 +27,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 pub use faults::{Choice, Fault, Rule};
 pub use journal::{Entry, Request};
+pub use tail::lognormal;
 
 use super::postgres::free_port;
 use faults::Plan;
