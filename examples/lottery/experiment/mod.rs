@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 
 use super::app::commands::Publishing;
 use outcome::Outcome;
@@ -43,7 +44,8 @@ pub struct Experiment {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Where the table and the picture go; nowhere if it is empty
-    #[arg(long, default_value = "docs/experiment")]
+    // The parser of paths would refuse an empty one.
+    #[arg(long, default_value = "docs/experiment", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub output: PathBuf,
 }
 
