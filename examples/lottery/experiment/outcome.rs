@@ -37,6 +37,8 @@ pub struct CatchUp {
     pub what: &'static str,
     /// From its end until the last of those that arrived.
     pub seconds: f64,
+    /// From its end until the relay had noted that the last of them is in its queue; none without an outbox.
+    pub published_seconds: Option<f64>,
     /// Messages that never arrived.
     pub lost: i64,
 }
@@ -117,8 +119,17 @@ pub async fn of(database: &Client, samples: &[Sample], time: Duration, troubles:
                 greatest(coalesce(extract(epoch FROM max(a.first_at) - $2), 0), 0)::float8, count(*) - count(a.event_id)
              FROM expected AS x LEFT JOIN views.accounts AS a USING (view, event_id) WHERE x.recorded_at BETWEEN $1 AND $2"
         );
+        let published = "SELECT greatest(extract(epoch FROM max(m.delivered_at) - $2), 0)::float8
+             FROM outbox.messages AS m JOIN outbox.events AS e USING (event_id) WHERE e.recorded_at BETWEEN $1 AND $2
+             HAVING count(*) > 0";
         let row = database.query_one(&last, &[&trouble.began_at, &trouble.ended_at]).await?;
-        catch_up.push(CatchUp { what: trouble.what, seconds: row.get(0), lost: row.get(1) });
+        let by_relay = database.query_opt(published, &[&trouble.began_at, &trouble.ended_at]).await?;
+        catch_up.push(CatchUp {
+            what: trouble.what,
+            seconds: row.get(0),
+            published_seconds: by_relay.map(|row| row.get(0)),
+            lost: row.get(1),
+        });
     }
     let restart = troubles.iter().find(|trouble| trouble.what.starts_with("PostgreSQL"));
     let outside = |sample: &&Sample| {

@@ -70,6 +70,10 @@ fn rows(all: &[Runs]) -> Vec<Row> {
     rows
 }
 
+fn seconds(took: &[f64]) -> String {
+    if took.is_empty() { "-".to_owned() } else { spread(took, |seconds| format!("{seconds:.1} s")) }
+}
+
 fn catch_ups(all: &[Runs]) -> Vec<Row> {
     let mut faults = Vec::new();
     for fault in all.iter().flat_map(|runs| &runs.outcomes).flat_map(|outcome| &outcome.catch_up) {
@@ -80,16 +84,17 @@ fn catch_ups(all: &[Runs]) -> Vec<Row> {
     let cell = |runs: &Runs, fault: &str| {
         let seen = runs.outcomes.iter().flat_map(|outcome| &outcome.catch_up).filter(|one| one.what == fault);
         let (took, lost): (Vec<f64>, Vec<i64>) = seen.map(|one| (one.seconds, one.lost)).unzip();
-        if took.is_empty() {
-            "-".to_owned()
-        } else if lost.iter().any(|lost| *lost > 0) {
-            format!("never ({} lost)", counts(&lost))
-        } else {
-            spread(&took, |seconds| format!("{seconds:.1} s"))
-        }
+        if lost.iter().any(|lost| *lost > 0) { format!("never ({} lost)", counts(&lost)) } else { seconds(&took) }
     };
-    let row = |fault: &str| (format!("caught up after: {fault}"), all.iter().map(|runs| cell(runs, fault)).collect());
-    faults.into_iter().map(row).collect()
+    let published = |runs: &Runs, fault: &str| {
+        let seen = runs.outcomes.iter().flat_map(|outcome| &outcome.catch_up).filter(|one| one.what == fault);
+        seconds(&seen.filter_map(|one| one.published_seconds).collect::<Vec<_>>())
+    };
+    let row = |name: &str, fault: &str, cell: &dyn Fn(&Runs, &str) -> String| {
+        (format!("{name}: {fault}"), all.iter().map(|runs| cell(runs, fault)).collect())
+    };
+    let caught_up = faults.iter().map(|fault| row("caught up after", fault, &cell));
+    caught_up.chain(faults.iter().map(|fault| row("published after", fault, &published))).collect()
 }
 
 /// From A to C: both figures, and their ratio. Each ratio is of two runs of the same repetition.
