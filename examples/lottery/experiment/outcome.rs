@@ -120,7 +120,8 @@ pub async fn of(database: &Client, samples: &[Sample], time: Duration, troubles:
              FROM expected AS x LEFT JOIN views.accounts AS a USING (view, event_id) WHERE x.recorded_at BETWEEN $1 AND $2"
         );
         let published = "SELECT greatest(extract(epoch FROM max(m.delivered_at) - $2), 0)::float8
-             FROM outbox.messages AS m JOIN outbox.events AS e USING (event_id) WHERE e.recorded_at BETWEEN $1 AND $2
+             FROM outbox.messages AS m JOIN outbox.events AS e ON e.position = m.event_position
+             WHERE e.recorded_at BETWEEN $1 AND $2
              HAVING count(*) > 0";
         let row = database.query_one(&last, &[&trouble.began_at, &trouble.ended_at]).await?;
         let by_relay = database.query_opt(published, &[&trouble.began_at, &trouble.ended_at]).await?;
