@@ -45,8 +45,8 @@ GRANT USAGE ON SCHEMA outbox TO outbox_application, outbox_relay, outbox_operato
 GRANT INSERT (event_id, stream_id, stream_version, event_type, payload, metadata, destinations),
     SELECT (position, event_id, stream_id, stream_version) ON outbox.events TO outbox_application;
 GRANT INSERT (destination, event_position, group_id), SELECT (id) ON outbox.messages TO outbox_application;
-GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue, outbox.check_append, outbox.append, outbox.stream_version,
-    outbox.read_stream TO outbox_application;
+GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue, outbox.check_stream, outbox.check_most,
+    outbox.message_bytes, outbox.check_append, outbox.append, outbox.stream_version, outbox.read_stream TO outbox_application;
 -- Where outbox.events is also the event store, which the application reads its streams back from with outbox.read_stream:
 -- GRANT SELECT ON outbox.events TO outbox_application;
 
@@ -88,8 +88,8 @@ GRANT EXECUTE ON FUNCTION outbox.position_at, outbox.safe_position, outbox.repla
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_reader;
 GRANT SELECT ON ALL SEQUENCES IN SCHEMA outbox TO outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.dead_find, outbox.dead_list, outbox.dead_show, outbox.position_at, outbox.replay_matches,
-    outbox.replay_plan, outbox.replay_count, outbox.replay_unfinished, outbox.read_stream, outbox.read_all,
-    outbox.safe_position, outbox.stream_version TO outbox_reader;
+    outbox.replay_plan, outbox.replay_count, outbox.replay_unfinished, outbox.check_stream, outbox.check_most,
+    outbox.read_stream, outbox.read_all, outbox.safe_position, outbox.stream_version TO outbox_reader;
 
 -- A consumer notes what it has accepted and how far it has come, in the database of its effect. A projection, which reads the
 -- store with outbox.read_all, is a reader as well.
@@ -97,8 +97,8 @@ GRANT SELECT ON outbox.migrations TO outbox_consumer;
 GRANT SELECT, INSERT, DELETE ON outbox.inbox, outbox.inbox_versions, outbox.checkpoints TO outbox_consumer;
 GRANT UPDATE (stream_version) ON outbox.inbox_versions TO outbox_consumer;
 GRANT UPDATE (position, moved_at) ON outbox.checkpoints TO outbox_consumer;
-GRANT EXECUTE ON FUNCTION outbox.accept(text, uuid), outbox.accept(text, text, bigint), outbox.prune_inbox,
-    outbox.checkpoint(text), outbox.checkpoint(text, bigint, bigint) TO outbox_consumer;
+GRANT EXECUTE ON FUNCTION outbox.accept(text, uuid), outbox.accept(text, text, bigint), outbox.check_most,
+    outbox.prune_inbox, outbox.checkpoint(text), outbox.checkpoint(text, bigint, bigint) TO outbox_consumer;
 
 -- Who holds vacuum back, or keeps messages locked, shows only to those who see the statistics of all sessions, and with them
 -- the text of everybody's statements. Relay and operator work without. If you want it, as a superuser:

@@ -21,23 +21,63 @@ COMMENT ON FUNCTION outbox.protect() IS 'Refuses to change events, unless outbox
 CREATE TRIGGER protect BEFORE UPDATE OR DELETE OR TRUNCATE ON outbox.events
     FOR EACH STATEMENT EXECUTE FUNCTION outbox.protect();
 
-CREATE FUNCTION outbox.stream_version(stream_id text) RETURNS bigint
-LANGUAGE sql STABLE
+CREATE FUNCTION outbox.check_stream(stream_id text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
 AS $$
-    SELECT coalesce(max(e.stream_version), 0) FROM outbox.events AS e WHERE e.stream_id = stream_version.stream_id
+BEGIN
+    IF coalesce(stream_id, '') = '' THEN
+        RAISE EXCEPTION 'no stream was given' USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'A stream is named by a text that is neither empty nor null, for example draw-7.';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.check_stream(text) IS 'Refuses a stream without a name: a null in the caller''s hands, as a rule.';
+
+CREATE FUNCTION outbox.stream_version(stream_id text) RETURNS bigint
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    PERFORM outbox.check_stream($1);
+    RETURN (SELECT coalesce(max(e.stream_version), 0) FROM outbox.events AS e WHERE e.stream_id = $1);
+END
 $$;
 
 COMMENT ON FUNCTION outbox.stream_version(text) IS 'The version of a stream''s last event; 0 when it has none.';
 
-CREATE FUNCTION outbox.check_append(stream_id text, events jsonb, destinations text[]) RETURNS void
+-- The least that a message takes: the body, and the attributes that each has. What metadata add is known to the relay alone,
+-- which leaves out what SQS does not take.
+CREATE FUNCTION outbox.message_bytes(stream_id text, event jsonb) RETURNS bigint
+LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT octet_length((event -> 'payload')::text)::bigint
+        + octet_length('event_idString') + 36
+        + octet_length('event_typeString') + octet_length(event ->> 'event_type')
+        + octet_length('stream_idString') + octet_length(stream_id)
+        + octet_length('stream_versionNumber1')
+$$;
+
+COMMENT ON FUNCTION outbox.message_bytes(text, jsonb) IS 'Bytes, at least, of the SQS message that an event becomes.';
+
+CREATE FUNCTION outbox.check_append(stream_id text, expected_version bigint, events jsonb, destinations text[]) RETURNS void
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
+    -- SQS's limits of a MessageGroupId and of a message with its attributes.
+    most_characters CONSTANT integer := 128;
+    most_bytes      CONSTANT bigint := 1048576;
+    is_sent         CONSTANT boolean := coalesce(cardinality(destinations), 0) > 0;
     item    record;
     problem text;
+    hint    text := 'An event is {"event_type": "TicketPurchased", "payload": …} and may have event_id and metadata.';
 BEGIN
-    IF coalesce(stream_id, '') = '' THEN
-        problem := 'no stream was given';
+    PERFORM outbox.check_stream(stream_id);
+    IF expected_version < 0 THEN
+        problem := format('the expected version %s is negative', expected_version);
+        hint := 'It is the version of the stream''s last event, 0 for a stream without events, or null for any.';
+    ELSIF is_sent AND length(stream_id) > most_characters THEN
+        problem := format('a stream of %s characters is too long for a group, SQS takes %s', length(stream_id), most_characters);
+        hint := 'Name the stream by an id, or append without destinations.';
     ELSIF jsonb_typeof(events) IS DISTINCT FROM 'array' OR events = '[]' THEN
         problem := 'events must be a JSON array with at least one event';
     ELSIF '' = ANY (destinations)
@@ -52,23 +92,27 @@ BEGIN
                     THEN 'has no event_type'
                 WHEN NOT item.event ? 'payload' THEN 'has no payload'
                 WHEN jsonb_typeof(coalesce(item.event -> 'metadata', '{}')) <> 'object' THEN 'has metadata that are no object'
+                WHEN is_sent AND outbox.message_bytes(stream_id, item.event) > most_bytes
+                    THEN format('becomes a message of %s bytes, SQS takes %s', outbox.message_bytes(stream_id, item.event), most_bytes)
                 WHEN item.event - '{event_id,event_type,payload,metadata}'::text[] <> '{}'
                     THEN format('has members that are not known: %s', item.event - '{event_id,event_type,payload,metadata}'::text[])
             END;
             IF problem IS NOT NULL THEN
+                IF problem LIKE 'becomes a message%' THEN
+                    hint := 'Keep large content elsewhere, for example in S3, and its address in the event.';
+                END IF;
                 problem := format('event %s of the array %s', item.n, problem);
                 EXIT;
             END IF;
         END LOOP;
     END IF;
     IF problem IS NOT NULL THEN
-        RAISE EXCEPTION '%', problem USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'An event is {"event_type": "TicketPurchased", "payload": …} and may have event_id and metadata.';
+        RAISE EXCEPTION '%', problem USING ERRCODE = 'invalid_parameter_value', HINT = hint;
     END IF;
 END
 $$;
 
-COMMENT ON FUNCTION outbox.check_append(text, jsonb, text[]) IS 'Refuses arguments of outbox.append that make no sense.';
+COMMENT ON FUNCTION outbox.check_append(text, bigint, jsonb, text[]) IS 'Refuses arguments of outbox.append that make no sense.';
 
 CREATE FUNCTION outbox.append(
     stream_id        text,
@@ -88,7 +132,7 @@ DECLARE
     written   bigint;
     routes    jsonb;
 BEGIN
-    PERFORM outbox.check_append($1, $3, $4);
+    PERFORM outbox.check_append($1, $2, $3, $4);
     routes := coalesce((SELECT jsonb_object_agg(d.name, $1) FROM unnest($4) AS d (name)), '{}');
     wanted := jsonb_array_length($3);
     -- Writers of a stream wait for each other, so that positions and message ids come in the order of versions. Streams whose
@@ -159,18 +203,40 @@ COMMENT ON FUNCTION outbox.append(text, bigint, jsonb, text[]) IS
     'event ids that are stored already returns what it returned then, and was_stored, so that whoever changes other rows in the '
     'same transaction can leave that out. Returns ids, versions and positions.';
 
+CREATE FUNCTION outbox.check_most(most bigint) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+    IF most IS NULL OR most < 1 THEN
+        RAISE EXCEPTION 'most is %', coalesce(most::text, 'null')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'It says how many rows there may be: 1 or more.';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.check_most(bigint) IS 'Refuses a limit that makes no sense. No rows would look like the end.';
+
 CREATE FUNCTION outbox.read_stream(stream_id text, from_version bigint DEFAULT 1, most integer DEFAULT 1000)
 RETURNS TABLE (
     event_position bigint, event_id uuid, stream_version bigint, event_type text, payload jsonb, metadata jsonb,
     recorded_at timestamptz
 )
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE
 AS $$
-    SELECT e.position, e.event_id, e.stream_version, e.event_type, e.payload, e.metadata, e.recorded_at
-    FROM outbox.events AS e
-    WHERE e.stream_id = $1 AND e.stream_version >= $2
-    ORDER BY e.stream_version
-    LIMIT $3
+BEGIN
+    PERFORM outbox.check_stream($1);
+    PERFORM outbox.check_most($3);
+    IF $2 IS NULL OR $2 < 0 THEN
+        RAISE EXCEPTION 'a stream is not read from version %', $2
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Versions begin at 1.';
+    END IF;
+    RETURN QUERY
+        SELECT e.position, e.event_id, e.stream_version, e.event_type, e.payload, e.metadata, e.recorded_at
+        FROM outbox.events AS e
+        WHERE e.stream_id = $1 AND e.stream_version >= $2
+        ORDER BY e.stream_version
+        LIMIT $3;
+END
 $$;
 
 COMMENT ON FUNCTION outbox.read_stream(text, bigint, integer) IS 'A stream''s events from a version on, in order.';
@@ -183,9 +249,15 @@ RETURNS TABLE (
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
-    -- Before the events are read, and by a statement of its own: see there.
-    upto bigint := outbox.safe_position();
+    upto bigint;
 BEGIN
+    PERFORM outbox.check_most(most);
+    IF after IS NULL OR after < 0 THEN
+        RAISE EXCEPTION 'events are not read after position %', after
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Begin after 0; outbox.checkpoint() says how far a projection is.';
+    END IF;
+    -- Before the events are read, and by a statement of its own: see there.
+    upto := outbox.safe_position();
     RETURN QUERY
         SELECT
             e.position, e.event_id, e.stream_id, e.stream_version, e.event_type, e.payload, e.metadata, e.recorded_at

@@ -82,6 +82,7 @@ BEGIN
     IF keep IS NULL OR keep < interval '0' THEN
         RAISE EXCEPTION 'keep must be a time of 0 or more' USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    PERFORM outbox.check_most(most);
     DELETE FROM outbox.inbox AS i
     WHERE i.ctid = ANY (ARRAY(SELECT o.ctid FROM outbox.inbox AS o WHERE o.accepted_at < now() - keep LIMIT most));
     GET DIAGNOSTICS pruned = ROW_COUNT;
@@ -94,9 +95,15 @@ COMMENT ON FUNCTION outbox.prune_inbox(interval, bigint) IS
     'queues are redriven later. Call it until it returns 0.';
 
 CREATE FUNCTION outbox.checkpoint(consumer text) RETURNS bigint
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE
 AS $$
-    SELECT coalesce((SELECT c.position FROM outbox.checkpoints AS c WHERE c.consumer = $1), 0)
+BEGIN
+    IF coalesce($1, '') = '' THEN
+        RAISE EXCEPTION 'no consumer was given'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'A projection has a name, for example sales.';
+    END IF;
+    RETURN coalesce((SELECT c.position FROM outbox.checkpoints AS c WHERE c.consumer = $1), 0);
+END
 $$;
 
 COMMENT ON FUNCTION outbox.checkpoint(text) IS 'How far a projection has come; 0 when it has not begun.';
@@ -107,7 +114,10 @@ AS $$
 DECLARE
     moved bigint;
 BEGIN
-    IF $3 IS NULL OR $2 IS NULL OR $3 < $2 THEN
+    IF coalesce($1, '') = '' THEN
+        RAISE EXCEPTION 'no consumer was given'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'A projection has a name, for example sales.';
+    ELSIF $3 IS NULL OR $2 IS NULL OR $2 < 0 OR $3 < $2 THEN
         RAISE EXCEPTION 'a checkpoint does not go from % to %', $2, $3
             USING ERRCODE = 'invalid_parameter_value', HINT = 'To build a projection anew, delete its row of outbox.checkpoints.';
     END IF;

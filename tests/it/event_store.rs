@@ -214,6 +214,13 @@ async fn what_makes_no_sense_is_refused_with_what_is_wrong() -> Result<()> {
     let bed = Bed::new().await?;
     for (arguments, part) in [
         ("'', 0, '[{\"event_type\": \"T\", \"payload\": 1}]'", "no stream"),
+        ("NULL, 0, '[{\"event_type\": \"T\", \"payload\": 1}]'", "no stream"),
+        ("'s', -1, '[{\"event_type\": \"T\", \"payload\": 1}]'", "the expected version -1 is negative"),
+        (
+            "repeat('s', 129), 0, '[{\"event_type\": \"T\", \"payload\": 1}]', '{tickets}'",
+            "a stream of 129 characters is too long for a group, SQS takes 128",
+        ),
+        ("'s', 0, NULL", "at least one event"),
         ("'s', 0, '[]'", "at least one event"),
         ("'s', 0, '{}'", "at least one event"),
         ("'s', 0, '[1]'", "event 1 of the array is not an object"),
@@ -229,6 +236,72 @@ async fn what_makes_no_sense_is_refused_with_what_is_wrong() -> Result<()> {
     ] {
         let error = refused(&bed.client, &format!("SELECT outbox.append({arguments})")).await?;
         ensure!(error.code().code() == "22023" && error.message().contains(part), "{arguments}: {error:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_sqs_would_never_take_is_refused_at_append_to_the_byte() -> Result<()> {
+    let bed = Bed::new().await?;
+    // 1,048,576 bytes, less 104 of the attributes and the two quotes of the text.
+    let append = |letters: i64, destinations: &str| {
+        format!(
+            "SELECT outbox.append('s', NULL, jsonb_build_array(jsonb_build_object('event_type', 'T', 'payload', \
+             repeat('x', {letters}))), '{destinations}')"
+        )
+    };
+    let most = 1_048_576 - 104 - 2;
+    let error = refused(&bed.client, &append(most + 1, "{tickets}")).await?;
+    ensure!(error.code().code() == "22023", "{error:?}");
+    ensure!(error.message().contains("a message of 1048577 bytes, SQS takes 1048576"), "{error:?}");
+    bed.client.batch_execute(&append(most, "{tickets}")).await?;
+    // What is sent nowhere may be of any size, and its stream may have any name.
+    bed.client.batch_execute(&append(most + 1, "{}").replace("'s'", "repeat('s', 200)")).await?;
+    // The relay agrees: what append took, SQS takes.
+    bed.standard("tickets").await?;
+    ensure!(bed.relay().until_empty().await?.code == Some(0));
+    ensure!(bed.delivered().await? == 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_null_or_a_senseless_number_is_refused_instead_of_looking_like_the_end() -> Result<()> {
+    let bed = Bed::new().await?;
+    for (call, part) in [
+        ("outbox.read_stream(NULL)", "no stream"),
+        ("outbox.read_stream('')", "no stream"),
+        ("outbox.read_stream('s', NULL)", "from version"),
+        ("outbox.read_stream('s', -1)", "from version -1"),
+        ("outbox.read_stream('s', 1, 0)", "most is 0"),
+        ("outbox.read_stream('s', 1, NULL)", "most is null"),
+        ("outbox.stream_version(NULL)", "no stream"),
+        ("outbox.read_all(NULL)", "after position"),
+        ("outbox.read_all(-1)", "after position -1"),
+        ("outbox.read_all(0, -1)", "most is -1"),
+        ("outbox.forget_events(NULL)", "a time in the past"),
+        ("outbox.forget_events(now(), 0, 0)", "a step of 0"),
+        ("outbox.prune_inbox(NULL)", "keep"),
+        ("outbox.prune_inbox('-1 day')", "keep"),
+        ("outbox.prune_inbox('1 day', 0)", "most is 0"),
+        ("outbox.checkpoint(NULL)", "no consumer"),
+        ("outbox.checkpoint('', 0, 1)", "no consumer"),
+        ("outbox.checkpoint('c', -1, 1)", "does not go from -1 to 1"),
+        ("outbox.checkpoint('c', 2, 1)", "does not go from 2 to 1"),
+        ("outbox.checkpoint('c', 0, NULL)", "does not go from 0"),
+    ] {
+        let error = refused(&bed.client, &format!("SELECT * FROM {call}")).await?;
+        ensure!(error.code().code() == "22023" && error.message().contains(part), "{call}: {error:?}");
+    }
+    for (call, column) in [
+        ("outbox.accept(NULL, gen_random_uuid())", "consumer"),
+        ("outbox.accept('', gen_random_uuid())", "consumer"),
+        ("outbox.accept('c', NULL::uuid)", "event_id"),
+        ("outbox.accept('c', NULL, 1)", "stream_id"),
+        ("outbox.accept('c', 's', NULL)", "stream_version"),
+        ("outbox.accept('c', 's', 0)", "stream_version"),
+    ] {
+        let error = refused(&bed.client, &format!("SELECT {call}")).await?;
+        ensure!(error.code().code().starts_with("235") && error.message().contains(column), "{call}: {error:?}");
     }
     Ok(())
 }

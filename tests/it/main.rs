@@ -29,6 +29,7 @@ mod metrics_page;
 mod migrations;
 mod order;
 mod outages;
+mod patterns;
 mod pgbouncer;
 mod plans;
 mod reading;
