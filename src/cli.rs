@@ -37,12 +37,15 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Publish messages until told to stop
+    #[command(after_help = "Examples:\n  outbox-relay run\n  outbox-relay run --until-empty\n\n\
+        SIGTERM drains: what is in flight is finished, nothing new begins.")]
     Run {
         /// Exit when nothing is pending: 0, or 1 if a message died or a signal came first
         #[arg(long)]
         until_empty: bool,
     },
     /// Bring the schema `outbox` in the database up to date
+    #[command(after_help = "Examples:\n  outbox-relay migrate\n  outbox-relay migrate --print > outbox.sql")]
     Migrate {
         /// Print the SQL instead of running it
         #[arg(long)]
@@ -72,12 +75,15 @@ enum Command {
     /// Change a setting of all running relays, without a restart
     Set(steer::Set),
     /// Show every setting in force and where it comes from
+    #[command(after_help = "Examples:\n  outbox-relay config\n  outbox-relay config --json\n\nSecrets are masked.")]
     Config {
         /// Print an array of JSON objects
         #[arg(long)]
         json: bool,
     },
     /// Ask a running relay on this host whether it is alive; for images without a shell
+    #[command(after_help = "Examples:\n  outbox-relay healthcheck\n  outbox-relay healthcheck --ready\n\n\
+        Exit code 0 when it answers that it is, else 1.")]
     Healthcheck {
         /// Ask whether database and queues answer, too
         #[arg(long)]

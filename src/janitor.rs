@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::health::Pulse;
 use crate::message::{LANES, Lane};
-use crate::metrics::{DestinationMetrics, HORIZON_KINDS, Metrics};
+use crate::metrics::{DestinationMetrics, HORIZON_KINDS, HORIZON_KINDS_OF_OTHERS, Metrics};
 use crate::outbox::{HorizonHolder, Outbox, OutboxError};
 
 /// How often the backlog is measured.
@@ -58,6 +58,8 @@ struct Probes {
     /// For each destination.
     floors: Vec<Floors>,
     next_horizon: Instant,
+    /// Whether it has been logged that measuring fails.
+    is_told: bool,
     /// Since when a kind of holder has held the same transaction id.
     held_since: HashMap<String, (String, Instant)>,
 }
@@ -65,7 +67,7 @@ struct Probes {
 impl Probes {
     fn new(destinations: usize) -> Self {
         let floors = (0..destinations).map(|_| Floors::default()).collect();
-        Self { floors, next_horizon: Instant::now(), held_since: HashMap::new() }
+        Self { floors, next_horizon: Instant::now(), is_told: false, held_since: HashMap::new() }
     }
 
     /// How long this holder has held the horizon: as PostgreSQL says, or since this was seen first.
@@ -104,6 +106,8 @@ struct Pruning {
     turns: VecDeque<Spot>,
     /// The id up to which a lane was looked at, where that was not all there may be.
     looked_to: HashMap<Spot, i64>,
+    /// Whether it has been logged that pruning fails.
+    is_told: bool,
 }
 
 impl Janitor {
@@ -144,13 +148,19 @@ impl Janitor {
         self.metrics.set_connections(connections.idle, connections.in_use);
         self.metrics.connections_max.set(connections.most);
         match self.measure(probes, stop).await {
-            Ok(true) => self.metrics.has_measured(),
+            Ok(true) => {
+                self.metrics.has_measured();
+                probes.is_told = false;
+            }
             Ok(false) => {}
             // Where the database cannot be used at all, the relays say so.
             Err(error @ (OutboxError::Connect { .. } | OutboxError::NotMigrated { .. })) => {
                 tracing::debug!(error = %error, "the backlog cannot be measured");
             }
-            Err(error) => tracing::warn!(error = %error, "the backlog cannot be measured; trying again"),
+            Err(error) if !std::mem::replace(&mut probes.is_told, true) => {
+                tracing::warn!(error = %error, "the backlog cannot be measured; trying again");
+            }
+            Err(error) => tracing::debug!(error = %error, "the backlog still cannot be measured"),
         }
         started.elapsed()
     }
@@ -179,10 +189,14 @@ impl Janitor {
         if now < probes.next_horizon {
             return Ok(());
         }
-        let holders = self.outbox.horizon().await?;
+        let horizon = self.outbox.horizon().await?;
         probes.next_horizon = now + HORIZON_EVERY;
         for kind in HORIZON_KINDS {
-            let holder = holders.iter().find(|holder| holder.kind == kind);
+            if !horizon.sees_all_sessions && HORIZON_KINDS_OF_OTHERS.contains(&kind) {
+                self.metrics.forget_horizon(kind);
+                continue;
+            }
+            let holder = horizon.holders.iter().find(|holder| holder.kind == kind);
             self.metrics.horizon_age(kind).set(holder.map_or(0.0, |holder| probes.age(holder, now)));
         }
         Ok(())
@@ -217,10 +231,22 @@ impl Janitor {
     }
 
     async fn prune(&self, spot: Spot, pruning: &mut Pruning, stop: &CancellationToken) {
-        if let Err(error) = self.prune_lane(spot, pruning, stop).await {
-            tracing::debug!(destination = %self.destinations[spot.0].0, error = %error, "pruning is put off");
-            pruning.turns.clear();
+        let destination = &self.destinations[spot.0].0;
+        match self.prune_lane(spot, pruning, stop).await {
+            Ok(()) => {
+                // A lane with nothing to prune does not tell that pruning works; a whole round does.
+                pruning.is_told &= !pruning.turns.is_empty();
+                return;
+            }
+            // Where the database cannot be used at all, the relays say so.
+            Err(error @ (OutboxError::Statement { .. } | OutboxError::Timeout { .. }))
+                if !std::mem::replace(&mut pruning.is_told, true) =>
+            {
+                tracing::warn!(destination = %destination, error = %error, "delivered messages cannot be pruned; trying again");
+            }
+            Err(error) => tracing::debug!(destination = %destination, error = %error, "pruning is put off"),
         }
+        pruning.turns.clear();
     }
 
     /// Looks on where the last turn ended. A lane that still had old messages gets another turn in this round; one where

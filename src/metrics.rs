@@ -49,11 +49,13 @@ pub const LOG_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 /// What can keep PostgreSQL's vacuum from removing rows, as `sql/queries/horizon.sql` names it.
 pub const HORIZON_KINDS: [&str; 4] = ["transaction", "prepared_transaction", "replication_slot", "standby"];
 
+/// Those of them that PostgreSQL shows to members of `pg_read_all_stats` only.
+pub const HORIZON_KINDS_OF_OTHERS: [&str; 2] = ["transaction", "standby"];
+
 /// All metrics of the process and their registry.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    created_at: f64,
     /// 1 when the last statement succeeded, 0 when it did not.
     pub database_up: IntGauge,
     /// Unix time of the last successful backlog probe.
@@ -237,7 +239,7 @@ impl Metrics {
             )?,
             horizon_age: new.gauges_f64(
                 "horizon_age_seconds",
-                "Age of the oldest that keeps vacuum from removing rows, by kind; 0 when there is none.",
+                "Age of the oldest that keeps vacuum from removing rows, by kind; 0 when there is none. transaction and standby are absent where the relay's role is not in pg_read_all_stats.",
                 ["kind"],
             )?,
             paused: new.gauges("paused", "1 while an operator has paused the destination, else 0.", ["destination"])?,
@@ -250,7 +252,6 @@ impl Metrics {
             connections_max: new.gauge("database_connections_max", "Connections to PostgreSQL that may be open.")?,
             log_lines: new.counters("log_lines_total", "Lines logged, by level.", &["level"])?,
             registry: registry.clone(),
-            created_at: now(),
         };
         metrics.register_process()?;
         metrics.bear();
@@ -267,6 +268,12 @@ impl Metrics {
     /// Age of the oldest holder of a kind, one of [`HORIZON_KINDS`].
     pub fn horizon_age(&self, kind: &str) -> Gauge {
         self.horizon_age.with_label_values(&[kind])
+    }
+
+    /// Nothing is known of that kind, which is another thing than that there is none.
+    pub fn forget_horizon(&self, kind: &str) {
+        // An error means that the series is absent already.
+        drop(self.horizon_age.remove_label_values(&[kind]));
     }
 
     /// Connections that wait for use, and those in use.
@@ -350,8 +357,8 @@ impl Metrics {
     /// When a metric cannot be written, which is an error of this file.
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         let mut families = self.registry.gather();
-        let measured_at = self.backlog_probe.get().max(self.created_at);
-        if now() - measured_at > MEASURED_FOR.as_secs_f64() {
+        // Before the first probe as well: a relay that starts would else tell of an empty outbox, and then of news.
+        if now() - self.backlog_probe.get() > MEASURED_FOR.as_secs_f64() {
             let is_measured = |name: &str| {
                 let name = name.strip_prefix(PREFIX).and_then(|name| name.strip_prefix('_'));
                 name.is_some_and(|name| MEASURED.contains(&name))
@@ -379,6 +386,7 @@ mod tests {
     fn every_series_of_a_destination_is_born_at_zero() {
         let metrics = Metrics::new().unwrap();
         metrics.destination("tickets");
+        metrics.has_measured();
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();
         for line in [
             "outbox_relay_delivered_messages_total{destination=\"tickets\"} 0",
@@ -392,5 +400,22 @@ mod tests {
             assert!(text.contains(line), "missing: {line}\n{text}");
         }
         assert!(text.contains("process_resident_memory_bytes"));
+    }
+
+    #[test]
+    fn what_is_measured_shows_only_once_it_was_and_as_long_as_that_is_not_old() {
+        let metrics = Metrics::new().unwrap();
+        metrics.destination("tickets").dead.set(5);
+        let shows = |name: &str| {
+            String::from_utf8(metrics.render().unwrap()).unwrap().contains(&format!("\noutbox_relay_{name}{{"))
+        };
+        assert!(MEASURED.iter().all(|name| !shows(name)));
+        metrics.has_measured();
+        assert!(MEASURED.iter().all(|name| shows(name)));
+        metrics.backlog_probe.set(now() - 59.0);
+        assert!(shows("dead_messages"));
+        metrics.backlog_probe.set(now() - 61.0);
+        assert!(MEASURED.iter().all(|name| !shows(name)));
+        assert!(shows("delivered_messages_total"), "what is counted stays");
     }
 }

@@ -3,10 +3,14 @@
 -- No parameters. Returns the kind, how long it has held the horizon in seconds where PostgreSQL knows that, and the
 -- transaction id it holds, from which the caller tells the rest: it is held as long as that id is the same.
 -- Only this database counts for its own tables (PostgreSQL, GetOldestNonRemovableTransactionId); slots and standbys count
--- for all. This very statement counts with an age of nothing. Autovacuum's workers do not hold the horizon. Sessions of others are seen with pg_read_all_stats only.
+-- for all. This very statement counts with an age of nothing. Autovacuum's workers do not hold the horizon.
+-- The first column says whether sessions of others are seen at all, for which PostgreSQL asks for pg_read_all_stats; the others
+-- are null in the one row of which nothing but that is to be said.
 -- Index: none; these are views of shared memory.
-SELECT DISTINCT ON (h.kind) h.kind, h.seconds, h.xid
+SELECT DISTINCT ON (h.kind) pg_has_role('pg_read_all_stats', 'USAGE'), h.kind, h.seconds, h.xid
 FROM (
+    SELECT NULL AS kind, NULL::float8 AS seconds, NULL AS xid, NULL::int AS transactions
+    UNION ALL
     SELECT
         'transaction' AS kind, extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS seconds,
         coalesce(a.backend_xmin, a.backend_xid)::text AS xid,

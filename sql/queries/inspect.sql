@@ -9,10 +9,10 @@ SELECT
     pg_is_in_recovery() AS is_standby,
     current_setting('default_transaction_read_only') = 'on' AS is_read_only,
     current_setting('autovacuum') = 'on' AS has_autovacuum,
-    current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on' AS is_durable,
+    current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on'
+        AND current_setting('synchronous_commit') <> 'off' AS is_durable,
     extract(epoch FROM clock_timestamp())::float8 AS clock,
     current_user::text AS role,
-    pg_has_role('pg_read_all_stats', 'USAGE') AS sees_all_sessions,
     ARRAY(
         SELECT r.what
         FROM (VALUES
@@ -43,8 +43,8 @@ SELECT
     ARRAY(
         SELECT w.name
         FROM (VALUES
-            ('events_pkey'), ('messages_pending_pkey'), ('messages_delivered_pkey'), ('messages_dead_pkey'),
-            ('messages_pending_deferred'), ('lanes_pkey')
+            ('events_pkey'), ('events_event_id_key'), ('events_stream_id_stream_version_key'), ('messages_pending_pkey'),
+            ('messages_delivered_pkey'), ('messages_dead_pkey'), ('messages_pending_deferred'), ('lanes_pkey')
         ) AS w (name)
         LEFT JOIN pg_class AS c ON c.relname = w.name AND c.relnamespace = 'outbox'::regnamespace
         LEFT JOIN pg_index AS i ON i.indexrelid = c.oid

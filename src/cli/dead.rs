@@ -22,6 +22,10 @@ const CHUNK: u64 = 1000;
 #[derive(Subcommand)]
 pub(super) enum Verb {
     /// List dead messages, the latest first
+    #[command(
+        after_help = "Examples:\n  outbox-relay dead list\n  outbox-relay dead list --destination tickets --since 2h\n  \
+        outbox-relay dead list --reason InternalError --json"
+    )]
     List {
         #[command(flatten)]
         choice: Choice,
@@ -33,6 +37,7 @@ pub(super) enum Verb {
         json: bool,
     },
     /// Show one dead message with its reason, attributes and payload
+    #[command(after_help = "Examples:\n  outbox-relay dead show 4711\n  outbox-relay dead show 4711 --json")]
     Show {
         /// The message's id
         id: i64,
@@ -41,6 +46,9 @@ pub(super) enum Verb {
         json: bool,
     },
     /// Make dead messages pending again
+    #[command(after_help = "Examples:\n  outbox-relay dead redrive 4711\n  \
+        outbox-relay dead redrive --destination tickets --reason InternalError --rate 50/s\n  \
+        outbox-relay dead redrive --all --dry-run")]
     Redrive {
         #[command(flatten)]
         choice: Choice,
@@ -51,6 +59,8 @@ pub(super) enum Verb {
         rate: Option<u32>,
     },
     /// Delete dead messages for good; their events stay
+    #[command(after_help = "Examples:\n  outbox-relay dead discard 4711\n  \
+        outbox-relay dead discard --event-type Ping --dry-run")]
     Discard {
         #[command(flatten)]
         choice: Choice,

@@ -14,7 +14,7 @@ use super::{Failure, say, table, where_to_ask};
 use crate::config::Flags;
 use crate::http;
 use crate::message::Lane;
-use crate::outbox::{Backlog, Outbox, OutboxError, Pause, Rate, Replay};
+use crate::outbox::{Backlog, COUNT_LIMIT, Outbox, OutboxError, Pause, Rate, Replay};
 
 /// How often `--watch` looks again.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
@@ -30,7 +30,7 @@ const CLEAR: &str = "\u{1b}[2J\u{1b}[H";
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  outbox-relay status\n  outbox-relay status --watch\n  outbox-relay status --json\n\n\
-    Counts stop at 100000. RATE is over the last ten seconds, where delivered messages are kept.\n    \
+    Counts stop at 100000. RATE is over the last ten seconds; with DELIVERED_RETENTION=0s it is always 0.0.\n    \
     Relays are those that are connected to the database, as HOST/PID."
 )]
 pub(super) struct Status {
@@ -69,27 +69,31 @@ pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
     let address = where_to_ask(flags)?;
     let mut floors = HashMap::new();
     loop {
-        let lines = measure(&outbox, &mut floors).await.map_err(anyhow::Error::from)?;
-        let relays = outbox.relays().await.map_err(anyhow::Error::from)?;
-        let replays = match outbox.replays().await {
-            // A relay's own role need not see them.
-            Err(error) if error.is_denied() => Vec::new(),
-            replays => replays.map_err(anyhow::Error::from)?,
-        };
-        let here = http::ask(address, "/readyz").await.ok();
-        let seen = Seen { lines, relays, replays, address, here };
-        if status.json {
-            say(&format!("{:#}\n", as_json(&seen)));
-        } else {
-            let text = as_text(&seen);
-            say(&if status.watch { format!("{CLEAR}{text}") } else { text });
+        let seen = look(&outbox, &mut floors, address).await;
+        if status.watch {
+            // A failover is what one watches, so it goes on.
+            let text = seen.as_ref().map_or_else(|error| format!("{error}; looking again\n"), as_text);
+            say(&format!("{CLEAR}{text}"));
+            // Ctrl+C ends it, at any moment.
+            tokio::time::sleep(WATCH_EVERY).await;
+            continue;
         }
-        if !status.watch {
-            return Ok(());
-        }
-        // Ctrl+C ends it, at any moment.
-        tokio::time::sleep(WATCH_EVERY).await;
+        let seen = seen.map_err(anyhow::Error::from)?;
+        say(&if status.json { format!("{:#}\n", as_json(&seen)) } else { as_text(&seen) });
+        return Ok(());
     }
+}
+
+async fn look(outbox: &Outbox, floors: &mut HashMap<String, Floors>, address: SocketAddr) -> Result<Seen, OutboxError> {
+    let lines = measure(outbox, floors).await?;
+    let relays = outbox.relays().await?;
+    let replays = match outbox.replays().await {
+        // A relay's own role need not see them.
+        Err(error) if error.is_denied() => Vec::new(),
+        replays => replays?,
+    };
+    let here = http::ask(address, "/readyz").await.ok();
+    Ok(Seen { lines, relays, replays, address, here })
 }
 
 /// An id in each lane below which nothing waits but retries, and how long to believe that: finding it may mean to walk
@@ -112,7 +116,7 @@ async fn measure(outbox: &Outbox, floors: &mut HashMap<String, Floors>) -> Resul
         let Some(known) = floors.get(&destination) else { continue };
         let backlog = outbox.backlog(&destination, &known.lanes).await?;
         let rate = outbox.rate(&destination).await?;
-        let pause = steering.pause_of(&destination).cloned();
+        let pause = steering.pause_of(&destination);
         lines.push(Line { destination, backlog, rate, pause });
     }
     Ok(lines)
@@ -121,6 +125,11 @@ async fn measure(outbox: &Outbox, floors: &mut HashMap<String, Floors>) -> Resul
 /// Whole seconds, for people.
 fn rounded(duration: Duration) -> String {
     humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
+}
+
+/// A count, which says so where it stopped.
+fn counted(messages: i64) -> String {
+    if messages >= COUNT_LIMIT { format!("{messages}+") } else { messages.to_string() }
 }
 
 fn paused(pause: &Pause) -> String {
@@ -157,9 +166,9 @@ fn as_text(seen: &Seen) -> String {
             let state = line.pause.as_ref().map_or_else(|| "not paused".to_owned(), paused);
             [
                 line.destination.clone(),
-                line.backlog.messages.to_string(),
+                counted(line.backlog.messages),
                 if line.backlog.messages == 0 { "-".to_owned() } else { rounded(lag) },
-                line.backlog.dead.to_string(),
+                counted(line.backlog.dead),
                 format!("{sign}{:.1}/s", line.rate.per_second),
                 state,
             ]
@@ -192,8 +201,10 @@ fn as_json(seen: &Seen) -> Value {
         json!({
             "destination": line.destination,
             "pending": line.backlog.messages,
+            "pending_is_capped": line.backlog.messages >= COUNT_LIMIT,
             "lag_seconds": line.backlog.lag,
             "dead": line.backlog.dead,
+            "dead_is_capped": line.backlog.dead >= COUNT_LIMIT,
             "delivered_per_second": line.rate.per_second,
             "delivered_per_second_is_capped": line.rate.is_capped,
             "paused": line.pause.as_ref().map(pause),

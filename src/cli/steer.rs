@@ -140,6 +140,21 @@ pub(super) async fn set(flags: &Flags, set: Set) -> Result<(), Failure> {
     }
     let destination = known(&outbox, destination.as_deref()).await?;
     outbox.set(&destination, &name, value.as_deref(), &who.actor).await.map_err(anyhow::Error::from)?;
+    if value.is_none() {
+        let steering = outbox.steering().await.map_err(anyhow::Error::from)?;
+        let is_left = |setting: &&Setting| {
+            setting.name == name && (destination == ALL_DESTINATIONS || setting.destination == ALL_DESTINATIONS)
+        };
+        if let Some(left) = steering.settings.iter().find(is_left) {
+            let Setting { destination: of, value, .. } = left;
+            say(&format!(
+                "unset: {name} for {}; {name}={value} for {} stays in force\n",
+                named(&destination),
+                named(of)
+            ));
+            return Ok(());
+        }
+    }
     match value {
         Some(value) => say(&format!("set: {name}={value} for {}; relays follow within seconds\n", named(&destination))),
         None => say(&format!("unset: {name} for {}; the environment counts again\n", named(&destination))),
@@ -155,7 +170,7 @@ pub(super) async fn config(flags: &Flags, json: bool) -> Result<(), Failure> {
         Err(error) => (Steering::default(), Some(error)),
     };
     let baseline = flags.baseline();
-    let settings: Vec<Setting> = steering.settings.into_iter().map(|setting| judged(baseline, setting)).collect();
+    let settings: Vec<Setting> = steering.settings.iter().map(|setting| judged(baseline, &steering, setting)).collect();
     let names: Vec<&str> = shown.iter().map(|shown| shown.name.as_str()).collect();
     let unknown = settings.iter().filter(|setting| !names.contains(&setting.name.as_str())).map(|setting| Shown {
         name: setting.name.clone(),
@@ -197,9 +212,15 @@ async fn settings(flags: &Flags) -> Result<Steering, crate::outbox::OutboxError>
     outbox.steering().await
 }
 
-/// A setting that relays refuse is shown as what it is.
-fn judged(baseline: Tuning, mut setting: Setting) -> Setting {
-    if baseline.adjust(&setting.name, &setting.value).is_err() {
+/// A setting that relays refuse, by itself or beside the others, is shown as what it is.
+fn judged(baseline: Tuning, steering: &Steering, setting: &Setting) -> Setting {
+    let pair = |setting: &'_ Setting| (setting.name.clone(), setting.value.clone());
+    let all: Vec<(String, String)> = steering.settings_of(&setting.destination).map(pair).collect();
+    let (_, wrong) = baseline.adjusted(all.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    let is_wrong = baseline.adjust(&setting.name, &setting.value).is_err()
+        || wrong.iter().any(|sentence| sentence.starts_with(&format!("{}={} ", setting.name, setting.value)));
+    let mut setting = setting.clone();
+    if is_wrong {
         setting.value.push_str(" (not followed)");
     }
     setting

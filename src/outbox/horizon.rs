@@ -4,6 +4,15 @@ use super::{Outbox, OutboxError, column};
 
 const HORIZON: &str = include_str!("../../sql/queries/horizon.sql");
 
+/// What is known of the horizon.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Horizon {
+    /// Whether sessions of others are seen: PostgreSQL shows their transactions to members of `pg_read_all_stats` only.
+    pub sees_all_sessions: bool,
+    /// Who holds it back, at most one of each kind.
+    pub holders: Vec<HorizonHolder>,
+}
+
 /// The oldest holder of a kind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HorizonHolder {
@@ -16,22 +25,22 @@ pub struct HorizonHolder {
 }
 
 impl Outbox {
-    /// Who holds the horizon back, at most one of each kind.
+    /// Who holds the horizon back.
     ///
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn horizon(&self) -> Result<Vec<HorizonHolder>, OutboxError> {
+    pub async fn horizon(&self) -> Result<Horizon, OutboxError> {
         const NAME: &str = "look at the horizon";
-        let rows = self.query(NAME, HORIZON, &[]).await?;
-        let holder = |row: &tokio_postgres::Row| {
-            Ok(HorizonHolder {
-                kind: column(NAME, row, 0)?,
-                seconds: column(NAME, row, 1)?,
-                transaction_id: column(NAME, row, 2)?,
-            })
-        };
-        rows.iter().map(holder).collect()
+        let mut horizon = Horizon::default();
+        for row in &self.query(NAME, HORIZON, &[]).await? {
+            horizon.sees_all_sessions = column(NAME, row, 0)?;
+            if let Some(kind) = column(NAME, row, 1)? {
+                let (seconds, transaction_id) = (column(NAME, row, 2)?, column(NAME, row, 3)?);
+                horizon.holders.push(HorizonHolder { kind, seconds, transaction_id });
+            }
+        }
+        Ok(horizon)
     }
 
     /// Connections that are idle, in use, and the most there may be.

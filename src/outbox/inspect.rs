@@ -25,8 +25,6 @@ pub struct Inspected {
     pub clock_ahead: f64,
     /// The role that is logged in.
     pub role: String,
-    /// Whether it sees who else holds the vacuum horizon.
-    pub sees_all_sessions: bool,
     /// Rights that the relay needs and this role lacks.
     pub missing_rights: Vec<String>,
     /// Indexes and partitions that are missing or invalid.
@@ -57,10 +55,9 @@ impl Outbox {
             is_durable: column(NAME, &row, 5)?,
             clock_ahead: column::<f64>(NAME, &row, 6)? - here,
             role: column(NAME, &row, 7)?,
-            sees_all_sessions: column(NAME, &row, 8)?,
-            missing_rights: column(NAME, &row, 9)?,
-            broken: column(NAME, &row, 10)?,
-            unvacuumed: column(NAME, &row, 11)?,
+            missing_rights: column(NAME, &row, 8)?,
+            broken: column(NAME, &row, 9)?,
+            unvacuumed: column(NAME, &row, 10)?,
         })
     }
 }

@@ -16,7 +16,7 @@ const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_bit
     SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
 
 /// Where counting stops: beyond this number an operator asks "how fast does it shrink", not "how many exactly".
-const COUNT_LIMIT: i64 = 100_000;
+pub const COUNT_LIMIT: i64 = 100_000;
 
 /// What waits in one destination.
 #[derive(Clone, Debug, PartialEq)]

@@ -54,10 +54,19 @@ pub struct Steering {
 }
 
 impl Steering {
-    /// The pause that concerns a destination: its own, or that of all.
-    pub fn pause_of(&self, destination: &str) -> Option<&Pause> {
-        let of = |name: &str| self.pauses.iter().find(|pause| pause.destination == name);
-        of(destination).or_else(|| of(ALL_DESTINATIONS))
+    /// The pause that concerns a destination: its own, or that of all. Of both it is the one that ends later, for as long as
+    /// the destination has been paused at all.
+    pub fn pause_of(&self, destination: &str) -> Option<Pause> {
+        let of = |name: &str| self.pauses.iter().find(|pause| pause.destination == name).cloned();
+        match (of(destination), of(ALL_DESTINATIONS)) {
+            (Some(own), Some(all)) => {
+                let age = own.age.max(all.age);
+                let ends = |pause: &Pause| pause.left.unwrap_or(Duration::MAX);
+                let longer = if ends(&all) > ends(&own) { all } else { own };
+                Some(Pause { age, ..longer })
+            }
+            (own, all) => own.or(all),
+        }
     }
 
     /// The settings that concern a destination; its own come last, and so win.
@@ -158,4 +167,35 @@ impl Outbox {
 
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pause(destination: &str, age: u64, left: Option<u64>) -> Pause {
+        let (reason, actor) = (destination.to_owned(), "somebody".to_owned());
+        let left = left.map(Duration::from_secs);
+        Pause { destination: destination.to_owned(), reason, actor, age: Duration::from_secs(age), left }
+    }
+
+    #[test]
+    fn of_two_pauses_the_one_that_ends_later_counts_from_when_the_first_began() {
+        for (own, all, reason, left) in [
+            (Some(300), None, ALL_DESTINATIONS, None),
+            (None, Some(300), "tickets", None),
+            (Some(9), Some(5), "tickets", Some(9)),
+        ] {
+            let steering = Steering {
+                pauses: vec![pause("tickets", 10, own), pause(ALL_DESTINATIONS, 60, all)],
+                settings: vec![],
+            };
+            let found = steering.pause_of("tickets").unwrap();
+            assert_eq!(
+                (found.reason.as_str(), found.age.as_secs(), found.left.map(|left| left.as_secs())),
+                (reason, 60, left)
+            );
+            assert_eq!(steering.pause_of("audit").unwrap().reason, ALL_DESTINATIONS);
+        }
+    }
 }

@@ -252,13 +252,22 @@ impl Stream<'_> {
         let delivered = settlements.iter().filter(is_delivered).count() as u64;
         self.delivered += delivered;
         self.destination.metrics.delivered.inc_by(delivered);
+        // One line for all that died together of the same kind of fault, with the first of them as an example.
+        let mut lines: Vec<(FaultKind, u64, i64, &str)> = Vec::new();
         for Settlement { key, outcome } in settlements {
             if let Outcome::Dead { kind, error, .. } = outcome {
                 self.dead += 1;
                 self.destination.metrics.dead_lettered(*kind).inc();
-                // A dead message is an operator's business, and there are few of them or there is a bigger problem.
-                tracing::warn!(destination = %self.destination.name, message_id = key.id, reason = %error, "message is dead");
+                match lines.iter_mut().find(|(known, ..)| known == kind) {
+                    Some((_, messages, ..)) => *messages += 1,
+                    None => lines.push((*kind, 1, key.id, error)),
+                }
             }
+        }
+        for (kind, messages, message_id, reason) in lines {
+            let destination = &self.destination.name;
+            let kind = kind.reason();
+            tracing::warn!(%destination, kind, messages, message_id, reason, "messages are dead");
         }
         if published_twice > 0 {
             self.destination.metrics.possible_duplicates.inc_by(published_twice);

@@ -95,7 +95,7 @@ impl Steersman {
         for (name, _) in &self.destinations {
             let pause = steering.pause_of(name);
             let was_paused = before.as_deref().is_some_and(|before| before.pause_of(name).is_some());
-            self.metrics.set_paused(name, pause.map(|pause| pause.age));
+            self.metrics.set_paused(name, pause.as_ref().map(|pause| pause.age));
             match pause {
                 Some(Pause { reason, actor, .. }) if !was_paused => {
                     tracing::info!(destination = %name, reason, actor, "paused; its messages wait");

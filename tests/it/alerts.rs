@@ -40,6 +40,7 @@ pub fn exported() -> Result<BTreeSet<String>> {
     let metrics = Metrics::new()?;
     metrics.destination("tickets");
     metrics.set_paused("tickets", Some(std::time::Duration::ZERO));
+    metrics.has_measured();
     let text = String::from_utf8(metrics.render()?)?;
     let name = |line: &str| Some(line.strip_prefix("# TYPE ")?.split(' ').next()?.to_owned());
     Ok(text.lines().filter_map(name).collect())

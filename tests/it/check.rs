@@ -4,7 +4,9 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use crate::support::bed::Bed;
-use crate::support::proxy::Fault;
+use crate::support::chosen_major;
+use crate::support::postgres::{Cluster, Options};
+use crate::support::proxy::{Fault, Rule};
 use crate::support::relay::Finished;
 use crate::support::roles::Roles;
 
@@ -76,7 +78,7 @@ async fn a_database_that_is_missing_or_not_migrated_is_told_and_queues_are_check
 }
 
 #[tokio::test]
-async fn a_queue_that_cannot_be_used_and_one_of_another_type_are_told() -> Result<()> {
+async fn a_queue_that_cannot_be_used_is_told() -> Result<()> {
     let bed = Bed::new().await?;
     let proxy = bed.proxy().await?;
     let audit = bed.standard("audit").await?;
@@ -86,6 +88,42 @@ async fn a_queue_that_cannot_be_used_and_one_of_another_type_are_told() -> Resul
     proxy.set(Fault::access_denied());
     let denied = bed.relay().output(&["check"]).await?;
     ensure_says(&denied, 1, &["✗ queue of audit: this relay cannot send: ", "AccessDenied"])
+}
+
+#[tokio::test]
+async fn a_queue_of_another_type_a_small_one_and_one_with_a_key_are_told() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
+    let says = |url: &str, attributes: &'static str| {
+        Rule::new(Fault::Garble(200, attributes)).action("GetQueueAttributes").queue(url)
+    };
+    // SQS leaves FifoQueue out for a standard queue.
+    proxy.script([
+        says(&tickets, r#"{"Attributes": {"MaximumMessageSize": "1048576", "SqsManagedSseEnabled": "true"}}"#),
+        says(&audit, r#"{"Attributes": {"MaximumMessageSize": "262144", "KmsMasterKeyId": "alias/ours"}}"#),
+    ]);
+    let checked = bed.relay().output(&["check"]).await?;
+    let sentences = [
+        "✗ queue of tickets: a standard queue, which its URL does not say",
+        "✓ queue of audit: a standard queue, takes 262144 bytes, encryption: KMS key alias/ours",
+        "! queue of audit: takes no message above 262144 bytes",
+        "! queue of audit: the rights on its key cannot be tried without sending",
+    ];
+    ensure_says(&checked, 1, &sentences)
+}
+
+#[tokio::test]
+async fn a_server_that_may_lose_what_is_committed_is_told() -> Result<()> {
+    let cluster = Cluster::start(&Options { major: chosen_major(), durable: true, ..Options::default() })?;
+    let bed = Bed::on(&cluster).await?;
+    bed.standard("audit").await?;
+    let checked = bed.relay().output(&["check"]).await?;
+    ensure_says(&checked, 0, &["✓ durability: what is committed survives a crash"])?;
+    let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
+    bed.client.batch_execute(&format!("ALTER DATABASE {database} SET synchronous_commit = off")).await?;
+    let checked = bed.relay().output(&["check"]).await?;
+    ensure_says(&checked, 0, &["! durability: fsync, full_page_writes or synchronous_commit is off"])
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Wrong settings are refused before anything starts: all at once, by name, with the remedy, and without a secret.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::support::relay::{Command, Finished};
 
@@ -237,6 +237,28 @@ async fn help_lists_every_flag_with_its_variable() -> Result<()> {
         }
         ensure!(!help.stdout.contains(SECRET), "{command} --help shows a secret");
     }
+    for command in [
+        "run",
+        "migrate",
+        "check",
+        "status",
+        "pause",
+        "resume",
+        "set",
+        "config",
+        "healthcheck",
+        "replay",
+        "dead list",
+        "dead show",
+        "dead redrive",
+        "dead discard",
+    ] {
+        let mut arguments: Vec<&str> = command.split(' ').collect();
+        arguments.push("--help");
+        let help = configured().output(&arguments).await?;
+        let example = format!("Examples:\n  outbox-relay {command}");
+        ensure!(help.code == Some(0) && help.stdout.contains(&example), "{command}: {}", help.stdout);
+    }
     let help = configured().output(&["--help"]).await?;
     for command in ["run", "migrate", "healthcheck", "Exit codes"] {
         ensure!(help.stdout.contains(command), "no {command} in {}", help.stdout);
@@ -248,6 +270,30 @@ async fn help_lists_every_flag_with_its_variable() -> Result<()> {
 fn wraps(help: &str, name: &str) -> bool {
     let words: Vec<_> = help.split_whitespace().collect();
     words.windows(2).any(|pair| pair[0].ends_with("[env:") && pair[1].starts_with(name))
+}
+
+#[tokio::test]
+async fn the_example_of_an_environment_shows_the_defaults() -> Result<()> {
+    let shown = configured().output(&["config", "--json"]).await?;
+    let shown: Vec<serde_json::Value> = serde_json::from_str(&shown.stdout)?;
+    let example = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/.env.example"))?;
+    let mut count = 0;
+    for (name, value) in example.lines().filter_map(|line| line.strip_prefix("#OUTBOX_RELAY_")?.split_once('=')) {
+        let setting = name.to_lowercase().replace('_', "-");
+        let one = shown.iter().find(|one| one["setting"] == setting.as_str());
+        let one = one.with_context(|| format!("{setting} is not a setting"))?;
+        // The address is the one thing that the test itself sets.
+        let shown = one["value"].as_str().context("no value")?;
+        // 24h is a day.
+        let is_same = match (humantime::parse_duration(shown), humantime::parse_duration(value)) {
+            (Ok(shown), Ok(value)) => shown == value,
+            _ => shown == value,
+        };
+        ensure!(setting == "http-listen" || is_same, "{setting}={value} is said to be the default of {one}");
+        count += 1;
+    }
+    ensure!(count >= 12, "only {count} settings were found");
+    Ok(())
 }
 
 #[tokio::test]

@@ -26,6 +26,28 @@ async fn ids(bed: &Bed) -> Result<Vec<i64>> {
 }
 
 #[tokio::test]
+async fn what_dies_together_is_one_line_of_the_log() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    bed.standard("audit").await?;
+    bed.enqueue_many("audit", 500, 0).await?;
+    proxy.set(Fault::FailEntries { which: Choice::every(), code: "InvalidMessageContents", sender_fault: true });
+    let ended = bed.relay().until_empty().await?;
+    ensure!(ended.code == Some(1) && bed.count("SELECT count(*) FROM outbox.messages_dead").await? == 500);
+    let counts: Vec<u64> = ended
+        .stderr
+        .lines()
+        .filter(|line| line.contains("messages are dead"))
+        .map(|line| {
+            let count = line.split_once(" messages=").and_then(|(_, rest)| rest.split(' ').next());
+            count.and_then(|count| count.parse().ok()).context(line.to_owned())
+        })
+        .collect::<Result<_>>()?;
+    ensure!(counts.iter().sum::<u64>() == 500 && counts.len() <= 50, "{counts:?} in {}", ended.stderr);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_partial_failure_settles_each_entry_by_itself() -> Result<()> {
     let bed = Bed::new().await?;
     let proxy = bed.proxy().await?;

@@ -50,6 +50,24 @@ async fn a_relay_with_the_rights_of_the_template_delivers_prunes_and_measures() 
 }
 
 #[tokio::test]
+async fn a_relay_that_may_not_see_other_sessions_shows_no_age_of_the_horizon_instead_of_none() -> Result<()> {
+    let bed = Bed::new().await?;
+    let roles = Roles::create(&bed).await?;
+    bed.standard("audit").await?;
+    let relay = bed.relay().env("DATABASE_URL", &roles.relay_url).start().await?;
+    relay.wait_for_metric(r#"horizon_age_seconds{kind="prepared_transaction"}"#, 0.0).await?;
+    let shows =
+        async |kind: &str| Ok(relay.metrics().await?.get(&format!("horizon_age_seconds{{kind=\"{kind}\"}}")).is_ok());
+    ensure!(!shows("transaction").await? && !shows("standby").await?);
+    let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
+    bed.client.batch_execute(&format!("GRANT pg_read_all_stats TO rights_of_relay_{database}")).await?;
+    eventually("other sessions are seen", || shows("transaction")).await?;
+    ensure!(shows("standby").await?);
+    relay.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_relay_that_keeps_nothing_may_do_so_too() -> Result<()> {
     let bed = Bed::new().await?;
     let roles = Roles::create(&bed).await?;

@@ -8,8 +8,10 @@ use anyhow::{Context, Result, ensure};
 use outbox_relay::metrics::Metrics;
 
 const HEAD: &str = "# Metrics\n\n\
-    Served at `/metrics` of `OUTBOX_RELAY_HTTP_LISTEN`. This page is written from `src/metrics.rs`; a test\n    compares the two.\n\n\
-    - Every series but the time of a pause exists from the start, with 0, so that `increase()` sees the first event.\n\
+    Served at `/metrics` of `OUTBOX_RELAY_HTTP_LISTEN`. This page is written from `src/metrics.rs`; a test\n\
+    compares the two.\n\n\
+    - What is counted exists from the start, with 0, so that `increase()` sees the first event after a scrape. What is measured in\n\
+    \x20 PostgreSQL is there when it was measured, which takes moments.\n\
     - What the process did is counted where it happens. Lag, backlog, dead messages and the horizon are measured in PostgreSQL\n\
     \x20 every few seconds, by each relay for all its destinations: take `max`, not `sum`, over several relays.\n\
     - When they could not be measured for 60 seconds, those series are left out of the answer, for a number that stands still\n\
@@ -63,6 +65,7 @@ fn families(text: &str) -> Result<BTreeMap<String, Family>> {
 fn page() -> Result<String> {
     let metrics = Metrics::new()?;
     metrics.destination("tickets");
+    metrics.has_measured();
     // Born only while a destination is paused.
     metrics.set_paused("tickets", Some(std::time::Duration::ZERO));
     let families = families(&String::from_utf8(metrics.render()?)?)?;

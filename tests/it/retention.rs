@@ -56,6 +56,30 @@ async fn messages_older_than_the_retention_are_pruned_and_younger_ones_stay() ->
     Ok(())
 }
 
+#[tokio::test]
+async fn pruning_that_fails_is_told_once_and_goes_on_when_it_can() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.standard("audit").await?;
+    bed.client.batch_execute(OLD).await?;
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN PERFORM nextval('refusals'); RAISE EXCEPTION 'nothing is deleted here'; END $$;
+        CREATE SEQUENCE refusals;
+        CREATE TRIGGER refuse BEFORE DELETE ON outbox.messages_delivered FOR EACH ROW EXECUTE FUNCTION refuse()";
+    bed.client.batch_execute(refuse).await?;
+    let relay = bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "1s").start().await?;
+    // A sequence is not rolled back.
+    eventually("pruning was refused three times", || async {
+        Ok(bed.count("SELECT last_value FROM refusals WHERE is_called").await.is_ok_and(|refused| refused >= 3))
+    })
+    .await?;
+    bed.client.batch_execute("DROP TRIGGER refuse ON outbox.messages_delivered").await?;
+    eventually("the old ones are gone", || async { Ok(bed.delivered().await? == 0) }).await?;
+    let log = relay.stop().await?;
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("delivered messages cannot be pruned")).collect();
+    ensure!(told.len() == 1 && told[0].contains("nothing is deleted here"), "{log}");
+    Ok(())
+}
+
 /// Low ids that were delivered late, so that they are to stay for long: more than a round looks at in one lane.
 const LATE: &str =
     "INSERT INTO outbox.messages (destination, event_position, group_id, status, enqueued_at, delivered_at)

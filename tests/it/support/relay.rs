@@ -241,7 +241,8 @@ impl Relay {
     /// Waits until a metric has this value.
     pub async fn wait_for_metric(&self, series: &str, wanted: f64) -> Result<()> {
         let what = format!("{series} is {wanted}");
-        eventually(&what, || async { Ok(self.metrics().await?.get(series)? == wanted) }).await
+        // What is measured in the table is absent until it was.
+        eventually(&what, || async { Ok(self.metrics().await?.get(series).is_ok_and(|value| value == wanted)) }).await
     }
 }
 
