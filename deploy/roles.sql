@@ -46,9 +46,9 @@ GRANT INSERT (event_id, stream_id, stream_version, event_type, payload, metadata
     SELECT (position, event_id, stream_id, stream_version) ON outbox.events TO outbox_application;
 GRANT INSERT (destination, event_position, group_id), SELECT (id) ON outbox.messages TO outbox_application;
 GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue, outbox.check_stream, outbox.check_most,
-    outbox.message_bytes, outbox.check_append, outbox.append, outbox.stream_version, outbox.read_stream TO outbox_application;
--- Where outbox.events is also the event store, which the application reads its streams back from with outbox.read_stream:
--- GRANT SELECT ON outbox.events TO outbox_application;
+    outbox.message_bytes, outbox.check_size, outbox.check_append, outbox.append, outbox.stream_version, outbox.read_stream TO outbox_application;
+-- Where outbox.events is also the event store, which the application reads its streams back from with outbox.read_stream, make
+-- its user a member of outbox_reader as well.
 
 -- The relay reads events and never writes them. Of a message it changes what became of it, never what it is. Moving it to
 -- another partition takes no more than the right to update those columns of the parent; deleting is for what is over its

@@ -216,9 +216,13 @@ pub struct Metrics(String);
 impl Metrics {
     /// The value of a series that has only the label `destination`.
     pub fn value(&self, name: &str, destination: &str) -> f64 {
+        self.find(name, destination).unwrap_or(0.0)
+    }
+
+    /// The same, and nothing when there is no such series.
+    pub fn find(&self, name: &str, destination: &str) -> Option<f64> {
         let series = format!("outbox_relay_{name}{{destination=\"{destination}\"}} ");
-        let value = self.0.lines().find_map(|line| line.strip_prefix(&series));
-        value.and_then(|value| value.parse().ok()).unwrap_or(0.0)
+        self.0.lines().find_map(|line| line.strip_prefix(&series))?.parse().ok()
     }
 }
 

@@ -28,11 +28,14 @@ BEGIN
     IF coalesce(stream_id, '') = '' THEN
         RAISE EXCEPTION 'no stream was given' USING ERRCODE = 'invalid_parameter_value',
             HINT = 'A stream is named by a text that is neither empty nor null, for example draw-7.';
+    ELSIF octet_length(stream_id) > 1024 THEN
+        RAISE EXCEPTION 'a stream of % bytes is too long, 1024 are the most', octet_length(stream_id)
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Name the stream by an id, for example draw-7.';
     END IF;
 END
 $$;
 
-COMMENT ON FUNCTION outbox.check_stream(text) IS 'Refuses a stream without a name: a null in the caller''s hands, as a rule.';
+COMMENT ON FUNCTION outbox.check_stream(text) IS 'Refuses a stream without a name, or with one that is none.';
 
 CREATE FUNCTION outbox.stream_version(stream_id text) RETURNS bigint
 LANGUAGE plpgsql STABLE
@@ -45,28 +48,61 @@ $$;
 
 COMMENT ON FUNCTION outbox.stream_version(text) IS 'The version of a stream''s last event; 0 when it has none.';
 
--- The least that a message takes: the body, and the attributes that each has. What metadata add is known to the relay alone,
--- which leaves out what SQS does not take.
-CREATE FUNCTION outbox.message_bytes(stream_id text, event jsonb) RETURNS bigint
+-- As the relay counts, but for attributes that it leaves out: those are few, and then this is a little more.
+CREATE FUNCTION outbox.message_bytes(stream_id text, stream_version bigint, event jsonb) RETURNS bigint
 LANGUAGE sql IMMUTABLE
 AS $$
-    SELECT octet_length((event -> 'payload')::text)::bigint
+    SELECT octet_length(b.body)::bigint
+        -- SQS refuses U+FFFE and U+FFFF, so the relay writes them as six characters of JSON. Each is three bytes here, which
+        -- does not make a small payload too large.
+        + CASE WHEN octet_length(b.body) > 500000 THEN 3 * (length(b.body) - length(translate(b.body, chr(65534) || chr(65535), ''))) ELSE 0 END
         + octet_length('event_idString') + 36
         + octet_length('event_typeString') + octet_length(event ->> 'event_type')
         + octet_length('stream_idString') + octet_length(stream_id)
-        + octet_length('stream_versionNumber1')
+        + octet_length('stream_versionNumber') + octet_length(stream_version::text)
+        + (
+            SELECT coalesce(sum(octet_length(m.key) + octet_length('String') + octet_length(m.value)), 0)
+            FROM jsonb_each_text(coalesce(event -> 'metadata', '{}')) AS m
+            WHERE m.key <> 'AWSTraceHeader'
+        )
+    FROM (SELECT (event -> 'payload')::text AS body) AS b
 $$;
 
-COMMENT ON FUNCTION outbox.message_bytes(text, jsonb) IS 'Bytes, at least, of the SQS message that an event becomes.';
+COMMENT ON FUNCTION outbox.message_bytes(text, bigint, jsonb) IS 'Bytes of the SQS message that an event becomes.';
+
+CREATE FUNCTION outbox.check_size(stream_id text, after_version bigint, events jsonb) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    -- SQS's limit of a message with its attributes.
+    most_bytes CONSTANT bigint := 1048576;
+    found_one  record;
+BEGIN
+    SELECT e.n, outbox.message_bytes($1, $2 + e.n, e.event) AS bytes INTO found_one
+    FROM jsonb_array_elements($3) WITH ORDINALITY AS e (event, n)
+    WHERE outbox.message_bytes($1, $2 + e.n, e.event) > most_bytes
+    ORDER BY e.n
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'event % of the array becomes a message of % bytes, SQS takes %', found_one.n, found_one.bytes, most_bytes
+            USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'Keep large content elsewhere, for example in S3, and its address in the event.';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.check_size(text, bigint, jsonb) IS 'Refuses events that become messages SQS never takes.';
 
 CREATE FUNCTION outbox.check_append(stream_id text, expected_version bigint, events jsonb, destinations text[]) RETURNS void
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
-    -- SQS's limits of a MessageGroupId and of a message with its attributes.
+    -- SQS's limit of a MessageGroupId.
     most_characters CONSTANT integer := 128;
-    most_bytes      CONSTANT bigint := 1048576;
     is_sent         CONSTANT boolean := coalesce(cardinality(destinations), 0) > 0;
+    -- SQS takes them in no attribute, so consumers would not get to know what it is.
+    control         CONSTANT text := '[\x01-\x08\x0b\x0c\x0e-\x1f]';
+    uuid_form       CONSTANT text := '^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$';
     item    record;
     problem text;
     hint    text := 'An event is {"event_type": "TicketPurchased", "payload": …} and may have event_id and metadata.';
@@ -78,12 +114,16 @@ BEGIN
     ELSIF is_sent AND length(stream_id) > most_characters THEN
         problem := format('a stream of %s characters is too long for a group, SQS takes %s', length(stream_id), most_characters);
         hint := 'Name the stream by an id, or append without destinations.';
+    ELSIF is_sent AND stream_id ~ control THEN
+        problem := 'the stream has a control character, which SQS takes in no attribute';
+        hint := 'Name the stream by an id, or append without destinations.';
     ELSIF jsonb_typeof(events) IS DISTINCT FROM 'array' OR events = '[]' THEN
         problem := 'events must be a JSON array with at least one event';
     ELSIF '' = ANY (destinations)
         -- NULL is not counted, so it makes a difference as well.
         OR cardinality(destinations) > (SELECT count(DISTINCT d.name) FROM unnest(destinations) AS d (name)) THEN
         problem := 'a destination is empty or given twice';
+        hint := 'Destinations are names of OUTBOX_RELAY_DESTINATIONS, for example {tickets,audit}.';
     ELSE
         FOR item IN SELECT e.event, e.n FROM jsonb_array_elements(events) WITH ORDINALITY AS e (event, n) LOOP
             problem := CASE
@@ -92,19 +132,27 @@ BEGIN
                     THEN 'has no event_type'
                 WHEN NOT item.event ? 'payload' THEN 'has no payload'
                 WHEN jsonb_typeof(coalesce(item.event -> 'metadata', '{}')) <> 'object' THEN 'has metadata that are no object'
-                WHEN is_sent AND outbox.message_bytes(stream_id, item.event) > most_bytes
-                    THEN format('becomes a message of %s bytes, SQS takes %s', outbox.message_bytes(stream_id, item.event), most_bytes)
+                WHEN is_sent AND item.event ->> 'event_type' ~ control
+                    THEN 'has a control character in its event_type, which SQS takes in no attribute'
+                WHEN item.event ? 'event_id' AND coalesce(item.event ->> 'event_id', '') !~* uuid_form
+                    THEN format('has an event_id that is no UUID: %s', item.event -> 'event_id')
                 WHEN item.event - '{event_id,event_type,payload,metadata}'::text[] <> '{}'
                     THEN format('has members that are not known: %s', item.event - '{event_id,event_type,payload,metadata}'::text[])
             END;
             IF problem IS NOT NULL THEN
-                IF problem LIKE 'becomes a message%' THEN
-                    hint := 'Keep large content elsewhere, for example in S3, and its address in the event.';
-                END IF;
                 problem := format('event %s of the array %s', item.n, problem);
                 EXIT;
             END IF;
         END LOOP;
+        IF problem IS NULL AND EXISTS (
+            SELECT FROM jsonb_array_elements(events) AS e (event)
+            WHERE e.event ? 'event_id'
+            GROUP BY (e.event ->> 'event_id')::uuid
+            HAVING count(*) > 1
+        ) THEN
+            problem := 'an event_id is given twice';
+            hint := 'Two events are two facts; give each an id of its own, or none.';
+        END IF;
     END IF;
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION '%', problem USING ERRCODE = 'invalid_parameter_value', HINT = hint;
@@ -163,6 +211,9 @@ BEGIN
         END IF;
     END IF;
     current := coalesce((SELECT max(s.stream_version) FROM outbox.events AS s WHERE s.stream_id = $1), 0);
+    IF cardinality($4) > 0 THEN
+        PERFORM outbox.check_size($1, current, $3);
+    END IF;
     IF $2 <> current THEN
         RAISE EXCEPTION 'stream "%" is at version % and not at %', $1, current, $2
             USING ERRCODE = 'OX409', DETAIL = format('stream_id=%s expected=%s actual=%s', $1, $2, current),
@@ -191,7 +242,10 @@ BEGIN
     GET DIAGNOSTICS written = ROW_COUNT;
     IF written < wanted THEN
         RAISE EXCEPTION 'stream "%" has moved on from version %', $1, current
-            USING ERRCODE = 'OX409', DETAIL = format('stream_id=%s expected=%s actual=%s', $1, current, 'higher'),
+            USING ERRCODE = 'OX409', DETAIL = format(
+                'stream_id=%s expected=%s actual=%s', $1, coalesce($2::text, 'any'),
+                (SELECT max(s.stream_version) FROM outbox.events AS s WHERE s.stream_id = $1)
+            ),
                 HINT = 'Somebody else has appended. Read the stream again, decide again, and append with its version.';
     END IF;
 END
@@ -283,6 +337,9 @@ DECLARE
 BEGIN
     IF before IS NULL OR before > now() THEN
         RAISE EXCEPTION 'before must be a time in the past' USING ERRCODE = 'invalid_parameter_value';
+    ELSIF after IS NULL OR after < 0 THEN
+        RAISE EXCEPTION 'events are not forgotten after position %', after
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Begin after 0, and go on from position_done.';
     ELSIF coalesce(looks, 0) < 1 THEN
         RAISE EXCEPTION 'a step of % events', looks
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Use a number above 0.';

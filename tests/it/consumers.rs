@@ -140,5 +140,16 @@ async fn a_consumer_with_the_rights_of_the_template_accepts_reads_and_prunes() -
     let append = "SELECT outbox.append('s', 0, '[{\"event_type\": \"T\", \"payload\": 1}]', '{tickets}')";
     application.batch_execute(append).await?;
     application.batch_execute("SELECT outbox.stream_version('s')").await?;
+    let read = "SELECT FROM outbox.read_stream('s')";
+    ensure!(
+        application
+            .batch_execute(read)
+            .await
+            .is_err_and(|error| error.code().is_some_and(|code| code.code() == "42501"))
+    );
+    let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
+    let grant = format!("GRANT rights_of_reader_{database} TO rights_of_application_{database}");
+    bed.client.batch_execute(&grant).await?;
+    application.batch_execute(read).await?;
     Ok(())
 }

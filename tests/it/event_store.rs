@@ -221,6 +221,25 @@ async fn what_makes_no_sense_is_refused_with_what_is_wrong() -> Result<()> {
             "a stream of 129 characters is too long for a group, SQS takes 128",
         ),
         ("'s', 0, NULL", "at least one event"),
+        ("repeat('s', 1025), 0, '[{\"event_type\": \"T\", \"payload\": 1}]'", "a stream of 1025 bytes is too long"),
+        (
+            "E's\\x01', 0, '[{\"event_type\": \"T\", \"payload\": 1}]', '{tickets}'",
+            "the stream has a control character",
+        ),
+        (
+            "'s', 0, '[{\"event_type\": \"T\\u0001\", \"payload\": 1}]', '{tickets}'",
+            "event 1 of the array has a control character in its event_type",
+        ),
+        ("'s', 0, '[{\"event_type\": \"T\", \"payload\": 1, \"event_id\": 5}]'", "an event_id that is no UUID: 5"),
+        (
+            "'s', 0, '[{\"event_type\": \"T\", \"payload\": 1, \"event_id\": null}]'",
+            "an event_id that is no UUID: null",
+        ),
+        (
+            "'s', 0, '[{\"event_id\": \"01a21f74-e8a9-7c7b-bd32-a314be89ec65\", \"event_type\": \"T\", \"payload\": 1},
+              {\"event_id\": \"01A21F74-e8a9-7c7b-bd32-a314be89ec65\", \"event_type\": \"T\", \"payload\": 2}]'",
+            "an event_id is given twice",
+        ),
         ("'s', 0, '[]'", "at least one event"),
         ("'s', 0, '{}'", "at least one event"),
         ("'s', 0, '[1]'", "event 1 of the array is not an object"),
@@ -243,24 +262,35 @@ async fn what_makes_no_sense_is_refused_with_what_is_wrong() -> Result<()> {
 #[tokio::test]
 async fn what_sqs_would_never_take_is_refused_at_append_to_the_byte() -> Result<()> {
     let bed = Bed::new().await?;
-    // 1,048,576 bytes, less 104 of the attributes and the two quotes of the text.
-    let append = |letters: i64, destinations: &str| {
+    let append = |payload: &str, metadata: &str| {
         format!(
-            "SELECT outbox.append('s', NULL, jsonb_build_array(jsonb_build_object('event_type', 'T', 'payload', \
-             repeat('x', {letters}))), '{destinations}')"
+            "SELECT outbox.append('s', NULL, jsonb_build_array(jsonb_build_object('event_type', 'T', 'payload', {payload},
+             'metadata', {metadata}::jsonb)), '{{tickets}}')"
         )
     };
-    let most = 1_048_576 - 104 - 2;
-    let error = refused(&bed.client, &append(most + 1, "{tickets}")).await?;
-    ensure!(error.code().code() == "22023", "{error:?}");
-    ensure!(error.message().contains("a message of 1048577 bytes, SQS takes 1048576"), "{error:?}");
-    bed.client.batch_execute(&append(most, "{tickets}")).await?;
-    // What is sent nowhere may be of any size, and its stream may have any name.
-    bed.client.batch_execute(&append(most + 1, "{}").replace("'s'", "repeat('s', 200)")).await?;
-    // The relay agrees: what append took, SQS takes.
+    // 104 bytes are attributes, up to version 9, and two are the quotes of the text.
+    let letters = |missing: i64| format!("repeat('x', {})", 1_048_576 - 104 - 2 - missing);
+    let cases: [&dyn Fn(i64) -> String; 4] = [
+        &|missing| append(&letters(missing), "'{}'"),
+        // The relay escapes this character, so that each is six bytes.
+        &|missing| append(&format!("repeat(chr(65535), 100000) || {}", letters(600_000 + missing)), "'{}'"),
+        // Name, type and value of an attribute.
+        &|missing| append(&letters(1 + 6 + 3 + missing), r#"'{"a": "123"}'"#),
+        &|missing| append(&letters(1 + 6 + 3 + missing), r#"'{"a": 123, "AWSTraceHeader": "Root=1"}'"#),
+    ];
+    for case in cases {
+        let error = refused(&bed.client, &case(-1)).await?;
+        ensure!(error.code().code() == "22023", "{error:?}");
+        ensure!(error.message().contains("a message of 1048577 bytes, SQS takes 1048576"), "{error:?}");
+        bed.client.batch_execute(&case(0)).await?;
+    }
+    // What is sent nowhere may be of any size, and its stream may have a longer name.
+    let nowhere = append(&letters(-1), "'{}'").replace("{tickets}", "{}").replace("'s'", "repeat('s', 200)");
+    bed.client.batch_execute(&nowhere).await?;
+    // The relay counts the same: what append took, SQS takes.
     bed.standard("tickets").await?;
-    ensure!(bed.relay().until_empty().await?.code == Some(0));
-    ensure!(bed.delivered().await? == 1);
+    let ended = bed.relay().until_empty().await?;
+    ensure!(ended.code == Some(0) && bed.delivered().await? == 4, "{ended:?}");
     Ok(())
 }
 
@@ -280,6 +310,7 @@ async fn a_null_or_a_senseless_number_is_refused_instead_of_looking_like_the_end
         ("outbox.read_all(0, -1)", "most is -1"),
         ("outbox.forget_events(NULL)", "a time in the past"),
         ("outbox.forget_events(now(), 0, 0)", "a step of 0"),
+        ("outbox.forget_events(now(), NULL)", "after position"),
         ("outbox.prune_inbox(NULL)", "keep"),
         ("outbox.prune_inbox('-1 day')", "keep"),
         ("outbox.prune_inbox('1 day', 0)", "most is 0"),

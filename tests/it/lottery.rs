@@ -67,7 +67,10 @@ async fn the_lottery_sells_draws_pays_and_shows_it_and_every_read_model_is_what_
     ensure!(sold >= 300, "{sold} are shown");
     ensure!(said.contains(&format!("tickets sold         {sold}")), "the page says {sold}:\n{said}");
     ensure!(page.matches("<td>draw-0").count() == 3 && !page.contains(">draw</button>"), "not all draws are over");
-    ensure!(page.contains("<td>payouts</td>") && text_of(&page, "lag")?.ends_with('s'), "the relay is not shown");
+    ensure!(text_of(&page, "lag")?.ends_with('s'), "the relay's lag is not shown");
+    let delivered = page.split_once("<td>sales</td><td>").context("the relay is not shown")?.1.split('<').next();
+    let delivered: i64 = delivered.context("no number")?.replace(',', "").parse()?;
+    ensure!(delivered >= sold, "{delivered} events reached the sales");
     let pid = child.id().context("it has ended")?.to_string();
     ensure!(Command::new("kill").args(["-INT", &pid]).status().await?.success());
     while let Some(line) = tokio::time::timeout(PATIENCE, lines.next_line()).await?? {

@@ -20,6 +20,7 @@ use axum::routing::post;
 use clap::{Args, ValueEnum};
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
+use tokio_postgres::error::SqlState;
 
 use super::draw::{CHOSEN, HIGHEST, Wish};
 use super::store::{Granted, Store, Stored, destinations};
@@ -116,8 +117,8 @@ async fn buy(State(counter): State<Counter>, Path(name): Path<String>, body: Byt
     let Some((ticket, player)) = text("ticket").zip(text("player")) else {
         return unclear("ticket (a UUID) or player is missing");
     };
-    let numbers = body["numbers"].as_array().map(|all| all.iter().filter_map(Value::as_u64).collect());
-    let Some(numbers) = numbers else { return unclear("numbers are missing") };
+    let numbers = body["numbers"].as_array().and_then(|all| all.iter().map(Value::as_u64).collect());
+    let Some(numbers) = numbers else { return unclear("numbers are missing, or are no numbers") };
     counter.grant(&name, Wish::Buy { ticket, player, numbers }).await
 }
 
@@ -143,7 +144,7 @@ impl Counter {
         match granted.map_err(anyhow::Error::from).and_then(|granted| granted) {
             Ok(Granted::Stored(events)) => answer(StatusCode::OK, &json!({"events": events.len()})),
             Ok(Granted::Refused(refusal)) => answer(StatusCode::CONFLICT, &json!({"refused": refusal.0})),
-            Err(error) => answer(StatusCode::SERVICE_UNAVAILABLE, &json!({"error": format!("{error:#}")})),
+            Err(error) => answer(status_of(&error), &json!({"error": format!("{error:#}")})),
         }
     }
 
@@ -163,6 +164,16 @@ impl Counter {
             self.sender.send_all(name, stored).await?;
         }
         Ok(granted)
+    }
+}
+
+/// A wish that PostgreSQL can never take is the client's mistake; with anything else he may try again.
+fn status_of(error: &anyhow::Error) -> StatusCode {
+    let database = error.chain().find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>());
+    match database.and_then(|error| error.code()) {
+        Some(&SqlState::INVALID_PARAMETER_VALUE | &SqlState::INVALID_TEXT_REPRESENTATION) => StatusCode::BAD_REQUEST,
+        Some(&SqlState::UNIQUE_VIOLATION) => StatusCode::CONFLICT,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 

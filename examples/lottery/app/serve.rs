@@ -308,12 +308,13 @@ impl Page {
             })
         };
         let draws: Vec<Value> = database.query(query, &[]).await?.iter().map(draw).collect();
+        // A relay that does not answer has no figures, which is not the same as nothing that waits.
         let metrics = crate::relay::metrics_of(self.relay).await.unwrap_or_default();
         let of = |view: &&str| {
             json!({
-                "destination": view, "lag": metrics.value("lag_seconds", view),
-                "backlog": metrics.value("backlog_messages", view),
-                "delivered": metrics.value("delivered_messages_total", view),
+                "destination": view, "lag": metrics.find("lag_seconds", view),
+                "backlog": metrics.find("backlog_messages", view),
+                "delivered": metrics.find("delivered_messages_total", view),
             })
         };
         Ok(json!({"draws": draws, "relay": VIEWS.iter().map(of).collect::<Vec<Value>>()}))
