@@ -43,6 +43,8 @@ async fn metrics_count_what_happened() -> Result<()> {
     let relay = bed.relay().start().await?;
     bed.until_nothing_is_pending().await?;
     relay.wait_for_metric(r#"delivered_messages_total{destination="tickets"}"#, 40.0).await?;
+    // It is there once it was measured, which may be later than all is delivered.
+    relay.wait_for_metric(r#"lag_seconds{destination="audit"}"#, 0.0).await?;
     let metrics = relay.metrics().await?;
     let tickets = |name: &str| metrics.get(&format!("{name}{{destination=\"tickets\"}}"));
     ensure!(tickets("requests_total")? == tickets("request_entries_count")?);
