@@ -211,13 +211,13 @@ BEGIN
         END IF;
     END IF;
     current := coalesce((SELECT max(s.stream_version) FROM outbox.events AS s WHERE s.stream_id = $1), 0);
-    IF cardinality($4) > 0 THEN
-        PERFORM outbox.check_size($1, current, $3);
-    END IF;
     IF $2 <> current THEN
         RAISE EXCEPTION 'stream "%" is at version % and not at %', $1, current, $2
             USING ERRCODE = 'OX409', DETAIL = format('stream_id=%s expected=%s actual=%s', $1, $2, current),
                 HINT = 'Somebody else has appended. Read the stream again, decide again, and append with its version.';
+    END IF;
+    IF cardinality($4) > 0 THEN
+        PERFORM outbox.check_size($1, current, $3);
     END IF;
     RETURN QUERY
         WITH event AS (

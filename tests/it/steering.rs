@@ -200,10 +200,12 @@ async fn a_setting_wins_over_the_environment_without_a_restart_until_it_is_unset
     bed.enqueue_many("audit", 10, 0).await?;
     bed.until_nothing_is_pending().await?;
     relay.wait_for_metric(requests, before + 10.0).await?;
-    for arguments in
-        [vec!["set", "--unset", "max-in-flight"], vec!["set", "--unset", "max-in-flight", "--destination", "audit"]]
-    {
-        bed.relay().output(&arguments).await?.ensure_success()?;
+    for (arguments, says) in [
+        (vec!["set", "--unset", "max-in-flight"], "for audit stays in force"),
+        (vec!["set", "--unset", "max-in-flight", "--destination", "audit"], "the environment counts again"),
+    ] {
+        let unset = bed.relay().output(&arguments).await?;
+        ensure!(unset.code == Some(0) && unset.stdout.contains(says), "{unset:?}");
     }
     relay.wait_for_metric(&limit("audit"), 50.0).await?;
     relay.wait_for_metric(&limit("tickets"), 50.0).await
@@ -244,6 +246,10 @@ async fn config_shows_every_value_with_its_origin_and_no_secret() -> Result<()> 
     let odd = command.output(&["config"]).await?.stdout;
     ensure!(odd.contains("many (not followed)") && odd.contains("3 (not followed)"), "{odd}");
     command.output(&["set", "--unset", "max-atempts"]).await?.ensure_success()?;
+    // By itself it is allowed, but not beside a first delay of 200 ms.
+    command.output(&["set", "retry-max=100ms"]).await?.ensure_success()?;
+    let odd = command.output(&["config"]).await?.stdout;
+    ensure!(odd.contains("100ms (not followed)"), "{odd}");
     ensure!(has(&["drain-timeout", "all", "7s", "flag"]), "{}", text.stdout);
     ensure!(has(&["request-size", "all", "10", "default"]), "{}", text.stdout);
     let json = command.output(&["config", "--json"]).await?;
