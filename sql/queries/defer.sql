@@ -6,7 +6,9 @@
 -- Index: messages_pending_pkey once a message.
 -- Runs in a transaction of src/outbox/settle.rs that allows the planner nothing but an index probe a message. With the
 -- destination as a column of a subquery that probe has the whole key; as a constant, "all of this destination" looks as
--- cheap on a fresh outbox, where the planner has no statistics.
+-- cheap on a fresh outbox, where the planner has no statistics. And "= ANY (ARRAY[…])" is no clause for a merge join: with
+-- "=" the planner also knows a walk through the whole index, in the order of a merge join, and takes it for that to one
+-- row wherever the outbox was empty when it was analyzed. Each message was then compared with all that are pending.
 UPDATE outbox.messages AS m
 SET attempts = greatest(m.attempts, d.attempts),
     available_at = clock_timestamp() + d.wait * interval '1 millisecond',
@@ -16,4 +18,4 @@ FROM (
     FROM unnest($2::smallint[], $3::bigint[], $4::smallint[], $5::bigint[], $6::text[]) AS u (lane, id, attempts, wait, last_error)
     OFFSET 0
 ) AS d
-WHERE m.status = 'pending' AND m.destination = d.destination AND m.lane = d.lane AND m.id = d.id
+WHERE m.status = 'pending' AND m.destination = ANY (ARRAY[d.destination]) AND m.lane = d.lane AND m.id = d.id

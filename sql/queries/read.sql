@@ -8,6 +8,8 @@
 -- "next_xid" is above every transaction that had begun to write. The snapshot's xmax is not: it only follows the latest
 -- transaction that has ended. age() counts from the next transaction id (PostgreSQL, GetStableLatestTransactionId).
 -- A message whose event is missing comes back with nulls instead of vanishing.
+-- An event is looked up in a subquery of its own (OFFSET 0), which leaves nothing but a probe a message: in a join the
+-- planner would rather walk all events wherever there were none when they were analyzed.
 -- Index: messages_pending_pkey once a lane, events_pkey once a message.
 SELECT
     s.next_xid, s.now, m.lane, m.id, m.attempts, m.enqueued_at, m.group_id,
@@ -35,7 +37,9 @@ CROSS JOIN LATERAL (
         ORDER BY q.id
         LIMIT h.most
     ) AS p
-    LEFT JOIN outbox.events AS e ON e.position = p.event_position
+    LEFT JOIN LATERAL (
+        SELECT * FROM outbox.events AS f WHERE f.position = p.event_position OFFSET 0
+    ) AS e ON true
     WINDOW ids AS (ORDER BY p.id ROWS UNBOUNDED PRECEDING)
 ) AS m
 WHERE m.bytes_before < h.bytes

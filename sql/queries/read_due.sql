@@ -34,7 +34,9 @@ CROSS JOIN LATERAL (
         ORDER BY q.available_at, q.id
         LIMIT $3
     ) AS p
-    LEFT JOIN outbox.events AS e ON e.position = p.event_position
+    LEFT JOIN LATERAL (
+        SELECT * FROM outbox.events AS f WHERE f.position = p.event_position OFFSET 0
+    ) AS e ON true
     WINDOW times AS (ORDER BY p.available_at, p.id ROWS UNBOUNDED PRECEDING)
 ) AS m
 WHERE m.bytes_before < $4

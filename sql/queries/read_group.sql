@@ -30,7 +30,9 @@ CROSS JOIN LATERAL (
         ORDER BY q.id
         LIMIT $5
     ) AS p
-    LEFT JOIN outbox.events AS e ON e.position = p.event_position
+    LEFT JOIN LATERAL (
+        SELECT * FROM outbox.events AS f WHERE f.position = p.event_position OFFSET 0
+    ) AS e ON true
     WINDOW ids AS (ORDER BY p.id ROWS UNBOUNDED PRECEDING)
 ) AS m
 WHERE m.bytes_before < $6

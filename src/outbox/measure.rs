@@ -11,8 +11,8 @@ const BACKLOG: &str = include_str!("../../sql/queries/backlog.sql");
 const RATE: &str = include_str!("../../sql/queries/rate.sql");
 const PRUNE: &str = include_str!("../../sql/queries/prune.sql");
 
-/// See `sql/queries/prune.sql`.
-const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
+/// What the planner may do while pruning, for `BEGIN`; see `sql/queries/prune.sql`.
+pub const PRUNING: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
     SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
 
 /// Where counting stops: beyond this number an operator asks "how fast does it shrink", not "how many exactly".
@@ -121,7 +121,7 @@ impl Outbox {
         ];
         let connection = self.connection().await?;
         let work = async {
-            self.bounded("prune", connection.batch_execute(BEGIN)).await?;
+            self.bounded("prune", connection.batch_execute(&format!("BEGIN; {PRUNING}"))).await?;
             let rows = self.bounded("prune", connection.query_typed(PRUNE, &parameters)).await?;
             self.bounded("prune", connection.batch_execute("COMMIT")).await?;
             let row = rows.first().ok_or(OutboxError::Answer { statement: "prune", problem: "no row".to_owned() })?;

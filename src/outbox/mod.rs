@@ -37,11 +37,11 @@ pub use horizon::{Connections, Horizon, HorizonHolder};
 pub use inspect::Inspected;
 pub use look::{Look, Watch};
 pub use low_bound::LowBounds;
-pub use measure::{Backlog, COUNT_LIMIT, Pruned, Rate};
+pub use measure::{Backlog, COUNT_LIMIT, PRUNING, Pruned, Rate};
 pub use migrate::{MIGRATIONS, Migration, script};
 pub use read::{Batch, DeferredHead, DueElsewhere, Position, READ_BYTES, Range, ReadBudget, Sweep, Swept};
 pub use replay::{Replay, ReplayCount, ReplayOf, ReplayStep};
-pub use settle::{Keep, SettlePlan};
+pub use settle::{Keep, SETTLING, SettlePlan};
 pub use snapshot::Snapshot;
 pub use steer::{ALL_DESTINATIONS, Pause, Setting, Steering};
 

@@ -13,14 +13,17 @@ const DELETE_DELIVERED: &str = include_str!("../../sql/queries/delete_delivered.
 const DEFER: &str = include_str!("../../sql/queries/defer.sql");
 const BURY: &str = include_str!("../../sql/queries/bury.sql");
 
+/// What the planner may do while settling, for `BEGIN`.
+///
 /// Under a long transaction the pending partition holds few rows and many dead ones, and for hundreds of keys the planner
-/// then prefers to scan it all, each time. Nothing but one index probe a message is ever right here.
+/// then prefers to scan it all, each time. Nothing but one index probe a message is ever right here. A page that is read in
+/// sequence costs a fortune besides, because PostgreSQL 18 forgets `enable_seqscan` where one partition of a table is left.
 ///
 /// A relay whose host vanishes in between leaves its rows locked, and whoever publishes them next could not settle them as
 /// long as PostgreSQL takes the session for alive, which is two hours by default. And where these settings make some plan
 /// look dear, as that of a trigger, nothing is compiled for it.
-const PLAN: &str = "SET LOCAL idle_in_transaction_session_timeout = 5000; SET LOCAL jit = off; \
-    SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
+pub const SETTLING: &str = "SET LOCAL idle_in_transaction_session_timeout = 5000; SET LOCAL jit = off; \
+    SET LOCAL enable_seqscan = off; SET LOCAL seq_page_cost = 1000000; SET LOCAL enable_bitmapscan = off; \
     SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
 
 /// How often to begin again when another transaction was in the way: two relays that settle the same message, of which
@@ -129,7 +132,7 @@ impl Outbox {
         let mut conflicts = 0;
         let result = loop {
             let work = async {
-                self.bounded("settle", connection.batch_execute(&format!("BEGIN; {LIMITS}; {PLAN}"))).await?;
+                self.bounded("settle", connection.batch_execute(&format!("BEGIN; {LIMITS}; {SETTLING}"))).await?;
                 let missing = self.deliver(&connection, destination, keep, &plan.delivered).await?;
                 self.defer(&connection, destination, &plan.deferred).await?;
                 self.bury(&connection, destination, &plan.dead).await?;
