@@ -36,6 +36,7 @@ use crate::retry::Delays;
 use crate::sqs::Queue;
 
 pub use lookout::{Ear, Lookout};
+use outcomes::SETTLE_MOST;
 pub use probe::Probe;
 use schedule::Remembered;
 pub use steering::{Helm, Steersman};
@@ -75,6 +76,13 @@ impl Destination {
     async fn settle(&self, settlements: &mut [Settlement]) -> Result<u64, OutboxError> {
         let _timer = self.metrics.settle_duration.start_timer();
         self.outbox.settle(&self.name, self.keep, settlements).await
+    }
+
+    /// Settles the first of these, [`SETTLE_MOST`] at most, and takes them off. Returns them and what [`Outbox::settle`] does.
+    async fn settle_first(&self, settlements: &mut Vec<Settlement>) -> Result<(Vec<Settlement>, u64), OutboxError> {
+        let most = settlements.len().min(SETTLE_MOST);
+        let published_twice = self.settle(&mut settlements[..most]).await?;
+        Ok((settlements.drain(..most).collect(), published_twice))
     }
 }
 
@@ -375,18 +383,16 @@ impl Relay {
     }
 
     async fn settle_the_unsettled(&mut self) -> Result<(), OutboxError> {
-        if self.unsettled.is_empty() {
-            return Ok(());
+        while !self.unsettled.is_empty() {
+            let (settled, published_twice) = self.destination.settle_first(&mut self.unsettled).await?;
+            let metrics = &self.destination.metrics;
+            let is_delivered =
+                |settlement: &&Settlement| matches!(settlement.outcome, crate::message::Outcome::Delivered { .. });
+            let delivered = settled.iter().filter(is_delivered).count() as u64;
+            metrics.delivered.inc_by(delivered);
+            metrics.possible_duplicates.inc_by(published_twice);
+            self.ended.delivered += delivered;
         }
-        let published_twice = self.destination.settle(&mut self.unsettled).await?;
-        let metrics = &self.destination.metrics;
-        let is_delivered =
-            |settlement: &&Settlement| matches!(settlement.outcome, crate::message::Outcome::Delivered { .. });
-        let delivered = self.unsettled.iter().filter(is_delivered).count() as u64;
-        metrics.delivered.inc_by(delivered);
-        metrics.possible_duplicates.inc_by(published_twice);
-        self.ended.delivered += delivered;
-        self.unsettled.clear();
         Ok(())
     }
 

@@ -18,6 +18,10 @@ use crate::sqs::Published;
 /// Outcomes are written when there are this many, or when the oldest has waited [`SETTLE_AFTER`] or, with a backlog, [`SETTLE_AFTER_BUSY`].
 const SETTLE_SIZE: usize = 500;
 
+/// No more are written in one transaction. While a slow database writes some, the rest of what was read comes back from SQS:
+/// all of it at once could take longer than a statement may, and would then take too long each time it is tried again.
+pub(super) const SETTLE_MOST: usize = 2000;
+
 /// See [`SETTLE_SIZE`].
 const SETTLE_AFTER: Duration = Duration::from_millis(5);
 
@@ -46,8 +50,8 @@ impl Stream<'_> {
             return;
         }
         self.is_settling = true;
-        self.oldest_outcome = None;
-        let mut settlements: Vec<Settlement> = self.outcomes.drain(..).collect();
+        let mut settlements: Vec<Settlement> = self.outcomes.drain(..self.outcomes.len().min(SETTLE_MOST)).collect();
+        self.oldest_outcome = self.oldest_outcome.filter(|_| !self.outcomes.is_empty());
         self.drop_what_needs_the_claim(&mut settlements);
         let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
@@ -229,7 +233,8 @@ impl Stream<'_> {
                 self.forget_settled(0);
             }
             Err(error) => {
-                self.outcomes.extend(settlements);
+                // Before what came meanwhile: of two failures of one message the later counts.
+                settlements.into_iter().rev().for_each(|settlement| self.outcomes.push_front(settlement));
                 self.closing = Some(Closing::Broken(error));
             }
         }
@@ -285,10 +290,10 @@ impl Stream<'_> {
         let destination = self.destination;
         let mut delays = Delays::new(SETTLE_RETRY.0, SETTLE_RETRY.1);
         while !unsettled.is_empty() {
-            match destination.settle(unsettled).await {
-                Ok(published_twice) => {
-                    self.count_settled(unsettled, published_twice);
-                    unsettled.clear();
+            match destination.settle_first(unsettled).await {
+                Ok((settled, published_twice)) => {
+                    self.count_settled(&settled, published_twice);
+                    self.drop_what_needs_the_claim(unsettled);
                 }
                 Err(error) if self.claim.is_lost() || Instant::now() >= self.claim_ends_at() => return Err(error),
                 Err(_) => {

@@ -1,5 +1,5 @@
-//! Somebody else's transaction holds a message: the relay neither loses what SQS accepted, nor sends it twice, nor leaves
-//! sessions behind.
+//! Somebody else's transaction holds a message, or a trigger makes writing one slow: the relay neither loses what SQS accepted,
+//! nor sends it twice, nor leaves sessions behind.
 
 use anyhow::{Result, ensure};
 use tokio_postgres::Client;
@@ -78,4 +78,20 @@ async fn a_message_that_somebody_else_settles_meanwhile_is_no_failure() -> Resul
     ensure!(!log.contains("cannot be used"), "{log}");
     ensure!(duplicates == 1.0, "{duplicates}");
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 50)
+}
+
+#[tokio::test]
+async fn messages_that_take_long_to_write_are_settled_a_part_at_a_time() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.standard("audit").await?;
+    bed.enqueue_many("audit", 10_000, 0).await?;
+    // As a trigger of the application's may: all of them take longer than a statement is given.
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN PERFORM pg_sleep(0.0015); RETURN NEW; END';
+        CREATE TRIGGER slow BEFORE UPDATE ON outbox.messages_pending FOR EACH ROW EXECUTE FUNCTION slow()";
+    bed.client.batch_execute(slow).await?;
+    let output = bed.relay().until_empty().await?;
+    output.ensure_success()?;
+    ensure!(!output.stderr.contains("statement timeout"), "{}", output.stderr);
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 10_000)
 }
