@@ -2,7 +2,7 @@
 -- store. These tables belong to the database in which the effect is, which may be another one than the outbox's.
 
 CREATE TABLE outbox.inbox (
-    consumer    text COLLATE "C" NOT NULL CHECK (consumer <> ''),
+    consumer    text COLLATE "C" NOT NULL CONSTRAINT consumer_has_1_to_200_characters CHECK (length(consumer) BETWEEN 1 AND 200),
     event_id    uuid NOT NULL,
     accepted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (consumer, event_id)
@@ -18,7 +18,7 @@ COMMENT ON COLUMN outbox.inbox.event_id IS 'The attribute event_id of the messag
 COMMENT ON COLUMN outbox.inbox.accepted_at IS 'When.';
 
 CREATE TABLE outbox.inbox_versions (
-    consumer       text COLLATE "C" NOT NULL CHECK (consumer <> ''),
+    consumer       text COLLATE "C" NOT NULL CONSTRAINT consumer_has_1_to_200_characters CHECK (length(consumer) BETWEEN 1 AND 200),
     stream_id      text COLLATE "C" NOT NULL CHECK (stream_id <> ''),
     stream_version bigint NOT NULL CHECK (stream_version >= 1),
     PRIMARY KEY (consumer, stream_id)
@@ -30,7 +30,7 @@ COMMENT ON COLUMN outbox.inbox_versions.stream_id IS 'The attribute stream_id of
 COMMENT ON COLUMN outbox.inbox_versions.stream_version IS 'The highest stream_version that was accepted.';
 
 CREATE TABLE outbox.checkpoints (
-    consumer text COLLATE "C" PRIMARY KEY CHECK (consumer <> ''),
+    consumer text COLLATE "C" PRIMARY KEY CONSTRAINT consumer_has_1_to_200_characters CHECK (length(consumer) BETWEEN 1 AND 200),
     position bigint NOT NULL CHECK (position >= 0),
     moved_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );

@@ -23,6 +23,23 @@ async fn an_event_is_accepted_once_by_each_consumer() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_name_of_a_consumer_has_1_to_200_characters() -> Result<()> {
+    let bed = Bed::new().await?;
+    let calls = ["accept($1, gen_random_uuid())", "accept($1, 's', 1)", "checkpoint($1, 0, 1)"];
+    for call in calls {
+        let call = format!("SELECT outbox.{call}");
+        ensure!(bed.client.query_one(&call, &[&"ü".repeat(200)]).await?.get::<_, bool>(0), "{call}");
+        for name in [String::new(), "ü".repeat(201), "a".repeat(100_000)] {
+            let error = bed.client.query_one(&call, &[&name]).await.err().context("it was accepted")?;
+            let said = error.as_db_error().context("no answer of the database")?.message().to_owned();
+            let is_told = said.contains("consumer_has_1_to_200_characters") || said == "no consumer was given";
+            ensure!(is_told, "{call}, {} bytes: {said}", name.len());
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn of_two_at_a_time_the_second_is_accepted_only_if_the_first_is_rolled_back() -> Result<()> {
     let bed = Bed::new().await?;
     for (end, expected) in [("COMMIT", false), ("ROLLBACK", true)] {
