@@ -1,4 +1,5 @@
-//! The consumers that applications are shown: an effect exactly once, although messages come twice and two of them run.
+//! The consumers that applications are shown: an effect exactly once, although messages come twice and
+//! two of them run, and in order although one fails.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -9,7 +10,8 @@ use aws_sdk_sqs::types::MessageAttributeValue;
 use tokio::process::Command;
 
 use crate::support::bed::Bed;
-use crate::support::emulator;
+use crate::support::group_batches::GroupBatches;
+use crate::support::{emulator, eventually};
 
 /// The longest that a consumer, or the making of its environment, may take.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -53,20 +55,103 @@ async fn deliver(bed: &Bed) -> Result<String> {
     Ok(queue)
 }
 
-/// Runs a consumer twice at the same time, told where this test's database and queue are and nothing else.
-async fn consume(bed: &Bed, queue: &str, program: &Path, script: Option<&Path>) -> Result<()> {
-    let endpoint = emulator()?.endpoint();
-    let consumer = || {
-        let mut command = Command::new(program);
-        command.args(script).args(["--init", "--until-empty"]).env_clear();
-        command.env("DATABASE_URL", bed.url()).env("QUEUE_URL", queue).env("AWS_ENDPOINT_URL_SQS", endpoint);
+/// Which of the two consumers.
+struct Program {
+    binary: PathBuf,
+    script: Option<PathBuf>,
+}
+
+impl Program {
+    fn in_rust() -> Result<Program> {
+        let binary = built()?.join("examples/consumer");
+        ensure!(binary.exists(), "{} is missing: cargo build --example consumer", binary.display());
+        Ok(Program { binary, script: None })
+    }
+
+    async fn in_python() -> Result<Program> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/consumers");
+        Ok(Program { binary: python(&folder).await?, script: Some(folder.join("consumer.py")) })
+    }
+
+    /// Told where this test's database and queue are and nothing else.
+    fn command(&self, bed: &Bed, endpoint: &str, queue: &str) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.args(&self.script).arg("--init").env_clear();
+        command.env("DATABASE_URL", bed.url()).env("QUEUE_URL", queue);
+        command.env("AWS_ENDPOINT_URL_SQS", endpoint);
         // boto3 reads the region from the second.
         command.env("AWS_REGION", "us-east-1").env("AWS_DEFAULT_REGION", "us-east-1");
         command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "the-secret-of-aws");
         command.env("AWS_EC2_METADATA_DISABLED", "true");
-        finish(command)
+        command
+    }
+}
+
+/// Runs a consumer twice at the same time.
+async fn consume(bed: &Bed, queue: &str, program: &Program) -> Result<()> {
+    let consumer = async || {
+        let mut command = program.command(bed, emulator()?.endpoint(), queue);
+        command.arg("--until-empty");
+        finish(command).await
     };
     tokio::try_join!(consumer(), consumer())?;
+    Ok(())
+}
+
+/// The effect of the third ticket of the first draw fails as long as that ticket stands in `failing`. A ticket's price is its
+/// number, so that `history` tells in which order they took effect.
+const FAILING: &str = "
+    CREATE TABLE sales (draw text PRIMARY KEY, tickets bigint NOT NULL, revenue bigint NOT NULL);
+    CREATE TABLE history (n bigint GENERATED ALWAYS AS IDENTITY, draw text NOT NULL, ticket bigint NOT NULL);
+    CREATE TABLE failing AS SELECT 'draw-01'::text AS draw, 3::bigint AS ticket;
+    CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        sold bigint := NEW.revenue - CASE TG_OP WHEN 'UPDATE' THEN OLD.revenue ELSE 0 END;
+    BEGIN
+        IF EXISTS (SELECT FROM failing AS f WHERE f.draw = NEW.draw AND f.ticket = sold) THEN
+            RAISE 'not now';
+        END IF;
+        INSERT INTO history (draw, ticket) VALUES (NEW.draw, sold);
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER note AFTER INSERT OR UPDATE ON sales FOR EACH ROW EXECUTE FUNCTION note()";
+
+/// How many tickets each of two draws sells there.
+const OF_EACH_DRAW: i64 = 12;
+
+/// Lets one message fail for a while: its group waits, in order, and the other does not.
+async fn fail_for_a_while(program: &Program) -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.fifo("sales").await?;
+    bed.client.batch_execute(FAILING).await?;
+    let enqueue = "SELECT outbox.enqueue('sales', 'TicketPurchased',
+            jsonb_build_object('ticket', n, 'draw', d.draw, 'price', n), d.draw)
+        FROM generate_series(1, $1::bigint) AS n, unnest('{draw-01,draw-02}'::text[]) AS d (draw) ORDER BY n, d.draw";
+    bed.client.query(enqueue, &[&OF_EACH_DRAW]).await?;
+    bed.relay().deliver_all().await?;
+    let queue = GroupBatches::start(bed.queues.contents(&queue).await?).await?;
+    let mut consumer = program.command(&bed, queue.endpoint(), &queue.queue_url());
+    let consumer = consumer.stderr(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let sold = async |draw: &str| {
+        let rows = bed.client.query("SELECT ticket FROM history WHERE draw = $1 ORDER BY n", &[&draw]).await?;
+        anyhow::Ok(rows.iter().map(|row| row.get(0)).collect::<Vec<i64>>())
+    };
+    let all: Vec<i64> = (1..=OF_EACH_DRAW).collect();
+    eventually("the other draw is sold", || async { Ok(sold("draw-02").await?.len() == all.len()) }).await?;
+    eventually("the two before it are sold", || async { Ok(sold("draw-01").await?.len() == 2) }).await?;
+    bed.client.batch_execute("DELETE FROM failing").await?;
+    eventually("the rest is sold", || async { Ok(sold("draw-01").await?.len() == all.len()) }).await?;
+    for draw in ["draw-01", "draw-02"] {
+        let sold = sold(draw).await?;
+        ensure!(sold == all, "{draw} was sold in the order {sold:?}");
+    }
+    eventually("the queue is empty", || async { Ok(queue.left() == 0) }).await?;
+    let pid = consumer.id().context("it has ended")?.to_string();
+    ensure!(Command::new("kill").arg(&pid).status().await?.success());
+    let output = tokio::time::timeout(PATIENCE, consumer.wait_with_output()).await??;
+    let said = String::from_utf8_lossy(&output.stderr);
+    // A failure is told, and what is told quotes nobody's ticket.
+    ensure!(output.status.success() && said.contains(" failed: ") && !said.contains("draw-01"), "{said}");
     Ok(())
 }
 
@@ -103,20 +188,27 @@ async fn python(folder: &Path) -> Result<PathBuf> {
 
 #[tokio::test]
 async fn two_consumers_in_rust_count_each_ticket_once_although_some_come_twice() -> Result<()> {
-    let program = built()?.join("examples/consumer");
-    ensure!(program.exists(), "{} is missing: cargo build --example consumer", program.display());
     let bed = Bed::new().await?;
     let queue = deliver(&bed).await?;
-    consume(&bed, &queue, &program, None).await?;
+    consume(&bed, &queue, &Program::in_rust()?).await?;
     ensure_each_ticket_counted_once(&bed, &queue).await
 }
 
 #[tokio::test]
 async fn two_consumers_in_python_count_each_ticket_once_although_some_come_twice() -> Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/consumers");
-    let program = python(&folder).await?;
+    let program = Program::in_python().await?;
     let bed = Bed::new().await?;
     let queue = deliver(&bed).await?;
-    consume(&bed, &queue, &program, Some(&folder.join("consumer.py"))).await?;
+    consume(&bed, &queue, &program).await?;
     ensure_each_ticket_counted_once(&bed, &queue).await
+}
+
+#[tokio::test]
+async fn the_consumer_in_rust_keeps_the_order_of_a_group_whose_message_fails_and_goes_on_with_others() -> Result<()> {
+    fail_for_a_while(&Program::in_rust()?).await
+}
+
+#[tokio::test]
+async fn the_consumer_in_python_keeps_the_order_of_a_group_whose_message_fails_and_goes_on_with_others() -> Result<()> {
+    fail_for_a_while(&Program::in_python().await?).await
 }

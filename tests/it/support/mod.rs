@@ -5,6 +5,7 @@
 
 pub mod bed;
 pub mod emulator;
+pub mod group_batches;
 pub mod pgbouncer;
 pub mod postgres;
 pub mod prometheus;
