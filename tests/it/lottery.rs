@@ -1,12 +1,13 @@
-//! The example application as a whole: sold, drawn, paid, audited, shown on its page, and a read model built anew.
+//! The example application as a whole: sold, drawn, paid, audited, shown on its page, and its read models built anew.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Command;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 
 use crate::support::eventually;
 use crate::support::relay::binary;
@@ -14,21 +15,75 @@ use crate::support::relay::binary;
 /// Setting up, selling and auditing take seconds.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What the page is when its script has looked once.
-async fn shown(url: &str, profile: &Path) -> Result<String> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/chromium.sh");
-    let found = Command::new("/bin/sh").arg(script).stderr(Stdio::inherit()).output().await?;
-    ensure!(found.status.success(), "no Chromium; the script says why above");
-    let chromium = String::from_utf8(found.stdout)?;
-    let chromium = chromium.lines().last().context("the script said nothing")?;
-    let mut command = Command::new(chromium);
-    // Root has no sandbox, and what is opened is our own page. The rest keeps Chromium from looking for the internet.
-    command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]);
-    command.args(["--disable-component-update", "--disable-sync", "--virtual-time-budget=4000", "--dump-dom", url]);
-    command.arg(format!("--user-data-dir={}", profile.display())).stderr(Stdio::null()).kill_on_drop(true);
-    let page =
-        tokio::time::timeout(Duration::from_secs(60), command.output()).await.context("Chromium does not end")??;
-    Ok(String::from_utf8(page.stdout)?)
+/// The example application, selling.
+struct Lottery {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    said: String,
+    folder: PathBuf,
+}
+
+impl Lottery {
+    /// Starts `lottery serve` on a free port.
+    fn start(name: &str, arguments: &[&str]) -> Result<Lottery> {
+        let test = std::env::current_exe()?;
+        let example = test.parent().and_then(Path::parent).context("no target folder")?.join("examples/lottery");
+        ensure!(example.is_file(), "{} is missing: cargo build --example lottery", example.display());
+        let folder = std::env::temp_dir().join(format!("outbox-relay-lottery-{}-{name}", std::process::id()));
+        let mut command = Command::new(example);
+        command.env("LOTTERY_RELAY", binary()).env("LOTTERY_FOLDER", &folder);
+        command.args(["serve", "--listen", "127.0.0.1:0"]).args(arguments);
+        let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+        let lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+        Ok(Lottery { child, lines, said: String::new(), folder })
+    }
+
+    /// Returns when it says this; without one, when it has said all.
+    async fn until_it_says(&mut self, word: Option<&str>) -> Result<()> {
+        let Lottery { lines, said, .. } = self;
+        let waiting = async {
+            while let Some(line) = lines.next_line().await? {
+                said.push_str(&line);
+                said.push('\n');
+                if word.is_some_and(|word| line.contains(word)) {
+                    return Ok(());
+                }
+            }
+            ensure!(word.is_none(), "it ended");
+            Ok(())
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.context("it says no more").flatten().with_context(|| said.clone())
+    }
+
+    /// Opens the page, runs a script in it, and returns what that returns.
+    async fn on_its_page(&self, script: &str) -> Result<Value> {
+        let url = self.said.lines().find_map(|line| line.trim().strip_prefix("page ")).context("no page")?.trim();
+        let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools");
+        let found = Command::new("/bin/sh").arg(tools.join("chromium.sh")).stderr(Stdio::inherit()).output().await?;
+        ensure!(found.status.success(), "no Chromium; the script says why above");
+        let chromium = String::from_utf8(found.stdout)?;
+        let chromium = chromium.lines().last().context("the script said nothing")?;
+        let profile = self.folder.with_extension("chromium");
+        let mut command = Command::new("node");
+        command.arg(tools.join("page.mjs")).args([chromium.as_ref(), profile.as_os_str(), url.as_ref()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true);
+        let mut child = command.spawn()?;
+        child.stdin.take().context("no input")?.write_all(script.as_bytes()).await?;
+        let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await??;
+        ensure!(output.status.success(), "the page did not do what it was to; see above");
+        std::fs::remove_dir_all(&profile)?;
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// Interrupts it; everything must be right then, and put away.
+    async fn end_well(mut self) -> Result<()> {
+        let pid = self.child.id().context("it has ended")?.to_string();
+        ensure!(Command::new("kill").args(["-INT", &pid]).status().await?.success());
+        self.until_it_says(None).await?;
+        let is_well = self.child.wait().await?.success() && self.said.contains("PASSED: the money adds up");
+        ensure!(is_well, "{}", self.said);
+        eventually("its folder is gone", || async { Ok(!self.folder.exists()) }).await
+    }
 }
 
 fn text_of(page: &str, id: &str) -> Result<String> {
@@ -36,46 +91,54 @@ fn text_of(page: &str, id: &str) -> Result<String> {
     Ok(after.split('<').next().unwrap_or_default().to_owned())
 }
 
+/// What the page is when its script has looked once.
+const WHOLE_PAGE: &str = "
+    while (!document.querySelector('#draws tr')) await new Promise((done) => setTimeout(done, 50));
+    return document.documentElement.outerHTML;";
+
+/// Clicks the first draw's button; returns what the page shows then, or what it says against it.
+const DRAW: &str = "
+    const row = () => document.querySelector('#draws tr'), until = async (is) => {
+        while (!is()) await new Promise((done) => setTimeout(done, 50));
+    };
+    const sold = () => Number(row().children[1].textContent.replace(',', ''));
+    await until(() => row()?.querySelector('button') && sold() > 50);
+    const before = sold();
+    row().querySelector('button').click();
+    const problem = () => document.getElementById('problem').textContent;
+    await until(() => problem() || !row().querySelector('button'));
+    return { draw: row().children[0].textContent, before, numbers: row().children[6].textContent, problem: problem() };";
+
 #[tokio::test]
 async fn the_lottery_sells_draws_pays_and_shows_it_and_every_read_model_is_what_the_events_say() -> Result<()> {
-    let example = std::env::current_exe()?;
-    let example = example.parent().and_then(Path::parent).context("no target folder")?.join("examples/lottery");
-    ensure!(example.is_file(), "{} is missing: cargo build --example lottery", example.display());
-    let folder = std::env::temp_dir().join(format!("outbox-relay-lottery-{}", std::process::id()));
-    let mut command = Command::new(example);
-    command.env("LOTTERY_RELAY", binary()).env("LOTTERY_FOLDER", &folder);
-    command.args(["serve", "--purchases", "300", "--draws", "3", "--listen", "127.0.0.1:0", "--stay"]);
-    let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
-    let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
-    let mut said = String::new();
-    let waiting = async {
-        while let Some(line) = lines.next_line().await? {
-            said.push_str(&line);
-            said.push('\n');
-            if line.contains("stays up") {
-                break;
-            }
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(PATIENCE, waiting).await.with_context(|| said.clone())??;
-    let url = said.lines().find_map(|line| line.trim().strip_prefix("page ")).with_context(|| said.clone())?.trim();
-    let profile = folder.with_extension("chromium");
-    let page = shown(url, &profile).await?;
-    std::fs::remove_dir_all(&profile)?;
-    let sold: i64 = text_of(&page, "sold")?.replace(',', "").parse()?;
+    let mut lottery = Lottery::start("whole", &["--purchases", "300", "--draws", "3", "--stay"])?;
+    lottery.until_it_says(Some("stays up")).await?;
+    let page = lottery.on_its_page(WHOLE_PAGE).await?;
+    let page = page.as_str().context("no page")?;
+    let sold: i64 = text_of(page, "sold")?.replace(',', "").parse()?;
     ensure!(sold >= 300, "{sold} are shown");
+    let said = &lottery.said;
     ensure!(said.contains(&format!("tickets sold         {sold}")), "the page says {sold}:\n{said}");
+    for view in ["tickets", "sales", "payouts"] {
+        ensure!(said.contains(&format!("{view}, built anew")), "{view} was not built anew:\n{said}");
+    }
     ensure!(page.matches("<td>draw-0").count() == 3 && !page.contains(">draw</button>"), "not all draws are over");
-    ensure!(text_of(&page, "lag")?.ends_with('s'), "the relay's lag is not shown");
+    ensure!(text_of(page, "lag")?.ends_with('s'), "the relay's lag is not shown");
     let delivered = page.split_once("<td>sales</td><td>").context("the relay is not shown")?.1.split('<').next();
     let delivered: i64 = delivered.context("no number")?.replace(',', "").parse()?;
     ensure!(delivered >= sold, "{delivered} events reached the sales");
-    let pid = child.id().context("it has ended")?.to_string();
-    ensure!(Command::new("kill").args(["-INT", &pid]).status().await?.success());
-    while let Some(line) = tokio::time::timeout(PATIENCE, lines.next_line()).await?? {
-        said.push_str(&line);
-    }
-    ensure!(child.wait().await?.success() && said.contains("PASSED: the money adds up"), "{said}");
-    eventually("its folder is gone", || async { Ok(!folder.exists()) }).await
+    lottery.end_well().await
+}
+
+#[tokio::test]
+async fn numbers_are_drawn_from_the_page_while_tickets_are_sold() -> Result<()> {
+    let mut lottery = Lottery::start("draw", &["--purchases", "0", "--draws", "2"])?;
+    lottery.until_it_says(Some("page ")).await?;
+    let shown = lottery.on_its_page(DRAW).await?;
+    ensure!(shown["problem"] == "" && shown["draw"] == "draw-01", "{shown}");
+    let numbers =
+        shown["numbers"].as_str().context("no numbers")?.split(' ').map(str::parse).collect::<Result<Vec<u8>, _>>()?;
+    ensure!(numbers.len() == 6 && numbers.iter().all(|number| (1..=49).contains(number)), "{shown}");
+    // Its end draws what is left, pays, and finds no ticket that was sold after the draw.
+    lottery.end_well().await
 }

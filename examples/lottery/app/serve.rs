@@ -83,7 +83,7 @@ struct House {
     folder: Folder,
 }
 
-/// Sells, draws, pays, audits, builds a read model anew and audits again; says whether all was well.
+/// Sells, draws, pays, audits, builds the read models anew and audits again; says whether all was well.
 pub async fn run(serve: &Serve, folder: &std::path::Path, relay: PathBuf) -> Result<bool> {
     let mut house = House::build(serve, folder, relay).await?;
     let balancer = Balancer::new(house.instances.iter().map(|instance| instance.address.clone()).collect());
@@ -209,7 +209,7 @@ impl House {
         Ok(address)
     }
 
-    /// Waits for the read models, audits them, builds one anew from history, and audits again.
+    /// Waits for the read models, audits them, builds each anew from history, and audits again.
     async fn settle(&mut self, tally: &Tally) -> Result<Vec<String>> {
         let database = connect(&self.recipe.database_url).await?;
         let broken = caught_up(&database).await?;
@@ -223,20 +223,29 @@ impl House {
         if !broken.is_empty() {
             return Ok(broken);
         }
-        let sales = VIEWS.iter().position(|view| *view == "sales").context("no such view")?;
-        let forget = "TRUNCATE views.sales; DELETE FROM outbox.inbox WHERE consumer = 'sales'";
-        self.views.remove(sales).stop().await?;
-        database.batch_execute(forget).await?;
-        let process = self.start_view(sales).await?;
-        self.views.insert(sales, process);
-        let started = Instant::now();
-        run_to_the_end(&self.recipe, &["replay", "--destination", "sales", "--yes"]).await?;
-        let broken = caught_up(&database).await?;
-        println!(
-            "  sales, built anew    from history in {:.1} s, with outbox-relay replay",
-            started.elapsed().as_secs_f64()
-        );
+        for view in 0..VIEWS.len() {
+            let broken = self.build_anew(view, &database).await?;
+            if !broken.is_empty() {
+                return Ok(broken);
+            }
+        }
         println!();
+        Ok(vec![])
+    }
+
+    /// Forgets a read model with its inbox and fills it from history; says what is broken then.
+    async fn build_anew(&mut self, view: usize, database: &tokio_postgres::Client) -> Result<Vec<String>> {
+        let name = VIEWS[view];
+        let forget = format!("TRUNCATE views.{name}; DELETE FROM outbox.inbox WHERE consumer = '{name}'");
+        self.views.remove(view).stop().await?;
+        database.batch_execute(&forget).await?;
+        let process = self.start_view(view).await?;
+        self.views.insert(view, process);
+        let started = Instant::now();
+        run_to_the_end(&self.recipe, &["replay", "--destination", name, "--yes"]).await?;
+        let broken = caught_up(database).await?;
+        let line = format!("{name}, built anew");
+        println!("  {line:<20} from history in {:.1} s, with outbox-relay replay", started.elapsed().as_secs_f64());
         Ok(broken)
     }
 
