@@ -120,17 +120,32 @@ COMMENT ON FUNCTION outbox.dead_filter(bigint[], text, text, text, text, timesta
 CREATE FUNCTION outbox.dead_choose(
     ids bigint[], destination text, event_type text, group_id text, reason text, since timestamptz, upto timestamptz,
     most bigint
-) RETURNS TABLE (destination text, lane smallint, id bigint, dead_at timestamptz)
-LANGUAGE sql VOLATILE
+) RETURNS SETOF outbox.messages_dead
+LANGUAGE plpgsql VOLATILE
 AS $$
-    SELECT d.destination, d.lane, d.id, d.dead_at
-    FROM outbox.messages_dead AS d
-    WHERE (d.destination, d.lane, d.id) IN (
-        SELECT f.destination, f.lane, f.id FROM outbox.dead_find($1, $2, $3, $4, $5, $6, $7) AS f
-    )
-    ORDER BY d.id
-    LIMIT $8
-    FOR UPDATE SKIP LOCKED
+#variable_conflict use_column
+DECLARE
+    left_over bigint := $8;
+    one       record;
+BEGIN
+    -- Message by message, here and in whatever changes what was chosen: in a join the planner compares each with each where
+    -- there were none when it looked at the statistics.
+    FOR one IN
+        SELECT f.destination, f.lane, f.id
+        FROM outbox.dead_find($1, $2, $3, $4, $5, $6, $7) AS f
+        ORDER BY f.id
+    LOOP
+        EXIT WHEN left_over <= 0;
+        RETURN QUERY
+            SELECT d.*
+            FROM outbox.messages_dead AS d
+            WHERE d.destination = one.destination AND d.lane = one.lane AND d.id = one.id
+            FOR UPDATE SKIP LOCKED;
+        IF FOUND THEN
+            left_over := left_over - 1;
+        END IF;
+    END LOOP;
+END
 $$;
 
 COMMENT ON FUNCTION outbox.dead_choose(bigint[], text, text, text, text, timestamptz, timestamptz, bigint) IS
@@ -152,19 +167,19 @@ AS $$
 #variable_conflict use_column
 DECLARE
     filter  jsonb := outbox.dead_filter($1, $2, $3, $4, $5, $6, $7);
-    changed bigint[];
+    changed bigint[] := '{}';
     latest  timestamptz;
+    chosen  record;
 BEGIN
-    WITH moved AS (
+    FOR chosen IN SELECT c.* FROM outbox.dead_choose($1, $2, $3, $4, $5, $6, $7, $8) AS c LOOP
         -- Due at once, and so found through the small index of deferred messages, wherever the relays have read to. One
         -- time for all, so that relays read them in the order of ids.
         UPDATE outbox.messages AS m
         SET status = 'pending', dead_at = NULL, attempts = 0, available_at = now()
-        FROM outbox.dead_choose($1, $2, $3, $4, $5, $6, $7, $8) AS c
-        WHERE m.status = 'dead' AND m.destination = c.destination AND m.lane = c.lane AND m.id = c.id
-        RETURNING m.id, c.dead_at
-    )
-    SELECT coalesce(array_agg(m.id ORDER BY m.id), '{}'), max(m.dead_at) INTO changed, latest FROM moved AS m;
+        WHERE m.status = 'dead' AND m.destination = chosen.destination AND m.lane = chosen.lane AND m.id = chosen.id;
+        changed := changed || chosen.id;
+        latest := greatest(latest, chosen.dead_at);
+    END LOOP;
     IF changed <> '{}' THEN
         INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
         VALUES ('redrive', coalesce($9, session_user), filter, cardinality(changed), changed);
@@ -197,15 +212,14 @@ AS $$
 #variable_conflict use_column
 DECLARE
     filter  jsonb := outbox.dead_filter($1, $2, $3, $4, $5, $6, $7);
-    changed bigint[];
+    changed bigint[] := '{}';
+    chosen  record;
 BEGIN
-    WITH gone AS (
+    FOR chosen IN SELECT c.* FROM outbox.dead_choose($1, $2, $3, $4, $5, $6, $7, $8) AS c LOOP
         DELETE FROM outbox.messages_dead AS m
-        USING outbox.dead_choose($1, $2, $3, $4, $5, $6, $7, $8) AS c
-        WHERE m.destination = c.destination AND m.lane = c.lane AND m.id = c.id
-        RETURNING m.id
-    )
-    SELECT coalesce(array_agg(m.id ORDER BY m.id), '{}') INTO changed FROM gone AS m;
+        WHERE m.destination = chosen.destination AND m.lane = chosen.lane AND m.id = chosen.id;
+        changed := changed || chosen.id;
+    END LOOP;
     IF changed <> '{}' THEN
         INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
         VALUES ('discard', coalesce($9, session_user), filter, cardinality(changed), changed);

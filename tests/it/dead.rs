@@ -242,3 +242,29 @@ async fn a_message_that_somebody_has_locked_is_left_out_and_said_so() -> Result<
     ensure!(dead_ids(&bed).await? == ids[..1]);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_redrive_walks_the_dead_messages_once_although_there_were_none_when_they_were_analyzed() -> Result<()> {
+    let bed = Bed::new().await?;
+    let die = "INSERT INTO outbox.messages (destination, event_position, status, dead_at, last_error)
+        SELECT 'audit', n, 'dead', now() - interval '1 hour', 'refused' FROM generate_series(1, 3000) AS n";
+    let statements =
+        ["ALTER TABLE outbox.messages_dead SET (autovacuum_enabled = off)", die, "DELETE FROM outbox.messages"];
+    for statement in statements.into_iter().chain(["ANALYZE outbox.messages_dead", die]) {
+        bed.client.batch_execute(statement).await?;
+    }
+    let walked = "SELECT coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)
+        FROM pg_stat_user_tables WHERE relid = 'outbox.messages_dead'::regclass";
+    // A session that ends reports what it has counted.
+    let operator = bed.connect().await?;
+    for act in ["redrive", "discard"] {
+        let act = format!("SELECT outbox.dead_{act}(destination => 'audit', most => 1000)");
+        ensure!(operator.query_one(&act, &[]).await?.get::<_, i64>(0) == 1000, "{act}");
+    }
+    drop(operator);
+    let counted = async || bed.connect().await?.query_one(walked, &[]).await?.try_get::<_, i64>(0).context("no number");
+    eventually("the statistics are there", || async { Ok(counted().await? >= 5000) }).await?;
+    let walked = counted().await?;
+    ensure!(walked < 30_000, "{walked} rows were walked");
+    Ok(())
+}
