@@ -128,10 +128,14 @@ DECLARE
     left_over bigint := $8;
     one       record;
 BEGIN
+    IF left_over < 0 THEN
+        RAISE EXCEPTION 'at most % messages', left_over
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Use a number of 0 or more, or null for all.';
+    END IF;
     -- Message by message, here and in whatever changes what was chosen: in a join the planner compares each with each where
     -- there were none when it looked at the statistics.
     FOR one IN
-        SELECT f.destination, f.lane, f.id
+        SELECT f.destination, f.lane, f.id, f.dead_at
         FROM outbox.dead_find($1, $2, $3, $4, $5, $6, $7) AS f
         ORDER BY f.id
     LOOP
@@ -139,7 +143,8 @@ BEGIN
         RETURN QUERY
             SELECT d.*
             FROM outbox.messages_dead AS d
-            WHERE d.destination = one.destination AND d.lane = one.lane AND d.id = one.id
+            -- The time, because one that was redriven meanwhile and died again is another one to whoever asks.
+            WHERE d.destination = one.destination AND d.lane = one.lane AND d.id = one.id AND d.dead_at = one.dead_at
             FOR UPDATE SKIP LOCKED;
         IF FOUND THEN
             left_over := left_over - 1;
@@ -177,8 +182,10 @@ BEGIN
         UPDATE outbox.messages AS m
         SET status = 'pending', dead_at = NULL, attempts = 0, available_at = now()
         WHERE m.status = 'dead' AND m.destination = chosen.destination AND m.lane = chosen.lane AND m.id = chosen.id;
-        changed := changed || chosen.id;
-        latest := greatest(latest, chosen.dead_at);
+        IF FOUND THEN
+            changed := changed || chosen.id;
+            latest := greatest(latest, chosen.dead_at);
+        END IF;
     END LOOP;
     IF changed <> '{}' THEN
         INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
@@ -218,7 +225,9 @@ BEGIN
     FOR chosen IN SELECT c.* FROM outbox.dead_choose($1, $2, $3, $4, $5, $6, $7, $8) AS c LOOP
         DELETE FROM outbox.messages_dead AS m
         WHERE m.destination = chosen.destination AND m.lane = chosen.lane AND m.id = chosen.id;
-        changed := changed || chosen.id;
+        IF FOUND THEN
+            changed := changed || chosen.id;
+        END IF;
     END LOOP;
     IF changed <> '{}' THEN
         INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)

@@ -12,10 +12,12 @@ mod feed;
 mod group;
 mod lookout;
 mod outcomes;
+mod pace;
 mod positions;
 mod probe;
 mod rest;
 mod schedule;
+mod settle;
 mod steering;
 mod stream;
 mod sweep;
@@ -36,7 +38,7 @@ use crate::retry::Delays;
 use crate::sqs::Queue;
 
 pub use lookout::{Ear, Lookout};
-use outcomes::SETTLE_MOST;
+use pace::Pace;
 pub use probe::Probe;
 use schedule::Remembered;
 pub use steering::{Helm, Steersman};
@@ -69,21 +71,6 @@ pub struct Destination {
     pub tuning: Tuning,
     /// What happens to a row at delivery.
     pub keep: Keep,
-}
-
-impl Destination {
-    /// Writes outcomes back, and how long that took into the metrics; as [`Outbox::settle`].
-    async fn settle(&self, settlements: &mut [Settlement]) -> Result<u64, OutboxError> {
-        let _timer = self.metrics.settle_duration.start_timer();
-        self.outbox.settle(&self.name, self.keep, settlements).await
-    }
-
-    /// Settles the first of these, [`SETTLE_MOST`] at most, and takes them off. Returns them and what [`Outbox::settle`] does.
-    async fn settle_first(&self, settlements: &mut Vec<Settlement>) -> Result<(Vec<Settlement>, u64), OutboxError> {
-        let most = settlements.len().min(SETTLE_MOST);
-        let published_twice = self.settle(&mut settlements[..most]).await?;
-        Ok((settlements.drain(..most).collect(), published_twice))
-    }
 }
 
 /// Where a relay reports how it is.
@@ -152,6 +139,7 @@ pub struct Relay {
     helm: Helm,
     probe: Probe,
     throttle: Throttle,
+    pace: Pace,
     bounds: LowBounds,
     /// Groups of which messages below the low bounds wait in the table.
     remembered: Vec<Remembered>,
@@ -198,6 +186,7 @@ impl Relay {
         Self {
             probe: Probe::new(Arc::clone(&reports.queue), tuning.retry_initial, tuning.retry_max),
             throttle: Throttle::new(tuning.max_in_flight),
+            pace: Pace::default(),
             reports,
             ear,
             helm,
@@ -347,6 +336,7 @@ impl Relay {
             bounds: &mut self.bounds,
             probe: &mut self.probe,
             throttle: &mut self.throttle,
+            pace: &mut self.pace,
             sweeping: &mut self.sweeping,
             remembered: &mut self.remembered,
         };
@@ -380,20 +370,6 @@ impl Relay {
             }
             Closing::Broken(error) => Err(error),
         }
-    }
-
-    async fn settle_the_unsettled(&mut self) -> Result<(), OutboxError> {
-        while !self.unsettled.is_empty() {
-            let (settled, published_twice) = self.destination.settle_first(&mut self.unsettled).await?;
-            let metrics = &self.destination.metrics;
-            let is_delivered =
-                |settlement: &&Settlement| matches!(settlement.outcome, crate::message::Outcome::Delivered { .. });
-            let delivered = settled.iter().filter(is_delivered).count() as u64;
-            metrics.delivered.inc_by(delivered);
-            metrics.possible_duplicates.inc_by(published_twice);
-            self.ended.delivered += delivered;
-        }
-        Ok(())
     }
 
     /// The schema must be there, and the destination's lanes.

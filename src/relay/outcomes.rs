@@ -18,10 +18,6 @@ use crate::sqs::Published;
 /// Outcomes are written when there are this many, or when the oldest has waited [`SETTLE_AFTER`] or, with a backlog, [`SETTLE_AFTER_BUSY`].
 const SETTLE_SIZE: usize = 500;
 
-/// No more are written in one transaction. While a slow database writes some, the rest of what was read comes back from SQS:
-/// all of it at once could take longer than a statement may, and would then take too long each time it is tried again.
-pub(super) const SETTLE_MOST: usize = 2000;
-
 /// See [`SETTLE_SIZE`].
 const SETTLE_AFTER: Duration = Duration::from_millis(5);
 
@@ -46,17 +42,22 @@ impl Stream<'_> {
         let is_due = self.outcomes.len() >= SETTLE_SIZE
             || self.publishing == 0
             || self.oldest_outcome.is_some_and(|since| now.saturating_duration_since(since) >= self.settle_after());
-        if self.is_settling || self.outcomes.is_empty() || !is_due || matches!(self.closing, Some(Closing::Broken(_))) {
+        if self.settling > 0 || self.outcomes.is_empty() || !is_due || matches!(self.closing, Some(Closing::Broken(_)))
+        {
             return;
         }
-        self.is_settling = true;
-        let mut settlements: Vec<Settlement> = self.outcomes.drain(..self.outcomes.len().min(SETTLE_MOST)).collect();
+        let most = self.outcomes.len().min(self.memory.pace.most_written());
+        let mut settlements: Vec<Settlement> = self.outcomes.drain(..most).collect();
         self.oldest_outcome = self.oldest_outcome.filter(|_| !self.outcomes.is_empty());
         self.drop_what_needs_the_claim(&mut settlements);
+        if settlements.is_empty() {
+            return;
+        }
+        self.settling = settlements.len();
         let destination = self.destination.clone();
         self.tasks.push(Box::pin(async move {
-            let result = destination.settle(&mut settlements).await;
-            Event::Settled { settlements, result }
+            let (took, result) = destination.settle(&mut settlements).await;
+            Event::Settled { settlements, took, result }
         }));
     }
 
@@ -69,6 +70,7 @@ impl Stream<'_> {
         let now = Instant::now();
         self.publishing -= 1;
         self.publishing_bytes -= items.iter().map(|item| item.entry.bytes()).sum::<usize>();
+        self.publishing_entries -= items.len();
         self.touch(now);
         let metrics = &self.destination.metrics;
         metrics.in_flight.set(self.publishing as i64);
@@ -218,8 +220,9 @@ impl Stream<'_> {
         self.oldest_outcome.get_or_insert_with(Instant::now);
     }
 
-    pub(super) fn settled(&mut self, settlements: Vec<Settlement>, result: Result<u64, OutboxError>) {
-        self.is_settling = false;
+    pub(super) fn settled(&mut self, settlements: Vec<Settlement>, took: Duration, result: Result<u64, OutboxError>) {
+        self.settling = 0;
+        self.memory.pace.note(settlements.len(), took, &result);
         match result {
             Ok(published_twice) => {
                 self.count_settled(&settlements, published_twice);
@@ -289,12 +292,13 @@ impl Stream<'_> {
     async fn settle_before_release(&mut self, unsettled: &mut Vec<Settlement>) -> Result<(), OutboxError> {
         let destination = self.destination;
         let mut delays = Delays::new(SETTLE_RETRY.0, SETTLE_RETRY.1);
-        while !unsettled.is_empty() {
-            match destination.settle_first(unsettled).await {
-                Ok((settled, published_twice)) => {
-                    self.count_settled(&settled, published_twice);
-                    self.drop_what_needs_the_claim(unsettled);
-                }
+        loop {
+            self.drop_what_needs_the_claim(unsettled);
+            if unsettled.is_empty() {
+                return Ok(());
+            }
+            match destination.settle_first(unsettled, self.memory.pace).await {
+                Ok((settled, published_twice)) => self.count_settled(&settled, published_twice),
                 Err(error) if self.claim.is_lost() || Instant::now() >= self.claim_ends_at() => return Err(error),
                 Err(_) => {
                     // What failed on one connection may fail on all that were made before.
@@ -304,7 +308,6 @@ impl Stream<'_> {
             }
             self.pulse.tick();
         }
-        Ok(())
     }
 
     /// Everything has come back: records what waits for a retry, releases the claim, and says what was left.
@@ -337,11 +340,11 @@ impl Stream<'_> {
             && let Err(error) = self.settle_before_release(&mut unsettled).await
         {
             closing = Closing::Broken(error);
-            // They are written when the database is back, and the claim is not.
-            let before = unsettled.len();
-            unsettled.retain(|settlement| matches!(settlement.outcome, Outcome::Delivered { .. }));
-            self.has_dropped |= unsettled.len() < before;
         }
+        // They are written when the database is back, and the claim is not.
+        let before = unsettled.len();
+        unsettled.retain(|settlement| matches!(settlement.outcome, Outcome::Delivered { .. }));
+        self.has_dropped |= unsettled.len() < before;
         let is_saturated = matches!(closing, Closing::Time) && self.is_saturated;
         // Of a database that failed nobody waits for an answer: dropping the claim ends it as well.
         if !matches!(closing, Closing::Broken(_))

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::feed::Feed;
 use super::group::Item;
+use super::pace::Pace;
 use super::schedule::{Limits, ReadOn, Remembered, Schedule};
 use super::sweep::{Round, Sweeping};
 use super::throttle::Throttle;
@@ -108,7 +109,7 @@ pub(super) enum Event {
     Rechecked { blocked: Vec<(Lane, Arc<str>)>, burials: u64, result: Result<Vec<DeadGroup>, OutboxError> },
     Widened { result: Result<Vec<Lane>, OutboxError> },
     Published { items: Vec<Item>, published: Published },
-    Settled { settlements: Vec<Settlement>, result: Result<u64, OutboxError> },
+    Settled { settlements: Vec<Settlement>, took: Duration, result: Result<u64, OutboxError> },
 }
 
 /// A task of the stream.
@@ -119,6 +120,7 @@ pub(super) struct Memory<'a> {
     pub(super) bounds: &'a mut LowBounds,
     pub(super) probe: &'a mut Probe,
     pub(super) throttle: &'a mut Throttle,
+    pub(super) pace: &'a mut Pace,
     pub(super) sweeping: &'a mut Sweeping,
     pub(super) remembered: &'a mut Vec<Remembered>,
 }
@@ -136,7 +138,8 @@ pub(super) struct Stream<'a> {
     helm: &'a Helm,
     pub(super) outcomes: VecDeque<Settlement>,
     pub(super) oldest_outcome: Option<Instant>,
-    pub(super) is_settling: bool,
+    /// How many outcomes are being written.
+    pub(super) settling: usize,
     /// Dead messages that are not recorded yet.
     pub(super) burying: usize,
     /// How many there have been.
@@ -148,6 +151,7 @@ pub(super) struct Stream<'a> {
     pub(super) publishing: usize,
     /// What their entries weigh.
     pub(super) publishing_bytes: usize,
+    pub(super) publishing_entries: usize,
     pub(super) failures_in_a_row: u32,
     held_since: Option<Instant>,
     active_at: Instant,
@@ -178,13 +182,14 @@ impl<'a> Stream<'a> {
             helm,
             outcomes: VecDeque::new(),
             oldest_outcome: None,
-            is_settling: false,
+            settling: 0,
             burying: 0,
             burials: 0,
             has_dropped: false,
             settled_ids: Vec::new(),
             publishing: 0,
             publishing_bytes: 0,
+            publishing_entries: 0,
             failures_in_a_row: 0,
             held_since: None,
             active_at: Instant::now(),
@@ -264,6 +269,7 @@ impl<'a> Stream<'a> {
             let queue = self.destination.queue.clone();
             self.publishing += 1;
             self.publishing_bytes += items.iter().map(|item| item.entry.bytes()).sum::<usize>();
+            self.publishing_entries += items.len();
             self.destination.metrics.in_flight.set(self.publishing as i64);
             self.tasks.push(Box::pin(async move {
                 let entries: Vec<_> = items.iter().map(|item| &item.entry).collect();
@@ -273,9 +279,11 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// One request may always be under way.
+    /// One request may always be under way, unless the database has enough to write.
     fn has_room_in_flight(&self) -> bool {
-        self.publishing == 0 || self.publishing_bytes < MOST_BYTES_IN_FLIGHT
+        let under_way = self.publishing_entries + self.outcomes.len() + self.settling;
+        under_way < self.memory.pace.most_under_way()
+            && (self.publishing == 0 || self.publishing_bytes < MOST_BYTES_IN_FLIGHT)
     }
 
     /// A request that is not full waits a moment when its missing entries may still come: from answers that are under way,
@@ -309,11 +317,12 @@ impl<'a> Stream<'a> {
     fn next_wake(&self, now: Instant) -> Instant {
         let mut wake = now + HEARTBEAT;
         if self.closing.is_none() {
-            let held = self.held_since.map(|since| since + self.hold());
+            let held = self.held_since.filter(|_| self.has_room_in_flight()).map(|since| since + self.hold());
             let due = [held, self.schedule.next_wake(), self.next_feeding()];
             wake = due.into_iter().flatten().fold(wake.min(self.closes_at()), Instant::min);
         }
-        if let Some(since) = self.oldest_outcome.filter(|_| !self.is_settling) {
+        let may_settle = self.settling == 0 && !matches!(self.closing, Some(Closing::Broken(_)));
+        if let Some(since) = self.oldest_outcome.filter(|_| may_settle) {
             wake = wake.min(since + self.settle_after());
         }
         // Never in the past, so that the loop does not spin on something it cannot start.
@@ -323,7 +332,7 @@ impl<'a> Stream<'a> {
     fn apply(&mut self, event: Event) {
         match event {
             Event::Published { items, published } => self.published(items, published),
-            Event::Settled { settlements, result } => self.settled(settlements, result),
+            Event::Settled { settlements, took, result } => self.settled(settlements, took, result),
             event => self.fed(event),
         }
     }

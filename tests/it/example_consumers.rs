@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use aws_sdk_sqs::types::MessageAttributeValue;
 use tokio::process::Command;
+use tokio::sync::OnceCell;
 
 use crate::support::bed::Bed;
 use crate::support::group_batches::GroupBatches;
@@ -70,7 +71,7 @@ impl Program {
 
     async fn in_python() -> Result<Program> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/consumers");
-        Ok(Program { binary: python(&folder).await?, script: Some(folder.join("consumer.py")) })
+        Ok(Program { binary: python(&folder).await?.clone(), script: Some(folder.join("consumer.py")) })
     }
 
     /// Told where this test's database and queue are and nothing else.
@@ -166,8 +167,14 @@ async fn ensure_each_ticket_counted_once(bed: &Bed, queue: &str) -> Result<()> {
     Ok(())
 }
 
-/// Python with what the consumer needs, made once and anew when the requirements change.
-async fn python(folder: &Path) -> Result<PathBuf> {
+/// Python with what the consumer needs; the first test that asks makes it.
+async fn python(folder: &Path) -> Result<&'static PathBuf> {
+    static PYTHON: OnceCell<PathBuf> = OnceCell::const_new();
+    PYTHON.get_or_try_init(|| make_python(folder)).await
+}
+
+/// Makes it anew when the requirements change.
+async fn make_python(folder: &Path) -> Result<PathBuf> {
     let requirements = folder.join("requirements.txt");
     let wanted = std::fs::read_to_string(&requirements)?;
     let environment = built()?.parent().context("the build has a folder")?.join("tools/python-consumers");

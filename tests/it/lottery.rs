@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::OnceCell;
 
 use crate::support::eventually;
 use crate::support::relay::binary;
@@ -25,7 +26,9 @@ struct Lottery {
 
 impl Lottery {
     /// Starts `lottery serve` on a free port.
-    fn start(name: &str, arguments: &[&str]) -> Result<Lottery> {
+    async fn start(name: &str, arguments: &[&str]) -> Result<Lottery> {
+        // Where it has to be installed first, nobody sells tickets meanwhile.
+        chromium().await?;
         let test = std::env::current_exe()?;
         let example = test.parent().and_then(Path::parent).context("no target folder")?.join("examples/lottery");
         ensure!(example.is_file(), "{} is missing: cargo build --example lottery", example.display());
@@ -36,6 +39,11 @@ impl Lottery {
         let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("no output")?).lines();
         Ok(Lottery { child, lines, said: String::new(), folder })
+    }
+
+    /// Chromium's folder.
+    fn profile(&self) -> PathBuf {
+        self.folder.with_extension("chromium")
     }
 
     /// Returns when it says this; without one, when it has said all.
@@ -58,20 +66,13 @@ impl Lottery {
     /// Opens the page, runs a script in it, and returns what that returns.
     async fn on_its_page(&self, script: &str) -> Result<Value> {
         let url = self.said.lines().find_map(|line| line.trim().strip_prefix("page ")).context("no page")?.trim();
-        let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools");
-        let found = Command::new("/bin/sh").arg(tools.join("chromium.sh")).stderr(Stdio::inherit()).output().await?;
-        ensure!(found.status.success(), "no Chromium; the script says why above");
-        let chromium = String::from_utf8(found.stdout)?;
-        let chromium = chromium.lines().last().context("the script said nothing")?;
-        let profile = self.folder.with_extension("chromium");
         let mut command = Command::new("node");
-        command.arg(tools.join("page.mjs")).args([chromium.as_ref(), profile.as_os_str(), url.as_ref()]);
+        command.arg(tool("page.mjs")).arg(chromium().await?).arg(self.profile()).arg(url);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true);
         let mut child = command.spawn()?;
         child.stdin.take().context("no input")?.write_all(script.as_bytes()).await?;
         let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await??;
         ensure!(output.status.success(), "the page did not do what it was to; see above");
-        std::fs::remove_dir_all(&profile)?;
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
@@ -86,32 +87,61 @@ impl Lottery {
     }
 }
 
+impl Drop for Lottery {
+    fn drop(&mut self) {
+        // What a failed test leaves; and Chromium's last processes may still write.
+        for folder in [&self.folder, &self.profile()] {
+            std::fs::remove_dir_all(folder).ok();
+        }
+    }
+}
+
+fn tool(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools").join(name)
+}
+
+/// Where a Chromium is; the first test that asks looks, and installs one where it may.
+async fn chromium() -> Result<&'static str> {
+    static CHROMIUM: OnceCell<String> = OnceCell::const_new();
+    let look = async || {
+        let found = Command::new("/bin/sh").arg(tool("chromium.sh")).stderr(Stdio::inherit()).output().await?;
+        ensure!(found.status.success(), "no Chromium; the script says why above");
+        let said = String::from_utf8(found.stdout)?;
+        Ok(said.lines().last().context("the script said nothing")?.to_owned())
+    };
+    Ok(CHROMIUM.get_or_try_init(look).await?.as_str())
+}
+
 fn text_of(page: &str, id: &str) -> Result<String> {
     let after = page.split_once(&format!("id=\"{id}\">")).with_context(|| format!("no {id} on the page"))?.1;
     Ok(after.split('<').next().unwrap_or_default().to_owned())
 }
 
-/// What the page is when its script has looked once.
+/// What the page is when it shows the relay as well.
 const WHOLE_PAGE: &str = "
-    while (!document.querySelector('#draws tr')) await new Promise((done) => setTimeout(done, 50));
+    const lag = () => document.getElementById('lag').textContent;
+    while (lag() === '–') await new Promise((done) => setTimeout(done, 50));
     return document.documentElement.outerHTML;";
 
-/// Clicks the first draw's button; returns what the page shows then, or what it says against it.
+/// Clicks the first draw's button while tickets are sold; returns what the page shows when more of them are.
 const DRAW: &str = "
-    const row = () => document.querySelector('#draws tr'), until = async (is) => {
+    const rows = () => [...document.querySelectorAll('#draws tr')], until = async (is) => {
         while (!is()) await new Promise((done) => setTimeout(done, 50));
     };
-    const sold = () => Number(row().children[1].textContent.replace(',', ''));
-    await until(() => row()?.querySelector('button') && sold() > 50);
-    const before = sold();
-    row().querySelector('button').click();
-    const problem = () => document.getElementById('problem').textContent;
-    await until(() => problem() || !row().querySelector('button'));
-    return { draw: row().children[0].textContent, before, numbers: row().children[6].textContent, problem: problem() };";
+    const sold = (row) => Number(row.children[1].textContent.replace(',', ''));
+    const all = () => rows().reduce((sum, row) => sum + sold(row), 0);
+    await until(() => rows().length === 2 && rows().every((row) => row.querySelector('button') && sold(row) > 5));
+    const before = all();
+    rows()[0].querySelector('button').click();
+    const refused = () => document.getElementById('problem').textContent.includes('drawn');
+    await until(() => refused() || !rows()[0].querySelector('button'));
+    const [draw, numbers] = [0, 6].map((column) => rows()[0].children[column].textContent);
+    await until(() => all() > before + 20);
+    return { draw, numbers, refused: refused(), isOtherOpen: Boolean(rows()[1].querySelector('button')) };";
 
 #[tokio::test]
 async fn the_lottery_sells_draws_pays_and_shows_it_and_every_read_model_is_what_the_events_say() -> Result<()> {
-    let mut lottery = Lottery::start("whole", &["--purchases", "300", "--draws", "3", "--stay"])?;
+    let mut lottery = Lottery::start("whole", &["--purchases", "300", "--draws", "3", "--stay"]).await?;
     lottery.until_it_says(Some("stays up")).await?;
     let page = lottery.on_its_page(WHOLE_PAGE).await?;
     let page = page.as_str().context("no page")?;
@@ -132,10 +162,11 @@ async fn the_lottery_sells_draws_pays_and_shows_it_and_every_read_model_is_what_
 
 #[tokio::test]
 async fn numbers_are_drawn_from_the_page_while_tickets_are_sold() -> Result<()> {
-    let mut lottery = Lottery::start("draw", &["--purchases", "0", "--draws", "2"])?;
+    let slowly = ["--purchases", "0", "--draws", "2", "--buyers", "2", "--think", "50ms"];
+    let mut lottery = Lottery::start("draw", &slowly).await?;
     lottery.until_it_says(Some("page ")).await?;
     let shown = lottery.on_its_page(DRAW).await?;
-    ensure!(shown["problem"] == "" && shown["draw"] == "draw-01", "{shown}");
+    ensure!(shown["draw"] == "draw-01" && shown["refused"] == false && shown["isOtherOpen"] == true, "{shown}");
     let numbers =
         shown["numbers"].as_str().context("no numbers")?.split(' ').map(str::parse).collect::<Result<Vec<u8>, _>>()?;
     ensure!(numbers.len() == 6 && numbers.iter().all(|number| (1..=49).contains(number)), "{shown}");

@@ -2,13 +2,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::ChildStdout;
 
 use crate::support::bed::{Bed, connect, enqueue, numbers};
 use crate::support::postgres::{Cluster, Options, StopMode};
-use crate::support::relay::{Relay, ensure_told_calmly};
+use crate::support::relay::{Command, Relay, ensure_told_calmly};
 use crate::support::{chosen_major, eventually};
+
+/// The longest that an answer may take after the database is gone.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn own_cluster() -> Result<Arc<Cluster>> {
     let options = Options { major: chosen_major(), ..Options::default() };
@@ -126,5 +132,30 @@ async fn a_database_that_fails_one_destination_is_down_until_it_serves_both() ->
     for line in ["the database cannot be used", "the database is back"] {
         ensure!(log.matches(line).count() == 1, "{line}:\n{log}");
     }
+    Ok(())
+}
+
+async fn until_it_shows(lines: &mut Lines<BufReader<ChildStdout>>, word: &str) -> Result<()> {
+    let reading = async {
+        while !lines.next_line().await?.context("it ended")?.contains(word) {}
+        Ok(())
+    };
+    tokio::time::timeout(PATIENCE, reading).await.with_context(|| format!("it never shows {word}"))?
+}
+
+#[tokio::test]
+async fn a_status_that_is_watched_goes_on_when_the_database_is_back() -> Result<()> {
+    let cluster = own_cluster()?;
+    let bed = Bed::on(&cluster).await?;
+    bed.fifo("tickets").await?;
+    bed.relay().deliver_all().await?;
+    let mut watching = Command::new().env("DATABASE_URL", bed.url()).spawn(&["status", "--watch"])?;
+    let mut lines = BufReader::new(watching.stdout.take().context("no output")?).lines();
+    until_it_shows(&mut lines, "tickets").await?;
+    cluster.stop(StopMode::Immediate)?;
+    until_it_shows(&mut lines, "looking again").await?;
+    cluster.start_again()?;
+    until_it_shows(&mut lines, "tickets").await?;
+    watching.kill().await?;
     Ok(())
 }

@@ -11,6 +11,7 @@ import { readFileSync } from "node:fs";
 const PATIENCE = 60_000;
 const [chromium, profile, url] = process.argv.slice(2);
 const script = readFileSync(0, "utf8");
+const timer = setTimeout(() => fail(`${url} took longer than ${PATIENCE / 1000} s`), PATIENCE);
 
 const child = spawn(
   chromium,
@@ -20,26 +21,31 @@ const child = spawn(
 );
 
 function fail(reason) {
+  clearTimeout(timer);
   console.error(`page.mjs: ${reason}`);
   child.kill("SIGKILL");
   process.exitCode = 1;
 }
 
-const timer = setTimeout(() => fail(`${url} took longer than ${PATIENCE / 1000} s`), PATIENCE);
+let isDone = false;
 child.on("error", (error) => fail(`${chromium} does not start: ${error.message}`));
-child.on("exit", () => clearTimeout(timer));
-child.stdio[3].on("error", () => {}); // One that did not start has told why above.
+child.on("exit", (code, killed) => {
+  clearTimeout(timer);
+  if (!isDone && !process.exitCode) fail(`Chromium ended early (${killed ?? code})`);
+});
+child.stdio[3].on("error", () => {}); // One that is gone has been told of above.
 
 const waiting = new Map();
 let count = 0;
 let rest = "";
+const isLoaded = new Promise((resolve) => waiting.set("Page.loadEventFired", { resolve }));
 child.stdio[4].setEncoding("utf8").on("data", (data) => {
   const messages = (rest + data).split("\0");
   rest = messages.pop();
-  for (const { id, result, error } of messages.map((message) => JSON.parse(message))) {
-    const { resolve, reject } = waiting.get(id) ?? {};
+  for (const { id, method, result, error } of messages.map((message) => JSON.parse(message))) {
+    const { resolve, reject } = waiting.get(id ?? method) ?? {};
     if (error) reject?.(new Error(error.message)); else resolve?.(result);
-    waiting.delete(id);
+    waiting.delete(id ?? method);
   }
 });
 
@@ -52,13 +58,16 @@ function ask(method, params, sessionId) {
 try {
   const { targetId } = await ask("Target.createTarget", { url: "about:blank" });
   const { sessionId } = await ask("Target.attachToTarget", { targetId, flatten: true });
-  await ask("Page.navigate", { url }, sessionId);
-  const loaded = "new Promise((done) => document.readyState === 'complete' ? done() : addEventListener('load', done))";
-  const expression = `${loaded}.then(async () => { ${script} })`;
+  await ask("Page.enable", {}, sessionId);
+  const { errorText } = await ask("Page.navigate", { url }, sessionId);
+  if (errorText) throw new Error(`${url} cannot be opened: ${errorText}`);
+  await isLoaded;
+  const expression = `(async () => { ${script} })()`;
   const answer = await ask("Runtime.evaluate", { expression, awaitPromise: true, returnByValue: true }, sessionId);
   if (answer.exceptionDetails) throw new Error(answer.exceptionDetails.exception?.description ?? "the script failed");
   console.log(JSON.stringify(answer.result.value));
-  await ask("Browser.close");
+  isDone = true;
+  ask("Browser.close"); // Nobody waits for the answer: Chromium may be gone before it comes.
 } catch (error) {
   fail(error.message);
 }

@@ -90,6 +90,11 @@ impl Command {
         self.start_with(&["run"]).await
     }
 
+    /// Starts a command that goes on until it is killed; its output is for the caller to read.
+    pub fn spawn(&self, arguments: &[&str]) -> Result<Child> {
+        Ok(self.prepared(arguments).spawn()?)
+    }
+
     /// Starts a command that listens, as `run --until-empty`.
     pub async fn start_with(&self, arguments: &[&str]) -> Result<Relay> {
         let mut child = self.prepared(arguments).spawn()?;
