@@ -28,7 +28,8 @@ impl Destination {
         let most = settlements.len().min(pace.most_written());
         let (took, result) = self.settle(&mut settlements[..most]).await;
         pace.note(most, took, &result);
-        Ok((settlements.drain(..most).collect(), result?))
+        let published_twice = result?;
+        Ok((settlements.drain(..most).collect(), published_twice))
     }
 }
 
