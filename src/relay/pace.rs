@@ -8,8 +8,8 @@ use std::time::Duration;
 /// No more outcomes are written in one transaction, so that each ends well before a statement's time is over.
 const MOST_WRITTEN: usize = 2000;
 
-/// What may be under way before anything was written.
-const FIRST: usize = 2000;
+/// Outcomes a second of a database that has not written any yet.
+const FIRST: f64 = 2000.0;
 
 /// What may always be under way: ten full requests.
 const LEAST: usize = 100;
@@ -18,27 +18,33 @@ const LEAST: usize = 100;
 const WITHIN: Duration = Duration::from_secs(1);
 
 /// The pace of one destination, kept from claim to claim.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pace {
     /// Outcomes a second, as the last transaction wrote them.
-    per_second: Option<f64>,
+    per_second: f64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { per_second: FIRST }
+    }
 }
 
 impl Pace {
     /// So many outcomes were written in this time, or were not.
     pub(super) fn note<T, E>(&mut self, outcomes: usize, time: Duration, result: &Result<T, E>) {
         let rate = outcomes as f64 / time.max(Duration::from_millis(1)).as_secs_f64();
-        self.per_second = match (self.per_second, result) {
+        self.per_second = match result {
+            Ok(_) => rate,
             // What failed at once says nothing; what failed after a while shows that it is no faster than that.
-            (Some(known), Err(_)) => Some(known.min(rate)),
-            _ => Some(rate),
+            Err(_) => self.per_second.min(rate),
         };
     }
 
     /// How many messages may be sent and not yet written back.
     pub(super) fn most_under_way(&self) -> usize {
         // Saturates: a rate that is too high to count is no limit.
-        self.per_second.map_or(FIRST, |rate| (rate * WITHIN.as_secs_f64()) as usize).max(LEAST)
+        ((self.per_second * WITHIN.as_secs_f64()) as usize).max(LEAST)
     }
 
     /// How many outcomes may be written in one transaction.
@@ -74,6 +80,8 @@ mod tests {
     #[test]
     fn what_was_not_written_in_time_slows_down_and_what_failed_at_once_says_nothing() {
         let mut pace = Pace::default();
+        pace.note(2000, Duration::from_millis(3), &FAILED);
+        assert_eq!(pace.most_under_way(), 2000);
         pace.note(1000, Duration::from_secs(1), &WRITTEN);
         pace.note(2000, Duration::from_millis(3), &FAILED);
         assert_eq!(pace.most_under_way(), 1000);

@@ -224,6 +224,9 @@ async fn psql_is_enough_to_list_redrive_and_discard() -> Result<()> {
     let refused =
         bed.client.query("SELECT outbox.dead_discard()", &[]).await.err().context("it discarded everything")?;
     ensure!(format!("{:?}", refused.as_db_error()).contains("-infinity"), "{refused:?}");
+    let fewer_than_none = "SELECT outbox.dead_discard(since => '-infinity', most => -1)";
+    let refused = bed.client.query(fewer_than_none, &[]).await.err().context("it took -1 messages")?;
+    ensure!(format!("{:?}", refused.as_db_error()).contains("at most -1 messages"), "{refused:?}");
     ensure!(bed.count("SELECT outbox.dead_discard(since => '-infinity')").await? == 2);
     let recorded = actions(&bed).await?;
     ensure!(recorded.len() == 3 && recorded[0].starts_with("redrive postgres 1"), "{recorded:?}");
