@@ -53,14 +53,18 @@ GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue, outbox.check
 -- The relay reads events and never writes them. Of a message it changes what became of it, never what it is. Moving it to
 -- another partition takes no more than the right to update those columns of the parent; deleting is for what is over its
 -- retention. Some statements name a partition, and then its own rights count. From outbox.migrations it learns whether the
--- schema fits, from the sequence whether there is anything new.
+-- schema fits.
 GRANT SELECT ON outbox.events, outbox.messages, outbox.messages_pending, outbox.messages_dead, outbox.migrations
     TO outbox_relay;
 -- What operators have decided.
 GRANT SELECT ON outbox.pauses, outbox.settings TO outbox_relay;
 GRANT UPDATE (status, attempts, available_at, delivered_at, dead_at, sqs_message_id, last_error), DELETE
     ON outbox.messages TO outbox_relay;
-GRANT SELECT ON SEQUENCE outbox.messages_id_seq TO outbox_relay;
+-- From the sequences it learns whether there is anything new: messages, and what operators have done to them.
+GRANT SELECT ON SEQUENCE outbox.messages_id_seq, outbox.actions_id_seq TO outbox_relay;
+-- What cannot be recorded or read is set aside, and recorded when that is possible.
+GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.quarantine TO outbox_relay;
+GRANT EXECUTE ON FUNCTION outbox.read_event TO outbox_relay;
 -- Lanes are made at the first start for a destination, and from then on only locked. A row lock takes the right to update
 -- one column, whichever.
 GRANT SELECT, INSERT, UPDATE (lane) ON outbox.lanes TO outbox_relay;
@@ -73,8 +77,9 @@ GRANT UPDATE (status, attempts, available_at, dead_at) ON outbox.messages TO out
 -- The right to update is for the row lock alone.
 GRANT UPDATE (status), DELETE ON outbox.messages_dead TO outbox_operator;
 GRANT INSERT (action, actor, filter, messages, message_ids) ON outbox.actions TO outbox_operator;
+GRANT DELETE ON outbox.quarantine TO outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.dead_find, outbox.dead_list, outbox.dead_show, outbox.dead_filter, outbox.dead_choose,
-    outbox.dead_redrive, outbox.dead_discard, outbox.pause, outbox.resume, outbox.set TO outbox_operator;
+    outbox.dead_redrive, outbox.dead_discard, outbox.release, outbox.pause, outbox.resume, outbox.set TO outbox_operator;
 GRANT INSERT, UPDATE, DELETE ON outbox.pauses, outbox.settings TO outbox_operator;
 -- A replay makes new messages of events that are there; the operator writes no events.
 GRANT INSERT (destination, event_position, group_id) ON outbox.messages TO outbox_operator;

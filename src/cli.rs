@@ -5,6 +5,7 @@
 mod check;
 mod consent;
 mod dead;
+mod quarantine;
 mod replay;
 mod status;
 mod steer;
@@ -55,6 +56,11 @@ enum Command {
     Dead {
         #[command(subcommand)]
         verb: dead::Verb,
+    },
+    /// List or release the messages that were set aside
+    Quarantine {
+        #[command(subcommand)]
+        verb: quarantine::Verb,
     },
     /// Publish past events again, as new messages
     Replay(replay::Replay),
@@ -110,7 +116,7 @@ impl From<ConfigError> for Failure {
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         // Found out only when it is used, but wrong in the configuration all the same.
-        let is_configuration = error.is::<NoRegion>() || matches!(error.downcast_ref(), Some(OutboxError::Tls(_)));
+        let is_configuration = error.is::<NoRegion>() || matches!(error.downcast_ref(), Some(OutboxError::Setup(_)));
         if is_configuration { Self::Configuration(ConfigError(vec![error.to_string()])) } else { Self::Failed(error) }
     }
 }
@@ -149,6 +155,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Migrate { print: false } => runtime.block_on(migrate(&cli.flags)),
         Command::Dead { verb } => runtime.block_on(dead::run(&cli.flags, verb)),
+        Command::Quarantine { verb } => runtime.block_on(quarantine::run(&cli.flags, verb)),
         Command::Replay(replay) => runtime.block_on(replay::run(&cli.flags, replay)),
         Command::Check { json } => runtime.block_on(check::run(&cli.flags, json)),
         Command::Status(status) => runtime.block_on(status::run(&cli.flags, &status)),

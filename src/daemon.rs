@@ -13,12 +13,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::RelayConfig;
-use crate::health::{Health, Until as ReadyUntil};
+use crate::health::{Expectation, Health};
 use crate::http::{self, Shown};
-use crate::janitor::Janitor;
+use crate::janitor::{Janitor, Served};
 use crate::metrics::{DestinationMetrics, Metrics};
 use crate::outbox::{Keep, Outbox};
-use crate::relay::{Destination, Ended, Lookout, Relay, RelayError, Reports, Steersman, Until};
+use crate::relay::{ControlPoller, Destination, Ended, MemoryBudget, Poller, Relay, RelayError, Reports, Until};
 use crate::shutdown::{self, Shutdown};
 use crate::sqs;
 
@@ -34,8 +34,8 @@ pub enum Outcome {
 /// Everything that is started, ready to run.
 struct Assembly {
     relays: Vec<Relay>,
-    lookout: Lookout,
-    steersman: Steersman,
+    poller: Poller,
+    control: ControlPoller,
     janitor: Janitor,
     listener: TcpListener,
     shown: Shown,
@@ -55,19 +55,19 @@ pub async fn run(config: RelayConfig, until: Until, metrics: Metrics) -> anyhow:
     let mut vital = Vital::new();
     let server = http::serve(assembly.listener, assembly.shown, stop.clone());
     vital.spawn(async move { format!("the HTTP server ended: {:?}", server.await) });
-    let (janitor, lookout) = (assembly.janitor.run(stop.clone()), assembly.lookout.run(stop.clone()));
-    let steersman = assembly.steersman.run(stop.clone());
+    let (janitor, poller) = (assembly.janitor.run(stop.clone()), assembly.poller.run(stop.clone()));
+    let control = assembly.control.run(stop.clone());
     vital.spawn(async move {
-        steersman.await;
-        "the steersman ended".to_owned()
+        control.await;
+        "the control poller ended".to_owned()
     });
     vital.spawn(async move {
         janitor.await;
         "the janitor ended".to_owned()
     });
     vital.spawn(async move {
-        lookout.await;
-        "the lookout ended".to_owned()
+        poller.await;
+        "the poller ended".to_owned()
     });
     let mut relays = JoinSet::new();
     for relay in assembly.relays {
@@ -104,30 +104,35 @@ async fn first_to_end(vital: &mut Vital) -> anyhow::Error {
 async fn assemble(config: &RelayConfig, metrics: Metrics) -> anyhow::Result<Assembly> {
     let metrics = Arc::new(metrics);
     let health = Arc::new(Health::default());
-    let database = health.dependency("database", ReadyUntil::Answered);
+    let database = health.dependency("database", Expectation::Answered);
     // One connection a destination for its claim and one for all statements; with one destination two for those.
     let outbox = Outbox::new(&config.database, (config.destinations.len() + 1).max(3))?;
     let queues = sqs::connect(&config.destinations, config.tuning.request_timeout).await?;
     let all: Vec<Arc<str>> = config.destinations.iter().map(|one| Arc::from(one.name.as_str())).collect();
-    let lookout = Lookout::new(outbox.clone(), all.clone(), config.tuning.poll_interval, health.pulse("lookout"));
+    let interval = config.tuning.poll_interval;
+    let poller = Poller::new(outbox.clone(), all.clone(), interval, health.heartbeat("poller"));
     let keep = if config.delivered_retention.is_zero() { Keep::Nothing } else { Keep::Delivered };
     let series: Vec<(Arc<str>, DestinationMetrics)> =
         all.iter().map(|name| (Arc::clone(name), metrics.destination(name))).collect();
-    let pulse = health.pulse("steersman");
-    let steersman = Steersman::new(outbox.clone(), series.clone(), Arc::clone(&metrics), pulse);
-    let mut relays = Vec::new();
+    let heartbeat = health.heartbeat("control poller");
+    let control = ControlPoller::new(outbox.clone(), series.clone(), Arc::clone(&metrics), heartbeat);
+    let memory = MemoryBudget::new(64 * 1024 * 1024);
+    let (mut relays, mut served) = (Vec::new(), Vec::new());
     for ((name, own), queue) in series.iter().cloned().zip(queues) {
         own.up.set(1);
         own.in_flight_limit.set(config.tuning.max_in_flight as i64);
         let reports = Reports {
             database: database.reporter(),
             database_up: metrics.database_up.clone(),
-            queue: health.dependency(format!("queue of {name}"), ReadyUntil::Failed),
-            pulse: health.pulse(format!("relay of {name}")),
+            queue: health.dependency(format!("queue of {name}"), Expectation::Failed),
+            heartbeat: health.heartbeat(format!("relay of {name}")),
         };
-        let helm = steersman.helm(&name, config.tuning);
-        let parts = Destination { name, outbox: outbox.clone(), queue, metrics: own, tuning: config.tuning, keep };
-        relays.push(Relay::new(parts, reports, lookout.ear(), helm));
+        let handle = control.handle(&name, config.tuning);
+        let heartbeat = Arc::clone(&reports.heartbeat);
+        served.push(Served { name: Arc::clone(&name), metrics: own.clone(), relay: heartbeat });
+        let (outbox, memory) = (outbox.clone(), memory.share());
+        let parts = Destination { name, outbox, queue, metrics: own, tuning: config.tuning, keep, memory };
+        relays.push(Relay::new(parts, reports, poller.signal(), handle));
     }
     let listener = TcpListener::bind(config.http_listen)
         .await
@@ -139,14 +144,14 @@ async fn assemble(config: &RelayConfig, metrics: Metrics) -> anyhow::Result<Asse
         listen = %listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string()),
         "outbox-relay starts"
     );
-    let janitor = janitor(config, &outbox, series, &metrics, &health);
-    Ok(Assembly { relays, lookout, steersman, janitor, listener, shown: Shown { metrics, health } })
+    let janitor = janitor(config, &outbox, served, &metrics, &health);
+    Ok(Assembly { relays, poller, control, janitor, listener, shown: Shown { metrics, health } })
 }
 
 fn janitor(
     config: &RelayConfig,
     outbox: &Outbox,
-    destinations: Vec<(Arc<str>, DestinationMetrics)>,
+    destinations: Vec<Served>,
     metrics: &Arc<Metrics>,
     health: &Health,
 ) -> Janitor {
@@ -155,7 +160,7 @@ fn janitor(
         destinations,
         metrics: Arc::clone(metrics),
         retention: config.delivered_retention,
-        pulse: health.pulse("janitor"),
+        heartbeat: health.heartbeat("janitor"),
     }
 }
 
@@ -175,6 +180,7 @@ async fn join_relays(
             Ok(ended) => {
                 total.delivered += ended.delivered;
                 total.dead += ended.dead;
+                total.quarantined += ended.quarantined;
                 total.is_blocked |= ended.is_blocked;
                 total.is_cut_short |= ended.is_cut_short;
             }

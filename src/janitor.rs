@@ -1,8 +1,11 @@
-//! The janitor: periodic duties that no delivery waits for. It measures the backlog and prunes what was delivered.
+//! The janitor: periodic duties that no delivery waits for. It measures the backlog, prunes what was delivered, tries again to
+//! record what is in quarantine, and notices when something stands still ([`watchdog`]).
 //!
 //! Both are bounded in what they cost: a probe counts up to a limit and pauses twenty times as long as it took; a prune
 //! deletes in small chunks and takes turns with the probes, lane by lane. A failure is left for the next round; the relays
 //! report the database's state.
+
+mod watchdog;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -10,10 +13,12 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::health::Pulse;
-use crate::message::{LANES, Lane};
+use crate::health::Heartbeat;
+use crate::message::{Lane, MessageId};
 use crate::metrics::{DestinationMetrics, HORIZON_KINDS, HORIZON_KINDS_OF_OTHERS, Metrics};
-use crate::outbox::{HorizonHolder, Outbox, OutboxError};
+use crate::outbox::{HorizonHolder, Keep, Outbox, OutboxError};
+use crate::reading::{ByLane, Order};
+use watchdog::{Change, Sight, Watchdog};
 
 /// How often the backlog is measured.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
@@ -40,7 +45,11 @@ const PRUNE_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 const CHUNK_PAUSE: Duration = Duration::from_millis(20);
 
 /// How often the backlog is measured from the bottom; in between it is measured above what was found there.
-const CLIMB_EVERY: Duration = Duration::from_secs(30);
+const FLOORS_EVERY: Duration = Duration::from_secs(30);
+
+/// How often to try again to record what is in quarantine, and how much of it at once.
+const QUARANTINE_EVERY: Duration = Duration::from_secs(60);
+const QUARANTINE_CHUNK: i64 = 100;
 
 /// How often to look at who holds the vacuum horizon.
 const HORIZON_EVERY: Duration = Duration::from_secs(10);
@@ -48,7 +57,7 @@ const HORIZON_EVERY: Duration = Duration::from_secs(10);
 /// An id in each lane below which nothing waits but retries, and how long to believe that.
 #[derive(Debug, Default)]
 struct Floors {
-    lanes: Vec<(Lane, i64)>,
+    lanes: Option<ByLane<MessageId>>,
     until: Option<Instant>,
 }
 
@@ -57,9 +66,11 @@ struct Floors {
 struct Probes {
     /// For each destination.
     floors: Vec<Floors>,
+    watchdogs: Vec<Watchdog>,
+    next_quarantine: Instant,
     next_horizon: Instant,
     /// Whether it has been logged that measuring fails.
-    is_told: bool,
+    is_logged: bool,
     /// Since when a kind of holder has held the same transaction id.
     held_since: HashMap<String, (String, Instant)>,
 }
@@ -67,7 +78,10 @@ struct Probes {
 impl Probes {
     fn new(destinations: usize) -> Self {
         let floors = (0..destinations).map(|_| Floors::default()).collect();
-        Self { floors, next_horizon: Instant::now(), is_told: false, held_since: HashMap::new() }
+        let watchdogs = (0..destinations).map(|_| Watchdog::default()).collect();
+        let now = Instant::now();
+        let (next_quarantine, next_horizon) = (now + QUARANTINE_EVERY, now);
+        Self { floors, watchdogs, next_quarantine, next_horizon, is_logged: false, held_since: HashMap::new() }
     }
 
     /// How long this holder has held the horizon: as PostgreSQL says, or since this was seen first.
@@ -81,19 +95,30 @@ impl Probes {
     }
 }
 
+/// A destination that the janitor looks after.
+#[derive(Debug)]
+pub struct Served {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its series.
+    pub metrics: DestinationMetrics,
+    /// What its relay says of itself.
+    pub relay: Arc<Heartbeat>,
+}
+
 /// What the janitor looks after.
 #[derive(Debug)]
 pub struct Janitor {
     /// The tables.
     pub outbox: Outbox,
-    /// Names and series of the destinations.
-    pub destinations: Vec<(Arc<str>, DestinationMetrics)>,
+    /// The destinations.
+    pub destinations: Vec<Served>,
     /// For the time of the last probe.
     pub metrics: Arc<Metrics>,
     /// How long delivered messages are kept; zero when they are deleted at delivery.
     pub retention: Duration,
     /// Sign of life.
-    pub pulse: Arc<Pulse>,
+    pub heartbeat: Arc<Heartbeat>,
 }
 
 /// One lane of one destination, by its place in [`Janitor::destinations`].
@@ -107,7 +132,7 @@ struct Pruning {
     /// The id up to which a lane was looked at, where that was not all there may be.
     looked_to: HashMap<Spot, i64>,
     /// Whether it has been logged that pruning fails.
-    is_told: bool,
+    is_logged: bool,
 }
 
 impl Janitor {
@@ -118,7 +143,7 @@ impl Janitor {
         let mut next_prune = Instant::now();
         let mut pruning = Pruning::default();
         while !stop.is_cancelled() {
-            self.pulse.tick();
+            self.heartbeat.tick();
             let now = Instant::now();
             if now >= next_probe {
                 let took = self.probe(&mut probes, &stop).await;
@@ -138,7 +163,7 @@ impl Janitor {
                 () = stop.cancelled() => {}
             }
         }
-        self.pulse.finish();
+        self.heartbeat.finish();
     }
 
     /// Measures all destinations; returns how long that took.
@@ -150,14 +175,14 @@ impl Janitor {
         match self.measure(probes, stop).await {
             Ok(true) => {
                 self.metrics.has_measured();
-                probes.is_told = false;
+                probes.is_logged = false;
             }
             Ok(false) => {}
             // Where the database cannot be used at all, the relays say so.
             Err(error @ (OutboxError::Connect { .. } | OutboxError::NotMigrated { .. })) => {
                 tracing::debug!(error = %error, "the backlog cannot be measured");
             }
-            Err(error) if !std::mem::replace(&mut probes.is_told, true) => {
+            Err(error) if !std::mem::replace(&mut probes.is_logged, true) => {
                 tracing::warn!(error = %error, "the backlog cannot be measured; trying again");
             }
             Err(error) => tracing::debug!(error = %error, "the backlog still cannot be measured"),
@@ -168,20 +193,45 @@ impl Janitor {
     /// Returns whether it has measured everything; told to stop, it does not.
     async fn measure(&self, probes: &mut Probes, stop: &CancellationToken) -> Result<bool, OutboxError> {
         self.look_at_the_horizon(probes).await?;
-        for ((name, metrics), floors) in self.destinations.iter().zip(&mut probes.floors) {
-            self.climb(name, floors, stop).await?;
-            if floors.lanes.is_empty() {
-                return Ok(false);
-            }
-            let backlog = self.outbox.backlog(name, &floors.lanes).await?;
+        let is_quarantine_due = Instant::now() >= probes.next_quarantine;
+        for ((served, floors), watchdog) in self.destinations.iter().zip(&mut probes.floors).zip(&mut probes.watchdogs)
+        {
+            let Served { name, metrics, relay } = served;
+            self.find_floors(name, floors, stop).await?;
+            let Some(lanes) = &mut floors.lanes else { return Ok(false) };
+            let (activity, order) = relay.activity().unzip();
+            let backlog = self.outbox.backlog(name, lanes, order.unwrap_or(Order::GroupsBlockedByDead)).await?;
             for (lane, first) in &backlog.firsts {
-                floors.lanes.iter_mut().filter(|(of, _)| of == lane).for_each(|(_, floor)| *floor = first - 1);
+                lanes[*lane] = first.previous();
             }
             metrics.lag.set(backlog.lag);
             metrics.backlog.set(backlog.messages);
             metrics.dead.set(backlog.dead);
+            metrics.quarantined.set(backlog.quarantined);
+            let finished = metrics.delivered.get() + metrics.all_dead_lettered() + metrics.quarantined_total.get();
+            watch(served, watchdog, Sight { ready_lag: backlog.ready_lag, finished, activity });
+            if is_quarantine_due && backlog.quarantined > 0 {
+                self.record_quarantined(name).await?;
+            }
+        }
+        if is_quarantine_due {
+            probes.next_quarantine = Instant::now() + QUARANTINE_EVERY;
         }
         Ok(true)
+    }
+
+    /// The cause may have been mended: tries again to record what SQS has accepted.
+    async fn record_quarantined(&self, name: &Arc<str>) -> Result<(), OutboxError> {
+        let keep = if self.retention.is_zero() { Keep::Nothing } else { Keep::Delivered };
+        let mut recorded = 0;
+        for (_, line) in self.outbox.quarantined(Some(name), QUARANTINE_CHUNK).await? {
+            recorded += u64::from(self.outbox.record_quarantined(name, keep, &line.message).await?);
+            self.heartbeat.tick();
+        }
+        if recorded > 0 {
+            tracing::info!(destination = %name, messages = recorded, "messages have left the quarantine: what became of them is recorded");
+        }
+        Ok(())
     }
 
     async fn look_at_the_horizon(&self, probes: &mut Probes) -> Result<(), OutboxError> {
@@ -203,18 +253,18 @@ impl Janitor {
     }
 
     /// Now and then looks from the bottom, so that a row that committed late below a floor is measured too.
-    async fn climb(&self, name: &str, floors: &mut Floors, stop: &CancellationToken) -> Result<(), OutboxError> {
+    async fn find_floors(&self, name: &str, floors: &mut Floors, stop: &CancellationToken) -> Result<(), OutboxError> {
         let started = Instant::now();
         if floors.until.is_some_and(|until| started < until) {
             return Ok(());
         }
         let go_on = || {
-            self.pulse.tick();
+            self.heartbeat.tick();
             !stop.is_cancelled()
         };
-        if let Some(climb) = self.outbox.climb(name, go_on).await? {
-            floors.lanes = climb.floors;
-            floors.until = Some(Instant::now() + CLIMB_EVERY.max(started.elapsed() * PROBE_SHARE));
+        if let Some(lanes) = self.outbox.floors(name, go_on).await? {
+            floors.lanes = Some(lanes);
+            floors.until = Some(Instant::now() + FLOORS_EVERY.max(started.elapsed() * PROBE_SHARE));
         }
         Ok(())
     }
@@ -225,22 +275,25 @@ impl Janitor {
             return VecDeque::new();
         }
         // Each relay starts elsewhere, so that several of them seldom meet.
-        let first = fastrand::i16(0..LANES);
-        let lanes = |destination| (0..LANES).map(move |lane| (destination, (lane + first) % LANES));
+        let first = fastrand::usize(0..Lane::all().count());
+        let lanes = |destination| {
+            let lanes = Lane::all().cycle().skip(first).take(Lane::all().count());
+            lanes.map(move |lane| (destination, lane))
+        };
         (0..self.destinations.len()).flat_map(lanes).collect()
     }
 
     async fn prune(&self, spot: Spot, pruning: &mut Pruning, stop: &CancellationToken) {
-        let destination = &self.destinations[spot.0].0;
+        let destination = &self.destinations[spot.0].name;
         match self.prune_lane(spot, pruning, stop).await {
             Ok(()) => {
                 // A lane with nothing to prune does not tell that pruning works; a whole round does.
-                pruning.is_told &= !pruning.turns.is_empty();
+                pruning.is_logged &= !pruning.turns.is_empty();
                 return;
             }
             // Where the database cannot be used at all, the relays say so.
             Err(error @ (OutboxError::Statement { .. } | OutboxError::Timeout { .. }))
-                if !std::mem::replace(&mut pruning.is_told, true) =>
+                if !std::mem::replace(&mut pruning.is_logged, true) =>
             {
                 tracing::warn!(destination = %destination, error = %error, "delivered messages cannot be pruned; trying again");
             }
@@ -253,7 +306,7 @@ impl Janitor {
     /// many low ids were delivered late, and so are to stay, is looked at further in the next round.
     async fn prune_lane(&self, spot: Spot, pruning: &mut Pruning, stop: &CancellationToken) -> Result<(), OutboxError> {
         let (destination, lane) = spot;
-        let (name, metrics) = &self.destinations[destination];
+        let Served { name, metrics, .. } = &self.destinations[destination];
         let mut above = pruning.looked_to.remove(&spot).unwrap_or(0);
         let mut deleted = 0;
         for _ in 0..CHUNKS_A_TURN {
@@ -273,4 +326,22 @@ impl Janitor {
         }
         Ok(())
     }
+}
+
+/// Tells when a destination stands still without a known reason, and when it goes on.
+fn watch(served: &Served, watchdog: &mut Watchdog, sight: Sight) {
+    let (now, destination) = (Instant::now(), &served.name);
+    let stalled_for = watchdog.stalled_for(now);
+    match watchdog.look(sight, now) {
+        Some(Change::Stalled) => {
+            let activity = sight.activity.map_or_else(|| "unknown".to_owned(), |activity| activity.to_string());
+            tracing::error!(%destination, lag = sight.ready_lag, relay = %activity, "messages are due and nothing was delivered for 30 s, without a known reason; please report this");
+        }
+        Some(Change::GoesOn) => {
+            tracing::info!(%destination, after = ?stalled_for, "messages are delivered again");
+        }
+        None => {}
+    }
+    served.relay.set_stalled(watchdog.is_stalled().then(|| watchdog.stalled_for(now)));
+    served.metrics.stalled.set(i64::from(watchdog.is_stalled()));
 }

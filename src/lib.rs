@@ -8,17 +8,23 @@
 //!
 //! | floor | modules | |
 //! |---|---|---|
-//! | 0 | [`message`], [`config`] | the values that flow, and the only reader of the environment; no I/O |
-//! | 1 | [`retry`], [`metrics`], [`health`], [`shutdown`], [`logging`] | rules and records |
-//! | 2 | [`outbox`], [`sqs`] | the only PostgreSQL, the only SQS; they never see each other |
-//! | 3 | [`relay`], [`janitor`], [`http`] | the heart, the periodic duties, the probes |
-//! | 4 | [`daemon`] | assembly, supervision, drain |
-//! | 5 | [`cli`] | commands and exit codes |
+//! | 0 | [`clock`] | time |
+//! | 1 | [`message`] | the values that flow |
+//! | 2 | [`reading`], [`config`] | questions to the outbox and their answers; the only reader of the environment |
+//! | 3 | [`retry`], [`metrics`], [`health`], [`shutdown`], [`logging`] | rules and records |
+//! | 4 | [`outbox`], [`sqs`] | the only PostgreSQL, the only SQS; they never see each other |
+//! | 5 | [`relay`], [`janitor`], [`http`] | the heart, the periodic duties, the probes |
+//! | 6 | [`daemon`] | assembly, supervision, drain |
+//! | 7 | [`cli`] | commands and exit codes |
 //!
 //! The data goes one way: read → plan requests → publish → outcomes → settle → report. `docs/architecture.md` follows one
 //! delivery, one failure and one crash through it.
 
+pub mod clock;
+
 pub mod message;
+
+pub mod reading;
 
 pub mod config;
 

@@ -1,24 +1,94 @@
 //! The values that flow through the relay: what is read from the outbox, what became of it, and why it failed.
 //!
 //! No I/O lives here and no decision; [`crate::outbox`] makes messages, [`crate::relay`] moves them, [`crate::sqs`] turns
-//! them into entries.
+//! them into entries. [`crate::reading`] has the questions that bring messages, and their answers.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
+
+use crate::clock::Time;
 
 /// How many lanes a destination has. Fixed: `outbox.messages.lane` is `hash & 15`.
-pub const LANES: i16 = 16;
+pub const LANES: usize = 16;
+
+/// The largest message that SQS takes, body and attributes together: 1 MiB since August 2025 (SQS quotas, "Message size").
+pub const MAX_MESSAGE_BYTES: usize = 1_048_576;
 
 /// A fixed slice of a destination, 0 to 15; the unit that a relay claims.
-pub type Lane = i16;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lane(u8);
+
+impl Lane {
+    /// The lane of this number, if there is one.
+    pub fn new(number: i16) -> Option<Self> {
+        u8::try_from(number).ok().filter(|number| usize::from(*number) < LANES).map(Self)
+    }
+
+    /// All lanes, in order.
+    pub fn all() -> impl DoubleEndedIterator<Item = Self> + Clone {
+        (0..LANES as u8).map(Self)
+    }
+
+    /// As PostgreSQL has it.
+    pub fn number(self) -> i16 {
+        i16::from(self.0)
+    }
+
+    /// Its place among all lanes.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// `outbox.messages.id`: the order of delivery within a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MessageId(pub i64);
+
+impl MessageId {
+    /// Below every id that a message can have.
+    pub const NONE: Self = Self(0);
+
+    /// Above every id that a message can have.
+    pub const MAX: Self = Self(i64::MAX);
+
+    /// The id just below this one.
+    #[must_use]
+    pub fn previous(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+
+    /// The id just above this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+/// `outbox.events.position`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventPosition(pub i64);
+
+/// A transaction id of PostgreSQL, with its epoch (`xid8`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TransactionId(pub i64);
 
 /// Where a message stands in its destination: lane and id, the order in which the primary key keeps them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageKey {
     /// The lane, derived from the group by the database.
     pub lane: Lane,
-    /// The id, which is the order of delivery within a group.
-    pub id: i64,
+    /// The id.
+    pub id: MessageId,
+}
+
+/// What tells a message from another one that had, or will have, the same key: after a failover that lost commits an id can
+/// be given again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// `outbox.messages.event_position`.
+    pub event_position: EventPosition,
+    /// `outbox.messages.enqueued_at`, to the microsecond that PostgreSQL keeps.
+    pub enqueued_at: SystemTime,
 }
 
 /// An event's delivery to one destination, as read from the outbox.
@@ -26,18 +96,62 @@ pub struct MessageKey {
 pub struct Message {
     /// Lane and id.
     pub key: MessageKey,
+    /// Which message it is that has this key.
+    pub origin: Origin,
     /// The ordering key; `None` asks for no order.
     pub group: Option<Arc<str>>,
     /// Failed attempts so far that were the message's own fault.
     pub attempts: i16,
     /// Age at the time of reading by the database's clock, so that clocks of hosts never mix.
     pub age_when_read: Duration,
-    /// When it was read, by this process's monotonic clock.
-    pub read_at: Instant,
+    /// When it was read.
+    pub read_at: Time,
     /// How long it still has to wait for a retry that was recorded earlier; `None` when it may go at once.
     pub wait: Option<Duration>,
-    /// What it carries; `None` when the row it points to does not exist, which only a writer's error can cause.
-    pub event: Option<Event>,
+    /// What of its group has to go before it, or lets nothing go at all.
+    pub hold: Option<Hold>,
+    /// What it carries.
+    pub content: Content,
+}
+
+/// Why a message may not go although it is not deferred itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// A message of its group is dead or in quarantine, and holds the group up.
+    Group {
+        /// The lowest of those.
+        by: MessageId,
+    },
+    /// Deferred messages of its group come before it.
+    Behind {
+        /// The lowest of those.
+        head: MessageId,
+        /// The highest of those.
+        last: MessageId,
+        /// How long that waits; nothing when it is due, `None` when nobody knows.
+        wait: Option<Duration>,
+    },
+}
+
+/// What a message carries, as far as it was read.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// Its event.
+    Event(Event),
+    /// The row it points to does not exist, which only a writer's error can cause.
+    Missing,
+    /// It is larger than SQS takes, and stayed in the database.
+    TooLarge {
+        /// Of body and metadata, or of what is stored where that is enough to tell.
+        bytes: u64,
+    },
+    /// PostgreSQL cannot read it.
+    Unreadable {
+        /// What it said.
+        reason: String,
+    },
+    /// It was not read, because its group is held up.
+    Held,
 }
 
 /// The immutable fact that a message carries.
@@ -88,8 +202,39 @@ pub enum Outcome {
 pub struct Settlement {
     /// The message.
     pub key: MessageKey,
+    /// Which one that has this key.
+    pub origin: Origin,
+    /// Its group, where the queue keeps the order of groups.
+    pub group: Option<Arc<str>>,
     /// What became of it.
     pub outcome: Outcome,
+}
+
+impl Settlement {
+    /// Whether SQS accepted the message.
+    pub fn is_delivered(&self) -> bool {
+        matches!(self.outcome, Outcome::Delivered { .. })
+    }
+
+    /// Whether the message was given up.
+    pub fn is_dead(&self) -> bool {
+        matches!(self.outcome, Outcome::Dead { .. })
+    }
+}
+
+/// A message that is set aside, alone, so that it stops nobody else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quarantined {
+    /// The message.
+    pub key: MessageKey,
+    /// Which one that has this key.
+    pub origin: Origin,
+    /// Its group, which waits on a FIFO queue.
+    pub group: Option<Arc<str>>,
+    /// What could not be recorded; `None` for a message that cannot be read.
+    pub outcome: Option<Outcome>,
+    /// What PostgreSQL said.
+    pub reason: String,
 }
 
 /// Whether a queue keeps order and drops duplicates.
@@ -108,7 +253,7 @@ impl QueueKind {
     }
 }
 
-/// Whose fault a failure was. Each kind has its own conduct.
+/// Whose fault a failure was. Each kind has its own policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FaultKind {
     /// The message can never be accepted: characters, size, an empty body.
@@ -119,19 +264,21 @@ pub enum FaultKind {
     Destination,
     /// SQS asks for fewer requests.
     Throttle,
-    /// SQS cannot be reached; nothing was accepted.
+    /// SQS cannot be reached, or the request never left this host; nothing was accepted.
     Outage,
     /// SQS failed with HTTP 5xx and may have accepted the request before it did.
     ServerError,
     /// The request may have been accepted: a timeout after sending, a reset, an unreadable answer.
     Ambiguous,
     /// The request itself was wrong, which is never the message's fault.
-    Ours,
+    Internal,
+    /// The claim was over before the request could be written.
+    NotSent,
 }
 
 impl FaultKind {
     /// All kinds, so that every series of a metric can be born at 0.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::MessagePermanent,
         Self::MessageTransient,
         Self::Destination,
@@ -139,7 +286,8 @@ impl FaultKind {
         Self::Outage,
         Self::ServerError,
         Self::Ambiguous,
-        Self::Ours,
+        Self::Internal,
+        Self::NotSent,
     ];
 
     /// The value of the metric label `reason`.
@@ -152,7 +300,8 @@ impl FaultKind {
             Self::Outage => "outage",
             Self::ServerError => "server_error",
             Self::Ambiguous => "ambiguous",
-            Self::Ours => "ours",
+            Self::Internal => "internal",
+            Self::NotSent => "not_sent",
         }
     }
 
@@ -167,7 +316,7 @@ impl FaultKind {
 pub struct Fault {
     /// Whose fault it was.
     pub kind: FaultKind,
-    /// SQS's code, or a word of ours where SQS gave none.
+    /// SQS's code, or a word of the relay's where SQS gave none.
     pub code: String,
     /// The sentence that goes with it.
     pub detail: String,

@@ -36,7 +36,8 @@ const STATEMENT_SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0
 const MEASURED_FOR: Duration = Duration::from_secs(60);
 
 /// What a probe measures.
-const MEASURED: [&str; 4] = ["lag_seconds", "backlog_messages", "dead_messages", "horizon_age_seconds"];
+const MEASURED: [&str; 5] =
+    ["lag_seconds", "backlog_messages", "dead_messages", "quarantined_messages", "horizon_age_seconds"];
 
 /// The prefix of every name.
 const PREFIX: &str = "outbox_relay";
@@ -76,7 +77,11 @@ struct ByDestination {
     lag: GaugeVec,
     backlog: IntGaugeVec,
     dead: IntGaugeVec,
+    quarantined: IntGaugeVec,
+    stalled: IntGaugeVec,
     delivered: IntCounterVec,
+    quarantined_total: IntCounterVec,
+    unmatched: IntCounterVec,
     retries: IntCounterVec,
     dead_lettered: IntCounterVec,
     possible_duplicates: IntCounterVec,
@@ -105,8 +110,16 @@ pub struct DestinationMetrics {
     pub backlog: IntGauge,
     /// Dead messages in the table.
     pub dead: IntGauge,
+    /// Messages in quarantine.
+    pub quarantined: IntGauge,
+    /// 1 while messages are due and not delivered, and no known reason explains it.
+    pub stalled: IntGauge,
     /// Messages SQS accepted.
     pub delivered: IntCounter,
+    /// Messages set aside.
+    pub quarantined_total: IntCounter,
+    /// Messages SQS accepted that are not in the outbox any more.
+    pub unmatched: IntCounter,
     /// Entries that may have been accepted although no answer said so.
     pub possible_duplicates: IntCounter,
     /// Requests sent.
@@ -152,6 +165,11 @@ impl DestinationMetrics {
         self.dead_lettered.with_label_values(&[self.name.as_str(), kind.reason()])
     }
 
+    /// Messages given up so far.
+    pub fn all_dead_lettered(&self) -> u64 {
+        FaultKind::ALL.iter().map(|kind| self.dead_lettered(*kind).get()).sum()
+    }
+
     /// Requests that failed as a whole, by the kind of fault.
     pub fn request_failures(&self, kind: FaultKind) -> IntCounter {
         self.request_failures.with_label_values(&[self.name.as_str(), kind.reason()])
@@ -166,7 +184,19 @@ impl ByDestination {
             lag: new.gauges_f64("lag_seconds", "Age of the oldest pending message, measured in the table.", by_destination)?,
             backlog: new.gauges("backlog_messages", "Pending messages, counted in the table up to 100000.", by_destination)?,
             dead: new.gauges("dead_messages", "Dead messages in the table, counted up to 100000.", by_destination)?,
+            quarantined: new.gauges("quarantined_messages", "Messages in quarantine, counted up to 100000.", by_destination)?,
+            stalled: new.gauges(
+                "stalled",
+                "1 while messages are due, nothing was delivered for 30 seconds and no known reason explains it, else 0.",
+                by_destination,
+            )?,
             delivered: new.counters("delivered_messages_total", "Messages that SQS accepted.", &by_destination)?,
+            quarantined_total: new.counters("quarantined_messages_total", "Messages put in quarantine.", &by_destination)?,
+            unmatched: new.counters(
+                "unmatched_messages_total",
+                "Messages that SQS accepted and that are not in the outbox any more, because the database has lost their transactions.",
+                &by_destination,
+            )?,
             retries: new.counters("retries_total", "Entries that are sent again, by cause.", &by_reason)?,
             dead_lettered: new.counters("dead_lettered_total", "Messages given up, by cause.", &by_reason)?,
             possible_duplicates: new.counters(
@@ -254,12 +284,12 @@ impl Metrics {
             registry: registry.clone(),
         };
         metrics.register_process()?;
-        metrics.bear();
+        metrics.init();
         Ok(metrics)
     }
 
     /// The series that belong to no destination are born at 0.
-    fn bear(&self) {
+    fn init(&self) {
         HORIZON_KINDS.iter().for_each(|kind| self.horizon_age(kind).set(0.0));
         self.set_connections(0, 0);
         LOG_LEVELS.iter().for_each(|level| self.log_lines(level).reset());
@@ -323,6 +353,10 @@ impl Metrics {
             lag: self.by_destination.lag.with_label_values(&one),
             backlog: self.by_destination.backlog.with_label_values(&one),
             dead: self.by_destination.dead.with_label_values(&one),
+            quarantined: self.by_destination.quarantined.with_label_values(&one),
+            stalled: self.by_destination.stalled.with_label_values(&one),
+            quarantined_total: self.by_destination.quarantined_total.with_label_values(&one),
+            unmatched: self.by_destination.unmatched.with_label_values(&one),
             delivered: self.by_destination.delivered.with_label_values(&one),
             possible_duplicates: self.by_destination.possible_duplicates.with_label_values(&one),
             requests: self.by_destination.requests.with_label_values(&one),

@@ -60,18 +60,18 @@ COMMENT ON COLUMN outbox.events.metadata IS
     'A flat object; its members are sent as message attributes (traceparent, correlation_id and the like).';
 
 CREATE TABLE outbox.messages (
-    id             bigint GENERATED ALWAYS AS IDENTITY (CACHE 1),
+    id             bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) CHECK (id > 0),
     event_position bigint NOT NULL,
-    enqueued_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    enqueued_at    timestamptz NOT NULL DEFAULT clock_timestamp() CHECK (isfinite(enqueued_at)),
     available_at   timestamptz,
     delivered_at   timestamptz,
     dead_at        timestamptz,
     lane           smallint NOT NULL GENERATED ALWAYS AS
                    ((hashtext(coalesce(group_id, event_position::text)) & 15)::smallint) STORED,
     attempts       smallint NOT NULL DEFAULT 0 CHECK (attempts >= 0),
-    destination    text COLLATE "C" NOT NULL CHECK (destination <> ''),
+    destination    text COLLATE "C" NOT NULL CHECK (octet_length(destination) BETWEEN 1 AND 80),
     status         text COLLATE "C" NOT NULL DEFAULT 'pending',
-    group_id       text COLLATE "C" CHECK (group_id <> ''),
+    group_id       text COLLATE "C" CHECK (octet_length(group_id) BETWEEN 1 AND 1024),
     sqs_message_id text,
     last_error     text,
     CONSTRAINT messages_delivered_has_time CHECK ((status = 'delivered') = (delivered_at IS NOT NULL)),
@@ -111,13 +111,23 @@ ALTER TABLE outbox.messages_dead ADD PRIMARY KEY (destination, lane, id);
 CREATE INDEX messages_pending_deferred ON outbox.messages_pending (destination, available_at)
     WHERE available_at IS NOT NULL;
 
+-- And by their group, because nothing of a group may overtake its message that waits. Only deferred rows with a group are in
+-- it, so that the planner cannot take it for a way to those that are due.
+CREATE INDEX messages_pending_deferred_groups ON outbox.messages_pending (destination, group_id, id)
+    WHERE available_at IS NOT NULL AND group_id IS NOT NULL;
+
+-- Whether a group has a dead message, which holds it up with OUTBOX_RELAY_ON_DEAD=block.
+CREATE INDEX messages_dead_groups ON outbox.messages_dead (destination, group_id, id) WHERE group_id IS NOT NULL;
+
 COMMENT ON TABLE outbox.messages IS
     'An event''s delivery to one destination. UPDATE … SET status moves a row between the partitions.';
 COMMENT ON COLUMN outbox.messages.id IS
     'Order of delivery within a group. CACHE 1, so that writers that wait for each other get their ids in that order.';
 COMMENT ON COLUMN outbox.messages.event_position IS 'outbox.events.position of the event. No foreign key, on purpose.';
 COMMENT ON COLUMN outbox.messages.enqueued_at IS 'When the row was written; lag and latency are counted from here.';
-COMMENT ON COLUMN outbox.messages.available_at IS 'Not before this time (set by a retry); null means now.';
+COMMENT ON COLUMN outbox.messages.available_at IS
+    'Not before this time: set by a retry, or by hand to hold a message back (infinity: until somebody says otherwise); '
+    'null means now. What follows in its group waits behind it.';
 COMMENT ON COLUMN outbox.messages.delivered_at IS 'When the relay recorded that SQS accepted the message.';
 COMMENT ON COLUMN outbox.messages.dead_at IS 'When the relay gave the message up.';
 COMMENT ON COLUMN outbox.messages.lane IS
@@ -137,9 +147,14 @@ COMMENT ON TABLE outbox.messages_delivered IS
 COMMENT ON TABLE outbox.messages_dead IS 'Messages that were given up, kept for an operator.';
 
 -- Lane rows are locked, never updated: an updated lock row would bloat under a long transaction.
-CREATE TABLE outbox.lanes (
-    destination text COLLATE "C" NOT NULL CHECK (destination <> ''),
+--
+-- Unlogged on purpose: PostgreSQL empties such a table when it recovers from a crash and when a standby is promoted, just
+-- when commits may be lost and ids may be given anew. Relays then make the rows again, with another incarnation, which tells
+-- each of them to forget what it has learnt of this database.
+CREATE UNLOGGED TABLE outbox.lanes (
+    destination text COLLATE "C" NOT NULL CHECK (octet_length(destination) BETWEEN 1 AND 80),
     lane        smallint NOT NULL CHECK (lane BETWEEN 0 AND 15),
+    incarnation uuid NOT NULL DEFAULT gen_random_uuid(),
     PRIMARY KEY (destination, lane)
 );
 
@@ -147,6 +162,8 @@ COMMENT ON TABLE outbox.lanes IS
     'One row for each slice of a destination. The relay that has it locked is the only one that publishes that lane.';
 COMMENT ON COLUMN outbox.lanes.destination IS 'Logical queue name.';
 COMMENT ON COLUMN outbox.lanes.lane IS '0 to 15, as outbox.messages.lane.';
+COMMENT ON COLUMN outbox.lanes.incarnation IS
+    'Another one after every crash, promotion or restore of the database: what a relay remembers is valid under one only.';
 
 CREATE FUNCTION outbox.enqueue(
     destination text,

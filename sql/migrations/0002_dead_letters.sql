@@ -15,12 +15,96 @@ CREATE TABLE outbox.actions (
 COMMENT ON TABLE outbox.actions IS 'What operators did to messages. Only ever added to; delete old rows as you like.';
 COMMENT ON COLUMN outbox.actions.id IS 'Order of the actions.';
 COMMENT ON COLUMN outbox.actions.taken_at IS 'When.';
-COMMENT ON COLUMN outbox.actions.action IS 'What: redrive or discard.';
+COMMENT ON COLUMN outbox.actions.action IS 'What: redrive, discard or release.';
 COMMENT ON COLUMN outbox.actions.actor IS 'Who, as the command said; else the role.';
 COMMENT ON COLUMN outbox.actions.role IS 'The role that was logged in.';
 COMMENT ON COLUMN outbox.actions.filter IS 'Which messages were asked for: the arguments that were not null.';
 COMMENT ON COLUMN outbox.actions.messages IS 'How many messages were changed.';
 COMMENT ON COLUMN outbox.actions.message_ids IS 'Their ids.';
+
+-- Messages that are set aside one by one, so that they stop nobody else: SQS accepted them and the database refuses to record
+-- that, or the database cannot read them. They stay pending in outbox.messages and no relay sends them.
+CREATE TABLE outbox.quarantine (
+    destination    text COLLATE "C" NOT NULL,
+    lane           smallint NOT NULL,
+    message_id     bigint NOT NULL,
+    event_position bigint NOT NULL,
+    enqueued_at    timestamptz NOT NULL,
+    group_id       text COLLATE "C",
+    quarantined_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    outcome        text CHECK (outcome IN ('delivered', 'dead')),
+    sqs_message_id text,
+    reason         text NOT NULL,
+    PRIMARY KEY (destination, lane, message_id),
+    CONSTRAINT quarantine_delivered_has_sqs_id CHECK ((outcome = 'delivered') = (sqs_message_id IS NOT NULL))
+);
+
+CREATE INDEX quarantine_groups ON outbox.quarantine (destination, group_id, message_id) WHERE group_id IS NOT NULL;
+
+COMMENT ON TABLE outbox.quarantine IS
+    'Pending messages that no relay sends: their outcome cannot be recorded, or they cannot be read. On a FIFO queue their '
+    'group waits. Relays try again to record an outcome once a minute; outbox.release() gives a message back to them.';
+COMMENT ON COLUMN outbox.quarantine.destination IS 'As outbox.messages.destination.';
+COMMENT ON COLUMN outbox.quarantine.lane IS 'As outbox.messages.lane.';
+COMMENT ON COLUMN outbox.quarantine.message_id IS 'outbox.messages.id of the message.';
+COMMENT ON COLUMN outbox.quarantine.event_position IS
+    'With enqueued_at tells which message is meant: an id can be given again after a failover.';
+COMMENT ON COLUMN outbox.quarantine.enqueued_at IS 'As outbox.messages.enqueued_at.';
+COMMENT ON COLUMN outbox.quarantine.group_id IS 'As outbox.messages.group_id.';
+COMMENT ON COLUMN outbox.quarantine.quarantined_at IS 'When.';
+COMMENT ON COLUMN outbox.quarantine.outcome IS
+    'What could not be recorded: delivered or dead; null for a message that cannot be read and was not sent.';
+COMMENT ON COLUMN outbox.quarantine.sqs_message_id IS 'The MessageId that SQS answered, when it accepted the message.';
+COMMENT ON COLUMN outbox.quarantine.reason IS 'What PostgreSQL said.';
+
+-- For reads that failed on a row: the same for one event at a time, with an error as text instead of an end to the statement.
+CREATE FUNCTION outbox.read_event(event_position bigint, most_bytes bigint) RETURNS TABLE (
+    event_id uuid, event_type text, stream_id text, stream_version bigint, payload text, metadata text, bytes bigint,
+    unreadable text
+)
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT
+            e.event_id, e.event_type, e.stream_id, e.stream_version,
+            CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= most_bytes THEN t.payload END,
+            CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= most_bytes THEN t.metadata END,
+            (octet_length(t.payload) + octet_length(t.metadata))::bigint,
+            NULL::text
+        FROM outbox.events AS e
+        CROSS JOIN LATERAL (SELECT e.payload::text AS payload, e.metadata::text AS metadata OFFSET 0) AS t
+        WHERE e.position = event_position;
+EXCEPTION
+    WHEN OTHERS THEN
+        RETURN QUERY SELECT
+            NULL::uuid, NULL::text, NULL::text, NULL::bigint, NULL::text, NULL::text, 0::bigint,
+            format('%s (SQLSTATE %s)', SQLERRM, SQLSTATE);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.read_event(bigint, bigint) IS
+    'One event as a relay reads it; "unreadable" says why PostgreSQL cannot read it, and what is larger than most_bytes comes '
+    'without its text.';
+
+CREATE FUNCTION outbox.release(destination text, message_id bigint) RETURNS bigint
+LANGUAGE sql VOLATILE
+AS $$
+    WITH released AS (
+        DELETE FROM outbox.quarantine AS q
+        WHERE q.destination = release.destination AND q.message_id = release.message_id
+        RETURNING q.message_id
+    ), action AS (
+        INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
+        SELECT 'release', session_user, jsonb_build_object('destination', release.destination), 1, ARRAY[r.message_id]
+        FROM released AS r
+    )
+    SELECT count(*) FROM released
+$$;
+
+COMMENT ON FUNCTION outbox.release(text, bigint) IS
+    'Gives a message in quarantine back to the relays, which send it, once more if they had sent it; returns how many were '
+    'given back. Leaves a row in outbox.actions.';
 
 CREATE FUNCTION outbox.dead_find(
     ids         bigint[] DEFAULT NULL,
@@ -177,10 +261,9 @@ DECLARE
     chosen  record;
 BEGIN
     FOR chosen IN SELECT c.* FROM outbox.dead_choose($1, $2, $3, $4, $5, $6, $7, $8) AS c LOOP
-        -- Due at once, and so found through the small index of deferred messages, wherever the relays have read to. One
-        -- time for all, so that relays read them in the order of ids.
+        -- Relays find them as they find what was committed late: each looks from the bottom at once when outbox.actions grows.
         UPDATE outbox.messages AS m
-        SET status = 'pending', dead_at = NULL, attempts = 0, available_at = now()
+        SET status = 'pending', dead_at = NULL, attempts = 0, available_at = NULL
         WHERE m.status = 'dead' AND m.destination = chosen.destination AND m.lane = chosen.lane AND m.id = chosen.id;
         IF FOUND THEN
             changed := changed || chosen.id;

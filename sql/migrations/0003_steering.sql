@@ -103,4 +103,4 @@ $$;
 COMMENT ON FUNCTION outbox.set(text, text, text, text) IS
     'Lets a setting win over the environment, for a destination or for all (*); null takes that back.';
 
-COMMENT ON COLUMN outbox.actions.action IS 'What: redrive, discard, pause, resume or set.';
+COMMENT ON COLUMN outbox.actions.action IS 'What: redrive, discard, release, pause, resume or set.';

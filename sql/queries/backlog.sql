@@ -1,29 +1,65 @@
--- What waits, how old the oldest of it is, and how many are dead, measured in the table and not by the publisher's view.
+-- What waits, how old the oldest of it is, how many are dead or in quarantine, measured in the table and not by the publisher's
+-- view.
 --
--- $1 destination, $2 lanes, $3 a floor of each lane, below which nothing waits but retries, $4 the count at which to stop.
+-- $1 destination, $2 lanes, $3 a floor of each lane, below which nothing waits but retries, $4 the count at which to stop, $5
+-- whether groups keep an order, $6 whether dead messages hold up their groups.
 -- Guarantees: one row; never counts more than $4 rows of a kind; the lag is 0 when nothing waits; "firsts" are the lowest
--- ids of the lanes in "lanes", for the next floors. What lies below the floors is not walked.
+-- ids of the lanes in "lanes", for the next floors. What lies below the floors is not walked. What an operator holds back
+-- (available_at ahead, no attempt) and what is in quarantine counts as pending and not for the lag. "ready_lag" is the age of
+-- the oldest message that nothing holds up, among the first 100 of each lane and the 100 latest that fell due.
 -- Index: messages_pending_pkey (head of each lane, then a bounded walk), messages_pending_deferred, messages_dead_pkey.
-WITH heads AS MATERIALIZED (
+WITH s AS MATERIALIZED (
+    SELECT
+        clock_timestamp() AS now,
+        EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine,
+        $5 AND EXISTS (
+            SELECT FROM outbox.messages_pending AS d WHERE d.destination = $1 AND d.available_at IS NOT NULL
+        ) AS has_deferred,
+        $6 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead
+), heads AS MATERIALIZED (
     SELECT h.lane, first.id, first.enqueued_at
-    FROM unnest($2::smallint[], $3::bigint[]) AS h (lane, floor)
+    FROM s
+    CROSS JOIN unnest($2::smallint[], $3::bigint[]) AS h (lane, floor)
     CROSS JOIN LATERAL (
         SELECT m.id, m.enqueued_at
         FROM outbox.messages AS m
         WHERE m.status = 'pending' AND m.destination = $1 AND m.lane = h.lane AND m.id > h.floor
             AND m.available_at IS NULL
+            AND NOT (s.has_quarantine AND EXISTS (
+                SELECT FROM outbox.quarantine AS z
+                WHERE z.destination = $1 AND z.lane = m.lane AND z.message_id = m.id
+                    AND z.event_position = m.event_position AND z.enqueued_at = m.enqueued_at
+            ))
         ORDER BY m.id
         LIMIT 1
     ) AS first
+), early AS MATERIALIZED (
+    SELECT m.lane, m.id, m.group_id, m.enqueued_at, m.available_at
+    FROM unnest($2::smallint[], $3::bigint[]) AS h (lane, floor)
+    CROSS JOIN LATERAL (
+        SELECT p.lane, p.id, p.group_id, p.enqueued_at, p.available_at
+        FROM outbox.messages AS p
+        WHERE p.status = 'pending' AND p.destination = $1 AND p.lane = h.lane AND p.id > h.floor AND p.available_at IS NULL
+        ORDER BY p.id
+        LIMIT 100
+    ) AS m
+    UNION ALL
+    (
+        SELECT p.lane, p.id, p.group_id, p.enqueued_at, p.available_at
+        FROM outbox.messages_pending AS p
+        WHERE p.destination = $1 AND p.available_at <= now()
+        ORDER BY p.available_at DESC
+        LIMIT 100
+    )
 ), deferred AS MATERIALIZED (
-    SELECT m.enqueued_at
+    SELECT m.enqueued_at, m.attempts > 0 OR m.available_at <= now() AS counts
     FROM outbox.messages_pending AS m
     WHERE m.destination = $1 AND m.available_at IS NOT NULL
     LIMIT $4
 )
 SELECT
-    coalesce(extract(epoch FROM clock_timestamp() - least(
-        (SELECT min(enqueued_at) FROM heads), (SELECT min(enqueued_at) FROM deferred)
+    coalesce(extract(epoch FROM s.now - least(
+        (SELECT min(enqueued_at) FROM heads), (SELECT min(enqueued_at) FROM deferred WHERE counts)
     )), 0)::float8 AS lag,
     least($4, (SELECT count(*) FROM deferred) + (
         SELECT count(*)
@@ -43,7 +79,27 @@ SELECT
     )) AS backlog,
     (
         SELECT count(*)
-        FROM (SELECT FROM outbox.messages AS m WHERE m.status = 'dead' AND m.destination = $1 LIMIT $4) AS buried
+        FROM (SELECT FROM outbox.messages AS m WHERE m.status = 'dead' AND m.destination = $1 LIMIT $4) AS dead
     ) AS dead,
     ARRAY(SELECT lane FROM heads ORDER BY lane) AS lanes,
-    ARRAY(SELECT id FROM heads ORDER BY lane) AS firsts
+    ARRAY(SELECT id FROM heads ORDER BY lane) AS firsts,
+    (
+        SELECT count(*) FROM (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1 LIMIT $4) AS quarantined
+    ) AS quarantined,
+    coalesce((
+        SELECT extract(epoch FROM s.now - min(greatest(e.enqueued_at, e.available_at)))
+        FROM early AS e
+        WHERE NOT (s.has_quarantine AND EXISTS (
+                SELECT FROM outbox.quarantine AS z
+                WHERE z.destination = $1
+                    AND ($5 AND z.group_id = e.group_id OR z.lane = e.lane AND z.message_id = e.id)
+            ))
+            AND NOT (s.has_dead AND e.group_id IS NOT NULL AND EXISTS (
+                SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1 AND d.group_id = e.group_id
+            ))
+            AND NOT (s.has_deferred AND e.group_id IS NOT NULL AND EXISTS (
+                SELECT FROM outbox.messages_pending AS d
+                WHERE d.destination = $1 AND d.group_id = e.group_id AND d.id < e.id AND d.available_at IS NOT NULL
+            ))
+    ), 0)::float8 AS ready_lag
+FROM s

@@ -1,15 +1,17 @@
 -- Removes delivered messages at once: what OUTBOX_RELAY_DELIVERED_RETENTION=0s does instead of deliver.sql.
 --
--- $1 destination, $2 lanes, $3 ids. Guarantees as deliver.sql. Index: messages_pending_pkey once a message.
+-- $1 destination, $2 lanes, $3 ids, $4 event positions, $5 times of enqueueing. Guarantees as deliver.sql.
+-- Index: messages_pending_pkey once a message.
 -- Runs in a transaction of src/outbox/settle.rs that allows the planner nothing but an index probe a message. With the
 -- destination as a column of a subquery that probe has the whole key; as a constant, "all of this destination" looks as
--- cheap on a fresh outbox, where the planner has no statistics. And "= ANY (ARRAY[…])" is no clause for a merge join: with
+-- cheap on a fresh outbox, where the planner has no statistics. And "= ANY (ARRAY[...])" is no clause for a merge join: with
 -- "=" the planner also knows a walk through the whole index, in the order of a merge join, and takes it for that to one
 -- row wherever the outbox was empty when it was analyzed. Each message was then compared with all that are pending.
 DELETE FROM outbox.messages AS m
 USING (
     SELECT $1::text AS destination, u.*
-    FROM unnest($2::smallint[], $3::bigint[]) AS u (lane, id)
+    FROM unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::timestamptz[]) AS u (lane, id, event_position, enqueued_at)
     OFFSET 0
 ) AS d
 WHERE m.status = 'pending' AND m.destination = ANY (ARRAY[d.destination]) AND m.lane = d.lane AND m.id = d.id
+    AND m.event_position = d.event_position AND m.enqueued_at = d.enqueued_at

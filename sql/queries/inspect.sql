@@ -36,7 +36,14 @@ SELECT
             ('UPDATE (lane) on outbox.lanes', has_column_privilege(to_regclass('outbox.lanes'), 'lane', 'UPDATE')),
             ('SELECT on outbox.pauses', has_table_privilege(to_regclass('outbox.pauses'), 'SELECT')),
             ('SELECT on outbox.settings', has_table_privilege(to_regclass('outbox.settings'), 'SELECT')),
-            ('SELECT on outbox.messages_id_seq', has_sequence_privilege(to_regclass('outbox.messages_id_seq'), 'SELECT'))
+            ('SELECT on outbox.quarantine', has_table_privilege(to_regclass('outbox.quarantine'), 'SELECT')),
+            ('INSERT on outbox.quarantine', has_table_privilege(to_regclass('outbox.quarantine'), 'INSERT')),
+            ('UPDATE on outbox.quarantine', has_table_privilege(to_regclass('outbox.quarantine'), 'UPDATE')),
+            ('DELETE on outbox.quarantine', has_table_privilege(to_regclass('outbox.quarantine'), 'DELETE')),
+            ('EXECUTE on outbox.read_event',
+                has_function_privilege(to_regprocedure('outbox.read_event(bigint, bigint)'), 'EXECUTE')),
+            ('SELECT on outbox.messages_id_seq', has_sequence_privilege(to_regclass('outbox.messages_id_seq'), 'SELECT')),
+            ('SELECT on outbox.actions_id_seq', has_sequence_privilege(to_regclass('outbox.actions_id_seq'), 'SELECT'))
         ) AS r (what, has)
         WHERE r.has IS NOT TRUE
     ) AS missing_rights,
@@ -44,7 +51,9 @@ SELECT
         SELECT w.name
         FROM (VALUES
             ('events_pkey'), ('events_event_id_key'), ('events_stream_id_stream_version_key'), ('messages_pending_pkey'),
-            ('messages_delivered_pkey'), ('messages_dead_pkey'), ('messages_pending_deferred'), ('lanes_pkey')
+            ('messages_delivered_pkey'), ('messages_dead_pkey'), ('messages_pending_deferred'),
+            ('messages_pending_deferred_groups'), ('messages_dead_groups'), ('lanes_pkey'), ('quarantine_pkey'),
+            ('quarantine_groups')
         ) AS w (name)
         LEFT JOIN pg_class AS c ON c.relname = w.name AND c.relnamespace = 'outbox'::regnamespace
         LEFT JOIN pg_index AS i ON i.indexrelid = c.oid

@@ -1,12 +1,16 @@
 -- Which lanes of a destination have work, seen without taking anything.
 --
--- $1 destination, $2 lanes, $3 the low bound of each lane.
--- Guarantees: one row; a lane is missing from "ready" only if this snapshot shows no pending message above its bound.
--- "next_xid" as in read.sql.
--- LATERAL … LIMIT 1 keeps one index probe a lane; EXISTS would let the planner choose a scan of all that is pending.
--- Index: messages_pending_pkey once a lane, messages_pending_deferred once.
+-- $1 destination, $2 lanes, $3 the low watermark of each lane, $4 whether dead messages hold up their groups, $5 the longest
+-- delay of a retry in seconds, $6 whether groups keep an order.
+-- Guarantees: one row; a lane is missing from "ready" only if this snapshot shows no pending message above its watermark,
+-- but for those in quarantine. "next_xid" as in read.sql.
+-- LATERAL ... LIMIT 1 keeps one index probe a lane; EXISTS would let the planner choose a scan of all that is pending.
+-- Index: messages_pending_pkey once a lane, messages_pending_deferred once, messages_pending_deferred_groups once a
+-- message that is due.
 -- The retries are looked for in the partition itself: with the status as a condition the planner may take the primary key.
--- Deferred messages count only when due; now() is this statement's start and, unlike clock_timestamp(), can use the index.
+-- Deferred messages count only when due, and none of their group that is deferred comes before (with $6); now() is this statement's start and, unlike clock_timestamp(), can use the index.
+-- The latest and the earliest of them are looked at, so that many that have to wait cost little.
+-- A retry that is further ahead than any relay defers was recorded by a clock that was ahead, and is due.
 SELECT
     s.snapshot::text AS snapshot,
     pg_snapshot_xmin(s.snapshot)::text::bigint + age(pg_snapshot_xmin(s.snapshot)::xid) AS next_xid,
@@ -19,6 +23,11 @@ SELECT
             FROM outbox.messages AS m
             WHERE m.status = 'pending' AND m.destination = $1 AND m.lane = h.lane AND m.id > h.low
                 AND m.available_at IS NULL
+                AND NOT (s.has_quarantine AND EXISTS (
+                    SELECT FROM outbox.quarantine AS z
+                    WHERE z.destination = $1 AND z.lane = m.lane AND z.message_id = m.id
+                        AND z.event_position = m.event_position AND z.enqueued_at = m.enqueued_at
+                ))
             ORDER BY m.id
             LIMIT 1
         ) AS first
@@ -26,11 +35,46 @@ SELECT
     ARRAY(
         SELECT DISTINCT due.lane
         FROM (
-            SELECT m.lane
-            FROM outbox.messages_pending AS m
-            WHERE m.destination = $1 AND m.available_at <= now()
-            ORDER BY m.available_at
-            LIMIT 100
+            (
+                SELECT m.lane, m.group_id, m.id
+                FROM outbox.messages_pending AS m
+                WHERE m.destination = $1 AND m.available_at <= now()
+                ORDER BY m.available_at DESC
+                LIMIT 1000
+            )
+            UNION ALL
+            (
+                SELECT m.lane, m.group_id, m.id
+                FROM outbox.messages_pending AS m
+                WHERE m.destination = $1 AND m.available_at <= now()
+                ORDER BY m.available_at
+                LIMIT 1000
+            )
+            UNION ALL
+            (
+                SELECT m.lane, m.group_id, m.id
+                FROM outbox.messages_pending AS m
+                WHERE m.destination = $1 AND m.available_at > now() + make_interval(secs => $5)
+                    AND m.available_at < 'infinity' AND m.attempts > 0
+                LIMIT 100
+            )
         ) AS due
+        WHERE due.group_id IS NULL OR NOT (
+            ($4 AND EXISTS (
+                SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1 AND d.group_id = due.group_id
+            ))
+            OR s.has_quarantine AND EXISTS (
+                SELECT FROM outbox.quarantine AS z WHERE z.destination = $1 AND z.group_id = due.group_id
+            )
+            OR $6 AND EXISTS (
+                SELECT FROM outbox.messages_pending AS d
+                WHERE d.destination = $1 AND d.group_id = due.group_id AND d.id < due.id AND d.available_at IS NOT NULL
+            )
+        )
     ) AS due
-FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS s
+FROM (
+    SELECT
+        pg_current_snapshot() AS snapshot,
+        EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine
+    OFFSET 0
+) AS s

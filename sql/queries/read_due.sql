@@ -1,42 +1,122 @@
 -- Reads the messages of claimed lanes whose retry is due.
 --
 -- $1 destination, $2 lanes, $3 how many at most, $4 how many bytes, $5 groups that are left out, because their turn comes
--- otherwise, $6 groups whose head alone is asked for, which has failed attempts: many messages of one group that were
--- redriven would keep the head, and those of all others, from being seen.
--- Guarantees: what is due first comes first, and of those due at the same time the lower id. Bytes as in read.sql.
--- Index: messages_pending_deferred; events_pkey once a message. now() is this statement's start and, unlike
+-- otherwise, $6 the largest message, $7 the longest delay of a retry in seconds, $8 whether dead messages hold up their
+-- groups, $9 the claim's transaction id, $10 its server, $11 whether to read event by event, $12 whether groups keep an order.
+-- Guarantees: what is due first comes first. A retry that is further ahead
+-- than any relay defers was recorded by a clock that was ahead, and is due. Groups that are held up are left out, and so are
+-- messages with a deferred one of their group before them (with $12). The other columns, and the bytes, as in read.sql.
+-- The lanes are compared in a way that no index knows: on a fresh outbox the planner would walk the primary key for them.
+-- Index: messages_pending_deferred, from both ends; messages_pending_deferred_groups and events_pkey once a message. now() is this statement's start and, unlike
 -- clock_timestamp(), can use the index.
 SELECT
-    s.next_xid, s.now, m.lane, m.id, m.attempts, m.enqueued_at, m.group_id,
-    m.event_id::text, m.event_type, m.stream_id, m.stream_version, m.payload::text, m.metadata::text,
-    NULL::bigint AS wait, m.has_more
+    s.next_xid, s.now, s.is_claimed, s.hides_events,
+    m.lane, m.id, m.event_position, m.enqueued_at, m.attempts, m.group_id,
+    NULL::bigint AS wait, NULL::bigint AS held_by, NULL::bigint AS behind, NULL::bigint AS behind_wait, m.has_more,
+    m.event_id::text, m.event_type, m.stream_id, m.stream_version,
+    CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= $6 THEN t.payload END AS payload,
+    CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= $6 THEN t.metadata END AS metadata,
+    coalesce(m.bytes, octet_length(t.payload) + octet_length(t.metadata), m.stored)::bigint AS bytes,
+    m.unreadable,
+    0 AS part,
+    s.last_id,
+    NULL::bigint AS behind_last
 FROM (
     SELECT
         pg_snapshot_xmin(x.snapshot)::text::bigint + age(pg_snapshot_xmin(x.snapshot)::xid) AS next_xid,
-        clock_timestamp() AS now
+        clock_timestamp() AS now,
+        pg_xact_status($9::text::xid8) = 'in progress'
+            AND extract(epoch FROM pg_postmaster_start_time())::text = $10 AS is_claimed,
+        row_security_active('outbox.events'::regclass) AS hides_events,
+        (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
+        $8 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead,
+        EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine
     FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS x
     OFFSET 0
 ) AS s
 CROSS JOIN LATERAL (
     SELECT
-        p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata,
-        sum(coalesce(pg_column_size(e.payload) + pg_column_size(e.metadata), 0)) OVER times
-            - coalesce(pg_column_size(e.payload) + pg_column_size(e.metadata), 0) AS bytes_before,
+        p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata, e.payload_text, e.metadata_text,
+        e.bytes, e.stored, e.unreadable,
+        sum(coalesce(e.stored, 0)) OVER times - coalesce(e.stored, 0) AS bytes_before,
         lead(p.id) OVER times IS NOT NULL AS has_more
     FROM (
-        SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.available_at
-        FROM outbox.messages_pending AS q
-        WHERE q.destination = $1 AND q.available_at <= now() AND q.lane = ANY ($2::smallint[])
-            AND (
-                q.group_id IS NULL
-                OR q.group_id <> ALL ($5::text[]) AND (q.attempts > 0 OR q.group_id <> ALL ($6::text[]))
+        SELECT u.*
+        FROM (
+            (
+                SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.available_at
+                FROM outbox.messages_pending AS q
+                WHERE q.destination = $1 AND q.available_at <= now() AND (q.lane = ANY ($2::smallint[])) IS TRUE
+                    AND (q.group_id IS NULL OR q.group_id <> ALL ($5::text[]))
+                    AND NOT (q.group_id IS NOT NULL AND s.has_dead AND EXISTS (
+                        SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1 AND d.group_id = q.group_id
+                    ))
+                    AND NOT ($12 AND q.group_id IS NOT NULL AND EXISTS (
+                        SELECT FROM outbox.messages_pending AS d
+                        WHERE d.destination = $1 AND d.group_id = q.group_id AND d.id < q.id AND d.available_at IS NOT NULL
+                    ))
+                    AND NOT (s.has_quarantine AND EXISTS (
+                        SELECT FROM outbox.quarantine AS z
+                        WHERE z.destination = $1 AND (
+                            z.group_id = q.group_id
+                            OR z.lane = q.lane AND z.message_id = q.id AND z.event_position = q.event_position
+                                AND z.enqueued_at = q.enqueued_at
+                        )
+                    ))
+                ORDER BY q.available_at
+                LIMIT $3
             )
-        ORDER BY q.available_at, q.id
+            UNION ALL
+            (
+                SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.available_at
+                FROM outbox.messages_pending AS q
+                WHERE q.destination = $1 AND q.available_at > now() + make_interval(secs => $7)
+                    AND q.available_at < 'infinity' AND q.attempts > 0
+                    AND (q.lane = ANY ($2::smallint[])) IS TRUE
+                    AND (q.group_id IS NULL OR q.group_id <> ALL ($5::text[]))
+                    AND NOT (q.group_id IS NOT NULL AND s.has_dead AND EXISTS (
+                        SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1 AND d.group_id = q.group_id
+                    ))
+                    AND NOT ($12 AND q.group_id IS NOT NULL AND EXISTS (
+                        SELECT FROM outbox.messages_pending AS d
+                        WHERE d.destination = $1 AND d.group_id = q.group_id AND d.id < q.id AND d.available_at IS NOT NULL
+                    ))
+                    AND NOT (s.has_quarantine AND EXISTS (
+                        SELECT FROM outbox.quarantine AS z
+                        WHERE z.destination = $1 AND (
+                            z.group_id = q.group_id
+                            OR z.lane = q.lane AND z.message_id = q.id AND z.event_position = q.event_position
+                                AND z.enqueued_at = q.enqueued_at
+                        )
+                    ))
+                ORDER BY q.available_at
+                LIMIT $3
+            )
+        ) AS u
+        ORDER BY u.available_at, u.id
         LIMIT $3
     ) AS p
     LEFT JOIN LATERAL (
-        SELECT * FROM outbox.events AS f WHERE f.position = p.event_position OFFSET 0
+        SELECT
+            f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.metadata,
+            NULL::text AS payload_text, NULL::text AS metadata_text, NULL::bigint AS bytes,
+            pg_column_size(f.payload)::bigint + pg_column_size(f.metadata) AS stored, NULL::text AS unreadable
+        FROM outbox.events AS f
+        WHERE NOT $11 AND f.position = p.event_position
+        UNION ALL
+        SELECT
+            r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, NULL, r.payload, r.metadata, r.bytes, r.bytes,
+            r.unreadable
+        FROM outbox.read_event(p.event_position, $6) AS r
+        WHERE $11
+        OFFSET 0
     ) AS e ON true
     WINDOW times AS (ORDER BY p.available_at, p.id ROWS UNBOUNDED PRECEDING)
 ) AS m
+CROSS JOIN LATERAL (
+    SELECT
+        CASE WHEN m.stored <= 8 * $6 THEN coalesce(m.payload_text, m.payload::text) END AS payload,
+        CASE WHEN m.stored <= 8 * $6 THEN coalesce(m.metadata_text, m.metadata::text) END AS metadata
+    OFFSET 0
+) AS t
 WHERE m.bytes_before < $4

@@ -1,9 +1,24 @@
 -- Whether quiet destinations need a closer look: the cheapest question an idle relay can ask, many times a second.
 --
 -- $1 destinations. Guarantees: one row. "last_id" is the highest message id handed out so far, committed or not, to any
--- destination; "is_due" says whether a retry is due.
+-- destination; "latest_due" is the latest time at which a deferred message fell due, in seconds since 1970, null when none
+-- is due; "last_action" grows with everything that operators do to messages, as far as this role may see that.
 -- It names the partition, because planning a partitioned table costs more than running this.
 -- Index: messages_pending_deferred. now() is this statement's start and, unlike clock_timestamp(), can use the index.
 SELECT
     (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
-    EXISTS (SELECT FROM outbox.messages_pending AS m WHERE m.destination = ANY ($1) AND m.available_at <= now()) AS is_due
+    (
+        SELECT extract(epoch FROM greatest(max(d.available_at), '1970-01-01'))::float8
+        FROM unnest($1::text[]) AS h (destination)
+        CROSS JOIN LATERAL (
+            SELECT m.available_at
+            FROM outbox.messages_pending AS m
+            WHERE m.destination = h.destination AND m.available_at <= now()
+            ORDER BY m.available_at DESC
+            LIMIT 1
+        ) AS d
+    ) AS latest_due,
+    coalesce(CASE
+        WHEN has_sequence_privilege('outbox.actions_id_seq', 'SELECT')
+        THEN pg_sequence_last_value('outbox.actions_id_seq'::regclass)
+    END, 0) AS last_action

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use super::consent::{ask, messages, moment, rate};
 use super::{Failure, complain, say};
 use crate::config::{ConfigError, Flags};
-use crate::message::QueueKind;
+use crate::message::{Content, QueueKind};
 use crate::outbox::{DeadAction, DeadCount, DeadFilter, DeadLine, DeadMessage, Outbox, Since};
 use crate::sqs::compose;
 
@@ -180,10 +180,13 @@ async fn show(outbox: &Outbox, id: i64, json: bool) -> Result<(), Failure> {
 
 fn description(dead: DeadMessage) -> String {
     let DeadMessage { message, destination, reason, died, enqueued, .. } = dead;
-    let event = message.event.clone();
+    let event = match &message.content {
+        Content::Event(event) => Some(event.clone()),
+        _ => None,
+    };
     let group = message.group.as_deref().unwrap_or("none").to_owned();
     let mut lines = vec![
-        ("message", message.key.id.to_string()),
+        ("message", message.key.id.0.to_string()),
         ("destination", destination),
         ("group", group),
         ("attempts", message.attempts.to_string()),

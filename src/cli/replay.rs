@@ -317,7 +317,7 @@ async fn persistently(outbox: &Outbox, id: i64, most: i64, in_haste: bool) -> Re
         match outbox.replay_step(id, most, in_haste).await {
             Err(error) if !error.is_final() && !error.is_denied() && started.elapsed() < RETRY_FOR => {
                 complain(&format!("{error}; trying again"));
-                tokio::time::sleep(pauses.next_delay()).await;
+                tokio::time::sleep(pauses.next_delay(&mut fastrand::Rng::new())).await;
             }
             result => return result,
         }

@@ -13,15 +13,16 @@ use super::consent::printable;
 use super::{Failure, say, table, where_to_ask};
 use crate::config::Flags;
 use crate::http;
-use crate::message::Lane;
+use crate::message::MessageId;
 use crate::outbox::{Backlog, COUNT_LIMIT, Outbox, OutboxError, Pause, Rate, Replay};
+use crate::reading::{ByLane, Order};
 
 /// How often `--watch` looks again.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 
 /// How often `--watch` looks from the bottom, and one part of how much time that may take.
-const CLIMB_EVERY: Duration = Duration::from_secs(30);
-const CLIMB_SHARE: u32 = 20;
+const FLOORS_EVERY: Duration = Duration::from_secs(30);
+const FLOORS_SHARE: u32 = 20;
 
 /// Clears the terminal and goes to its first line (ECMA-48: ED, CUP).
 const CLEAR: &str = "\u{1b}[2J\u{1b}[H";
@@ -99,7 +100,7 @@ async fn look(outbox: &Outbox, floors: &mut HashMap<String, Floors>, address: So
 /// An id in each lane below which nothing waits but retries, and how long to believe that: finding it may mean to walk
 /// millions of index entries that vacuum could not remove.
 struct Floors {
-    lanes: Vec<(Lane, i64)>,
+    lanes: ByLane<MessageId>,
     until: Instant,
 }
 
@@ -109,12 +110,12 @@ async fn measure(outbox: &Outbox, floors: &mut HashMap<String, Floors>) -> Resul
     for destination in outbox.destinations().await? {
         let started = Instant::now();
         if floors.get(&destination).is_none_or(|floors| started >= floors.until) {
-            let Some(climb) = outbox.climb(&destination, || true).await? else { continue };
-            let until = Instant::now() + CLIMB_EVERY.max(started.elapsed() * CLIMB_SHARE);
-            floors.insert(destination.clone(), Floors { lanes: climb.floors, until });
+            let Some(lanes) = outbox.floors(&destination, || true).await? else { continue };
+            let until = Instant::now() + FLOORS_EVERY.max(started.elapsed() * FLOORS_SHARE);
+            floors.insert(destination.clone(), Floors { lanes, until });
         }
         let Some(known) = floors.get(&destination) else { continue };
-        let backlog = outbox.backlog(&destination, &known.lanes).await?;
+        let backlog = outbox.backlog(&destination, &known.lanes, Order::Groups).await?;
         let rate = outbox.rate(&destination).await?;
         let pause = steering.pause_of(&destination);
         lines.push(Line { destination, backlog, rate, pause });
@@ -159,7 +160,7 @@ fn as_text(seen: &Seen) -> String {
     let mut text = if lines.is_empty() {
         "no relay has served a destination yet\n".to_owned()
     } else {
-        let head = ["DESTINATION", "PENDING", "LAG", "DEAD", "RATE", "STATE"].map(str::to_owned);
+        let head = ["DESTINATION", "PENDING", "LAG", "DEAD", "QUARANTINED", "RATE", "STATE"].map(str::to_owned);
         let row = |line: &Line| {
             let lag = Duration::try_from_secs_f64(line.backlog.lag).unwrap_or_default();
             let sign = if line.rate.is_capped { ">" } else { "" };
@@ -169,6 +170,7 @@ fn as_text(seen: &Seen) -> String {
                 counted(line.backlog.messages),
                 if line.backlog.messages == 0 { "-".to_owned() } else { rounded(lag) },
                 counted(line.backlog.dead),
+                counted(line.backlog.quarantined),
                 format!("{sign}{:.1}/s", line.rate.per_second),
                 state,
             ]
@@ -205,6 +207,8 @@ fn as_json(seen: &Seen) -> Value {
             "lag_seconds": line.backlog.lag,
             "dead": line.backlog.dead,
             "dead_is_capped": line.backlog.dead >= COUNT_LIMIT,
+            "quarantined": line.backlog.quarantined,
+            "quarantined_is_capped": line.backlog.quarantined >= COUNT_LIMIT,
             "delivered_per_second": line.rate.per_second,
             "delivered_per_second_is_capped": line.rate.is_capped,
             "paused": line.pause.as_ref().map(pause),

@@ -2,26 +2,26 @@
 //!
 //! While it is open no other relay publishes those lanes. It dies with its connection: PostgreSQL releases the locks when
 //! the process is gone, and `idle_in_transaction_session_timeout` when the host vanished or the process is frozen. That
-//! timer starts later than [`Claim::taken_at`], so a holder that stops sending before `taken_at` plus the limit never
+//! timer starts later than [`Claimed::asked_at`], so a holder that stops sending before `asked_at` plus the limit never
 //! sends after somebody else took its lanes.
 //!
 //! docs/decisions/0001-claim-by-lanes.md tells why not rows and why not a lease.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use deadpool_postgres::Object;
 use tokio_postgres::types::Type;
 
-use super::{LIMITS, Outbox, OutboxError, Parameter, column};
-use crate::message::{LANES, Lane};
+use super::{Outbox, OutboxError, Parameter, column, lane};
+use crate::clock::Time;
+use crate::message::{LANES, Lane, TransactionId};
+use crate::reading::{ByLane, ClaimProof, Incarnation};
 
 const CLAIM: &str = include_str!("../../sql/queries/claim.sql");
 const CREATE_LANES: &str = include_str!("../../sql/queries/create_lanes.sql");
-
-/// Locking rows has given the claim's transaction an id.
-const OWN_TRANSACTION: &str = "SELECT pg_current_xact_id()::text::bigint";
+const INCARNATIONS: &str = include_str!("../../sql/queries/incarnations.sql");
 
 /// A connection with a transaction open. Unless that was committed, it is closed and never goes back to the pool, whose
 /// next user would find the transaction; whoever is the last to let go of it sees to that.
@@ -47,15 +47,25 @@ impl Drop for ClaimConnection {
     }
 }
 
+/// What a claim that was taken holds.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// The lanes, and the history that each belongs to.
+    pub lanes: Vec<(Lane, Incarnation)>,
+    /// By what later statements know that they are asked under this claim.
+    pub proof: ClaimProof,
+    /// Just before the server was asked.
+    pub asked_at: Time,
+}
+
 /// The exclusive right to some lanes of a destination for a few seconds. Dropping it ends it, by closing the connection.
-#[derive(Debug)]
+/// Cheap to clone; the last clone counts.
+#[derive(Clone, Debug)]
 pub struct Claim {
     connection: Arc<ClaimConnection>,
     outbox: Outbox,
     destination: Arc<str>,
-    lanes: Vec<Lane>,
-    taken_at: Instant,
-    transaction_id: i64,
+    transaction_id: TransactionId,
 }
 
 impl Outbox {
@@ -66,6 +76,20 @@ impl Outbox {
     /// When the statement fails.
     pub async fn create_lanes(&self, destination: &str) -> Result<(), OutboxError> {
         self.execute("create lanes", CREATE_LANES, &[(&destination, Type::TEXT)]).await.map(drop)
+    }
+
+    /// The history that each lane of a destination belongs to; `None` for one that has to be made.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn incarnations(&self, destination: &str) -> Result<ByLane<Option<Incarnation>>, OutboxError> {
+        const NAME: &str = "read incarnations";
+        let mut incarnations = ByLane::default();
+        for row in &self.query(NAME, INCARNATIONS, &[(&destination, Type::TEXT)]).await? {
+            incarnations[lane(NAME, row, 0)?] = Some(Arc::from(column::<&str>(NAME, row, 1)?));
+        }
+        Ok(incarnations)
     }
 
     /// Takes up to `most` of the wanted lanes, or nothing when all of them are held by others. The server ends the claim
@@ -80,78 +104,84 @@ impl Outbox {
         wanted: &[Lane],
         most: usize,
         limit: Duration,
-    ) -> Result<Option<Claim>, OutboxError> {
-        let taken_at = Instant::now();
-        let connection =
-            Arc::new(ClaimConnection { object: Some(self.connection().await?), is_committed: AtomicBool::new(false) });
+    ) -> Result<Option<(Claim, Claimed)>, OutboxError> {
+        let object = Some(self.connection().await?);
+        let connection = Arc::new(ClaimConnection { object, is_committed: AtomicBool::new(false) });
         // The transaction writes nothing but row locks, so its commit need not wait for the disk.
         let begin = format!(
-            "BEGIN; {LIMITS}; SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL synchronous_commit = off",
-            limit.as_millis()
+            "BEGIN ISOLATION LEVEL READ COMMITTED; {}; SET LOCAL synchronous_commit = off; {}",
+            self.limits(),
+            wait_for(limit)
         );
-        self.bounded("claim", connection.object()?.batch_execute(&begin)).await?;
-        let destination = Arc::clone(destination);
+        let transaction_id = TransactionId(0);
         let mut claim =
-            Claim { transaction_id: 0, connection, outbox: self.clone(), destination, lanes: Vec::new(), taken_at };
-        claim.lanes = claim.take_more(wanted, most).await?;
-        if claim.lanes.is_empty() {
+            Claim { connection, outbox: self.clone(), destination: Arc::clone(destination), transaction_id };
+        let asked_at = Time::now();
+        let begin = self.bounded("claim", claim.connection.object()?.batch_execute(&begin));
+        let (begun, taken) = tokio::join!(biased; begin, claim.take(wanted, most));
+        begun?;
+        let (lanes, proof) = taken?;
+        let Some(proof) = proof else {
             claim.release().await?;
             return Ok(None);
-        }
-        let own = claim.connection.object()?.query_typed(OWN_TRANSACTION, &[]);
-        let rows = self.bounded("claim", own).await?;
-        claim.transaction_id = rows.first().map_or(Ok(0), |row| column("claim", row, 0))?;
-        Ok(Some(claim))
+        };
+        claim.transaction_id = proof.transaction_id;
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner).insert(proof.transaction_id);
+        Ok(Some((claim, Claimed { lanes, proof, asked_at })))
     }
 }
 
+/// How long the server waits for a statement of the claim's holder before it ends the claim.
+fn wait_for(limit: Duration) -> String {
+    format!("SET LOCAL idle_in_transaction_session_timeout = {}", limit.as_millis())
+}
+
+type Taken = (Vec<(Lane, Incarnation)>, Option<ClaimProof>);
+
 impl Claim {
-    /// The lanes held.
-    pub fn lanes(&self) -> &[Lane] {
-        &self.lanes
-    }
-
-    /// Just before the claim was asked for.
-    pub fn taken_at(&self) -> Instant {
-        self.taken_at
-    }
-
-    /// The claim's own transaction, which runs all the time and writes no messages.
-    pub fn transaction_id(&self) -> i64 {
-        self.transaction_id
-    }
-
     /// Whether PostgreSQL has ended the claim, as far as this side can know.
     pub fn is_lost(&self) -> bool {
         self.connection.object().is_ok_and(|object| object.is_closed())
     }
 
-    /// Asks for more lanes under the same claim; the answer goes to [`Claim::add`].
+    /// Asks for more lanes under the same claim; returns those that it got.
     ///
     /// # Errors
     ///
     /// When the statement fails.
-    pub fn take_more(
-        &self,
-        wanted: &[Lane],
-        most: usize,
-    ) -> impl Future<Output = Result<Vec<Lane>, OutboxError>> + Send + 'static {
-        let connection = Arc::clone(&self.connection);
-        let (outbox, destination, wanted) = (self.outbox.clone(), Arc::clone(&self.destination), wanted.to_vec());
-        let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let first = fastrand::i16(0..LANES);
-        async move {
-            let destination: &str = &destination;
-            let parameters: [Parameter<'_>; 4] =
-                [(&destination, Type::TEXT), (&wanted, Type::INT2_ARRAY), (&most, Type::INT8), (&first, Type::INT2)];
-            let rows = outbox.bounded("claim", connection.object()?.query_typed(CLAIM, &parameters)).await?;
-            rows.iter().map(|row| column("claim", row, 0)).collect()
-        }
+    pub async fn widen(&self, wanted: &[Lane], most: usize) -> Result<Vec<(Lane, Incarnation)>, OutboxError> {
+        Ok(self.take(wanted, most).await?.0)
     }
 
-    /// The lanes that [`Claim::take_more`] won.
-    pub fn add(&mut self, lanes: &[Lane]) {
-        self.lanes.extend_from_slice(lanes);
+    /// Has the server wait so long for a statement of this claim, from now on.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn extend(&self, limit: Duration) -> Result<(), OutboxError> {
+        self.outbox.bounded("extend the claim", self.connection.object()?.batch_execute(&wait_for(limit))).await
+    }
+
+    async fn take(&self, wanted: &[Lane], most: usize) -> Result<Taken, OutboxError> {
+        const NAME: &str = "claim";
+        let wanted: Vec<i16> = wanted.iter().map(|lane| lane.number()).collect();
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let first = fastrand::i16(0..LANES as i16);
+        let destination: &str = &self.destination;
+        let parameters: [Parameter<'_>; 4] =
+            [(&destination, Type::TEXT), (&wanted, Type::INT2_ARRAY), (&most, Type::INT8), (&first, Type::INT2)];
+        let rows = self.outbox.bounded(NAME, self.connection.object()?.query_typed(CLAIM, &parameters)).await?;
+        let (mut lanes, mut proof) = (Vec::with_capacity(rows.len()), None);
+        for row in &rows {
+            lanes.push((lane(NAME, row, 0)?, Arc::from(column::<&str>(NAME, row, 3)?)));
+            let transaction_id = column::<&str>(NAME, row, 1)?.parse().map(TransactionId);
+            let transaction_id = transaction_id.map_err(|error| OutboxError::Answer {
+                statement: NAME,
+                problem: format!("no transaction id: {error}"),
+            })?;
+            proof = Some(ClaimProof { transaction_id, server: column(NAME, row, 2)? });
+        }
+        Ok((lanes, proof))
     }
 
     /// Ends the claim, so that other relays can take the lanes.
@@ -163,5 +193,15 @@ impl Claim {
         self.outbox.bounded("release the claim", self.connection.object()?.batch_execute("COMMIT")).await?;
         self.connection.is_committed.store(true, Ordering::Release);
         Ok(())
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // The last clone ends the claim; from then on its transaction is nobody's.
+        if Arc::strong_count(&self.connection) == 1 {
+            let mut claims = self.outbox.claims.lock().unwrap_or_else(PoisonError::into_inner);
+            claims.remove(&self.transaction_id);
+        }
     }
 }

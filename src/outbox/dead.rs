@@ -1,31 +1,19 @@
-//! Dead messages: which groups they hold up, and what operators do with them. The SQL functions behind this are in
+//! Dead messages: what operators do with them. The SQL functions behind this are in
 //! `sql/migrations/0002_dead_letters.sql`.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio_postgres::types::Type;
 
 use super::read::message;
 use super::{Outbox, OutboxError, Parameter, column};
-use crate::message::{Lane, Message, MessageKey};
+use crate::message::Message;
 
-const DEAD_GROUPS: &str = include_str!("../../sql/queries/dead_groups.sql");
-const ALL_BLOCKED: &str = include_str!("../../sql/queries/all_blocked.sql");
 const DEAD_COUNT: &str = include_str!("../../sql/queries/dead_count.sql");
 const DEAD_LIST: &str = include_str!("../../sql/queries/dead_list.sql");
 const DEAD_SHOW: &str = include_str!("../../sql/queries/dead_show.sql");
 const DEAD_REDRIVE: &str = include_str!("../../sql/queries/dead_redrive.sql");
 const DEAD_DISCARD: &str = include_str!("../../sql/queries/dead_discard.sql");
-
-/// A group with dead messages.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadGroup {
-    /// The group.
-    pub name: Arc<str>,
-    /// The first of its dead messages.
-    pub first: MessageKey,
-}
 
 /// From when on a message must have died.
 #[derive(Clone, Copy, Debug)]
@@ -114,31 +102,6 @@ pub enum DeadAction {
 }
 
 impl Outbox {
-    /// The groups of these lanes that have dead messages.
-    ///
-    /// # Errors
-    ///
-    /// When the statement fails.
-    pub async fn dead_groups(&self, destination: &str, lanes: &[Lane]) -> Result<Vec<DeadGroup>, OutboxError> {
-        const NAME: &str = "read dead groups";
-        let rows = self.query(NAME, DEAD_GROUPS, &[(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY)]).await?;
-        let group = |row: &tokio_postgres::Row| {
-            let first = MessageKey { lane: column(NAME, row, 0)?, id: column(NAME, row, 2)? };
-            Ok(DeadGroup { name: Arc::from(column::<&str>(NAME, row, 1)?), first })
-        };
-        rows.iter().map(group).collect()
-    }
-
-    /// Whether all that is pending waits in groups that have dead messages.
-    ///
-    /// # Errors
-    ///
-    /// When the statement fails.
-    pub async fn is_all_blocked(&self, destination: &str) -> Result<bool, OutboxError> {
-        let row = self.query_one("look for blocked", ALL_BLOCKED, &[(&destination, Type::TEXT)]).await?;
-        column("look for blocked", &row, 0)
-    }
-
     /// Counts the dead messages that a filter matches.
     ///
     /// # Errors
@@ -207,12 +170,12 @@ impl Outbox {
         let rows = self.query(NAME, DEAD_SHOW, &[(&id, Type::INT8)]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         Ok(Some(DeadMessage {
-            message: message(NAME, row, &mut 0)?,
-            json: column(NAME, row, 15)?,
-            destination: column(NAME, row, 16)?,
-            reason: column(NAME, row, 17)?,
-            died: column(NAME, row, 18)?,
-            enqueued: column(NAME, row, 19)?,
+            message: message(NAME, row)?,
+            json: column(NAME, row, 24)?,
+            destination: column(NAME, row, 25)?,
+            reason: column(NAME, row, 26)?,
+            died: column(NAME, row, 27)?,
+            enqueued: column(NAME, row, 28)?,
         }))
     }
 

@@ -1,37 +1,42 @@
-//! Looking: whether anything waits, and in which lanes. [`super::read`] brings it.
+//! Looking: whether anything waits, in which lanes, and who may still write. [`super::read`] brings it.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::Object;
 use tokio_postgres::types::Type;
 
-use super::read::snapshot;
-use super::{Outbox, OutboxError, Parameter, Snapshot, column};
-use crate::message::Lane;
+use super::read::wait;
+use super::{Outbox, OutboxError, Parameter, column, lane};
+use crate::message::{Lane, MessageId, MessageKey, TransactionId};
+use crate::reading::{ClaimProof, Found, HeldGroup, Look, Order, Rescan, Rescanned, Watch, Which, Writers};
 
 const WATCH: &str = include_str!("../../sql/queries/watch.sql");
 const LOOK: &str = include_str!("../../sql/queries/look.sql");
+const WRITERS: &str = include_str!("../../sql/queries/writers.sql");
 const PENDING: &str = include_str!("../../sql/queries/pending.sql");
+const RESCAN: &str = include_str!("../../sql/queries/rescan.sql");
+const HELD_GROUPS: &str = include_str!("../../sql/queries/held_groups.sql");
 
-/// What can be seen of quiet destinations.
+/// What is left of a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Watch {
-    /// The highest message id handed out so far, committed or not, to any destination.
-    pub last_id: i64,
-    /// Whether a retry is due.
-    pub is_due: bool,
+pub enum Pending {
+    /// Nothing.
+    Nothing,
+    /// Only what a dead message or one in quarantine holds up, and those themselves.
+    OnlyHeld,
+    /// Something that can be sent.
+    Some,
 }
 
-/// What a look saw.
-#[derive(Clone, Debug)]
-pub struct Look {
-    /// What had ended when it looked.
-    pub snapshot: Snapshot,
-    /// Every transaction that had begun to write was below this one.
-    pub next_xid: i64,
-    /// The highest message id handed out so far, committed or not.
-    pub last_id: i64,
-    /// Lanes with messages above their bound.
-    pub ready: Vec<Lane>,
-    /// Lanes with a retry that is due.
-    pub due: Vec<Lane>,
+/// Lanes as PostgreSQL has them.
+pub(super) fn numbers(lanes: impl IntoIterator<Item = Lane>) -> Vec<i16> {
+    lanes.into_iter().map(Lane::number).collect()
+}
+
+fn lanes(statement: &'static str, row: &tokio_postgres::Row, index: usize) -> Result<Vec<Lane>, OutboxError> {
+    let numbers: Vec<i16> = column(statement, row, index)?;
+    Ok(numbers.into_iter().filter_map(Lane::new).collect())
 }
 
 impl Outbox {
@@ -42,35 +47,190 @@ impl Outbox {
     /// When the statement fails.
     pub async fn watch(&self, destinations: &[&str]) -> Result<Watch, OutboxError> {
         let row = self.query_one("watch", WATCH, &[(&destinations, Type::TEXT_ARRAY)]).await?;
-        Ok(Watch { last_id: column("watch", &row, 0)?, is_due: column("watch", &row, 1)? })
-    }
-
-    /// Which lanes have work above their low bounds.
-    ///
-    /// # Errors
-    ///
-    /// When the statement fails.
-    pub async fn look(&self, destination: &str, lows: &[(Lane, i64)]) -> Result<Look, OutboxError> {
-        let (lanes, lows): (Vec<Lane>, Vec<i64>) = lows.iter().copied().unzip();
-        let parameters: [Parameter<'_>; 3] =
-            [(&destination, Type::TEXT), (&lanes, Type::INT2_ARRAY), (&lows, Type::INT8_ARRAY)];
-        let row = self.query_one("look", LOOK, &parameters).await?;
-        Ok(Look {
-            snapshot: snapshot("look", &column::<String>("look", &row, 0)?)?,
-            next_xid: column("look", &row, 1)?,
-            last_id: column("look", &row, 2)?,
-            ready: column("look", &row, 3)?,
-            due: column("look", &row, 4)?,
+        Ok(Watch {
+            last_id: MessageId(column("watch", &row, 0)?),
+            latest_due: column("watch", &row, 1)?,
+            last_action: column("watch", &row, 2)?,
         })
     }
 
-    /// Whether anything of the destination is pending, deferred messages included.
+    /// Which lanes have work above their low watermarks.
     ///
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn is_pending(&self, destination: &str) -> Result<bool, OutboxError> {
-        let row = self.query_one("look for pending", PENDING, &[(&destination, Type::TEXT)]).await?;
-        column("look for pending", &row, 0)
+    pub async fn look(
+        &self,
+        destination: &str,
+        lows: &[(Lane, MessageId)],
+        order: Order,
+        longest_delay: Duration,
+    ) -> Result<Look, OutboxError> {
+        const NAME: &str = "look";
+        let of_lanes = numbers(lows.iter().map(|(lane, _)| *lane));
+        let lows: Vec<i64> = lows.iter().map(|(_, low)| low.0).collect();
+        let (is_ordered, is_blocked) = (order.is_kept(), order.is_blocked_by_dead());
+        let seconds = longest_delay.as_secs_f64();
+        let parameters: [Parameter<'_>; 6] = [
+            (&destination, Type::TEXT),
+            (&of_lanes, Type::INT2_ARRAY),
+            (&lows, Type::INT8_ARRAY),
+            (&is_blocked, Type::BOOL),
+            (&seconds, Type::FLOAT8),
+            (&is_ordered, Type::BOOL),
+        ];
+        let row = self.probe_one(NAME, LOOK, &parameters).await?;
+        Ok(Look {
+            snapshot: self.snapshot(NAME, column(NAME, &row, 0)?)?,
+            next_xid: TransactionId(column(NAME, &row, 1)?),
+            last_id: MessageId(column(NAME, &row, 2)?),
+            ready: lanes(NAME, &row, 3)?,
+            due: lanes(NAME, &row, 4)?,
+        })
+    }
+
+    /// Who may have written messages and has not ended.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn writers(&self) -> Result<Writers, OutboxError> {
+        const NAME: &str = "look for writers";
+        let row = self.query_one(NAME, WRITERS, &[]).await?;
+        let next_xid: i64 = column(NAME, &row, 0)?;
+        let ids: Vec<i64> = column(NAME, &row, 1)?;
+        let transaction_ids = ids.into_iter().map(|id| TransactionId(with_epoch(id, next_xid))).collect();
+        Ok(Writers { transaction_ids, next_xid: Some(TransactionId(next_xid)) })
+    }
+
+    /// Looks for pending messages between two ids of each lane; with a proof, under that claim only.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails, or another server answers than the claim's.
+    pub async fn rescan(
+        &self,
+        destination: &str,
+        rescan: &Rescan,
+        proof: Option<&ClaimProof>,
+    ) -> Result<Rescanned, OutboxError> {
+        let connection = self.connection().await?;
+        let rescanned = self.rescan_on(&connection, destination, rescan, proof);
+        let result = self.transaction("rescan", &connection, super::READING, rescanned).await;
+        self.keep_if_ok(connection, result).await
+    }
+
+    pub(super) async fn rescan_on(
+        &self,
+        connection: &Object,
+        destination: &str,
+        rescan: &Rescan,
+        proof: Option<&ClaimProof>,
+    ) -> Result<Rescanned, OutboxError> {
+        const NAME: &str = "rescan";
+        let of_lanes = numbers(rescan.ranges.iter().map(|range| range.lane));
+        let above: Vec<i64> = rescan.ranges.iter().map(|range| range.above.0).collect();
+        let upto: Vec<i64> = rescan.ranges.iter().map(|range| range.upto.0).collect();
+        let most = i64::try_from(rescan.most).unwrap_or(i64::MAX);
+        let groups: Vec<&str> = rescan.waiting.iter().map(|(group, _)| group.as_ref()).collect();
+        let afters: Vec<String> = rescan.waiting.iter().map(|(_, after)| after.0.to_string()).collect();
+        let (which, is_blocked) = match rescan.which {
+            Which::All => ("all", false),
+            Which::Ready(order) => ("ready", order.is_blocked_by_dead()),
+        };
+        let transaction_id = proof.map(|proof| proof.transaction_id.0.to_string());
+        let server = proof.map(|proof| proof.server.as_str());
+        let parameters: [Parameter<'_>; 11] = [
+            (&destination, Type::TEXT),
+            (&of_lanes, Type::INT2_ARRAY),
+            (&above, Type::INT8_ARRAY),
+            (&upto, Type::INT8_ARRAY),
+            (&most, Type::INT8),
+            (&groups, Type::TEXT_ARRAY),
+            (&afters, Type::TEXT_ARRAY),
+            (&which, Type::TEXT),
+            (&is_blocked, Type::BOOL),
+            (&transaction_id, Type::TEXT),
+            (&server, Type::TEXT),
+        ];
+        let rows = self.bounded(NAME, connection.query_typed(RESCAN, &parameters)).await?;
+        let (mut seen, mut found, mut took) = (None, Vec::with_capacity(rows.len()), Duration::ZERO);
+        for row in &rows {
+            match (column::<Option<&str>>(NAME, row, 0)?, column::<Option<f64>>(NAME, row, 5)?) {
+                (Some(_), _) if !column::<bool>(NAME, row, 1)? => return Err(OutboxError::ClaimLost),
+                (Some(text), _) => seen = Some(self.snapshot(NAME, text)?),
+                (None, Some(millis)) => took = Duration::from_secs_f64(millis.max(0.0) / 1000.0),
+                (None, None) => {
+                    let key = MessageKey { lane: lane(NAME, row, 2)?, id: MessageId(column(NAME, row, 3)?) };
+                    found.push(Found { key, group: column::<Option<&str>>(NAME, row, 4)?.map(Arc::from) });
+                }
+            }
+        }
+        let snapshot = seen.ok_or(OutboxError::Answer { statement: NAME, problem: "no snapshot".to_owned() })?;
+        Ok(Rescanned { snapshot, found, took })
+    }
+
+    /// What holds these groups up.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn held_groups(
+        &self,
+        destination: &str,
+        groups: &[Arc<str>],
+        order: Order,
+    ) -> Result<Vec<HeldGroup>, OutboxError> {
+        const NAME: &str = "look at held groups";
+        let names: Vec<&str> = groups.iter().map(AsRef::as_ref).collect();
+        let is_blocked = order.is_blocked_by_dead();
+        let parameters: [Parameter<'_>; 3] =
+            [(&destination, Type::TEXT), (&names, Type::TEXT_ARRAY), (&is_blocked, Type::BOOL)];
+        let held = |row: &tokio_postgres::Row| {
+            let head: Option<i64> = column(NAME, row, 2)?;
+            let wait = wait(column(NAME, row, 3)?);
+            Ok(HeldGroup {
+                group: Arc::from(column::<&str>(NAME, row, 0)?),
+                by: column::<Option<i64>>(NAME, row, 1)?.map(MessageId),
+                head: head.map(|head| (MessageId(head), wait)),
+            })
+        };
+        self.probe(NAME, HELD_GROUPS, &parameters).await?.iter().map(held).collect()
+    }
+
+    /// What of the destination is pending, deferred messages included.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails, or this role cannot see what is pending.
+    pub async fn pending(&self, destination: &str, order: Order) -> Result<Pending, OutboxError> {
+        const NAME: &str = "look for pending";
+        self.check_suitable().await?;
+        let is_blocked = order.is_blocked_by_dead();
+        let row = self.probe_one(NAME, PENDING, &[(&destination, Type::TEXT), (&is_blocked, Type::BOOL)]).await?;
+        Ok(match (column(NAME, &row, 0)?, column(NAME, &row, 1)?) {
+            (false, _) => Pending::Nothing,
+            (true, false) => Pending::OnlyHeld,
+            (true, true) => Pending::Some,
+        })
+    }
+}
+
+/// A transaction id of which only the lower 32 bits are known, below the next one (PostgreSQL, "Transactions and Identifiers").
+fn with_epoch(id: i64, next_xid: i64) -> i64 {
+    let whole = (next_xid & !0xffff_ffff) | (id & 0xffff_ffff);
+    if whole < next_xid { whole } else { whole - (1 << 32) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_id_gets_the_epoch_that_puts_it_below_the_next_one() {
+        assert_eq!(with_epoch(5, 10), 5);
+        let next = (3 << 32) + 10;
+        assert_eq!(with_epoch(5, next), (3 << 32) + 5);
+        assert_eq!(with_epoch(0xffff_fff0, next), (2 << 32) + 0xffff_fff0);
     }
 }

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
+use super::look::numbers;
 use super::{Outbox, OutboxError, Parameter, column};
-use crate::message::Lane;
+use crate::message::{Lane, MessageId};
+use crate::reading::{ByLane, ChunkWidth, Order, Range, Rescan, Which};
 
 const BACKLOG: &str = include_str!("../../sql/queries/backlog.sql");
 const RATE: &str = include_str!("../../sql/queries/rate.sql");
@@ -27,8 +29,12 @@ pub struct Backlog {
     pub messages: i64,
     /// Dead messages, at most [`COUNT_LIMIT`].
     pub dead: i64,
+    /// Messages in quarantine.
+    pub quarantined: i64,
+    /// Pending messages that nothing holds up and that are not in quarantine, the oldest of them: for how many seconds.
+    pub ready_lag: f64,
     /// The first message of each lane that has one and that waits for no retry.
-    pub firsts: Vec<(Lane, i64)>,
+    pub firsts: Vec<(Lane, MessageId)>,
 }
 
 /// How many of the latest deliveries of each lane [`Outbox::rate`] looks at.
@@ -58,28 +64,80 @@ pub struct Pruned {
 }
 
 impl Outbox {
-    /// Measures a destination's backlog in the table, above these floors, as a [`Climb`](super::Climb) finds them.
+    /// Finds, for each lane, an id below which nothing waits but retries. `go_on` is asked before each chunk; `None` when it
+    /// said no.
+    ///
+    /// # Errors
+    ///
+    /// When a statement fails.
+    pub async fn floors(
+        &self,
+        destination: &str,
+        mut go_on: impl FnMut() -> bool,
+    ) -> Result<Option<ByLane<MessageId>>, OutboxError> {
+        let top = self.watch(&[destination]).await?.last_id;
+        let mut floors: ByLane<Option<MessageId>> = ByLane::default();
+        let (mut above, mut width) = (MessageId::NONE, ChunkWidth::default());
+        while above < top && floors.iter().any(|(_, floor)| floor.is_none()) {
+            if !go_on() {
+                return Ok(None);
+            }
+            let upto = width.end(above).min(top);
+            let missing = Lane::all().filter(|lane| floors[*lane].is_none());
+            let ranges = missing.map(|lane| Range { lane, above, upto }).collect();
+            let rescan = Rescan { ranges, most: 1, waiting: Vec::new(), which: Which::All };
+            let rescanned = self.rescan(destination, &rescan, None).await?;
+            for found in rescanned.found {
+                floors[found.key.lane] = Some(found.key.id.previous());
+            }
+            width.took(upto.0.saturating_sub(above.0), rescanned.took);
+            above = upto;
+        }
+        let mut found = ByLane::all(top);
+        for (lane, floor) in floors.iter() {
+            found[lane] = floor.unwrap_or(top);
+        }
+        Ok(Some(found))
+    }
+
+    /// Measures a destination's backlog in the table, above these floors, as [`Outbox::floors`] finds them.
     ///
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn backlog(&self, destination: &str, floors: &[(Lane, i64)]) -> Result<Backlog, OutboxError> {
+    pub async fn backlog(
+        &self,
+        destination: &str,
+        floors: &ByLane<MessageId>,
+        order: Order,
+    ) -> Result<Backlog, OutboxError> {
         const NAME: &str = "measure the backlog";
-        let (lanes, ids): (Vec<Lane>, Vec<i64>) = floors.iter().copied().unzip();
-        let parameters: [Parameter<'_>; 4] = [
+        let lanes = numbers(Lane::all());
+        let ids: Vec<i64> = floors.iter().map(|(_, floor)| floor.0).collect();
+        let (is_kept, is_blocked) = (order.is_kept(), order.is_blocked_by_dead());
+        let parameters: [Parameter<'_>; 6] = [
             (&destination, Type::TEXT),
             (&lanes, Type::INT2_ARRAY),
             (&ids, Type::INT8_ARRAY),
             (&COUNT_LIMIT, Type::INT8),
+            (&is_kept, Type::BOOL),
+            (&is_blocked, Type::BOOL),
         ];
-        let row = self.query_one(NAME, BACKLOG, &parameters).await?;
-        let firsts: Vec<Lane> = column(NAME, &row, 3)?;
-        let firsts = firsts.into_iter().zip(column::<Vec<i64>>(NAME, &row, 4)?).collect();
+        let connection = self.connection().await?;
+        let rows = async { self.bounded(NAME, connection.query_typed(BACKLOG, &parameters)).await };
+        let result = self.transaction(NAME, &connection, super::READING, rows).await;
+        let rows = self.keep_if_ok(connection, result).await?;
+        let row = rows.first().ok_or(OutboxError::Answer { statement: NAME, problem: "no row".to_owned() })?;
+        let of_lanes: Vec<i16> = column(NAME, row, 3)?;
+        let of_lanes = of_lanes.into_iter().filter_map(Lane::new);
+        let firsts = of_lanes.zip(column::<Vec<i64>>(NAME, row, 4)?.into_iter().map(MessageId)).collect();
         Ok(Backlog {
-            lag: column::<f64>(NAME, &row, 0)?.max(0.0),
-            messages: column(NAME, &row, 1)?,
-            dead: column(NAME, &row, 2)?,
+            lag: column::<f64>(NAME, row, 0)?.max(0.0),
+            messages: column(NAME, row, 1)?,
+            dead: column(NAME, row, 2)?,
             firsts,
+            quarantined: column(NAME, row, 5)?,
+            ready_lag: column::<f64>(NAME, row, 6)?.max(0.0),
         })
     }
 
@@ -112,6 +170,7 @@ impl Outbox {
         chunk: i64,
     ) -> Result<Pruned, OutboxError> {
         let seconds = retention.as_secs_f64();
+        let lane = lane.number();
         let parameters: [Parameter<'_>; 5] = [
             (&destination, Type::TEXT),
             (&lane, Type::INT2),
@@ -120,18 +179,14 @@ impl Outbox {
             (&chunk, Type::INT8),
         ];
         let connection = self.connection().await?;
-        let work = async {
-            self.bounded("prune", connection.batch_execute(&format!("BEGIN; {PRUNING}"))).await?;
-            let rows = self.bounded("prune", connection.query_typed(PRUNE, &parameters)).await?;
-            self.bounded("prune", connection.batch_execute("COMMIT")).await?;
-            let row = rows.first().ok_or(OutboxError::Answer { statement: "prune", problem: "no row".to_owned() })?;
-            Ok(Pruned {
-                highest: column("prune", row, 0)?,
-                deleted: column("prune", row, 1)?,
-                may_be_old: column("prune", row, 2)?,
-            })
-        };
-        let result = work.await;
-        self.keep_if_ok(connection, result).await
+        let rows = async { self.bounded("prune", connection.query_typed(PRUNE, &parameters)).await };
+        let result = self.transaction("prune", &connection, PRUNING, rows).await;
+        let rows = self.keep_if_ok(connection, result).await?;
+        let row = rows.first().ok_or(OutboxError::Answer { statement: "prune", problem: "no row".to_owned() })?;
+        Ok(Pruned {
+            highest: column("prune", row, 0)?,
+            deleted: column("prune", row, 1)?,
+            may_be_old: column("prune", row, 2)?,
+        })
     }
 }

@@ -56,13 +56,16 @@ CREATE TABLE IF NOT EXISTS outbox.migrations (
     version    integer PRIMARY KEY,
     name       text NOT NULL,
     checksum   text NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    needs      integer NOT NULL DEFAULT 1
 );
 COMMENT ON TABLE outbox.migrations IS 'Which migrations of outbox-relay have been applied.';
 COMMENT ON COLUMN outbox.migrations.version IS 'Number of the migration, from 1.';
 COMMENT ON COLUMN outbox.migrations.name IS 'Name of the migration.';
 COMMENT ON COLUMN outbox.migrations.checksum IS 'SHA-256 of its text; a difference means that it was changed afterwards.';
 COMMENT ON COLUMN outbox.migrations.applied_at IS 'When it was applied.';
+COMMENT ON COLUMN outbox.migrations.needs IS
+    'The oldest schema version whose relays work with the database after this migration.';
 ";
 
 /// What the statements here are called in errors.
@@ -95,6 +98,8 @@ impl Outbox {
     ///
     /// When the database is newer, a recorded migration differs, or a statement fails; then nothing has changed.
     pub async fn migrate(&self) -> Result<Vec<Migration>, OutboxError> {
+        // Before a connection is taken: there may be one only.
+        self.check_suitable().await?;
         let connection = self.connection().await?;
         // A failure leaves the transaction open, and closing the connection rolls it back.
         let result = self.migrate_with(&connection).await;
@@ -139,25 +144,27 @@ impl Outbox {
         if !exists.first().map_or(Ok(false), |row| column::<bool>(MIGRATE, row, 0))? {
             return Ok(None);
         }
-        let recorded = "SELECT version, name, checksum FROM outbox.migrations ORDER BY version";
+        let recorded = "SELECT version, name, checksum, needs FROM outbox.migrations ORDER BY version";
         let recorded = self.bounded(MIGRATE, connection.query_typed(recorded, &[])).await?;
         self.check_recorded(&recorded).map(Some)
     }
 
-    /// Whether the schema is the one this program was built for.
+    /// Whether this program can work with the schema, and with the database at all.
     ///
     /// # Errors
     ///
-    /// [`OutboxError::NotMigrated`] when it is older or missing. A newer schema is fine: migrations only add, so that the
-    /// old relays go on while the new version is rolled out.
+    /// [`OutboxError::NotMigrated`] when it is older or missing. A newer schema is fine, so that old relays go on while the new
+    /// version is rolled out, and when it is rolled back; unless it says that this program is too old for it.
     pub async fn check_schema(&self) -> Result<(), OutboxError> {
-        let rows =
-            self.query("check the schema", "SELECT coalesce(max(version), 0) FROM outbox.migrations", &[]).await?;
-        let version: i32 = match rows.first() {
-            Some(row) => column("check the schema", row, 0)?,
-            None => 0,
-        };
+        self.check_suitable().await?;
+        const NAME: &str = "check the schema";
+        const VERSION: &str = "SELECT coalesce(max(version), 0), coalesce(max(needs), 0) FROM outbox.migrations";
+        let row = self.query_one(NAME, VERSION, &[]).await?;
+        let (version, needed): (i32, i32) = (column(NAME, &row, 0)?, column(NAME, &row, 1)?);
         let known = MIGRATIONS.last().map_or(0, |migration| migration.version);
+        if needed > known {
+            return Err(OutboxError::TooNew { place: self.place.to_string(), found: version, needed, known });
+        }
         if version < known {
             return Err(OutboxError::NotMigrated {
                 place: self.place.to_string(),
@@ -173,7 +180,12 @@ impl Outbox {
         for row in rows {
             let version: i32 = column(MIGRATE, row, 0)?;
             let Some(migration) = MIGRATIONS.iter().find(|migration| migration.version == version) else {
-                return Err(OutboxError::TooNew { place: self.place.to_string(), found: version, known });
+                let needed: i32 = column(MIGRATE, row, 3)?;
+                if needed > known {
+                    return Err(OutboxError::TooNew { place: self.place.to_string(), found: version, needed, known });
+                }
+                tracing::info!(version, known, "the schema is newer than this outbox-relay, which can work with it");
+                continue;
             };
             if column::<String>(MIGRATE, row, 2)? != migration.checksum() {
                 let name: String = column(MIGRATE, row, 1)?;

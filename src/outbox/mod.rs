@@ -5,44 +5,46 @@
 //! wait is bounded; a connection on which a statement failed is thrown away.
 
 mod claim;
-mod climb;
 mod connect;
 mod dead;
+mod error;
 mod horizon;
 mod inspect;
 mod look;
-mod low_bound;
 mod measure;
 mod migrate;
+mod quarantine;
 mod read;
 mod replay;
 mod settle;
-mod snapshot;
 mod steer;
+mod suitable;
 mod tls;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::Object;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-pub use claim::Claim;
-pub use climb::{Climb, Slices};
-pub use connect::OutboxError;
-pub use dead::{DeadAction, DeadCount, DeadFilter, DeadGroup, DeadLine, DeadMessage, Since};
+use crate::message::TransactionId;
+use crate::reading::Snapshot;
+
+pub use claim::{Claim, Claimed};
+pub use dead::{DeadAction, DeadCount, DeadFilter, DeadLine, DeadMessage, Since};
+pub use error::OutboxError;
 pub use horizon::{Connections, Horizon, HorizonHolder};
 pub use inspect::Inspected;
-pub use look::{Look, Watch};
-pub use low_bound::LowBounds;
+pub use look::Pending;
 pub use measure::{Backlog, COUNT_LIMIT, PRUNING, Pruned, Rate};
 pub use migrate::{MIGRATIONS, Migration, script};
-pub use read::{Batch, DeferredHead, DueElsewhere, Position, READ_BYTES, Range, ReadBudget, Sweep, Swept};
+pub use quarantine::QuarantinedLine;
+pub use read::READING;
 pub use replay::{Replay, ReplayCount, ReplayOf, ReplayStep};
-pub use settle::{Keep, SETTLING, SettlePlan};
-pub use snapshot::Snapshot;
+pub use settle::{Keep, SETTLING, SettlePlan, Settled};
 pub use steer::{ALL_DESTINATIONS, Pause, Setting, Steering};
 
 /// How long a statement may take before its connection is given up. All of them are bounded in what they touch, so one that
@@ -52,9 +54,8 @@ pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to try to tell the server that a statement was given up.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What every transaction begins with, so that the server itself gives up before [`STATEMENT_TIMEOUT`]: on a lock that
-/// somebody holds, or on a statement that runs too long.
-const LIMITS: &str = "SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '9s'";
+/// PostgreSQL 17 knows this one more timeout of a role that would end a claim.
+const TRANSACTION_TIMEOUT_SINCE: i32 = 170_000;
 
 /// A parameter and its type: unnamed statements do not ask the server what they need.
 type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -63,9 +64,12 @@ type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 #[derive(Clone)]
 pub struct Outbox {
     pool: deadpool_postgres::Pool,
-    generation: Arc<AtomicU64>,
     /// Connections made until then are not used again.
     forgotten_at: Arc<Mutex<Option<Instant>>>,
+    /// Transactions of this process's claims, which run for seconds and write no messages.
+    claims: Arc<Mutex<BTreeSet<TransactionId>>>,
+    /// The server's version number as it was last seen, 0 before that.
+    version: Arc<AtomicI32>,
     place: Arc<str>,
     tls: Option<tokio_postgres_rustls::MakeRustlsConnect>,
 }
@@ -77,9 +81,14 @@ impl std::fmt::Debug for Outbox {
 }
 
 impl Outbox {
-    /// Grows with every connection that is made. What was learnt under another generation may be about another server.
-    pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Relaxed)
+    /// What every transaction begins with, so that the server itself gives up before [`STATEMENT_TIMEOUT`]: on a lock that
+    /// somebody holds, or on a statement that runs too long; and so that shorter limits of the server or the role do not count.
+    fn limits(&self) -> &'static str {
+        if self.version.load(Ordering::Relaxed) >= TRANSACTION_TIMEOUT_SINCE {
+            "SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '9s'; SET LOCAL transaction_timeout = 0"
+        } else {
+            "SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '9s'"
+        }
     }
 
     async fn query(
@@ -93,15 +102,51 @@ impl Outbox {
         self.keep_if_ok(connection, result).await
     }
 
+    /// The same in a transaction in which the planner may do nothing but probe indexes.
+    async fn probe(
+        &self,
+        name: &'static str,
+        sql: &str,
+        parameters: &[Parameter<'_>],
+    ) -> Result<Vec<Row>, OutboxError> {
+        let connection = self.connection().await?;
+        let rows = self.bounded(name, connection.query_typed(sql, parameters));
+        let result = self.transaction(name, &connection, READING, rows).await;
+        self.keep_if_ok(connection, result).await
+    }
+
+    async fn probe_one(&self, name: &'static str, sql: &str, parameters: &[Parameter<'_>]) -> Result<Row, OutboxError> {
+        one(name, self.probe(name, sql, parameters).await?)
+    }
+
     async fn query_one(&self, name: &'static str, sql: &str, parameters: &[Parameter<'_>]) -> Result<Row, OutboxError> {
-        let rows = self.query(name, sql, parameters).await?;
-        rows.into_iter().next().ok_or(OutboxError::Answer { statement: name, problem: "no row".to_owned() })
+        one(name, self.query(name, sql, parameters).await?)
     }
 
     async fn execute(&self, name: &'static str, sql: &str, parameters: &[Parameter<'_>]) -> Result<u64, OutboxError> {
         let connection = self.connection().await?;
         let result = self.bounded(name, connection.execute_typed(sql, parameters)).await;
         self.keep_if_ok(connection, result).await
+    }
+
+    /// Runs statements in one transaction. All is sent at once: PostgreSQL runs the statements of a connection one after the
+    /// other, in the order in which they are polled first, and under READ COMMITTED gives each a snapshot of its own. Where
+    /// one fails the others do not run, and COMMIT rolls back.
+    async fn transaction<T>(
+        &self,
+        name: &'static str,
+        connection: &Object,
+        settings: &str,
+        statements: impl Future<Output = Result<T, OutboxError>>,
+    ) -> Result<T, OutboxError> {
+        let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}; {settings}", self.limits());
+        let begin = self.bounded(name, connection.batch_execute(&begin));
+        let commit = self.bounded(name, connection.batch_execute("COMMIT"));
+        let (begun, result, committed) = tokio::join!(biased; begin, statements, commit);
+        begun?;
+        let value = result?;
+        committed?;
+        Ok(value)
     }
 
     async fn bounded<T>(
@@ -124,11 +169,14 @@ impl Outbox {
         }
     }
 
-    /// After a failure nobody knows what the server will still answer on a connection, or whether it is the right server. A
-    /// statement that is given up is cancelled: PostgreSQL does not notice that its client is gone while it waits for a
-    /// lock or walks an index, and such sessions would pile up.
+    /// After a failure nobody knows what the server will still answer on a connection, or whether it is the right server; but
+    /// a row that is refused says nothing about either. A statement that is given up is cancelled: PostgreSQL does not notice
+    /// that its client is gone while it waits for a lock or walks an index, and such sessions would pile up.
     async fn keep_if_ok<T>(&self, connection: Object, result: Result<T, OutboxError>) -> Result<T, OutboxError> {
         if let Err(error) = &result {
+            if error.is_about_a_row() {
+                return result;
+            }
             if matches!(error, OutboxError::Timeout { .. }) {
                 let token = connection.cancel_token();
                 let cancelled = async {
@@ -144,6 +192,18 @@ impl Outbox {
         }
         result
     }
+
+    /// Reads a snapshot, in which the claims of this process count as ended.
+    fn snapshot(&self, statement: &'static str, text: &str) -> Result<Snapshot, OutboxError> {
+        let claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let snapshot = Snapshot::parse(text).map(|snapshot| snapshot.without(&claims));
+        snapshot.ok_or_else(|| OutboxError::Answer { statement, problem: format!("{text:?} is no snapshot") })
+    }
+}
+
+/// The row of a statement that has one.
+fn one(statement: &'static str, rows: Vec<Row>) -> Result<Row, OutboxError> {
+    rows.into_iter().next().ok_or(OutboxError::Answer { statement, problem: "no row".to_owned() })
 }
 
 /// Reads a column; a mismatch is an error of a statement in `sql/queries`, reported and not a panic.
@@ -153,4 +213,11 @@ fn column<'a, T: tokio_postgres::types::FromSql<'a>>(
     index: usize,
 ) -> Result<T, OutboxError> {
     row.try_get(index).map_err(|error| OutboxError::Answer { statement, problem: error.to_string() })
+}
+
+/// Reads a lane.
+fn lane(statement: &'static str, row: &Row, index: usize) -> Result<crate::message::Lane, OutboxError> {
+    let number: i16 = column(statement, row, index)?;
+    crate::message::Lane::new(number)
+        .ok_or_else(|| OutboxError::Answer { statement, problem: format!("{number} is no lane") })
 }

@@ -1,17 +1,21 @@
 //! Settling: writes back what became of messages, in one transaction. Idempotent, so an unknown answer is settled again.
 
 use std::borrow::Cow;
+use std::time::SystemTime;
 
 use deadpool_postgres::Object;
 use tokio_postgres::types::Type;
 
-use super::{LIMITS, Outbox, OutboxError, Parameter};
-use crate::message::{Lane, MessageKey, Outcome, Settlement};
+use super::{Outbox, OutboxError, Parameter, READING, column, lane};
+use crate::message::{MessageId, MessageKey, Origin, Outcome, Settlement};
+use crate::reading::ClaimProof;
 
 const DELIVER: &str = include_str!("../../sql/queries/deliver.sql");
 const DELETE_DELIVERED: &str = include_str!("../../sql/queries/delete_delivered.sql");
 const DEFER: &str = include_str!("../../sql/queries/defer.sql");
-const BURY: &str = include_str!("../../sql/queries/bury.sql");
+const DEAD_LETTER: &str = include_str!("../../sql/queries/dead_letter.sql");
+const REPLACE: &str = include_str!("../../sql/queries/replace.sql");
+const UNMATCHED: &str = include_str!("../../sql/queries/unmatched.sql");
 
 /// What the planner may do while settling, for `BEGIN`.
 ///
@@ -39,34 +43,62 @@ pub enum Keep {
     Nothing,
 }
 
+/// What came of settling.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Delivered messages that another relay had settled, so both published them.
+    pub published_twice: Vec<MessageKey>,
+    /// Delivered messages that are not there, or whose id belongs to another one: their transaction was lost.
+    pub unmatched: Vec<MessageKey>,
+    /// Records of delivered messages that were removed, because their ids had been given again.
+    pub replaced: u64,
+}
+
 /// The longest error text that is stored; SQS's sentences are far shorter.
 const ERROR_CHARS: usize = 1000;
 
 /// One statement's rows, as columns.
 #[derive(Debug, Default)]
 struct Columns<'a> {
-    lanes: Vec<Lane>,
+    lanes: Vec<i16>,
     ids: Vec<i64>,
+    positions: Vec<i64>,
+    times: Vec<SystemTime>,
     attempts: Vec<i16>,
     waits: Vec<Option<i64>>,
     texts: Vec<Cow<'a, str>>,
 }
 
 impl Columns<'_> {
-    fn key(&mut self, key: MessageKey) {
-        self.lanes.push(key.lane);
-        self.ids.push(key.id);
+    fn message(&mut self, key: MessageKey, origin: Origin) {
+        self.lanes.push(key.lane.number());
+        self.ids.push(key.id.0);
+        self.positions.push(origin.event_position.0);
+        self.times.push(origin.enqueued_at);
     }
 
     /// Takes back the last row if it is about this message.
     fn forget(&mut self, key: MessageKey) {
-        if self.lanes.last() == Some(&key.lane) && self.ids.last() == Some(&key.id) {
+        if self.lanes.last() == Some(&key.lane.number()) && self.ids.last() == Some(&key.id.0) {
             self.lanes.pop();
             self.ids.pop();
+            self.positions.pop();
+            self.times.pop();
             self.attempts.pop();
             self.waits.pop();
             self.texts.pop();
         }
+    }
+
+    /// The parameters that say which messages are meant.
+    fn which<'a>(&'a self, destination: &'a &'a str) -> [Parameter<'a>; 5] {
+        [
+            (destination, Type::TEXT),
+            (&self.lanes, Type::INT2_ARRAY),
+            (&self.ids, Type::INT8_ARRAY),
+            (&self.positions, Type::INT8_ARRAY),
+            (&self.times, Type::TIMESTAMPTZ_ARRAY),
+        ]
     }
 }
 
@@ -84,22 +116,22 @@ impl<'a> SettlePlan<'a> {
     pub fn of(settlements: &'a mut [Settlement]) -> Self {
         settlements.sort_by_key(|settlement| settlement.key);
         let mut plan = Self::default();
-        for settlement in &*settlements {
-            match &settlement.outcome {
+        for Settlement { key, origin, outcome, .. } in &*settlements {
+            match outcome {
                 Outcome::Delivered { sqs_message_id } => {
-                    plan.delivered.key(settlement.key);
+                    plan.delivered.message(*key, *origin);
                     plan.delivered.texts.push(Cow::Borrowed(sqs_message_id));
                 }
                 Outcome::Deferred { attempts, wait, error } => {
                     // Of two failures of one message the later counts; the order of equal keys is kept.
-                    plan.deferred.forget(settlement.key);
-                    plan.deferred.key(settlement.key);
+                    plan.deferred.forget(*key);
+                    plan.deferred.message(*key, *origin);
                     plan.deferred.attempts.push(*attempts);
                     plan.deferred.waits.push(wait.map(|wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)));
                     plan.deferred.texts.push(shorten(error));
                 }
                 Outcome::Dead { attempts, error, .. } => {
-                    plan.dead.key(settlement.key);
+                    plan.dead.message(*key, *origin);
                     plan.dead.attempts.push(*attempts);
                     plan.dead.texts.push(shorten(error));
                 }
@@ -115,8 +147,8 @@ impl<'a> SettlePlan<'a> {
 }
 
 impl Outbox {
-    /// Writes outcomes back and returns how many delivered messages were no longer pending: somebody else had settled
-    /// them, so they were published twice.
+    /// Writes outcomes back. Deferrals and deaths are written only while the claim of the proof lives; without a proof always,
+    /// which is for messages that no relay touches.
     ///
     /// # Errors
     ///
@@ -126,37 +158,76 @@ impl Outbox {
         destination: &str,
         keep: Keep,
         settlements: &mut [Settlement],
-    ) -> Result<u64, OutboxError> {
+        proof: Option<&ClaimProof>,
+    ) -> Result<Settled, OutboxError> {
         let plan = SettlePlan::of(settlements);
         let connection = self.connection().await?;
-        let mut conflicts = 0;
+        let (mut conflicts, mut replaces) = (0, false);
         let result = loop {
-            let work = async {
-                self.bounded("settle", connection.batch_execute(&format!("BEGIN; {LIMITS}; {SETTLING}"))).await?;
-                let missing = self.deliver(&connection, destination, keep, &plan.delivered).await?;
-                self.defer(&connection, destination, &plan.deferred).await?;
-                self.bury(&connection, destination, &plan.dead).await?;
-                self.bounded("settle", connection.batch_execute("COMMIT")).await?;
-                Ok(missing)
-            };
-            match work.await {
-                Err(OutboxError::Statement { is_conflict: true, .. }) if conflicts < CONFLICTS => conflicts += 1,
+            match self.settle_on(&connection, destination, keep, &plan, proof, replaces).await {
+                Err(error) if error.is_conflict() && conflicts < CONFLICTS => conflicts += 1,
+                Err(error) if error.is_duplicate() && !replaces => replaces = true,
                 result => break result,
-            }
-            if let Err(error) = self.bounded("settle", connection.batch_execute("ROLLBACK")).await {
-                break Err(error);
             }
         };
         self.keep_if_ok(connection, result).await
     }
 
+    async fn settle_on(
+        &self,
+        connection: &Object,
+        destination: &str,
+        keep: Keep,
+        plan: &SettlePlan<'_>,
+        proof: Option<&ClaimProof>,
+        replaces: bool,
+    ) -> Result<Settled, OutboxError> {
+        let all = async {
+            let (replaced, delivered, deferred, dead) = tokio::join!(
+                biased;
+                self.replace(connection, destination, &plan.delivered, replaces),
+                self.deliver(connection, destination, keep, &plan.delivered),
+                self.defer(connection, destination, &plan.deferred, proof),
+                self.dead_letter(connection, destination, &plan.dead, proof),
+            );
+            let counts = (replaced?, delivered?);
+            deferred?;
+            dead?;
+            Ok(counts)
+        };
+        let (replaced, matched) = self.transaction("settle", connection, SETTLING, all).await?;
+        if matched == plan.delivered.ids.len() as u64 {
+            return Ok(Settled { replaced, ..Settled::default() });
+        }
+        let settled = self.unmatched(connection, destination, &plan.delivered).await?;
+        Ok(Settled { replaced, ..settled })
+    }
+
+    async fn replace(
+        &self,
+        connection: &Object,
+        destination: &str,
+        rows: &Columns<'_>,
+        replaces: bool,
+    ) -> Result<u64, OutboxError> {
+        match replaces {
+            true => self.write(connection, "replace", REPLACE, rows, &rows.which(&destination)).await,
+            false => Ok(0),
+        }
+    }
+
+    /// Runs a statement, unless it has nothing to do.
     async fn write(
         &self,
         connection: &Object,
         statement: &'static str,
         sql: &str,
+        rows: &Columns<'_>,
         parameters: &[Parameter<'_>],
     ) -> Result<u64, OutboxError> {
+        if rows.ids.is_empty() {
+            return Ok(0);
+        }
         self.bounded(statement, connection.execute_typed(sql, parameters)).await
     }
 
@@ -167,53 +238,77 @@ impl Outbox {
         keep: Keep,
         rows: &Columns<'_>,
     ) -> Result<u64, OutboxError> {
-        if rows.ids.is_empty() {
-            return Ok(0);
+        let mut parameters = rows.which(&destination).to_vec();
+        match keep {
+            Keep::Delivered => {
+                parameters.push((&rows.texts, Type::TEXT_ARRAY));
+                self.write(connection, "deliver", DELIVER, rows, &parameters).await
+            }
+            Keep::Nothing => self.write(connection, "delete delivered", DELETE_DELIVERED, rows, &parameters).await,
         }
-        let parameters: [Parameter<'_>; 4] = [
-            (&destination, Type::TEXT),
-            (&rows.lanes, Type::INT2_ARRAY),
-            (&rows.ids, Type::INT8_ARRAY),
-            (&rows.texts, Type::TEXT_ARRAY),
-        ];
-        let settled = match keep {
-            Keep::Delivered => self.write(connection, "deliver", DELIVER, &parameters).await?,
-            Keep::Nothing => self.write(connection, "delete delivered", DELETE_DELIVERED, &parameters[..3]).await?,
-        };
-        Ok(u64::try_from(rows.ids.len()).unwrap_or(u64::MAX).saturating_sub(settled))
     }
 
-    async fn defer(&self, connection: &Object, destination: &str, rows: &Columns<'_>) -> Result<(), OutboxError> {
-        if rows.ids.is_empty() {
-            return Ok(());
-        }
-        let parameters: [Parameter<'_>; 6] = [
-            (&destination, Type::TEXT),
-            (&rows.lanes, Type::INT2_ARRAY),
-            (&rows.ids, Type::INT8_ARRAY),
-            (&rows.attempts, Type::INT2_ARRAY),
-            (&rows.waits, Type::INT8_ARRAY),
-            (&rows.texts, Type::TEXT_ARRAY),
-        ];
-        self.write(connection, "defer", DEFER, &parameters).await.map(drop)
+    async fn defer(
+        &self,
+        connection: &Object,
+        destination: &str,
+        rows: &Columns<'_>,
+        proof: Option<&ClaimProof>,
+    ) -> Result<u64, OutboxError> {
+        let transaction_id = proof.map(|proof| proof.transaction_id.0.to_string());
+        let server = proof.map(|proof| proof.server.as_str());
+        let mut parameters = rows.which(&destination).to_vec();
+        parameters.push((&rows.attempts, Type::INT2_ARRAY));
+        parameters.push((&rows.waits, Type::INT8_ARRAY));
+        parameters.push((&rows.texts, Type::TEXT_ARRAY));
+        parameters.push((&transaction_id, Type::TEXT));
+        parameters.push((&server, Type::TEXT));
+        self.write(connection, "defer", DEFER, rows, &parameters).await
     }
 
-    async fn bury(&self, connection: &Object, destination: &str, rows: &Columns<'_>) -> Result<(), OutboxError> {
-        if rows.ids.is_empty() {
-            return Ok(());
+    async fn dead_letter(
+        &self,
+        connection: &Object,
+        destination: &str,
+        rows: &Columns<'_>,
+        proof: Option<&ClaimProof>,
+    ) -> Result<u64, OutboxError> {
+        let transaction_id = proof.map(|proof| proof.transaction_id.0.to_string());
+        let server = proof.map(|proof| proof.server.as_str());
+        let mut parameters = rows.which(&destination).to_vec();
+        parameters.push((&rows.attempts, Type::INT2_ARRAY));
+        parameters.push((&rows.texts, Type::TEXT_ARRAY));
+        parameters.push((&transaction_id, Type::TEXT));
+        parameters.push((&server, Type::TEXT));
+        self.write(connection, "dead-letter", DEAD_LETTER, rows, &parameters).await
+    }
+
+    /// Some delivered messages matched no pending row: why.
+    async fn unmatched(
+        &self,
+        connection: &Object,
+        destination: &str,
+        rows: &Columns<'_>,
+    ) -> Result<Settled, OutboxError> {
+        const NAME: &str = "look at unmatched";
+        let mut parameters = rows.which(&destination).to_vec();
+        parameters.push((&rows.texts, Type::TEXT_ARRAY));
+        let found = self.bounded(NAME, connection.query_typed(UNMATCHED, &parameters));
+        let found = self.transaction(NAME, connection, READING, found).await?;
+        let mut settled = Settled::default();
+        for row in &found {
+            let key = MessageKey { lane: lane(NAME, row, 0)?, id: MessageId(column(NAME, row, 1)?) };
+            match column::<&str>(NAME, row, 2)? {
+                "own" => {}
+                "recorded" => settled.published_twice.push(key),
+                _ => settled.unmatched.push(key),
+            }
         }
-        let parameters: [Parameter<'_>; 5] = [
-            (&destination, Type::TEXT),
-            (&rows.lanes, Type::INT2_ARRAY),
-            (&rows.ids, Type::INT8_ARRAY),
-            (&rows.attempts, Type::INT2_ARRAY),
-            (&rows.texts, Type::TEXT_ARRAY),
-        ];
-        self.write(connection, "bury", BURY, &parameters).await.map(drop)
+        Ok(settled)
     }
 }
 
 /// PostgreSQL's text cannot hold U+0000.
-fn shorten(text: &str) -> Cow<'_, str> {
+pub(super) fn shorten(text: &str) -> Cow<'_, str> {
     text.chars().filter(|c| *c != '\0').take(ERROR_CHARS).collect()
 }

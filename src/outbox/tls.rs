@@ -26,13 +26,13 @@ pub(super) fn connector(config: &DatabaseConfig) -> Result<MakeRustlsConnect, Ou
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| OutboxError::Tls(format!("TLS cannot be set up: {error}")))?;
+        .map_err(|error| OutboxError::Setup(format!("TLS cannot be set up: {error}")))?;
     let builder = match config.tls {
         TlsMode::VerifyFull => builder.with_root_certificates(roots(config)?),
         TlsMode::VerifyCa => {
             let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(config)?), Arc::clone(&provider))
                 .build()
-                .map_err(|error| OutboxError::Tls(format!("the root certificates cannot be used: {error}")))?;
+                .map_err(|error| OutboxError::Setup(format!("the root certificates cannot be used: {error}")))?;
             let chain_only = Lenient { provider, chain: Some(verifier) };
             builder.dangerous().with_custom_certificate_verifier(Arc::new(chain_only))
         }
@@ -47,7 +47,7 @@ fn roots(config: &DatabaseConfig) -> Result<RootCertStore, OutboxError> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = &config.root_certificate {
         let problem = |error: String| {
-            OutboxError::Tls(format!("sslrootcert={} cannot be used: {error}; give a PEM file", path.display()))
+            OutboxError::Setup(format!("sslrootcert={} cannot be used: {error}; give a PEM file", path.display()))
         };
         let certificates = CertificateDer::pem_file_iter(path).map_err(|error| problem(error.to_string()))?;
         for certificate in certificates {
@@ -61,7 +61,7 @@ fn roots(config: &DatabaseConfig) -> Result<RootCertStore, OutboxError> {
     }
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
-        return Err(OutboxError::Tls(
+        return Err(OutboxError::Setup(
             "this system has no root certificates to verify the database with; install ca-certificates or set sslrootcert"
                 .to_owned(),
         ));

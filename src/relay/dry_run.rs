@@ -1,14 +1,12 @@
 //! The dry run: what the relay computes for each message, without PostgreSQL and without SQS.
 //!
 //! `make test` counts its instructions and compares them with a committed figure, for a clock is too noisy to notice a tenth
-//! (`benches/instructions.rs`). It takes the very steps of [`super::stream`]: composing, the schedule, packing, building
+//! (`benches/instructions.rs`). It takes the very steps of a claim session: composing, the schedule, packing, building
 //! requests, and planning what is settled.
 
-use super::group::Item;
-use super::schedule::Schedule;
-use super::stream::limits;
+use super::core::{MemoryBudget, Schedule, Shape, compose_item};
 use crate::config::FifoMode;
-use crate::message::{Fault, FaultKind, Message, Outcome, QueueKind, Settlement};
+use crate::message::{Fault, FaultKind, Message, Outcome, QueueKind};
 use crate::outbox::SettlePlan;
 use crate::sqs::build_request;
 
@@ -30,24 +28,25 @@ pub struct DryRun {
 ///
 /// A message that SQS can never accept, or a request that cannot be built.
 pub fn dry_run(messages: Vec<Message>, kind: QueueKind) -> Result<DryRun, Fault> {
-    let mut schedule = Schedule::new(limits(REQUEST_SIZE, FifoMode::Strict));
+    let memory = MemoryBudget::new(usize::MAX / 2).share();
+    let mut schedule = Schedule::new(Shape::new(REQUEST_SIZE, FifoMode::Strict));
     let mut outcomes = Vec::with_capacity(messages.len());
     let mut requests = 0;
     for message in messages {
-        schedule.admit(Item::of(message, kind)?, None);
+        schedule.admit(compose_item(message, kind, &mut memory.reserve(0))?);
     }
     while let Some(items) = schedule.next_request() {
         requests += 1;
         let entries: Vec<_> = items.iter().map(|item| &item.entry).collect();
         let request = build_request(&entries)
-            .map_err(|error| Fault::new(FaultKind::Ours, "RequestNotBuilt", error.to_string()))?;
+            .map_err(|error| Fault::new(FaultKind::Internal, "RequestNotBuilt", error.to_string()))?;
         for (item, entry) in items.iter().zip(request) {
             let outcome = Outcome::Delivered { sqs_message_id: entry.id().to_owned() };
-            outcomes.push(Settlement { key: item.key(), outcome });
+            outcomes.push(item.settled(outcome));
         }
         schedule.finish(&items, Vec::new());
     }
     let rows = SettlePlan::of(&mut outcomes).rows();
-    outcomes.iter().for_each(|settled| schedule.forget(settled.key.id));
+    outcomes.iter().for_each(|settled| schedule.forget(settled.key));
     Ok(DryRun { requests, rows })
 }

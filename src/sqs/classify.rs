@@ -10,6 +10,7 @@ use aws_sdk_sqs::error::{ProvideErrorMetadata as _, SdkError};
 use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchError;
 use aws_sdk_sqs::types::BatchResultErrorEntry;
 
+use super::writing::TooLate;
 use crate::message::{Fault, FaultKind};
 
 /// The longest sentence that is kept of an SDK error.
@@ -17,20 +18,31 @@ const DETAIL_CHARS: usize = 300;
 
 /// The fault of one entry in an answer that succeeded as a whole.
 pub(super) fn entry(failed: &BatchResultErrorEntry) -> Fault {
-    let kind = kind_of_code(failed.code()).unwrap_or(FaultKind::MessageTransient);
+    let kind = match kind_of_code(failed.code()) {
+        // SQS says of this very entry that it failed, so it was not accepted.
+        Some(FaultKind::ServerError) => FaultKind::Outage,
+        Some(kind) => kind,
+        None => FaultKind::MessageTransient,
+    };
     Fault::new(kind, failed.code(), shorten(failed.message().unwrap_or("")))
 }
 
-/// The fault of a whole request.
-pub(super) fn request(error: &SdkError<SendMessageBatchError, HttpResponse>) -> Fault {
+/// The fault of a whole request, of which some bytes were written or none.
+pub(super) fn request(error: &SdkError<SendMessageBatchError, HttpResponse>, was_written: bool) -> Fault {
     let detail = || shorten(&chain(error));
+    if !was_written && is_too_late(error) {
+        return Fault::new(FaultKind::NotSent, "ClaimOver", "the claim was over before the request could be written");
+    }
     match error {
-        SdkError::ConstructionFailure(_) => Fault::new(FaultKind::Ours, "RequestNotBuilt", detail()),
+        SdkError::ConstructionFailure(_) => Fault::new(FaultKind::Internal, "RequestNotBuilt", detail()),
+        SdkError::TimeoutError(_) if !was_written => {
+            Fault::new(FaultKind::Outage, "NotConnected", "no connection within the request timeout")
+        }
         SdkError::TimeoutError(_) => {
             Fault::new(FaultKind::Ambiguous, "Timeout", "no answer within the request timeout")
         }
         SdkError::ResponseError(_) => Fault::new(FaultKind::Ambiguous, "UnreadableAnswer", detail()),
-        SdkError::DispatchFailure(_) => dispatch(error),
+        SdkError::DispatchFailure(_) => dispatch(error, was_written),
         // The SDK also says so of a good answer that it cannot read.
         SdkError::ServiceError(context) if context.raw().status().is_success() => {
             Fault::new(FaultKind::Ambiguous, "UnreadableAnswer", detail())
@@ -54,8 +66,19 @@ pub(super) fn request(error: &SdkError<SendMessageBatchError, HttpResponse>) -> 
     }
 }
 
+fn is_too_late(error: &SdkError<SendMessageBatchError, HttpResponse>) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<TooLate>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// The request did not get through: no credentials, no connection, or cut on the way.
-fn dispatch(error: &SdkError<SendMessageBatchError, HttpResponse>) -> Fault {
+fn dispatch(error: &SdkError<SendMessageBatchError, HttpResponse>, was_written: bool) -> Fault {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
     let mut deepest = String::new();
     while let Some(error) = cause {
@@ -71,6 +94,10 @@ fn dispatch(error: &SdkError<SendMessageBatchError, HttpResponse>) -> Fault {
     // The SDK resolves credentials with a time limit of its own, before it sends anything.
     if chain(error).contains("identity resolver timed out") {
         return Fault::new(FaultKind::Destination, "CredentialsNotAvailable", "fetching credentials timed out");
+    }
+    if !was_written {
+        // Whatever it was, it was before the first byte: an endpoint that cannot be resolved, a pool without a connection.
+        return Fault::new(FaultKind::Outage, "NotSent", shorten(&chain(error)));
     }
     Fault::new(FaultKind::Ambiguous, "ConnectionLost", shorten(&deepest))
 }
@@ -110,7 +137,7 @@ fn kind_of_code(code: &str) -> Option<FaultKind> {
         | "PriorRequestNotComplete" => FaultKind::Throttle,
         "ServiceUnavailable" | "ServiceUnavailableException" => FaultKind::ServerError,
         "TooManyEntriesInBatchRequest" | "EmptyBatchRequest" | "BatchEntryIdsNotDistinct" | "InvalidBatchEntryId" => {
-            FaultKind::Ours
+            FaultKind::Internal
         }
         "NonExistentQueue"
         | "QueueDoesNotExist"

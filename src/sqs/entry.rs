@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use super::MAX_BYTES;
-use crate::message::{Event, Message, MessageKey, QueueKind};
+use crate::message::{Content, Event, Message, MessageId, MessageKey, QueueKind};
 use crate::message::{Fault, FaultKind};
 
 /// Most attributes of a message.
@@ -100,8 +100,14 @@ pub struct Composed {
 pub fn compose(message: Message, kind: QueueKind) -> Result<Composed, Fault> {
     let permanent = |code: &str, detail: String| Fault::new(FaultKind::MessagePermanent, code, detail);
     let key = message.key;
-    let Some(event) = message.event else {
-        return Err(permanent("EventMissing", "the event of this message does not exist".to_owned()));
+    let event = match message.content {
+        Content::Event(event) => event,
+        Content::Missing => {
+            return Err(permanent("EventMissing", "the event of this message does not exist".to_owned()));
+        }
+        Content::TooLarge { bytes } => return Err(permanent("MessageTooLong", too_long(bytes))),
+        Content::Unreadable { reason } => return Err(Fault::new(FaultKind::Internal, "NotRead", reason)),
+        Content::Held => return Err(Fault::new(FaultKind::Internal, "NotRead", "its group is held up")),
     };
     let fifo = match kind {
         QueueKind::Standard => None,
@@ -109,17 +115,20 @@ pub fn compose(message: Message, kind: QueueKind) -> Result<Composed, Fault> {
             group: group_id(message.group.as_deref(), key.id),
             // Unique for the message, so that two messages of one event (a replay) both arrive, and for the database, so
             // that two outboxes can share a queue.
-            deduplication: format!("{}-{}", event.event_id, key.id),
+            deduplication: format!("{}-{}", event.event_id, key.id.0),
         }),
     };
     let (attributes, trace_header, left_out) = attributes(&event);
     let body = printable(event.payload);
     let bytes = body.len() + attributes.iter().map(attribute_bytes).sum::<usize>();
     if bytes > MAX_BYTES {
-        let detail = format!("{bytes} bytes with attributes, SQS takes {MAX_BYTES}");
-        return Err(permanent("MessageTooLong", detail));
+        return Err(permanent("MessageTooLong", too_long(bytes as u64)));
     }
     Ok(Composed { entry: Entry { key, bytes, body, attributes, trace_header, fifo }, left_out })
+}
+
+fn too_long(bytes: u64) -> String {
+    format!("{bytes} bytes with attributes, SQS takes {MAX_BYTES}")
 }
 
 fn attribute_bytes(attribute: &Attribute) -> usize {
@@ -128,9 +137,9 @@ fn attribute_bytes(attribute: &Attribute) -> usize {
 
 /// SQS allows letters, digits and ASCII punctuation, 128 at most. Anything else is replaced by its hash, which keeps groups
 /// apart and order within them. A message without a group is a group of its own.
-fn group_id(group: Option<&str>, id: i64) -> String {
+fn group_id(group: Option<&str>, id: MessageId) -> String {
     match group {
-        None => id.to_string(),
+        None => id.0.to_string(),
         Some(group) if group.len() <= MAX_GROUP && group.chars().all(|c| c.is_ascii_graphic()) => group.to_owned(),
         Some(group) => {
             let digest = Sha256::digest(group.as_bytes());
@@ -187,8 +196,10 @@ fn attributes(event: &Event) -> (Vec<Attribute>, Option<String>, usize) {
     for (name, value) in members {
         member(name, &value).into_iter().for_each(|attribute| add(&mut attributes, attribute));
     }
-    let header =
-        given.as_ref().and_then(|value| serde_json::from_str(value.get()).ok()).filter(|text: &String| is_text(text));
+    let header = given
+        .as_ref()
+        .and_then(|value| serde_json::from_str(value.get()).ok())
+        .filter(|text: &String| is_trace_header(text));
     let left_out = left_out + usize::from(given.is_some() && header.is_none());
     (attributes, header, left_out)
 }
@@ -251,6 +262,24 @@ fn is_text(value: &str) -> bool {
     // Nearly all there is, and quick to see.
     let is_plain = || value.bytes().all(|byte| matches!(byte, b' '..=b'~'));
     !value.is_empty() && (is_plain() || value.chars().all(is_allowed))
+}
+
+/// The form of a trace header (X-Ray, "Tracing header"): `Root=1-8 digits-24 digits`, and other fields behind semicolons. SQS
+/// refuses the whole message with another one.
+fn is_trace_header(text: &str) -> bool {
+    let is_hex = |text: &str, digits: usize| text.len() == digits && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_root = |value: &str| {
+        let parts: Vec<&str> = value.split('-').collect();
+        matches!(parts[..], ["1", time, id] if is_hex(time, 8) && is_hex(id, 24))
+    };
+    let is_field = |field: &str| match field.split_once('=') {
+        Some(("Root", value)) => is_root(value),
+        Some(("Parent", value)) => is_hex(value, 16),
+        Some(("Sampled", value)) => matches!(value, "0" | "1" | "?"),
+        Some((name, value)) => !name.is_empty() && is_text(value) && text.is_ascii(),
+        None => false,
+    };
+    text.starts_with("Root=") && text.split(';').all(is_field)
 }
 
 #[cfg(test)]

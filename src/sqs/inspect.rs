@@ -83,17 +83,17 @@ impl Queue {
             entry.set_message_group_id(fifo.clone()).set_message_deduplication_id(fifo).build()
         };
         let entries = [entry(), entry()].into_iter().collect::<Result<Vec<_>, _>>();
-        let entries = entries.map_err(|error| Fault::new(FaultKind::Ours, "RequestNotBuilt", error.to_string()))?;
+        let entries = entries.map_err(|error| Fault::new(FaultKind::Internal, "RequestNotBuilt", error.to_string()))?;
         let answer = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await;
         match answer {
             // Whoever takes that has put it into the queue.
             Ok(output) if !output.successful().is_empty() => {
                 let detail = "two entries with one id were accepted, and are in the queue now";
-                Err(Fault::new(FaultKind::Ours, "TestMessageAccepted", detail))
+                Err(Fault::new(FaultKind::Internal, "TestMessageAccepted", detail))
             }
             Ok(_) => Ok(()),
             Err(error) if error.code().is_some_and(|code| code.ends_with("BatchEntryIdsNotDistinct")) => Ok(()),
-            Err(error) => Err(classify::request(&error)),
+            Err(error) => Err(classify::request(&error, true)),
         }
     }
 }

@@ -8,6 +8,7 @@ mod entry;
 mod inspect;
 mod pack;
 mod publish;
+mod writing;
 
 pub use entry::{Composed, Entry, compose};
 pub use inspect::{QueueAttributes, Refused};

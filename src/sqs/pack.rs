@@ -1,8 +1,7 @@
 //! Packing: how much goes into one request. Pure arithmetic.
 
-/// The largest body with its attributes, and the largest sum over the entries of a request: 1 MiB, both since August 2025
-/// (SQS quotas, "Message size" and SendMessageBatch).
-pub const MAX_BYTES: usize = 1_048_576;
+/// The largest sum over the entries of a request, which is also that of a single one (SQS, SendMessageBatch).
+pub const MAX_BYTES: usize = crate::message::MAX_MESSAGE_BYTES;
 
 /// How full a request is.
 #[derive(Clone, Copy, Debug)]

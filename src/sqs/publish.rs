@@ -10,7 +10,9 @@ use aws_sdk_sqs::types::{
     SendMessageBatchRequestEntry,
 };
 
+use super::writing::Writing;
 use super::{Entry, Queue, classify};
+use crate::clock::Time;
 use crate::message::{Fault, FaultKind};
 
 /// What became of a request.
@@ -32,21 +34,23 @@ impl Published {
 
 impl Queue {
     /// Sends entries in one request. Never fails itself: every entry gets a result, and what no answer confirms is never
-    /// taken as accepted. Ends within the request timeout.
-    pub async fn publish(&self, entries: &[&Entry]) -> Published {
+    /// taken as accepted. Ends within the request timeout; nothing is written after `until`.
+    pub async fn publish(&self, entries: &[&Entry], until: Time) -> Published {
         let started = Instant::now();
         let items = match build_request(entries) {
             Ok(items) => items,
             Err(error) => {
-                let fault = Fault::new(FaultKind::Ours, "RequestNotBuilt", error.to_string());
+                let fault = Fault::new(FaultKind::Internal, "RequestNotBuilt", error.to_string());
                 return Published::failed(entries.len(), fault, started.elapsed());
             }
         };
-        let answer = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(items)).send().await;
+        let writing = Writing::new(until);
+        let request = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(items));
+        let answer = request.customize().interceptor(writing.clone()).send().await;
         let duration = started.elapsed();
         match answer {
             Ok(output) => Published { results: reconcile(entries.len(), &output), request_fault: None, duration },
-            Err(error) => Published::failed(entries.len(), classify::request(&error), duration),
+            Err(error) => Published::failed(entries.len(), classify::request(&error, writing.has_begun()), duration),
         }
     }
 }

@@ -108,7 +108,7 @@ async fn attributes_carry_what_the_event_says_of_itself() -> Result<()> {
     let event = "INSERT INTO outbox.events (event_id, event_type, stream_id, stream_version, payload, metadata)
         VALUES ('018f3a5c-0000-7000-8000-000000000001', 'TicketPurchased', 'draw-7', 3, '{}',
             '{\"traceparent\": \"00-1-2-01\", \"correlation_id\": \"c\", \"attempt\": 4, \"nothing\": null,
-              \"vip\": true, \"AWSTraceHeader\": \"Root=1-2-3\", \"bad name\": \"x\", \"AWS.x\": \"x\"}')
+              \"vip\": true, \"AWSTraceHeader\": \"Root=1-5759e988-bd862e3fe1be46a994272793\", \"bad name\": \"x\", \"AWS.x\": \"x\"}')
         RETURNING position";
     let position: i64 = bed.client.query_one(event, &[]).await?.get(0);
     let message =
@@ -129,7 +129,7 @@ async fn attributes_carry_what_the_event_says_of_itself() -> Result<()> {
         "vip": text("true"),
     });
     ensure!(entry.attributes == expected, "{:#}", entry.attributes);
-    let expected = json!({"AWSTraceHeader": text("Root=1-2-3")});
+    let expected = json!({"AWSTraceHeader": text("Root=1-5759e988-bd862e3fe1be46a994272793")});
     ensure!(entry.system_attributes == expected, "{:#}", entry.system_attributes);
     Ok(())
 }

@@ -69,7 +69,7 @@ fn every_link_of_a_document_leads_to_a_file_a_heading_or_a_test() -> Result<()> 
 fn warnings(source: &str) -> Vec<String> {
     let calls = ["tracing::warn!(", "tracing::error!("].into_iter().flat_map(|call| source.split(call).skip(1));
     let literal = |call: &str| {
-        let call = call.split_once(");").map_or(call, |(call, _)| call);
+        let call = call.split_once(");\n").map_or(call, |(call, _)| call);
         call.rsplit('"').nth(1).map(|text| text.split(": {").next().unwrap_or(text).to_owned())
     };
     calls.filter_map(literal).collect()

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use anyhow::{Context, Result, ensure};
-use outbox_relay::outbox::{PRUNING, SETTLING};
+use outbox_relay::outbox::{PRUNING, READING, SETTLING};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::support::bed::Bed;
@@ -16,7 +16,7 @@ struct Planned {
     types: &'static str,
     arguments: &'static str,
     /// Index and the columns that its condition must have, so that no more is walked than wanted.
-    pending: &'static [(&'static str, &'static [&'static str])],
+    pending: &'static [Way],
 }
 
 macro_rules! query {
@@ -34,84 +34,130 @@ const BYTES: &str = "array_fill(1000000::bigint, '{16}')";
 /// As many as a relay settles at once.
 const SETTLED_LANES: &str = "array_fill(3::smallint, '{2000}')";
 const SETTLED: &str = "array_fill(7::bigint, '{2000}')";
+const SETTLED_TIMES: &str = "array_fill(now(), '{2000}')";
+/// As many groups as are asked about at once.
+const GROUP_NAMES: &str = "array_fill('g1'::text, '{1000}')";
+const TOPS: &str = "array_fill(30000::bigint, '{16}')";
 const PKEY: &str = "messages_pending_pkey";
 const DEFERRED: &str = "messages_pending_deferred";
 
-const ABOVE: (&str, &[&str]) = (PKEY, &["destination =", "lane =", "id >"]);
-const ONE: (&str, &[&str]) = (PKEY, &["destination =", "lane =", "id ="]);
-const DUE: (&str, &[&str]) = (DEFERRED, &["available_at <="]);
+const GROUPS: &str = "messages_pending_deferred_groups";
+
+type Way = (&'static str, &'static [&'static str]);
+
+const ABOVE: Way = (PKEY, &["destination =", "lane =", "id >"]);
+const ONE: Way = (PKEY, &["destination =", "lane =", "id ="]);
+const DUE: Way = (DEFERRED, &["available_at <="]);
+const AHEAD: Way = (DEFERRED, &["available_at >"]);
+const ANY_DEFERRED: Way = (DEFERRED, &["destination ="]);
+const ANY_DEFERRED_GROUP: Way = (GROUPS, &["destination ="]);
+const OF_GROUP: Way = (GROUPS, &["destination =", "group_id ="]);
+const OF_DESTINATION: Way = (PKEY, &["destination ="]);
+
+/// How what is not pending may be reached.
+const OTHERS: [(&str, Way); 8] = [
+    ("messages_dead", ("messages_dead_groups", &["destination ="])),
+    ("messages_dead", ("messages_dead_pkey", &["destination ="])),
+    ("messages_delivered", ("messages_delivered_pkey", &["destination =", "lane =", "id ="])),
+    ("messages_dead", ("messages_dead_pkey", &["destination =", "lane =", "id ="])),
+    ("quarantine", ("quarantine_pkey", &["destination ="])),
+    ("quarantine", ("quarantine_groups", &["destination ="])),
+    ("events", ("events_pkey", &["position ="])),
+    ("messages_id_seq", ("", &[])),
+];
 
 /// Words in capitals stand for the arrays above.
-const STATEMENTS: [Planned; 11] = [
+const STATEMENTS: [Planned; 14] = [
     Planned { name: "watch", sql: query!("watch"), types: "text[]", arguments: "'{audit,tickets}'", pending: &[DUE] },
     Planned {
         name: "look",
         sql: query!("look"),
-        types: "text, smallint[], bigint[]",
-        arguments: "'audit', LANES, CURSORS",
-        pending: &[ABOVE, DUE],
+        types: "text, smallint[], bigint[], boolean, float8, boolean",
+        arguments: "'audit', LANES, CURSORS, true, 60, true",
+        pending: &[ABOVE, DUE, AHEAD, OF_GROUP],
     },
     Planned {
         name: "read",
         sql: query!("read"),
-        types: "text, smallint[], bigint[], bigint[], bigint[]",
-        arguments: "'audit', LANES, CURSORS, MANY, BYTES",
-        pending: &[ABOVE],
+        types: "text, smallint[], bigint[], bigint[], bigint[], bigint, boolean, boolean, text, text, boolean",
+        arguments: "'audit', LANES, CURSORS, MANY, BYTES, 1048576, true, true, '1', '', false",
+        pending: &[ABOVE, OF_GROUP, ANY_DEFERRED, ANY_DEFERRED_GROUP],
     },
     Planned {
-        name: "sweep",
-        sql: query!("sweep"),
-        types: "text, smallint[], bigint[], bigint[], bigint, text[]",
-        arguments: "'audit', LANES, CURSORS, CURSORS, 100, '{g1,g2}'",
-        pending: &[ABOVE],
-    },
-    Planned {
-        name: "read_group",
-        sql: query!("read_group"),
-        types: "text, smallint, text, bigint, bigint, bigint",
-        arguments: "'audit', 3, 'g1', 10, 20, 1000000",
+        name: "read_groups",
+        sql: query!("read_groups"),
+        types: "text, smallint[], text[], bigint[], bigint[], bigint[], bigint, boolean, text, text, boolean",
+        arguments: "'audit', '{3,4}', '{g1,g2}', '{10,10}', '{20,20}', '{1000000,1000000}', 1048576, true, '1', '', false",
         pending: &[ABOVE],
     },
     Planned {
         name: "read_due",
         sql: query!("read_due"),
-        types: "text, smallint[], bigint, bigint, text[], text[]",
-        arguments: "'audit', LANES, 1000, 1000000, '{g1}', '{g2}'",
-        pending: &[DUE],
+        types: "text, smallint[], bigint, bigint, text[], bigint, float8, boolean, text, text, boolean, boolean",
+        arguments: "'audit', LANES, 1000, 1000000, '{g1}', 1048576, 60, true, '1', '', false, true",
+        pending: &[DUE, AHEAD, OF_GROUP],
     },
     Planned {
-        name: "deferred_heads",
-        sql: query!("deferred_heads"),
-        types: "text, smallint[]",
-        arguments: "'audit', LANES",
-        pending: &[(DEFERRED, &["available_at >="])],
+        name: "rescan",
+        sql: query!("rescan"),
+        types: "text, smallint[], bigint[], bigint[], bigint, text[], text[], text, boolean, text, text",
+        arguments: "'audit', LANES, CURSORS, TOPS, 100, '{g1,g2}', '{5,6}', 'ready', true, '1', ''",
+        pending: &[ABOVE, OF_GROUP, ANY_DEFERRED, ANY_DEFERRED_GROUP],
+    },
+    Planned {
+        name: "held_groups",
+        sql: query!("held_groups"),
+        types: "text, text[], boolean",
+        arguments: "'audit', NAMES, true",
+        pending: &[OF_GROUP],
+    },
+    Planned {
+        name: "pending",
+        sql: query!("pending"),
+        types: "text, boolean",
+        arguments: "'audit', true",
+        pending: &[OF_DESTINATION],
     },
     Planned {
         name: "deliver",
         sql: query!("deliver"),
-        types: "text, smallint[], bigint[], text[]",
-        arguments: "'audit', KEY_LANES, KEYS, KEYS",
+        types: "text, smallint[], bigint[], bigint[], timestamptz[], text[]",
+        arguments: "'audit', KEY_LANES, KEYS, KEYS, TIMES, KEYS",
         pending: &[ONE],
     },
     Planned {
         name: "delete_delivered",
         sql: query!("delete_delivered"),
-        types: "text, smallint[], bigint[]",
-        arguments: "'audit', KEY_LANES, KEYS",
+        types: "text, smallint[], bigint[], bigint[], timestamptz[]",
+        arguments: "'audit', KEY_LANES, KEYS, KEYS, TIMES",
         pending: &[ONE],
     },
     Planned {
         name: "defer",
         sql: query!("defer"),
-        types: "text, smallint[], bigint[], smallint[], bigint[], text[]",
-        arguments: "'audit', KEY_LANES, KEYS, KEY_LANES, KEYS, KEYS",
+        types: "text, smallint[], bigint[], bigint[], timestamptz[], smallint[], bigint[], text[], text, text",
+        arguments: "'audit', KEY_LANES, KEYS, KEYS, TIMES, KEY_LANES, KEYS, KEYS, '1', ''",
         pending: &[ONE],
     },
     Planned {
-        name: "bury",
-        sql: query!("bury"),
-        types: "text, smallint[], bigint[], smallint[], text[]",
-        arguments: "'audit', KEY_LANES, KEYS, KEY_LANES, KEYS",
+        name: "dead_letter",
+        sql: query!("dead_letter"),
+        types: "text, smallint[], bigint[], bigint[], timestamptz[], smallint[], text[], text, text",
+        arguments: "'audit', KEY_LANES, KEYS, KEYS, TIMES, KEY_LANES, KEYS, '1', ''",
+        pending: &[ONE],
+    },
+    Planned {
+        name: "replace",
+        sql: query!("replace"),
+        types: "text, smallint[], bigint[], bigint[], timestamptz[]",
+        arguments: "'audit', KEY_LANES, KEYS, KEYS, TIMES",
+        pending: &[ONE],
+    },
+    Planned {
+        name: "unmatched",
+        sql: query!("unmatched"),
+        types: "text, smallint[], bigint[], bigint[], timestamptz[], text[]",
+        arguments: "'audit', KEY_LANES, KEYS, KEYS, TIMES, KEYS",
         pending: &[ONE],
     },
 ];
@@ -143,6 +189,9 @@ async fn plan(client: &Client, statement: &Planned) -> Result<Vec<Scan>> {
     let arrays = [
         ("KEY_LANES", SETTLED_LANES),
         ("KEYS", SETTLED),
+        ("TIMES", SETTLED_TIMES),
+        ("NAMES", GROUP_NAMES),
+        ("TOPS", TOPS),
         ("LANES", LANES),
         ("CURSORS", CURSORS),
         ("MANY", MANY),
@@ -150,8 +199,10 @@ async fn plan(client: &Client, statement: &Planned) -> Result<Vec<Scan>> {
     ];
     let arguments = arrays.iter().fold((*arguments).to_owned(), |all, (word, array)| all.replace(word, array));
     let settings = match *name {
-        "deliver" | "delete_delivered" | "defer" | "bury" => SETTLING,
+        "deliver" | "delete_delivered" | "defer" | "dead_letter" | "replace" => SETTLING,
+        "read" | "read_groups" | "read_due" | "rescan" | "look" | "held_groups" | "pending" | "unmatched" => READING,
         "prune" => PRUNING,
+        // These are statements without a transaction around them.
         _ => "SET LOCAL jit = off",
     };
     let prepare =
@@ -170,18 +221,12 @@ async fn plan(client: &Client, statement: &Planned) -> Result<Vec<Scan>> {
 }
 
 fn is_intended(scan: &Scan, statement: &Planned) -> bool {
-    let kinds = ["Index Scan", "Index Only Scan"];
+    let condition = format!("({}", scan.condition).replace('"', "");
+    let goes =
+        |(index, columns): &Way| scan.index == *index && columns.iter().all(|column| has_column(&condition, column));
     match scan.relation.as_str() {
-        "messages_pending" => statement.pending.iter().any(|(index, columns)| {
-            let condition = format!("({}", scan.condition).replace('"', "");
-            scan.index == *index && columns.iter().all(|column| has_column(&condition, column))
-        }),
-        "events" => {
-            let is_probe = scan.condition.contains("position = ") || scan.condition.contains(r#""position" = "#);
-            kinds.contains(&scan.kind.as_str()) && scan.index == "events_pkey" && is_probe
-        }
-        "messages_id_seq" => true,
-        _ => false,
+        "messages_pending" => statement.pending.iter().any(goes),
+        other => OTHERS.iter().any(|(relation, way)| *relation == other && goes(way)) || other == "actions_id_seq",
     }
 }
 
@@ -192,7 +237,7 @@ fn has_column(condition: &str, column: &str) -> bool {
 
 /// Keeps PostgreSQL from looking at the tables by itself, so that its statistics stay as they are.
 async fn never_analyze(bed: &Bed) -> Result<()> {
-    for table in ["messages_pending", "messages_delivered", "events"] {
+    for table in ["messages_pending", "messages_delivered", "messages_dead", "quarantine", "events"] {
         bed.client.batch_execute(&format!("ALTER TABLE outbox.{table} SET (autovacuum_enabled = off)")).await?;
     }
     Ok(())

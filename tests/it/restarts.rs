@@ -105,7 +105,7 @@ async fn a_relay_lives_while_its_database_is_down_and_delivers_when_it_is_back()
 /// Each try to settle a message of `tickets` fails, and is counted, since a sequence is not rolled back.
 const TICKETS_FAIL: &str = "CREATE SEQUENCE tries;
     CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN PERFORM nextval('tries'); RAISE EXCEPTION 'no tickets'; END $$;
+        BEGIN PERFORM nextval('tries'); RAISE EXCEPTION 'no room for tickets' USING ERRCODE = 'disk_full'; END $$;
     CREATE TRIGGER refuse BEFORE INSERT ON outbox.messages_delivered
         FOR EACH ROW WHEN (NEW.destination = 'tickets') EXECUTE FUNCTION refuse()";
 
@@ -148,7 +148,8 @@ async fn a_status_that_is_watched_goes_on_when_the_database_is_back() -> Result<
     let cluster = own_cluster()?;
     let bed = Bed::on(&cluster).await?;
     bed.fifo("tickets").await?;
-    bed.relay().deliver_all().await?;
+    let relay = bed.relay().start().await?;
+    relay.wait_for_status("/readyz", 200).await?;
     let mut watching = Command::new().env("DATABASE_URL", bed.url()).spawn(&["status", "--watch"])?;
     let mut lines = BufReader::new(watching.stdout.take().context("no output")?).lines();
     until_it_shows(&mut lines, "tickets").await?;
@@ -157,5 +158,6 @@ async fn a_status_that_is_watched_goes_on_when_the_database_is_back() -> Result<
     cluster.start_again()?;
     until_it_shows(&mut lines, "tickets").await?;
     watching.kill().await?;
+    relay.stop().await?;
     Ok(())
 }

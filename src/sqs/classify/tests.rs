@@ -7,7 +7,7 @@ use aws_sdk_sqs::config::http::HttpResponse;
 use aws_sdk_sqs::error::{BoxError, ConnectorError, ErrorMetadata};
 
 use super::*;
-use crate::retry::{Conduct, conduct};
+use crate::retry::{Policy, policy};
 
 fn of_entry(code: &str, sender_fault: bool) -> FaultKind {
     entry(&BatchResultErrorEntry::builder().id("0").code(code).sender_fault(sender_fault).build().unwrap()).kind
@@ -46,12 +46,13 @@ const OF_ENTRIES: [(FaultKind, &[&str]); 6] = [
             "PriorRequestNotComplete",
         ],
     ),
-    (FaultKind::ServerError, &["ServiceUnavailable", "ServiceUnavailableException"]),
+    // It was not accepted, which a request that failed with the same code as a whole may have been.
+    (FaultKind::Outage, &["ServiceUnavailable", "ServiceUnavailableException"]),
     (
         FaultKind::Destination,
         &["KMS.AccessDeniedException", "KMS.DisabledException", "AccessDenied", "ExpiredToken", "InvalidSecurity"],
     ),
-    (FaultKind::Ours, &["InvalidBatchEntryId", "AWS.SimpleQueueService.BatchEntryIdsNotDistinct"]),
+    (FaultKind::Internal, &["InvalidBatchEntryId", "AWS.SimpleQueueService.BatchEntryIdsNotDistinct"]),
 ];
 
 #[test]
@@ -75,15 +76,15 @@ fn codes_mean_the_same_with_and_without_their_namespace() {
 #[test]
 fn an_entry_with_an_unknown_code_is_dead_after_the_last_attempt_and_never_at_once() {
     let kind = of_entry("SomethingNew", true);
-    assert!((0..9).all(|attempts| conduct(kind, attempts, 10) == Conduct::RetryCharged));
-    assert_eq!(conduct(kind, 9, 10), Conduct::Bury);
+    assert!((0..9).all(|attempts| policy(kind, attempts, 10) == Policy::RetryCharged));
+    assert_eq!(policy(kind, 9, 10), Policy::DeadLetter);
 }
 
 #[test]
 fn a_request_with_an_unknown_code_halts_the_destination_and_charges_nobody() {
     for status in [400, 403, 404, 413, 429, 500, 503] {
-        let fault = request(&refused(status, Some("SomethingNew")));
-        assert_eq!(conduct(fault.kind, 9, 10), Conduct::Halt, "HTTP {status}: {fault}");
+        let fault = request(&refused(status, Some("SomethingNew")), true);
+        assert_eq!(policy(fault.kind, 9, 10), Policy::Halt, "HTTP {status}: {fault}");
         assert_eq!(fault.kind.may_have_been_accepted(), status >= 500, "HTTP {status}: {fault}");
     }
 }
@@ -118,7 +119,7 @@ fn without_credentials(cause: CredentialsError) -> Failure {
 fn every_failure_of_the_sdk_is_of_one_kind() {
     let timed_out = || BoxError::from("identity resolver timed out after 5s");
     for (failure, kind, code) in [
-        (SdkError::construction_failure("no such parameter"), FaultKind::Ours, "RequestNotBuilt"),
+        (SdkError::construction_failure("no such parameter"), FaultKind::Internal, "RequestNotBuilt"),
         (SdkError::timeout_error("5s"), FaultKind::Ambiguous, "Timeout"),
         (SdkError::response_error("cut", response(200)), FaultKind::Ambiguous, "UnreadableAnswer"),
         (refused(200, None), FaultKind::Ambiguous, "UnreadableAnswer"),
@@ -140,14 +141,29 @@ fn every_failure_of_the_sdk_is_of_one_kind() {
             "CredentialsNotAvailable",
         ),
     ] {
-        let fault = request(&failure);
+        let fault = request(&failure, true);
         assert_eq!((fault.kind, fault.code.as_str()), (kind, code), "{failure:?}");
     }
 }
 
 #[test]
+fn what_failed_before_its_first_byte_was_not_accepted() {
+    for (failure, kind, code) in [
+        (SdkError::timeout_error("5s"), FaultKind::Outage, "NotConnected"),
+        (lost(ConnectorError::io(broken())), FaultKind::Outage, "NotSent"),
+        (lost(ConnectorError::other(broken(), None)), FaultKind::Outage, "NotSent"),
+        (lost(ConnectorError::other(TooLate.into(), None)), FaultKind::NotSent, "ClaimOver"),
+        (SdkError::construction_failure(TooLate), FaultKind::NotSent, "ClaimOver"),
+    ] {
+        let fault = request(&failure, false);
+        assert_eq!((fault.kind, fault.code.as_str()), (kind, code), "{failure:?}");
+        assert!(!fault.kind.may_have_been_accepted());
+    }
+}
+
+#[test]
 fn the_reason_is_one_line_and_not_too_long() {
-    let fault = request(&SdkError::construction_failure(format!("first\nsecond\t {}", "x".repeat(1000))));
+    let fault = request(&SdkError::construction_failure(format!("first\nsecond\t {}", "x".repeat(1000))), true);
     assert!(!fault.detail.contains(['\n', '\t']) && fault.detail.contains("first second"), "{fault}");
     assert_eq!(fault.detail.chars().count(), DETAIL_CHARS);
 }

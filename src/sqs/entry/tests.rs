@@ -1,17 +1,21 @@
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use super::*;
+use crate::clock::Time;
+use crate::message::{EventPosition, Lane, MessageId, Origin};
 
 fn message(payload: &str, metadata: &str) -> Message {
     Message {
-        key: MessageKey { lane: 3, id: 42 },
+        key: MessageKey { lane: Lane::new(3).unwrap(), id: MessageId(42) },
+        origin: Origin { event_position: EventPosition(42), enqueued_at: SystemTime::UNIX_EPOCH },
         group: Some(Arc::from("draw-7")),
         attempts: 0,
         age_when_read: Duration::ZERO,
-        read_at: Instant::now(),
+        read_at: Time::default(),
         wait: None,
-        event: Some(Event {
+        hold: None,
+        content: Content::Event(Event {
             event_id: "0190a0b0-0000-7000-8000-000000000001".to_owned(),
             event_type: "TicketPurchased".to_owned(),
             stream: Some(("draw-7".to_owned(), 5)),
@@ -65,8 +69,12 @@ fn a_group_that_sqs_refuses_is_hashed() {
         let sent = compose(message, QueueKind::Fifo).unwrap().entry.fifo.unwrap().group;
         assert!(sent.starts_with("sha256-") && sent.len() <= MAX_GROUP, "{group:?} became {sent}");
     }
-    assert_ne!(group_id(Some("a b"), 1), group_id(Some("a  b"), 1));
-    assert_eq!(group_id(Some("a b"), 1), group_id(Some("a b"), 2), "all of a group go to one group");
+    assert_ne!(group_id(Some("a b"), MessageId(1)), group_id(Some("a  b"), MessageId(1)));
+    assert_eq!(
+        group_id(Some("a b"), MessageId(1)),
+        group_id(Some("a b"), MessageId(2)),
+        "all of a group go to one group"
+    );
 }
 
 #[test]
@@ -96,15 +104,15 @@ fn what_sqs_cannot_take_as_an_attribute_is_left_out_and_counted() {
 
 #[test]
 fn a_member_that_sqs_cannot_take_costs_no_other_one() {
-    let metadata = r#"{"big": 1e400, "traceparent": "00-1", "AWSTraceHeader": "Root=1", "in": {"x": 1e400}}"#;
+    let metadata = r#"{"big": 1e400, "traceparent": "00-1", "AWSTraceHeader": "Root=1-5759e988-bd862e3fe1be46a994272793", "in": {"x": 1e400}}"#;
     let composed = entry("{}", metadata);
     assert_eq!(names(&composed)[4..], ["traceparent", "in"]);
     assert_eq!(composed.entry.attributes[5].value, r#"{"x": 1e400}"#);
-    assert_eq!(composed.entry.trace_header.as_deref(), Some("Root=1"));
+    assert_eq!(composed.entry.trace_header.as_deref(), Some("Root=1-5759e988-bd862e3fe1be46a994272793"));
     assert_eq!(composed.left_out, 1);
     let deep = format!(r#"{{"a": {}{}, "traceparent": "00-1"}}"#, "[".repeat(5000), "]".repeat(5000));
     assert_eq!(names(&entry("{}", &deep))[4..], ["traceparent", "a"]);
-    for (header, left_out) in [("1", 1), ("{}", 1), (r#""""#, 1), ("null", 0)] {
+    for (header, left_out) in [("1", 1), ("{}", 1), (r#""""#, 1), (r#""Root=1""#, 1), ("null", 0)] {
         let composed = entry("{}", &format!(r#"{{"AWSTraceHeader": {header}}}"#));
         assert_eq!((composed.entry.trace_header, composed.left_out), (None, left_out), "{header}");
     }
@@ -151,6 +159,6 @@ fn the_size_limit_counts_attributes_and_is_exact() {
 #[test]
 fn a_message_without_an_event_is_refused_with_a_reason() {
     let mut message = message("{}", "{}");
-    message.event = None;
+    message.content = Content::Missing;
     assert_eq!(compose(message, QueueKind::Standard).unwrap_err().code, "EventMissing");
 }

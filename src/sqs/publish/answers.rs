@@ -3,6 +3,7 @@
 //! A listener on this machine takes the request and answers with whatever a case wants: the emulators have no such faults.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use aws_config::SdkConfig;
 use aws_credential_types::Credentials;
@@ -12,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::*;
-use crate::message::{Event, Message, MessageKey, QueueKind};
+use crate::message::{Content, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin, QueueKind};
 use crate::sqs::{client, compose};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,13 +27,15 @@ fn entry(id: i64) -> Entry {
         metadata: "{}".to_owned(),
     };
     let message = Message {
-        key: MessageKey { lane: 0, id },
+        key: MessageKey { lane: Lane::new(0).unwrap(), id: MessageId(id) },
+        origin: Origin { event_position: EventPosition(id), enqueued_at: SystemTime::UNIX_EPOCH },
         group: None,
         attempts: 0,
         age_when_read: Duration::ZERO,
-        read_at: Instant::now(),
+        read_at: Time::now(),
         wait: None,
-        event: Some(event),
+        hold: None,
+        content: Content::Event(event),
     };
     compose(message, QueueKind::Fifo).unwrap().entry
 }
@@ -55,7 +58,7 @@ fn queue(account: &SdkConfig, endpoint: &str, timeout: Duration) -> Queue {
 
 async fn publish(queue: &Queue, entries: i64) -> Published {
     let entries: Vec<Entry> = (0..entries).map(entry).collect();
-    queue.publish(&entries.iter().collect::<Vec<_>>()).await
+    queue.publish(&entries.iter().collect::<Vec<_>>(), Time::now() + Duration::from_secs(60)).await
 }
 
 /// Reads one request to its end.
@@ -129,10 +132,10 @@ const CODES: [(&str, &str, u16, FaultKind); 38] = [
     ("InvalidSignatureException", "InvalidSignatureException", 400, FaultKind::Destination),
     ("ExpiredToken", "ExpiredTokenException", 403, FaultKind::Destination),
     ("RequestTimeTooSkewed", "RequestTimeTooSkewed", 403, FaultKind::Destination),
-    ("AWS.SimpleQueueService.TooManyEntriesInBatchRequest", "TooManyEntriesInBatchRequest", 400, FaultKind::Ours),
-    ("AWS.SimpleQueueService.EmptyBatchRequest", "EmptyBatchRequest", 400, FaultKind::Ours),
-    ("AWS.SimpleQueueService.BatchEntryIdsNotDistinct", "BatchEntryIdsNotDistinct", 400, FaultKind::Ours),
-    ("AWS.SimpleQueueService.InvalidBatchEntryId", "InvalidBatchEntryId", 400, FaultKind::Ours),
+    ("AWS.SimpleQueueService.TooManyEntriesInBatchRequest", "TooManyEntriesInBatchRequest", 400, FaultKind::Internal),
+    ("AWS.SimpleQueueService.EmptyBatchRequest", "EmptyBatchRequest", 400, FaultKind::Internal),
+    ("AWS.SimpleQueueService.BatchEntryIdsNotDistinct", "BatchEntryIdsNotDistinct", 400, FaultKind::Internal),
+    ("AWS.SimpleQueueService.InvalidBatchEntryId", "InvalidBatchEntryId", 400, FaultKind::Internal),
     ("AWS.SimpleQueueService.BatchRequestTooLong", "BatchRequestTooLong", 400, FaultKind::MessagePermanent),
     ("InvalidMessageContents", "InvalidMessageContents", 400, FaultKind::MessagePermanent),
     ("InvalidParameterValue", "InvalidParameterValue", 400, FaultKind::Destination),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client, NoTls};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::emulator::{Queues, Received};
 use super::pgbouncer::PgBouncer;
@@ -134,6 +135,16 @@ impl Bed {
     /// to none with 0 groups.
     pub async fn enqueue_many(&self, destination: &str, count: i64, groups: i64) -> Result<()> {
         enqueue_range(&self.client, destination, 1..=count, groups).await
+    }
+
+    /// Commits messages without a group, a hundred a second, until it is dropped: others get through while something fails.
+    pub async fn trickle(&self, destination: &str) -> Result<AbortOnDropHandle<()>> {
+        let (client, destination) = (self.connect().await?, destination.to_owned());
+        Ok(AbortOnDropHandle::new(tokio::spawn(async move {
+            while enqueue(&client, &destination, "{\"trickle\": true}", None).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })))
     }
 
     /// How many messages are pending.

@@ -1,0 +1,25 @@
+-- Transactions that may have written messages and have not ended, and the next transaction id.
+--
+-- No parameters. Guarantees: whoever has inserted a message holds this lock on the table until the end of the transaction, so
+-- a transaction that is missing has taken no message id before this statement began (PostgreSQL, 13.3.1 "Table-Level
+-- Locks"). Claims, other databases and transactions that write other tables are not among them. pg_locks shows the lower 32
+-- bits of ids. Reads no table; looks through the lock table of the whole server once.
+WITH locks AS MATERIALIZED (
+    SELECT l.locktype, l.database, l.relation, l.virtualtransaction, l.transactionid, l.mode
+    FROM pg_locks AS l
+    WHERE l.granted AND l.locktype IN ('relation', 'transactionid')
+)
+SELECT
+    pg_snapshot_xmin(s.snapshot)::text::bigint + age(pg_snapshot_xmin(s.snapshot)::xid) AS next_xid,
+    ARRAY(
+        SELECT x.transactionid::text::bigint
+        FROM locks AS x
+        WHERE x.locktype = 'transactionid' AND x.mode = 'ExclusiveLock' AND x.virtualtransaction IN (
+            SELECT r.virtualtransaction
+            FROM locks AS r
+            WHERE r.locktype = 'relation' AND r.mode = 'RowExclusiveLock'
+                AND r.relation IN ('outbox.messages'::regclass, 'outbox.messages_pending'::regclass)
+                AND r.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+        )
+    ) AS transaction_ids
+FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS s

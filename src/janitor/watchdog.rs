@@ -1,0 +1,110 @@
+//! The watchdog: notices that messages are due, nothing is delivered, and no known reason explains it. Pure.
+//!
+//! It must never be needed. Where it speaks, something stands still that no other probe shows.
+
+use std::time::{Duration, Instant};
+
+use crate::health::Activity;
+
+/// How long that may last.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What one look at a destination shows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sight {
+    /// Age of the oldest message that nothing holds up, in seconds; 0 when there is none.
+    pub(super) ready_lag: f64,
+    /// Messages that this relay has delivered, or given up, since it started.
+    pub(super) finished: u64,
+    /// What the relay is doing.
+    pub(super) activity: Option<Activity>,
+}
+
+/// What has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It stands still.
+    Stalled,
+    /// It does not any more.
+    GoesOn,
+}
+
+/// Watches one destination.
+#[derive(Debug, Default)]
+pub(super) struct Watchdog {
+    /// Since when nothing was delivered although something was due, and what had been finished then.
+    since: Option<(Instant, u64)>,
+    is_stalled: bool,
+}
+
+impl Watchdog {
+    /// Whether the destination stands still.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.is_stalled
+    }
+
+    /// For how long it has.
+    pub(super) fn stalled_for(&self, now: Instant) -> Duration {
+        self.since.map_or(Duration::ZERO, |(since, _)| now.saturating_duration_since(since))
+    }
+
+    /// Takes a look into account.
+    pub(super) fn look(&mut self, sight: Sight, now: Instant) -> Option<Change> {
+        let is_explained =
+            matches!(sight.activity, Some(Activity::Halted | Activity::Paused | Activity::LanesAreElsewhere) | None);
+        let goes_on = self.since.is_none_or(|(_, finished)| finished != sight.finished);
+        if sight.ready_lag <= 0.0 || is_explained || goes_on {
+            let is_due = sight.ready_lag > 0.0 && !is_explained;
+            self.since = is_due.then_some((now, sight.finished));
+            return std::mem::take(&mut self.is_stalled).then_some(Change::GoesOn);
+        }
+        let is_too_long = self.stalled_for(now) >= PATIENCE && sight.ready_lag >= PATIENCE.as_secs_f64();
+        let is_news = is_too_long && !self.is_stalled;
+        self.is_stalled |= is_too_long;
+        is_news.then_some(Change::Stalled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sight(ready_lag: f64, finished: u64, activity: Activity) -> Sight {
+        Sight { ready_lag, finished, activity: Some(activity) }
+    }
+
+    #[test]
+    fn what_is_due_and_not_delivered_for_thirty_seconds_without_a_reason_is_told_once() {
+        let (mut watchdog, start) = (Watchdog::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(watchdog.look(sight(100.0, 5, Activity::Idle), at(0)), None, "it has only begun to look");
+        assert_eq!(watchdog.look(sight(129.0, 5, Activity::Idle), at(29)), None);
+        assert_eq!(watchdog.look(sight(130.0, 5, Activity::Idle), at(30)), Some(Change::Stalled));
+        assert_eq!(watchdog.look(sight(140.0, 5, Activity::Idle), at(40)), None);
+        assert!(watchdog.is_stalled());
+        assert_eq!(watchdog.look(sight(141.0, 6, Activity::Idle), at(41)), Some(Change::GoesOn));
+        assert!(!watchdog.is_stalled());
+    }
+
+    #[test]
+    fn a_known_reason_or_a_delivery_begins_the_time_anew() {
+        let (mut watchdog, start) = (Watchdog::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        for second in 0..100 {
+            let activity = if second % 25 == 0 { Activity::Halted } else { Activity::Idle };
+            assert_eq!(watchdog.look(sight(500.0, 5, activity), at(second)), None);
+        }
+        for second in 100..200 {
+            assert_eq!(watchdog.look(sight(500.0, second, Activity::Idle), at(second)), None);
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_younger_than_that_is_no_reason() {
+        let (mut watchdog, start) = (Watchdog::default(), Instant::now());
+        for second in 0..100 {
+            let lag = (second % 20) as f64;
+            assert_eq!(watchdog.look(sight(lag, 5, Activity::Idle), start + Duration::from_secs(second)), None);
+        }
+    }
+}

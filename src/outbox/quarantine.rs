@@ -1,0 +1,136 @@
+//! Quarantine: messages that are set aside one by one, so that they stop nobody else.
+
+use std::time::SystemTime;
+
+use tokio_postgres::types::Type;
+
+use super::settle::shorten;
+use super::{Keep, Outbox, OutboxError, Parameter, column, lane};
+use crate::message::{EventPosition, FaultKind, MessageId, MessageKey, Origin, Outcome, Quarantined, Settlement};
+
+const QUARANTINE: &str = include_str!("../../sql/queries/quarantine.sql");
+const QUARANTINED: &str = include_str!("../../sql/queries/quarantined.sql");
+const UNQUARANTINE: &str = include_str!("../../sql/queries/unquarantine.sql");
+const RELEASE: &str = include_str!("../../sql/queries/release.sql");
+
+/// A message in quarantine, for people.
+#[derive(Clone, Debug)]
+pub struct QuarantinedLine {
+    /// The message, with what could not be recorded and why.
+    pub message: Quarantined,
+    /// When it was set aside, in RFC 3339.
+    pub since: String,
+}
+
+fn outcome_of(outcome: Option<&Outcome>) -> (Option<&'static str>, Option<&str>) {
+    match outcome {
+        Some(Outcome::Delivered { sqs_message_id }) => (Some("delivered"), Some(sqs_message_id)),
+        Some(Outcome::Dead { .. }) => (Some("dead"), None),
+        Some(Outcome::Deferred { .. }) | None => (None, None),
+    }
+}
+
+impl Outbox {
+    /// Sets messages aside.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn quarantine(&self, destination: &str, messages: &[Quarantined]) -> Result<(), OutboxError> {
+        let lanes: Vec<i16> = messages.iter().map(|message| message.key.lane.number()).collect();
+        let ids: Vec<i64> = messages.iter().map(|message| message.key.id.0).collect();
+        let positions: Vec<i64> = messages.iter().map(|message| message.origin.event_position.0).collect();
+        let times: Vec<SystemTime> = messages.iter().map(|message| message.origin.enqueued_at).collect();
+        let groups: Vec<Option<&str>> = messages.iter().map(|message| message.group.as_deref()).collect();
+        let outcomes = messages.iter().map(|message| outcome_of(message.outcome.as_ref()));
+        let (outcomes, sqs_ids): (Vec<Option<&str>>, Vec<Option<&str>>) = outcomes.unzip();
+        let reasons: Vec<_> = messages.iter().map(|message| shorten(&message.reason)).collect();
+        let parameters: [Parameter<'_>; 9] = [
+            (&destination, Type::TEXT),
+            (&lanes, Type::INT2_ARRAY),
+            (&ids, Type::INT8_ARRAY),
+            (&positions, Type::INT8_ARRAY),
+            (&times, Type::TIMESTAMPTZ_ARRAY),
+            (&groups, Type::TEXT_ARRAY),
+            (&outcomes, Type::TEXT_ARRAY),
+            (&sqs_ids, Type::TEXT_ARRAY),
+            (&reasons, Type::TEXT_ARRAY),
+        ];
+        self.execute("quarantine", QUARANTINE, &parameters).await.map(drop)
+    }
+
+    /// Messages in quarantine, the oldest first; of one destination, or of all.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn quarantined(
+        &self,
+        destination: Option<&str>,
+        most: i64,
+    ) -> Result<Vec<(String, QuarantinedLine)>, OutboxError> {
+        const NAME: &str = "list the quarantine";
+        let parameters: [Parameter<'_>; 2] = [(&destination, Type::TEXT), (&most, Type::INT8)];
+        let line = |row: &tokio_postgres::Row| {
+            let reason: String = column(NAME, row, 8)?;
+            let outcome = match column::<Option<&str>>(NAME, row, 6)? {
+                Some("delivered") => Some(Outcome::Delivered { sqs_message_id: column(NAME, row, 7)? }),
+                Some("dead") => {
+                    let kind = FaultKind::MessagePermanent;
+                    Some(Outcome::Dead { attempts: 0, kind, error: reason.clone() })
+                }
+                _ => None,
+            };
+            let message = Quarantined {
+                key: MessageKey { lane: lane(NAME, row, 1)?, id: MessageId(column(NAME, row, 2)?) },
+                origin: Origin {
+                    event_position: EventPosition(column(NAME, row, 3)?),
+                    enqueued_at: column(NAME, row, 4)?,
+                },
+                group: column::<Option<&str>>(NAME, row, 5)?.map(Into::into),
+                outcome,
+                reason,
+            };
+            Ok((column(NAME, row, 0)?, QuarantinedLine { message, since: column(NAME, row, 9)? }))
+        };
+        self.query(NAME, QUARANTINED, &parameters).await?.iter().map(line).collect()
+    }
+
+    /// Tries again to record what became of a message in quarantine; returns whether that is done, and it is not there any more.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails; not when it still refuses the row.
+    pub async fn record_quarantined(
+        &self,
+        destination: &str,
+        keep: Keep,
+        message: &Quarantined,
+    ) -> Result<bool, OutboxError> {
+        let Quarantined { key, origin, group, outcome: Some(outcome), .. } = message.clone() else { return Ok(false) };
+        let mut settlement = [Settlement { key, origin, group, outcome }];
+        match self.settle(destination, keep, &mut settlement, None).await {
+            Ok(_) => {}
+            Err(error) if error.is_about_a_row() => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        let (lane, id) = (key.lane.number(), key.id.0);
+        let parameters: [Parameter<'_>; 4] = [
+            (&destination, Type::TEXT),
+            (&lane, Type::INT2),
+            (&id, Type::INT8),
+            (&origin.event_position.0, Type::INT8),
+        ];
+        self.execute("end the quarantine", UNQUARANTINE, &parameters).await.map(|rows| rows > 0)
+    }
+
+    /// Gives a message in quarantine back to the relays, which send it.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn release(&self, destination: &str, id: i64) -> Result<i64, OutboxError> {
+        let parameters: [Parameter<'_>; 2] = [(&destination, Type::TEXT), (&id, Type::INT8)];
+        column("release", &self.query_one("release", RELEASE, &parameters).await?, 0)
+    }
+}

@@ -1,0 +1,64 @@
+//! Whether a database can hold an outbox at all, and whether this role sees what is in it. Asked by `migrate`, `run`, `check`
+//! and before anybody says that nothing is pending: what is hidden looks like what is not there.
+
+use std::sync::atomic::Ordering;
+
+use super::{Outbox, OutboxError, column};
+
+const SUITABLE: &str = include_str!("../../sql/queries/suitable.sql");
+
+/// The oldest PostgreSQL that has everything the schema uses.
+const OLDEST: i32 = 130_000;
+
+impl Outbox {
+    /// Looks whether the database can be used.
+    ///
+    /// # Errors
+    ///
+    /// [`OutboxError::Unsuitable`] with the first reason and its remedy, or when the statement fails.
+    pub async fn check_suitable(&self) -> Result<(), OutboxError> {
+        const NAME: &str = "check the database";
+        let row = self.query_one(NAME, SUITABLE, &[]).await?;
+        let version: i32 = column(NAME, &row, 0)?;
+        self.version.store(version, Ordering::Relaxed);
+        let (encoding, is_standby, role): (String, bool, String) =
+            (column(NAME, &row, 1)?, column(NAME, &row, 2)?, column(NAME, &row, 3)?);
+        let (hidden, odd): (Vec<String>, Vec<String>) = (column(NAME, &row, 4)?, column(NAME, &row, 5)?);
+        let unsuitable = |problem: String, remedy: String| {
+            Err(OutboxError::Unsuitable { place: self.place.to_string(), problem, remedy })
+        };
+        if version < OLDEST {
+            return unsuitable(
+                format!("it is PostgreSQL {}", version / 10_000),
+                "use PostgreSQL 13 or newer".to_owned(),
+            );
+        }
+        if encoding != "UTF8" {
+            return unsuitable(
+                format!("its encoding is {encoding}, and SQS takes UTF-8 only"),
+                "create a database with ENCODING 'UTF8', and move the data there".to_owned(),
+            );
+        }
+        if is_standby {
+            return unsuitable(
+                "it is a standby, which takes no writes and may be behind".to_owned(),
+                "point DATABASE_URL at the primary".to_owned(),
+            );
+        }
+        if let Some(table) = odd.first() {
+            return unsuitable(
+                format!("outbox.{table} is no table"),
+                "restore the schema that `outbox-relay migrate` made".to_owned(),
+            );
+        }
+        if let Some(table) = hidden.first() {
+            return unsuitable(
+                format!("row level security may hide rows of outbox.{table} from {role}"),
+                format!(
+                    "ALTER TABLE outbox.{table} DISABLE ROW LEVEL SECURITY, or CREATE POLICY relay ON outbox.{table} TO {role} USING (true)"
+                ),
+            );
+        }
+        Ok(())
+    }
+}

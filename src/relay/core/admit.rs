@@ -1,0 +1,272 @@
+//! Taking in what was read: each message becomes an item of the schedule, stays in the table, dies, or is set aside.
+//!
+//! Order rests on what is dropped here: see [`super::intake`]. Pure.
+
+use std::sync::Arc;
+
+use super::group::Deferred;
+use super::intake::Intake;
+use super::item::Item;
+use super::limits::Reserved;
+use super::parked::ReadOnAnswer;
+use super::schedule::Schedule;
+use super::standing::{Report, Standing};
+use super::work::ReadWork;
+use crate::clock::Time;
+use crate::message::{
+    Content, Fault, FaultKind, Hold, Lane, Message, MessageId, MessageKey, Outcome, Quarantined, QueueKind, Settlement,
+};
+use crate::reading::{Batch, Found, Position, ReadAnswer, Rescan, Rescanned};
+use crate::sqs::{Composed, compose};
+
+/// What an item takes besides its body and attributes.
+const ITEM_BYTES: usize = 1024;
+
+/// Makes an item of a message that is sent for the first time under a claim; its memory comes out of what was reserved for the
+/// read.
+///
+/// # Errors
+///
+/// A permanent fault when SQS can never accept it.
+pub(in crate::relay) fn compose_item(message: Message, kind: QueueKind, memory: &mut Reserved) -> Result<Item, Fault> {
+    let group = message.group.clone().filter(|_| kind == QueueKind::Fifo);
+    let Message { origin, attempts, age_when_read, read_at, .. } = message;
+    let Composed { entry, left_out } = compose(message, kind)?;
+    let memory = memory.split(entry.bytes() + ITEM_BYTES);
+    Ok(Item {
+        entry,
+        origin,
+        group,
+        left_out,
+        attempts,
+        resends: 0,
+        charged: None,
+        is_recorded: false,
+        age_when_read,
+        read_at,
+        is_alone: false,
+        _memory: memory,
+    })
+}
+
+/// What could not go on its way while a batch was taken in.
+#[derive(Debug, Default)]
+pub(super) struct Refused {
+    /// Messages that SQS can never accept.
+    pub(super) dead: Vec<Settlement>,
+    /// Messages that PostgreSQL cannot read.
+    pub(super) unreadable: Vec<Quarantined>,
+}
+
+/// Everything that taking in a batch works on.
+pub(super) struct Admission<'a> {
+    pub(super) intake: &'a mut Intake,
+    pub(super) schedule: &'a mut Schedule,
+    pub(super) standing: &'a mut Standing,
+    pub(super) refused: Refused,
+    pub(super) now: Time,
+}
+
+impl Admission<'_> {
+    /// Applies a read; returns whether it brought something.
+    pub(super) fn read(&mut self, mut work: ReadWork, answer: ReadAnswer) -> bool {
+        let mut is_new = false;
+        let mut late = Vec::new();
+        if let Some((rescan, rescanned)) = work.request.gap.as_ref().zip(answer.gap) {
+            let watermarks = &mut self.standing.knowledge.watermarks;
+            if self.standing.kind == QueueKind::Fifo && watermarks.shows_late(&rescanned.snapshot) {
+                self.schedule.not_read_on(&work.groups);
+                return true;
+            }
+            late = self.gap(rescan, &rescanned);
+            is_new = !late.is_empty();
+        }
+        for (wanted, batch) in work.groups.iter().zip(answer.groups) {
+            is_new = true;
+            if late.contains(&wanted.position.after.lane) {
+                self.schedule.not_read_on(std::slice::from_ref(wanted));
+            } else {
+                self.group(wanted, batch, &mut work.memory);
+            }
+        }
+        // A rescan from the bottom may have set a lane back since the read began.
+        let watermarks = &self.standing.knowledge.watermarks;
+        let is_in_place = |position: &Position| {
+            watermarks.position(position.lane) == position.above && !late.contains(&position.lane)
+        };
+        let in_place: Vec<Position> = work.request.lanes.iter().copied().filter(is_in_place).collect();
+        if !work.request.lanes.is_empty() {
+            is_new |= self.lanes(&in_place, answer.lanes, &mut work.memory);
+        }
+        is_new
+    }
+
+    /// Applies a look at the gap: watermarks move up over what it settles, and back below what it found; returns the lanes
+    /// where it found something.
+    fn gap(&mut self, rescan: &Rescan, rescanned: &Rescanned) -> Vec<Lane> {
+        let count = |lane: Lane| rescanned.found.iter().filter(|found| found.key.lane == lane).count();
+        let is_complete = |lane: Lane| count(lane) < rescan.most;
+        let covered: Vec<(Lane, MessageId)> = rescan
+            .ranges
+            .iter()
+            .filter(|range| is_complete(range.lane))
+            .map(|range| (range.lane, range.upto))
+            .collect();
+        self.standing.knowledge.watermarks.rescanned(&covered, &rescanned.snapshot, self.now);
+        self.find_late(&rescanned.found)
+    }
+
+    /// Sets lanes back below what a rescan found and nobody knew; returns them.
+    pub(super) fn find_late(&mut self, found: &[Found]) -> Vec<Lane> {
+        let mut late = Vec::new();
+        for Found { key, group } in found {
+            let is_known = self.schedule.knows(*key) || self.schedule.is_left(*key, group.as_ref());
+            if !is_known {
+                let from = self.schedule.dissolve_crowd(key.lane, key.id);
+                self.standing.knowledge.watermarks.rewind(key.lane, from);
+                late.push(key.lane);
+            }
+        }
+        if !late.is_empty() {
+            self.standing.report(Report::Late(late.len() as u64));
+            self.intake.next_read = self.now;
+            self.intake.happened();
+        }
+        late
+    }
+
+    fn group(&mut self, wanted: &super::work::ReadOn, batch: Batch, memory: &mut Reserved) {
+        self.intake.follow(batch.is_cut);
+        let position = &wanted.position;
+        if let Some(Hold::Group { by }) = batch.messages.iter().find_map(|message| message.hold) {
+            self.schedule.block(&position.group, MessageKey { lane: position.after.lane, id: by });
+            return;
+        }
+        let is_all = batch.messages.len() < position.most && !batch.is_cut && batch.lanes_with_more.is_empty();
+        let mut read = ReadOnAnswer { is_all, ..ReadOnAnswer::default() };
+        for message in batch.messages {
+            if let Some(wait) = message.wait {
+                // It comes when it is due, and what is behind it after that.
+                read.head = Some(Deferred::Head { id: message.key.id, due: Some(message.read_at + wait) });
+                break;
+            }
+            read.last = Some(message.key.id);
+            read.items.extend(self.item(message, memory));
+        }
+        self.schedule.read_on(wanted, read);
+    }
+
+    /// Takes in what was read of lanes that are where they were; returns whether there was anything.
+    fn lanes(&mut self, in_place: &[Position], mut batch: Batch, memory: &mut Reserved) -> bool {
+        self.intake.follow(batch.is_cut);
+        batch.messages.retain(|message| in_place.iter().any(|position| position.lane == message.key.lane));
+        self.intake.full.clear();
+        for position in in_place {
+            let of_lane = batch.messages.iter().filter(|message| message.key.lane == position.lane);
+            let (count, last) = of_lane.fold((0, None), |(count, _), message| (count + 1, Some(message.key.id)));
+            if let Some((last, next_xid)) = last.zip(batch.next_xid) {
+                let watermarks = &mut self.standing.knowledge.watermarks;
+                watermarks.read(position.lane, last, next_xid, batch.last_id, self.now);
+            }
+            let has_more = batch.is_cut || batch.lanes_with_more.contains(&position.lane);
+            if count == position.most || has_more {
+                self.intake.full.push(position.lane);
+            }
+        }
+        let is_new = !batch.messages.is_empty();
+        for message in batch.messages {
+            self.admit(message, memory);
+        }
+        is_new
+    }
+
+    /// Takes in a message that was read in its turn, or leaves it in the table.
+    fn admit(&mut self, message: Message, memory: &mut Reserved) {
+        if self.schedule.knows(message.key) {
+            return;
+        }
+        let group = message.group.clone().filter(|_| self.standing.kind == QueueKind::Fifo);
+        // Before it is composed: of a blocked or hot group there may be many.
+        if let Some(group) = &group
+            && self.schedule.leaves_in_table(group, message.key, message.hold, self.now)
+        {
+            return;
+        }
+        if let Some(item) = self.item(message, memory) {
+            self.schedule.admit(item);
+        }
+    }
+
+    /// Takes in what is due; returns whether anything of it was new. A retry that a relay recorded is the head of its group;
+    /// what was deferred by hand may stand anywhere in it, and its group is read from where that comes in its turn.
+    pub(super) fn due(&mut self, batch: Batch, memory: &mut Reserved) -> bool {
+        self.intake.follow(batch.is_cut);
+        let mut is_new = false;
+        for message in batch.messages {
+            if self.schedule.knows(message.key) {
+                continue;
+            }
+            let (key, attempts) = (message.key, message.attempts);
+            let group = message.group.clone().filter(|_| self.standing.kind == QueueKind::Fifo);
+            let read_to = self.standing.knowledge.watermarks.position(key.lane);
+            match group {
+                Some(group) if attempts == 0 => is_new |= self.schedule.start_over(&group, key, read_to),
+                _ => {
+                    if let Some(item) = self.item(message, memory) {
+                        self.schedule.admit_head(item, read_to);
+                    }
+                    // Dead, set aside, or on its way; but not if its group leaves it in the table.
+                    is_new |= self.schedule.knows(key);
+                }
+            }
+        }
+        is_new
+    }
+
+    /// Makes an item of a message that is not in memory yet. One that SQS can never accept is dead, and one that PostgreSQL
+    /// cannot read is set aside.
+    fn item(&mut self, message: Message, memory: &mut Reserved) -> Option<Item> {
+        if self.schedule.knows(message.key) {
+            return None;
+        }
+        let kind = self.standing.kind;
+        let group = message.group.clone().filter(|_| kind == QueueKind::Fifo);
+        let (key, origin, attempts) = (message.key, message.origin, message.attempts);
+        let reason = match &message.content {
+            Content::Unreadable { reason } => Some(reason.clone()),
+            // It was not read although nothing holds it up: what held it up is over, and it comes with the next read.
+            Content::Held => return None,
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            self.set_aside(Quarantined { key, origin, group, outcome: None, reason });
+            return None;
+        }
+        match compose_item(message, kind, memory) {
+            Ok(item) => Some(item),
+            Err(fault) => {
+                self.dies(key, origin, group, attempts, &fault);
+                None
+            }
+        }
+    }
+
+    fn dies(
+        &mut self,
+        key: MessageKey,
+        origin: crate::message::Origin,
+        group: Option<Arc<str>>,
+        attempts: i16,
+        fault: &Fault,
+    ) {
+        debug_assert_eq!(fault.kind, FaultKind::MessagePermanent);
+        self.schedule.pass_over(key, group.as_ref());
+        let outcome = Outcome::Dead { attempts, kind: fault.kind, error: fault.to_string() };
+        self.refused.dead.push(Settlement { key, origin, group, outcome });
+    }
+
+    fn set_aside(&mut self, message: Quarantined) {
+        self.schedule.pass_over(message.key, message.group.as_ref());
+        self.refused.unreadable.push(message);
+    }
+}

@@ -1,0 +1,286 @@
+//! Limits that learn: how many requests may be in flight, how many outcomes the database writes, how much memory there is.
+//!
+//! Pure. Where SQS throttles, fewer requests; where the database writes slowly, fewer messages on their way, so that all of
+//! them are recorded while the claim lives; where memory is short, fewer bytes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::message::FaultKind;
+
+/// How many requests of a destination may be in flight, after SQS has asked for fewer.
+///
+/// Additive increase, multiplicative decrease, as TCP does it: an answer that says "too many" halves the limit, each round of
+/// accepted requests adds one to it, up to `OUTBOX_RELAY_MAX_IN_FLIGHT`.
+#[derive(Debug)]
+pub(super) struct ConcurrencyLimit {
+    limit: f64,
+    max: f64,
+}
+
+impl ConcurrencyLimit {
+    /// No limit but the configured one.
+    pub(super) fn new(max_in_flight: usize) -> Self {
+        let max = max_in_flight.max(1) as f64;
+        Self { limit: max, max }
+    }
+
+    /// Another number is configured. A limit that was at the old one goes to the new one at once.
+    pub(super) fn set_max(&mut self, max_in_flight: usize) {
+        let max = max_in_flight.max(1) as f64;
+        self.limit = if self.limit >= self.max { max } else { self.limit.min(max) };
+        self.max = max;
+    }
+
+    /// Requests that may be in flight now, at least one.
+    pub(super) fn limit(&self) -> usize {
+        self.limit as usize
+    }
+
+    /// The destination was halted by this kind of fault. Answers that were under way at that time tell of the same
+    /// congestion, so they do not come here again.
+    pub(super) fn halted(&mut self, kind: FaultKind) {
+        if matches!(kind, FaultKind::Throttle | FaultKind::ServerError) {
+            self.limit = (self.limit / 2.0).floor().max(1.0);
+        }
+    }
+
+    /// A request was accepted.
+    pub(super) fn accepted(&mut self) {
+        self.limit = (self.limit + 1.0 / self.limit).min(self.max);
+    }
+}
+
+/// No more outcomes are written in one transaction, so that each ends well before a statement's time is over.
+const MAX_WRITTEN: usize = 2000;
+
+/// Outcomes a second of a database that has not written any yet.
+const FIRST_RATE: f64 = 2000.0;
+
+/// What may always be under way: ten full requests.
+const MIN_UNDER_WAY: usize = 100;
+
+/// What is under way shall be written within this time; a claim lasts for several times as long.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(1);
+
+/// How fast the database writes outcomes, and so how many messages may be sent and not yet written back. A database that
+/// writes slowly (a trigger, a full disk queue) must not be given more than it can write while the claim lives, or another
+/// relay would send again what SQS has accepted.
+#[derive(Debug)]
+pub(super) struct WriteRate {
+    /// Outcomes a second, as the last transaction wrote them.
+    per_second: f64,
+}
+
+impl Default for WriteRate {
+    fn default() -> Self {
+        Self { per_second: FIRST_RATE }
+    }
+}
+
+impl WriteRate {
+    /// So many outcomes were written in this time, or were not.
+    pub(super) fn note(&mut self, outcomes: usize, time: Duration, is_written: bool) {
+        let rate = outcomes as f64 / time.max(Duration::from_millis(1)).as_secs_f64();
+        // What failed at once says nothing; what failed after a while shows that the database is no faster than that.
+        self.per_second = if is_written { rate } else { self.per_second.min(rate) };
+    }
+
+    /// How many messages may be sent and not yet written back.
+    pub(super) fn max_under_way(&self) -> usize {
+        // Saturates: a rate that is too high to count is no limit.
+        ((self.per_second * WRITTEN_WITHIN.as_secs_f64()) as usize).max(MIN_UNDER_WAY)
+    }
+
+    /// How many outcomes may be written in one transaction.
+    pub(super) fn max_written(&self) -> usize {
+        self.max_under_way().min(MAX_WRITTEN)
+    }
+}
+
+/// Bytes of messages that this process may hold, shared by all destinations.
+#[derive(Debug)]
+pub struct MemoryBudget {
+    max: usize,
+    used: AtomicUsize,
+}
+
+/// One destination's way to the budget. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct MemoryShare {
+    budget: Arc<MemoryBudget>,
+    /// What this destination holds.
+    held: Arc<AtomicUsize>,
+}
+
+/// A part of the budget; dropping it gives it back.
+#[derive(Debug)]
+pub(in crate::relay) struct Reserved {
+    share: MemoryShare,
+    bytes: usize,
+}
+
+impl MemoryBudget {
+    /// A budget of so many bytes.
+    pub fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self { max, used: AtomicUsize::new(0) })
+    }
+
+    /// How many bytes are held.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// One more destination that shares it.
+    pub fn share(self: &Arc<Self>) -> MemoryShare {
+        MemoryShare { budget: Arc::clone(self), held: Arc::default() }
+    }
+}
+
+impl MemoryShare {
+    /// How many bytes all destinations may hold together.
+    pub(super) fn max(&self) -> usize {
+        self.budget.max
+    }
+
+    /// How many bytes this destination holds.
+    pub(super) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Takes so many bytes if they are there.
+    pub(super) fn try_reserve(&self, bytes: usize) -> Option<Reserved> {
+        let has_room = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.budget.max);
+        self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, has_room).ok()?;
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        Some(Reserved { share: self.clone(), bytes })
+    }
+
+    /// Takes so many bytes whether they are there or not, for what is in memory already or must always be possible.
+    pub(in crate::relay) fn reserve(&self, bytes: usize) -> Reserved {
+        self.budget.used.fetch_add(bytes, Ordering::Relaxed);
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        Reserved { share: self.clone(), bytes }
+    }
+}
+
+impl Reserved {
+    /// How many bytes it is.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Splits off a part; what is missing is taken from the budget, for the bytes are in memory already.
+    pub(super) fn split(&mut self, bytes: usize) -> Reserved {
+        let own = bytes.min(self.bytes);
+        self.bytes -= own;
+        let mut part = self.share.reserve(bytes - own);
+        part.bytes = bytes;
+        part
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.share.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.share.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_throttled_destination_gets_half_and_finds_its_way_back() {
+        let mut limit = ConcurrencyLimit::new(128);
+        limit.halted(FaultKind::Throttle);
+        assert_eq!(limit.limit(), 64);
+        limit.halted(FaultKind::Throttle);
+        assert_eq!(limit.limit(), 32);
+        // One round of requests adds about one.
+        (0..34).for_each(|_| limit.accepted());
+        assert_eq!(limit.limit(), 33);
+        (0..128 * 128).for_each(|_| limit.accepted());
+        assert_eq!(limit.limit(), 128);
+    }
+
+    #[test]
+    fn another_number_counts_at_once_unless_sqs_has_throttled() {
+        let mut limit = ConcurrencyLimit::new(128);
+        limit.set_max(200);
+        assert_eq!(limit.limit(), 200);
+        limit.halted(FaultKind::Throttle);
+        limit.set_max(150);
+        assert_eq!(limit.limit(), 100);
+        limit.set_max(20);
+        assert_eq!(limit.limit(), 20);
+    }
+
+    #[test]
+    fn one_request_is_always_allowed() {
+        let mut limit = ConcurrencyLimit::new(3);
+        (0..10).for_each(|_| limit.halted(FaultKind::ServerError));
+        assert_eq!(limit.limit(), 1);
+        limit.accepted();
+        assert_eq!(limit.limit(), 2);
+    }
+
+    #[test]
+    fn what_is_no_sign_of_congestion_changes_nothing() {
+        let mut limit = ConcurrencyLimit::new(10);
+        for kind in [FaultKind::Destination, FaultKind::Outage, FaultKind::Ambiguous, FaultKind::Internal] {
+            limit.halted(kind);
+        }
+        assert_eq!(limit.limit(), 10);
+    }
+
+    #[test]
+    fn a_slow_database_is_given_no_more_than_it_writes_in_a_second() {
+        let mut rate = WriteRate::default();
+        assert_eq!((rate.max_under_way(), rate.max_written()), (2000, 2000));
+        rate.note(500, Duration::from_secs(1), true);
+        assert_eq!((rate.max_under_way(), rate.max_written()), (500, 500));
+        rate.note(500, Duration::from_millis(10), true);
+        assert_eq!((rate.max_under_way(), rate.max_written()), (50_000, 2000));
+    }
+
+    #[test]
+    fn some_messages_may_be_under_way_however_slow_it_is() {
+        let mut rate = WriteRate::default();
+        rate.note(1, Duration::from_secs(5), true);
+        assert_eq!((rate.max_under_way(), rate.max_written()), (100, 100));
+    }
+
+    #[test]
+    fn what_was_not_written_in_time_slows_down_and_what_failed_at_once_says_nothing() {
+        let mut rate = WriteRate::default();
+        rate.note(2000, Duration::from_millis(3), false);
+        assert_eq!(rate.max_under_way(), 2000);
+        rate.note(1000, Duration::from_secs(1), true);
+        rate.note(2000, Duration::from_millis(3), false);
+        assert_eq!(rate.max_under_way(), 1000);
+        rate.note(2000, Duration::from_secs(9), false);
+        assert_eq!(rate.max_under_way(), 222);
+    }
+
+    #[test]
+    fn memory_is_given_while_there_is_some_and_comes_back_when_its_part_is_dropped() {
+        let budget = MemoryBudget::new(100);
+        let (one, other) = (budget.share(), budget.share());
+        let mut first = one.try_reserve(70).unwrap();
+        assert!(other.try_reserve(40).is_none());
+        let part = first.split(50);
+        assert_eq!((budget.used(), one.held(), other.held()), (70, 70, 0));
+        drop(first);
+        assert_eq!(budget.used(), 50);
+        // More came than was asked for: it is in memory all the same.
+        let mut second = other.try_reserve(10).unwrap();
+        let large = second.split(60);
+        drop(second);
+        assert_eq!((budget.used(), other.held()), (110, 60));
+        drop((part, large));
+        assert_eq!((budget.used(), one.held(), other.held()), (0, 0, 0));
+    }
+}

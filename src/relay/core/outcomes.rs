@@ -1,0 +1,229 @@
+//! Outcomes that wait to be written back, and what to do when PostgreSQL refuses one of them.
+//!
+//! Where a transaction fails because of a row (a constraint, a trigger, a right), its outcomes are written again in halves
+//! until the culprits are alone. A culprit is set aside once others were written, so that one row stops nobody; where nothing
+//! can be written, it is the database that fails, and nothing is set aside. Pure.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::limits::WriteRate;
+use crate::clock::Time;
+use crate::message::{Outcome, Quarantined, Settlement};
+use crate::outbox::{OutboxError, Settled};
+
+/// Outcomes are written when there are this many, or when the oldest has waited [`WAIT`] or, with a backlog, [`WAIT_BUSY`].
+const ENOUGH: usize = 500;
+
+/// See [`ENOUGH`].
+pub(super) const WAIT: Duration = Duration::from_millis(5);
+
+/// The same while more waits than is read at once. One of several relays settles few at a time otherwise, and a statement
+/// costs as much as a hundred rows of it.
+pub(super) const WAIT_BUSY: Duration = Duration::from_millis(20);
+
+/// So many culprits without one outcome that was written are no culprits: the database writes nothing.
+const MAX_CULPRITS: usize = 10;
+
+/// What is known of outcomes that could not be written alone.
+#[derive(Debug)]
+struct Culprit {
+    settlement: Settlement,
+    reason: String,
+}
+
+/// Outcomes on their way back.
+#[derive(Debug, Default)]
+pub(super) struct Outcomes {
+    waiting: VecDeque<Settlement>,
+    oldest: Option<Time>,
+    /// How many are being written.
+    writing: usize,
+    /// Parts of what PostgreSQL refused, the next last.
+    parts: Vec<Vec<Settlement>>,
+    culprits: Vec<Culprit>,
+    /// Culprits since an outcome was written.
+    refused_in_a_row: usize,
+    /// Dead messages that are not recorded yet, and how many there have been.
+    dying: usize,
+    deaths: u64,
+    /// How many messages were delivered or given up so far.
+    finished: u64,
+}
+
+/// What came of outcomes that were written, or were not.
+#[derive(Debug)]
+pub(super) enum Written {
+    /// They are recorded, or somebody else has recorded them.
+    Done(Vec<Settlement>, Settled),
+    /// A row was refused; the others are tried without it.
+    Divided,
+    /// The database failed; all of it waits.
+    Failed(OutboxError),
+}
+
+impl Outcomes {
+    /// Something became of a message.
+    pub(super) fn push(&mut self, settlement: Settlement, now: Time) {
+        if settlement.is_dead() {
+            self.dying += 1;
+            self.deaths += 1;
+        }
+        self.finished += u64::from(settlement.is_dead() || settlement.is_delivered());
+        self.waiting.push_back(settlement);
+        self.oldest.get_or_insert(now);
+    }
+
+    /// How many messages were sent and are not written back.
+    pub(super) fn under_way(&self) -> usize {
+        self.waiting.len() + self.writing + self.parts.iter().map(Vec::len).sum::<usize>() + self.culprits.len()
+    }
+
+    /// Whether nothing is left to be written or set aside.
+    pub(super) fn is_empty(&self) -> bool {
+        self.under_way() == 0
+    }
+
+    /// Dead messages that are not recorded yet.
+    pub(super) fn dying(&self) -> usize {
+        self.dying
+    }
+
+    /// How many messages have died; an answer from before another one died is worth nothing.
+    pub(super) fn deaths(&self) -> u64 {
+        self.deaths
+    }
+
+    /// How many messages were delivered or given up so far.
+    pub(super) fn finished(&self) -> u64 {
+        self.finished
+    }
+
+    /// When the oldest that waits has waited so long.
+    pub(super) fn due_at(&self, wait: Duration) -> Option<Time> {
+        self.oldest.filter(|_| self.writing == 0).map(|oldest| oldest + wait)
+    }
+
+    /// What to write now, if it is time: there is enough, it has waited long enough, or nothing more will come soon.
+    pub(super) fn take_due(
+        &mut self,
+        rate: &WriteRate,
+        wait: Duration,
+        is_quiet: bool,
+        now: Time,
+    ) -> Option<Vec<Settlement>> {
+        if self.writing > 0 {
+            return None;
+        }
+        if let Some(part) = self.parts.pop() {
+            self.writing = part.len();
+            return Some(part);
+        }
+        let has_waited = self.oldest.is_some_and(|oldest| now.since(oldest) >= wait);
+        if self.waiting.is_empty() || !(is_quiet || has_waited || self.waiting.len() >= ENOUGH) {
+            return None;
+        }
+        let most = self.waiting.len().min(rate.max_written());
+        let batch: Vec<Settlement> = self.waiting.drain(..most).collect();
+        self.oldest = self.oldest.filter(|_| !self.waiting.is_empty());
+        self.writing = batch.len();
+        Some(batch)
+    }
+
+    /// Outcomes came back from the database.
+    pub(super) fn written(
+        &mut self,
+        settlements: Vec<Settlement>,
+        answer: Result<Settled, OutboxError>,
+        now: Time,
+    ) -> Written {
+        self.writing = 0;
+        match answer {
+            Ok(settled) => {
+                self.refused_in_a_row = 0;
+                self.dying -= settlements.iter().filter(|settlement| settlement.is_dead()).count().min(self.dying);
+                Written::Done(settlements, settled)
+            }
+            Err(error) if error.is_about_a_row() => self.divide(settlements, error, now),
+            Err(error) => {
+                self.put_back(settlements, now);
+                Written::Failed(error)
+            }
+        }
+    }
+
+    fn divide(&mut self, mut settlements: Vec<Settlement>, error: OutboxError, now: Time) -> Written {
+        if settlements.len() > 1 {
+            let second = settlements.split_off(settlements.len() / 2);
+            self.parts.extend([second, settlements]);
+            return Written::Divided;
+        }
+        let reason = error.to_string();
+        self.culprits.extend(settlements.into_iter().map(|settlement| Culprit { settlement, reason: reason.clone() }));
+        self.refused_in_a_row += 1;
+        if self.refused_in_a_row < MAX_CULPRITS {
+            return Written::Divided;
+        }
+        self.put_back(Vec::new(), now);
+        Written::Failed(error)
+    }
+
+    /// Everything that was not written waits again, before what came meanwhile: of two outcomes of one message the later counts.
+    fn put_back(&mut self, settlements: Vec<Settlement>, now: Time) {
+        let culprits = self.culprits.drain(..).map(|culprit| culprit.settlement);
+        let parts = self.parts.drain(..).rev().flatten();
+        let all: Vec<Settlement> = culprits.chain(settlements).chain(parts).collect();
+        all.into_iter().rev().for_each(|settlement| self.waiting.push_front(settlement));
+        if !self.waiting.is_empty() {
+            self.oldest.get_or_insert(now);
+        }
+    }
+
+    /// Messages that are to be set aside, because others could be written, or because nothing else is left to be written.
+    pub(super) fn take_culprits(&mut self, others_were_written: bool) -> Vec<Quarantined> {
+        let is_all = self.parts.is_empty() && self.waiting.is_empty() && self.writing == 0;
+        if self.culprits.is_empty() || !(others_were_written || is_all) {
+            return Vec::new();
+        }
+        let culprits = std::mem::take(&mut self.culprits);
+        self.writing = culprits.len();
+        culprits.into_iter().map(Culprit::set_aside).collect()
+    }
+
+    /// Messages that were set aside; if that failed, their outcomes wait again, as far as they have one.
+    pub(super) fn set_aside(&mut self, messages: &[Quarantined], is_done: bool, now: Time) {
+        self.writing = 0;
+        let outcomes = messages.iter().filter_map(|message| {
+            let Quarantined { key, origin, group, outcome, .. } = message.clone();
+            Some(Settlement { key, origin, group, outcome: outcome? })
+        });
+        let outcomes: Vec<Settlement> = outcomes.collect();
+        if is_done {
+            self.dying -= outcomes.iter().filter(|settlement| settlement.is_dead()).count().min(self.dying);
+        } else {
+            self.put_back(outcomes, now);
+        }
+    }
+
+    /// Without the claim only what SQS has accepted may be written: another relay may have the lanes, has asked which groups
+    /// have to wait, and would go on with those that are held up now. Returns whether anything was dropped.
+    pub(super) fn drop_what_needs_the_claim(&mut self) -> bool {
+        let before = self.under_way();
+        self.waiting.retain(Settlement::is_delivered);
+        self.parts.iter_mut().for_each(|part| part.retain(Settlement::is_delivered));
+        self.parts.retain(|part| !part.is_empty());
+        self.culprits.retain(|culprit| culprit.settlement.is_delivered());
+        self.oldest = self.oldest.filter(|_| !self.waiting.is_empty());
+        self.dying = 0;
+        self.under_way() < before
+    }
+}
+
+impl Culprit {
+    fn set_aside(self) -> Quarantined {
+        let Settlement { key, origin, group, outcome } = self.settlement;
+        // A deferral that cannot be recorded: the message waits here instead of in its row.
+        let outcome = (!matches!(outcome, Outcome::Deferred { .. })).then_some(outcome);
+        Quarantined { key, origin, group, outcome, reason: self.reason }
+    }
+}

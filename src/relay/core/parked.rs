@@ -1,0 +1,510 @@
+//! What of a claim's groups is in the table only: the rest of a hot group, a group whose deferred head has to go first, one
+//! that a dead message holds up, and what a claim leaves to the next one.
+//!
+//! Nothing is asked about groups before they are read: each message that is read tells whether its group is held up. Only so
+//! many groups are remembered one by one; of further ones only that they are parked, and the lane is read again for them.
+
+use std::collections::hash_map::RandomState;
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::hash::BuildHasher as _;
+use std::sync::Arc;
+
+use super::group::{Deferred, FAR, Group, Rest, State};
+use super::item::Item;
+use super::schedule::{Delayed, Schedule};
+use super::work::ReadOn;
+use crate::clock::Time;
+use crate::message::{Hold, Lane, MessageId, MessageKey};
+use crate::reading::{ByLane, GroupPosition, HeldGroup, Range};
+
+/// Groups that are remembered one by one while they wait in the table.
+pub(super) const MAX_PARKED: usize = 10_000;
+
+/// A group of which messages were left in the table when a claim ended. Remembered, so that the next claim neither reads
+/// nor walks them again until the group may go on. It stays true if another relay has the lane in between: what that relay
+/// has delivered is not pending any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Remembered {
+    /// The group.
+    pub(super) group: Arc<str>,
+    /// Its lane.
+    pub(super) lane: Lane,
+    /// Nothing of the group up to here is left but its deferred head.
+    pub(super) after: MessageId,
+    /// The highest id that was seen.
+    pub(super) upto: MessageId,
+    /// When it goes on.
+    pub(super) goes_on: GoesOn,
+}
+
+impl Remembered {
+    /// What holds the group up, after that was asked.
+    pub(super) fn hear(&mut self, held: &HeldGroup, now: Time) {
+        match (self.goes_on, held.by, held.head) {
+            (GoesOn::Now | GoesOn::After(Deferred::Until(_)), ..) => {}
+            (_, Some(by), _) => {
+                self.after = self.after.min(by.previous());
+                self.goes_on = GoesOn::WithoutBlock(by);
+            }
+            (GoesOn::After(Deferred::Head { id, .. }), None, Some((head, wait))) if head == id => {
+                self.goes_on = GoesOn::After(Deferred::Head { id, due: wait.map(|wait| now + wait) });
+            }
+            (GoesOn::WithoutBlock(id) | GoesOn::After(Deferred::Head { id, .. }), None, head) => {
+                let first = head.map_or(id, |(head, _)| head.min(id));
+                self.after = self.after.min(first.previous());
+                self.upto = self.upto.max(first);
+                self.goes_on = GoesOn::Now;
+            }
+        }
+    }
+}
+
+/// When a group that was left in the table goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GoesOn {
+    /// At once.
+    Now,
+    /// When what it waits for is over.
+    After(Deferred),
+    /// When this message does not hold it up any more.
+    WithoutBlock(MessageId),
+}
+
+impl GoesOn {
+    /// When a claim would find something to send, as far as time tells.
+    pub(super) fn at(self, now: Time) -> Option<Time> {
+        match self {
+            Self::Now => Some(now),
+            Self::After(deferred) => deferred.ends_at(),
+            Self::WithoutBlock(_) => None,
+        }
+    }
+
+    /// Whether a claim would find something to send.
+    pub(super) fn is_now(self, now: Time) -> bool {
+        self.at(now).is_some_and(|at| at <= now)
+    }
+
+    /// Whether to ask what holds the group up.
+    pub(super) fn is_doubtful(self, now: Time) -> bool {
+        match self {
+            Self::Now => false,
+            Self::After(deferred) => deferred.is_far(now),
+            Self::WithoutBlock(_) => true,
+        }
+    }
+}
+
+/// A message that was in memory when a claim ended.
+#[derive(Debug)]
+pub(super) struct Leftover {
+    /// The message.
+    pub(super) item: Item,
+    /// When it was to be tried again, if it waited for a retry.
+    pub(super) until: Option<Time>,
+    /// Whether nothing of its group comes before it.
+    pub(super) is_head: bool,
+}
+
+/// What was not sent when a claim ended.
+#[derive(Debug, Default)]
+pub(super) struct Leftovers {
+    /// Messages in memory.
+    pub(super) items: Vec<Leftover>,
+    /// Groups that were left in part or whole.
+    pub(super) remembered: Vec<Remembered>,
+    /// From where lanes have to be read again for groups that were not remembered one by one.
+    pub(super) lanes: Vec<(Lane, MessageId)>,
+}
+
+/// What a read of the rest of a group has brought.
+#[derive(Debug, Default)]
+pub(super) struct ReadOnAnswer {
+    /// Messages that can go.
+    pub(super) items: Vec<Item>,
+    /// The last of those that were read, whatever became of it.
+    pub(super) last: Option<MessageId>,
+    /// The deferred one behind them.
+    pub(super) head: Option<Deferred>,
+    /// Whether there were no more under that snapshot.
+    pub(super) is_all: bool,
+}
+
+/// Groups that are parked without being remembered one by one.
+#[derive(Clone, Debug, Default)]
+struct Crowd {
+    /// Hashes of their names.
+    groups: HashSet<u64>,
+    /// The lowest message of them that was seen.
+    from: Option<MessageId>,
+}
+
+/// Bookkeeping of the groups that wait in the table.
+#[derive(Debug, Default)]
+pub(super) struct Parked {
+    to_read_on: VecDeque<Arc<str>>,
+    /// Groups that go on by themselves, by the time.
+    ends: BTreeSet<(Time, Arc<str>)>,
+    hasher: RandomState,
+    crowds: ByLane<Crowd>,
+}
+
+impl Parked {
+    /// Whether some group has something to be read.
+    pub(super) fn wants_to_read_on(&self) -> bool {
+        !self.to_read_on.is_empty()
+    }
+
+    /// When the next group goes on by itself.
+    pub(super) fn next_end(&self) -> Option<Time> {
+        self.ends.first().map(|(end, _)| *end)
+    }
+
+    /// Groups whose time has come.
+    pub(super) fn take_ended(&mut self, now: Time) -> Vec<Arc<str>> {
+        let mut ended = Vec::new();
+        while self.ends.first().is_some_and(|(end, _)| *end <= now) {
+            ended.extend(self.ends.pop_first().map(|(_, name)| name));
+        }
+        ended
+    }
+
+    fn note_end(&mut self, deferred: Deferred, name: &Arc<str>) {
+        if let Some(end) = deferred.ends_at() {
+            self.ends.insert((end, Arc::clone(name)));
+        }
+    }
+
+    fn has_in_crowd(&self, lane: Lane, name: &Arc<str>) -> bool {
+        let groups = &self.crowds[lane].groups;
+        !groups.is_empty() && groups.contains(&self.hasher.hash_one(name))
+    }
+
+    fn join_crowd(&mut self, name: &Arc<str>, key: MessageKey) {
+        let hash = self.hasher.hash_one(name);
+        let crowd = &mut self.crowds[key.lane];
+        crowd.groups.insert(hash);
+        crowd.from = Some(crowd.from.map_or(key.id, |from| from.min(key.id)));
+    }
+}
+
+impl Schedule {
+    /// Groups of which messages were left in the table within these ranges, each with the id above which that is so.
+    pub(super) fn waiting_in_table(&self, ranges: &[Range]) -> Vec<(Arc<str>, MessageId)> {
+        let is_there = |lane: Lane, rest: &Rest| {
+            ranges.iter().any(|range| range.lane == lane && rest.upto > range.above && rest.after < range.upto)
+        };
+        let waits = |(name, group): (&Arc<str>, &Group)| {
+            let rest = group.rest.filter(|rest| is_there(group.lane, rest))?;
+            Some((Arc::clone(name), rest.after))
+        };
+        self.groups.iter().filter_map(waits).collect()
+    }
+
+    /// Whether a message of this group is one of those that were left in the table.
+    pub(super) fn is_left(&self, key: MessageKey, group: Option<&Arc<str>>) -> bool {
+        let Some(name) = group else { return false };
+        let has_rest = |group: &Group| group.rest.is_some_and(|rest| key.id > rest.after);
+        self.groups.get(name).is_some_and(has_rest) || self.parked.has_in_crowd(key.lane, name)
+    }
+
+    /// Whether this message of the group has to stay in the table for now; then that is remembered. `hold` is what the
+    /// database said of the group.
+    pub(super) fn leaves_in_table(&mut self, name: &Arc<str>, key: MessageKey, hold: Option<Hold>, now: Time) -> bool {
+        let is_one_too_many = || self.groups.len() >= MAX_PARKED && !self.groups.contains_key(name);
+        if self.parked.has_in_crowd(key.lane, name) || hold.is_some() && is_one_too_many() {
+            self.parked.join_crowd(name, key);
+            return true;
+        }
+        match hold {
+            Some(Hold::Group { by }) => self.block(name, MessageKey { lane: key.lane, id: by }),
+            // One that is in memory, or was just settled, comes first anyway; of several the others are read in their turn.
+            Some(Hold::Behind { head, last, .. }) if self.knows(MessageKey { lane: key.lane, id: head }) => {
+                if head != last {
+                    self.leave_behind(name, key, head);
+                    return true;
+                }
+            }
+            Some(Hold::Behind { head, wait, .. }) => {
+                self.wait_behind(name, key, Deferred::Head { id: head, due: wait.map(|wait| now + wait) }, head);
+                return true;
+            }
+            None => self.notice_that_nothing_is_deferred(name),
+        }
+        self.groups.get_mut(name).is_some_and(|group| group.leaves_in_table(key.id, self.shape.window))
+    }
+
+    /// A message of this group has to wait behind a deferred one, which is in the table.
+    fn wait_behind(&mut self, name: &Arc<str>, key: MessageKey, deferred: Deferred, head: MessageId) {
+        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(key.lane));
+        let becomes_head = match group.state {
+            State::Idle => group.waiting.is_empty() && group.rest.is_none(),
+            State::Deferred(Deferred::Head { id: known, .. }) => head < known,
+            _ => false,
+        };
+        let is_deferred = matches!(group.state, State::Deferred(Deferred::Head { .. }));
+        if becomes_head {
+            group.defer(deferred, head);
+            self.parked.note_end(deferred, name);
+        }
+        // Else what is in memory goes first, and then the head is read with what follows it.
+        let after = if becomes_head || is_deferred { MessageId::MAX } else { head.previous() };
+        group.leave(after, key.id);
+        self.look_after(name);
+    }
+
+    /// A message of this group comes after others in the table, which come after this one.
+    fn leave_behind(&mut self, name: &Arc<str>, key: MessageKey, after: MessageId) {
+        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(key.lane));
+        group.leave(after, key.id);
+        self.look_after(name);
+    }
+
+    /// If the group was deferred because of a message in the table: the database says that there is none any more.
+    fn notice_that_nothing_is_deferred(&mut self, name: &Arc<str>) {
+        if let Some(group) = self.groups.get_mut(name)
+            && matches!(group.state, State::Deferred(Deferred::Head { .. }))
+        {
+            group.stop_deferring();
+            self.look_after(name);
+        }
+    }
+
+    /// A deferred message is due, which is the head of its group. What follows it up to `read_to` may have been passed.
+    pub(super) fn admit_head(&mut self, item: Item, read_to: MessageId) {
+        let (key, group) = (item.key(), item.group.clone());
+        self.admit(item);
+        let Some(name) = group.filter(|name| self.parked.has_in_crowd(key.lane, name)) else { return };
+        let hash = self.parked.hasher.hash_one(&name);
+        self.parked.crowds[key.lane].groups.remove(&hash);
+        if let Some(group) = self.groups.get_mut(&name) {
+            group.leave(key.id, read_to.max(key.id));
+        }
+    }
+
+    /// A lane is read again from this id on, or from lower for the sake of groups that were not remembered one by one; returns
+    /// from where.
+    pub(super) fn dissolve_crowd(&mut self, lane: Lane, id: MessageId) -> MessageId {
+        let crowd = std::mem::take(&mut self.parked.crowds[lane]);
+        crowd.from.map_or(id, |from| from.min(id))
+    }
+
+    /// Whether groups of a lane are parked without being remembered one by one.
+    pub(super) fn has_crowd(&self, lane: Lane) -> bool {
+        self.parked.crowds[lane].from.is_some()
+    }
+
+    /// A message of this group became pending again, or came late, and others may come before it that are not in memory: the
+    /// group is read from below it, or from where its lane was read to, whichever is lower. Returns whether it is read now.
+    pub(super) fn start_over(&mut self, name: &Arc<str>, message: MessageKey, read_to: MessageId) -> bool {
+        if self.knows(message) {
+            return false;
+        }
+        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(message.lane));
+        group.start_over(message.id, read_to);
+        let waits = matches!(group.state, State::Blocked { .. } | State::Deferred(_) | State::Delayed);
+        self.look_after(name);
+        !waits
+    }
+
+    /// Groups of which a message that is due is not wanted: those with a rest, whose messages are read in their turn, and those
+    /// whose head waits for long, which goes before any other. What is blocked the database knows.
+    pub(super) fn read_in_turn(&self, now: Time) -> Vec<Arc<str>> {
+        let is_elsewhere = |group: &Group| match group.state {
+            State::Blocked { .. } => false,
+            State::Deferred(deferred @ Deferred::Head { .. }) => deferred.is_far(now),
+            _ => group.rest.is_some(),
+        };
+        self.groups.iter().filter(|(_, group)| is_elsewhere(group)).map(|(name, _)| Arc::clone(name)).collect()
+    }
+
+    /// Asks for more of a group that runs low, and lets go of one that has nothing left. One whose next message is a deferred
+    /// one waits for that.
+    pub(super) fn look_after(&mut self, name: &Arc<str>) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let is_empty = group.state == State::Idle && group.waiting.is_empty();
+        if let Some(head @ Deferred::Head { id, .. }) = group.rest.and_then(|rest| rest.head).filter(|_| is_empty) {
+            group.defer(head, id);
+            self.parked.note_end(head, name);
+            return;
+        }
+        if group.begins_to_read_on(self.shape.window) {
+            self.parked.to_read_on.push_back(Arc::clone(name));
+        } else if group.state == State::Idle && group.rest.is_none() {
+            self.groups.remove(name);
+        }
+    }
+
+    /// An earlier claim left messages of this group in the table.
+    pub(super) fn remember(&mut self, remembered: &Remembered) {
+        let Remembered { group: name, lane, after, upto, goes_on } = remembered;
+        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(*lane));
+        match goes_on {
+            GoesOn::Now => {}
+            GoesOn::After(deferred) => {
+                group.defer(*deferred, *after);
+                self.parked.note_end(*deferred, name);
+            }
+            GoesOn::WithoutBlock(by) => group.state = State::Blocked { by: *by },
+        }
+        group.leave(*after, *upto);
+        self.look_after(name);
+    }
+
+    /// A message of this group lets nothing go. Whatever is in memory of the group is forgotten and stays in the table, and so
+    /// does what comes back from a request.
+    pub(super) fn block(&mut self, name: &Arc<str>, by: MessageKey) {
+        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(by.lane));
+        let before = group.counted();
+        if group.state == State::Delayed {
+            self.delayed.retain(|_, delayed| !matches!(delayed, Delayed::Group(other) if other == name));
+        }
+        let left = group.block(by.id);
+        self.leave_all(left);
+        self.recount(name, before);
+    }
+
+    /// The blocked groups.
+    pub(super) fn blocked(&self) -> impl Iterator<Item = &Arc<str>> {
+        let is_blocked = |group: &Group| matches!(group.state, State::Blocked { .. });
+        self.groups.iter().filter(move |(_, group)| is_blocked(group)).map(|(name, _)| name)
+    }
+
+    /// The groups to ask about: those that are blocked, and those whose deferred head waits for long.
+    pub(super) fn doubtful(&self, now: Time) -> impl Iterator<Item = &Arc<str>> {
+        let is_doubtful = move |group: &Group| match group.state {
+            State::Blocked { .. } => true,
+            State::Deferred(deferred) => deferred.is_far(now),
+            _ => false,
+        };
+        self.groups.iter().filter(move |(_, group)| is_doubtful(group)).map(|(name, _)| name)
+    }
+
+    /// What holds up a group that was asked about; returns whether it goes on. Then it goes on from the message that held it
+    /// up, if that is still there.
+    pub(super) fn hear(&mut self, held: &HeldGroup, now: Time) -> bool {
+        let Some(group) = self.groups.get_mut(&held.group) else { return false };
+        match (group.state, held.by, held.head) {
+            (State::Blocked { .. }, Some(_), _) => return false,
+            (State::Blocked { .. }, None, _) => group.unblock(),
+            (State::Deferred(Deferred::Head { .. }), Some(by), _) => {
+                let key = MessageKey { lane: group.lane, id: by };
+                self.block(&held.group, key);
+                return false;
+            }
+            (State::Deferred(Deferred::Head { id, due }), None, Some((head, wait))) if head == id => {
+                let heard = wait.map(|wait| now + wait);
+                // Clocks drift; only another time is another time.
+                if heard.is_none() != due.is_none() || heard.zip(due).is_some_and(|(heard, due)| heard + FAR < due) {
+                    let deferred = Deferred::Head { id, due: heard };
+                    group.state = State::Deferred(deferred);
+                    self.parked.note_end(deferred, &held.group);
+                }
+                return false;
+            }
+            (State::Deferred(Deferred::Head { .. }), None, head) => {
+                group.stop_deferring();
+                if let Some((head, _)) = head {
+                    group.leave(head.previous(), head);
+                }
+            }
+            _ => return false,
+        }
+        self.look_after(&held.group);
+        true
+    }
+
+    /// The next groups that run low and have more in the table; the answers go to [`Schedule::read_on`].
+    pub(super) fn next_to_read_on(&mut self, most: usize) -> Vec<ReadOn> {
+        let mut wanted = Vec::new();
+        while wanted.len() < most {
+            let Some(name) = self.parked.to_read_on.pop_front() else { break };
+            let Some(group) = self.groups.get(&name) else { continue };
+            // A group that was delayed since does not ask any more.
+            if let Some((rest, upto)) = group.rest.and_then(|rest| Some((rest, rest.asked_upto?))) {
+                let after = MessageKey { lane: group.lane, id: rest.after };
+                let position = GroupPosition { group: name, after, most: self.shape.window };
+                wanted.push(ReadOn { position, upto });
+            }
+        }
+        wanted
+    }
+
+    /// These groups were not read after all, and ask again.
+    pub(super) fn not_read_on(&mut self, wanted: &[ReadOn]) {
+        for ReadOn { position, upto } in wanted {
+            if let Some(group) = self.groups.get_mut(&position.group)
+                && let Some(rest) = &mut group.rest
+                && rest.after == position.after.id
+                && rest.asked_upto == Some(*upto)
+            {
+                rest.asked_upto = None;
+            }
+            self.look_after(&position.group);
+        }
+    }
+
+    /// A group's next messages were read.
+    pub(super) fn read_on(&mut self, from: &ReadOn, read: ReadOnAnswer) {
+        let name = &from.position.group;
+        let ReadOnAnswer { items, last, head, is_all } = read;
+        let group = self.groups.get_mut(name);
+        let is_wanted =
+            group.is_some_and(|group| group.has_read_on(from.position.after.id, from.upto, last, head, is_all));
+        if is_wanted {
+            items.into_iter().for_each(|item| self.admit(item));
+        }
+        self.look_after(name);
+    }
+
+    /// Gives back everything that was not sent and forgets it. Nothing may be in flight.
+    pub(super) fn take_leftovers(&mut self, now: Time) -> Leftovers {
+        let lanes = self.parked.crowds.iter().filter_map(|(lane, crowd)| Some((lane, crowd.from?))).collect();
+        let mut leftovers = Leftovers { lanes, ..Leftovers::default() };
+        let (free, delayed, groups) = self.take_all();
+        let mut waits: HashMap<Arc<str>, Time> = HashMap::new();
+        let alone = |item, until| Leftover { item, until, is_head: true };
+        leftovers.items.extend(free.into_iter().map(|item| alone(item, None)));
+        for ((until, _), delayed) in delayed {
+            match delayed {
+                Delayed::Item(item) => leftovers.items.push(alone(*item, Some(until))),
+                Delayed::Group(name) => drop(waits.insert(name, until)),
+            }
+        }
+        for (name, group) in groups {
+            let until = waits.get(&name).copied().filter(|_| group.state == State::Delayed);
+            leftovers.remembered.extend(group.remembered(name, until, now));
+            let has_rest = group.rest.is_some();
+            let items = group.waiting.into_iter().enumerate();
+            let items = items.map(|(index, item)| Leftover { item, until, is_head: index == 0 });
+            // What was not charged is read again with the rest.
+            leftovers.items.extend(items.filter(|left| !has_rest || left.item.charged.is_some()));
+        }
+        // The oldest first, and always in the same order: a hash map has none.
+        leftovers.items.sort_unstable_by_key(|left| left.item.key());
+        leftovers.remembered.sort_unstable_by_key(|group| (group.after, group.upto));
+        leftovers
+    }
+}
+
+impl Group {
+    /// What the next claim has to know of the part that was left in the table.
+    fn remembered(&self, name: Arc<str>, until: Option<Time>, now: Time) -> Option<Remembered> {
+        let rest = self.rest?;
+        // A head that failed is recorded as such and found where it is recorded; everything behind it is read again.
+        let recorded = self.waiting.front().filter(|head| head.charged.is_some()).map(Item::id);
+        let next = self.waiting.get(usize::from(recorded.is_some()));
+        let after = next.map_or(rest.after, |item| rest.after.min(item.id().previous()));
+        let (after, goes_on) = match (self.state, recorded, until) {
+            // Nothing was seen behind the head.
+            (State::Deferred(_), ..) if rest.upto <= rest.after => return None,
+            (State::Blocked { by }, ..) => (after.min(by.previous()), GoesOn::WithoutBlock(by)),
+            (State::Deferred(deferred), ..) => (after, GoesOn::After(deferred)),
+            // Its turn may have come since, but recorded it is all the same.
+            (_, Some(id), until) => (after, GoesOn::After(Deferred::Head { id, due: Some(until.unwrap_or(now)) })),
+            (_, None, Some(until)) => (after, GoesOn::After(Deferred::Until(until))),
+            (_, None, None) => (after, GoesOn::Now),
+        };
+        Some(Remembered { group: name, lane: self.lane, after, upto: rest.upto, goes_on })
+    }
+}

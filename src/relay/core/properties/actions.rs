@@ -1,0 +1,212 @@
+//! What the actions of a scenario do to the simulated world.
+
+use std::time::Duration;
+
+use super::super::Control;
+use super::database::{Available, Row};
+use super::scenario::Action;
+use super::world::{Event, World};
+use crate::message::{MessageId, MessageKey, TransactionId};
+
+impl World {
+    pub(super) fn act(&mut self, index: usize) {
+        let action = self.action(index);
+        self.note(|| format!("ACTION {action:?}"));
+        let millis = match action {
+            Action::Put { .. }
+            | Action::Write { .. }
+            | Action::End { .. }
+            | Action::PutFarAhead { .. }
+            | Action::SetBack { .. } => return self.write(action),
+            Action::Hold { .. }
+            | Action::Unhold { .. }
+            | Action::Redrive { .. }
+            | Action::Discard { .. }
+            | Action::Refuse { .. }
+            | Action::Unreadable { .. }
+            | Action::Poison { .. }
+            | Action::Failing { .. } => return self.touch(action),
+            Action::Disconnect | Action::Restart | Action::Lag | Action::Promote => return self.fail_over(action),
+            Action::Kill { process } => {
+                let process = usize::from(process) % self.processes.len();
+                return self.kill(process);
+            }
+            Action::Freeze { process, millis } => {
+                let process = usize::from(process) % self.processes.len();
+                self.processes[process].frozen_until = self.now + Duration::from_millis(u64::from(millis));
+                return;
+            }
+            Action::DatabaseStalls { millis } => {
+                self.stalled_until = self.now + Duration::from_millis(u64::from(millis));
+                return;
+            }
+            Action::Report { millis } => {
+                let id = self.database.begin();
+                self.reports.insert(index, id);
+                millis
+            }
+            Action::Queue { fault, millis } => {
+                self.queue_fault(Some(fault));
+                millis
+            }
+            Action::DatabaseFails { millis } => {
+                self.database_fails = true;
+                millis
+            }
+            Action::DatabaseIsSlow { by_millis, millis } => {
+                self.slow_by = Duration::from_millis(u64::from(by_millis));
+                millis
+            }
+            Action::Pause { millis } => {
+                self.control(Control::Paused);
+                millis
+            }
+        };
+        self.plan(Duration::from_millis(u64::from(millis)), Event::Over { index });
+    }
+
+    pub(super) fn over(&mut self, index: usize) {
+        let action = self.action(index);
+        self.note(|| format!("OVER {action:?}"));
+        match action {
+            Action::Queue { .. } => self.queue_fault(None),
+            Action::DatabaseFails { .. } => self.database_fails = false,
+            Action::DatabaseIsSlow { .. } => self.slow_by = Duration::ZERO,
+            Action::Pause { .. } => self.control(Control::Running),
+            Action::Report { .. } => {
+                if let Some(id) = self.reports.remove(&index) {
+                    self.database.end(id, false);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn next_id(&mut self) -> i64 {
+        loop {
+            self.database.last_id += 1;
+            let id = MessageId(self.database.last_id);
+            // The primary key refuses another one, and the application tries again.
+            if !self.database.pending.keys().any(|key| key.id == id) {
+                return id.0;
+            }
+        }
+    }
+
+    fn insert(&mut self, transaction: TransactionId, group: u8) {
+        let id = self.next_id();
+        let row = self.row(group, id);
+        self.database.insert(transaction, row);
+    }
+
+    fn write(&mut self, action: Action) {
+        match action {
+            Action::Put { group, count } => {
+                let id = self.database.begin();
+                (0..count).for_each(|_| self.insert(id, group));
+                self.database.end(id, true);
+            }
+            Action::Write { writer, group } => {
+                let known = self.writers.get(&writer).copied().filter(|id| self.database.is_running(*id));
+                let id = known.unwrap_or_else(|| self.database.begin());
+                self.writers.insert(writer, id);
+                self.insert(id, group);
+            }
+            Action::End { writer, commits } => {
+                if let Some(id) = self.writers.remove(&writer) {
+                    self.database.end(id, commits);
+                }
+            }
+            Action::PutFarAhead { group } => {
+                let id = self.database.begin();
+                let far = 9_000_000_000_000_000_000 + self.next_uid as i64;
+                let row = self.row(group, far);
+                self.database.insert(id, row);
+                self.database.end(id, true);
+            }
+            Action::SetBack { by } => self.database.last_id = (self.database.last_id - i64::from(by)).max(0),
+            _ => {}
+        }
+    }
+
+    fn nth_pending(&self, nth: u8) -> Option<Row> {
+        let rows = &self.database.pending;
+        rows.values().nth(usize::from(nth) % rows.len().max(1)).cloned()
+    }
+
+    fn nth_dead(&self, nth: u8) -> Option<MessageKey> {
+        let rows = &self.database.dead;
+        rows.keys().nth(usize::from(nth) % rows.len().max(1)).copied()
+    }
+
+    fn touch(&mut self, action: Action) {
+        match action {
+            Action::Hold { nth, millis } => {
+                let available = match millis {
+                    Some(millis) => Available::At(self.now + Duration::from_millis(u64::from(millis))),
+                    None => Available::Never,
+                };
+                if let Some(row) = self.nth_pending(nth) {
+                    self.database.pending.get_mut(&row.key).unwrap().available = Some(available);
+                }
+            }
+            Action::Unhold { nth } => {
+                if let Some(row) = self.nth_pending(nth) {
+                    self.database.pending.get_mut(&row.key).unwrap().available = None;
+                }
+            }
+            Action::Redrive { nth } => {
+                if let Some(row) = self.nth_dead(nth).and_then(|key| self.database.dead.remove(&key)) {
+                    // Whatever was wrong with it was mended.
+                    self.queue.refused.remove(&row.uid);
+                    self.database.actions += 1;
+                    self.database.pending.insert(row.key, Row { attempts: 0, is_redriven: true, ..row });
+                }
+            }
+            Action::Discard { nth } => {
+                if let Some(key) = self.nth_dead(nth) {
+                    self.database.dead.remove(&key);
+                    self.database.actions += 1;
+                }
+            }
+            Action::Refuse { nth } => {
+                if let Some(row) = self.nth_pending(nth) {
+                    self.database.refused.insert(row.uid);
+                }
+            }
+            Action::Unreadable { nth } => {
+                if let Some(row) = self.nth_pending(nth) {
+                    self.database.unreadable.insert(row.uid);
+                }
+            }
+            Action::Poison { nth } => {
+                if let Some(row) = self.nth_pending(nth) {
+                    self.queue.refused.insert(row.uid);
+                }
+            }
+            Action::Failing { nth, times } => {
+                if let Some(row) = self.nth_pending(nth) {
+                    self.queue.failing.insert(row.uid, u32::from(times));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn fail_over(&mut self, action: Action) {
+        match action {
+            Action::Lag => {
+                self.standby.get_or_insert_with(|| self.database.clone());
+                return;
+            }
+            Action::Restart => self.database.restart(),
+            Action::Promote => {
+                let standby = self.standby.take().unwrap_or_else(|| self.database.clone());
+                let skipped = if self.dice.bool() { 32 } else { 0 };
+                self.database.promote(&standby, skipped);
+            }
+            _ => {}
+        }
+        self.end_all_connections();
+    }
+}

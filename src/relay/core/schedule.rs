@@ -1,0 +1,363 @@
+//! The schedule: which message may go next. Pure; the order of groups is decided here and nowhere else.
+//!
+//! A group has at most one request in flight. What failed goes back to the front of its group, and nothing later of the
+//! group goes out before it. Other groups are not concerned. A group with more than a window of messages keeps the rest in
+//! the table: the schedule remembers where it stopped and asks for more when it runs low, so that neither a hot group nor a
+//! blocked one fills the memory.
+//!
+//! [`super::parked`] is about what stays in the table. Messages without order (a standard queue, or no group) take part as
+//! groups of one without the bookkeeping.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use super::group::{Deferred, Group, State};
+use super::item::Item;
+use super::parked::Parked;
+use crate::clock::Time;
+use crate::config::FifoMode;
+use crate::message::{MessageId, MessageKey};
+use crate::sqs::Load;
+
+/// Messages of one group in memory in strict mode: a hot group sends one at a time and reads on when half of it is gone.
+const STRICT_WINDOW: usize = 20;
+
+/// Messages of one group in memory in batched mode.
+const BATCHED_WINDOW: usize = 100;
+
+/// How many messages of a group go out at once, and how many wait in memory.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::relay) struct Shape {
+    /// Entries of a request.
+    pub(super) request_size: usize,
+    /// Entries of one group in one request: 1 keeps the order whatever fails.
+    pub(super) per_group: usize,
+    /// Messages of one group in memory.
+    pub(super) window: usize,
+}
+
+impl Shape {
+    /// What is configured.
+    pub(in crate::relay) fn new(request_size: usize, fifo_mode: FifoMode) -> Self {
+        match fifo_mode {
+            FifoMode::Strict => Self { request_size, per_group: 1, window: STRICT_WINDOW },
+            FifoMode::Batched => Self { request_size, per_group: request_size, window: BATCHED_WINDOW },
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Delayed {
+    Item(Box<Item>),
+    Group(Arc<str>),
+}
+
+/// The messages of a claim that are not settled yet.
+#[derive(Debug)]
+pub(in crate::relay) struct Schedule {
+    pub(super) shape: Shape,
+    free: VecDeque<Item>,
+    pub(super) groups: HashMap<Arc<str>, Group>,
+    ready: VecDeque<Arc<str>>,
+    pub(super) delayed: BTreeMap<(Time, MessageId), Delayed>,
+    pub(super) parked: Parked,
+    known: HashSet<MessageKey>,
+    waiting: usize,
+    waiting_bytes: usize,
+    /// Messages with a failed attempt that were left in the table.
+    charged: Vec<Item>,
+}
+
+impl Schedule {
+    /// An empty schedule.
+    pub(in crate::relay) fn new(shape: Shape) -> Self {
+        Self {
+            shape,
+            free: VecDeque::new(),
+            groups: HashMap::new(),
+            ready: VecDeque::new(),
+            delayed: BTreeMap::new(),
+            parked: Parked::default(),
+            known: HashSet::new(),
+            waiting: 0,
+            waiting_bytes: 0,
+            charged: Vec::new(),
+        }
+    }
+
+    /// Whether a message is in memory: waiting, in flight, or not settled yet.
+    pub(super) fn knows(&self, key: MessageKey) -> bool {
+        self.known.contains(&key)
+    }
+
+    /// Remembers a message that is settled without being sent. If its group waited for it, that goes on.
+    pub(super) fn pass_over(&mut self, key: MessageKey, group: Option<&Arc<str>>) {
+        self.known.insert(key);
+        let Some(name) = group else { return };
+        if let Some(group) = self.groups.get_mut(name)
+            && group.waits_for(key.id)
+        {
+            group.state = State::Idle;
+            self.look_after(name);
+        }
+    }
+
+    /// The message is settled in the table.
+    pub(in crate::relay) fn forget(&mut self, key: MessageKey) {
+        self.known.remove(&key);
+    }
+
+    /// How many messages are in memory.
+    pub(super) fn known(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Messages that wait to be sent.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Their bytes.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
+    /// Takes a message in, or leaves it in the table when its group has enough in memory.
+    pub(in crate::relay) fn admit(&mut self, item: Item) {
+        let key = item.key();
+        if !self.known.insert(key) {
+            return;
+        }
+        let Some(name) = item.group.clone() else {
+            self.count(1, item.entry.bytes());
+            self.free.push_back(item);
+            return;
+        };
+        let group = self.groups.entry(Arc::clone(&name)).or_insert_with(|| Group::new(key.lane));
+        if group.leaves_in_table(key.id, self.shape.window) {
+            self.known.remove(&key);
+            return;
+        }
+        // One that comes before what waits in the table: what follows it is read in order.
+        let is_before = group.rest.is_some_and(|rest| key.id <= rest.after);
+        if matches!(group.state, State::Deferred(_)) && is_before && !group.waits_for(key.id) {
+            self.known.remove(&key);
+            self.start_over(&name, key, key.id);
+            return;
+        }
+        let before = group.counted();
+        group.insert(item);
+        if matches!(group.state, State::Idle | State::Deferred(_)) {
+            group.state = State::Ready;
+            self.ready.push_back(Arc::clone(&name));
+        }
+        self.recount(&name, before);
+    }
+
+    /// Whether a full request could be made now.
+    pub(super) fn can_fill_a_request(&self) -> bool {
+        let size = self.shape.request_size;
+        if self.free.len() + self.ready.len() >= size || self.waiting_bytes >= crate::sqs::MAX_BYTES {
+            return true;
+        }
+        let has_enough = |group: &Group| group.waiting.len() >= size;
+        self.shape.per_group > 1 && self.ready.iter().any(|name| self.groups.get(name).is_some_and(has_enough))
+    }
+
+    /// Whether anything could be sent now.
+    pub(super) fn has_ready(&self) -> bool {
+        !self.free.is_empty() || !self.ready.is_empty()
+    }
+
+    /// The next request: as many entries as fit, in order within each group. `None` when nothing may go.
+    pub(in crate::relay) fn next_request(&mut self) -> Option<Vec<Item>> {
+        let mut items = Vec::with_capacity(self.shape.request_size);
+        let mut load = Load::new(self.shape.request_size);
+        while !load.is_full() {
+            if let Some(front) = self.free.front() {
+                if !takes(&load, &items, front) {
+                    break;
+                }
+                load.add(front.entry.bytes());
+                items.extend(self.free.pop_front());
+            } else if let Some(name) = self.ready.front() {
+                let Some(group) = self.groups.get_mut(name).filter(|group| group.state == State::Ready) else {
+                    self.ready.pop_front();
+                    continue;
+                };
+                if !group.waiting.front().is_some_and(|front| takes(&load, &items, front)) {
+                    break;
+                }
+                group.state = State::InFlight;
+                self.ready.pop_front();
+                take_of_group(group, self.shape.per_group, &mut load, &mut items);
+            } else {
+                break;
+            }
+        }
+        for item in &items {
+            self.waiting -= 1;
+            self.waiting_bytes -= item.entry.bytes();
+        }
+        (!items.is_empty()).then_some(items)
+    }
+
+    /// A request came back: `done` will be settled, `again` has to be sent again, at once or at a time.
+    pub(in crate::relay) fn finish(&mut self, done: &[Item], again: Vec<(Item, Option<Time>)>) {
+        let mut concerned: BTreeMap<Arc<str>, Option<(Time, MessageId)>> = BTreeMap::new();
+        for item in done {
+            if let Some(name) = &item.group {
+                concerned.entry(Arc::clone(name)).or_default();
+            }
+        }
+        for (item, until) in again {
+            let (id, bytes) = (item.id(), item.entry.bytes());
+            match (item.group.clone(), until) {
+                (None, Some(until)) => drop(self.delayed.insert((until, id), Delayed::Item(Box::new(item)))),
+                (None, None) => {
+                    self.free.push_front(item);
+                    self.count(1, bytes);
+                }
+                (Some(name), until) => {
+                    let lane = item.key().lane;
+                    let group = self.groups.entry(Arc::clone(&name)).or_insert_with(|| Group::new(lane));
+                    group.insert(item);
+                    self.count(1, bytes);
+                    let wait = concerned.entry(name).or_default();
+                    *wait = (*wait).max(until.map(|until| (until, id)));
+                }
+            }
+        }
+        for (name, wait) in concerned {
+            self.set_free(&name, wait);
+        }
+    }
+
+    /// A group has no request in flight any more; it waits, or may go on.
+    fn set_free(&mut self, name: &Arc<str>, wait: Option<(Time, MessageId)>) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let before = group.counted();
+        match wait {
+            _ if matches!(group.state, State::Blocked { .. }) => {
+                let left = group.block(MessageId::MAX);
+                self.leave_all(left);
+            }
+            Some(key) => {
+                self.delayed.insert(key, Delayed::Group(Arc::clone(name)));
+                let left = group.delay();
+                self.leave_all(left);
+            }
+            None if group.waiting.is_empty() => group.state = State::Idle,
+            None => {
+                group.state = State::Ready;
+                self.ready.push_back(Arc::clone(name));
+            }
+        }
+        self.recount(name, before);
+        self.look_after(name);
+    }
+
+    /// Makes ready what has waited long enough.
+    pub(in crate::relay) fn wake(&mut self, now: Time) {
+        while let Some(first) = self.delayed.first_entry() {
+            if first.key().0 > now {
+                break;
+            }
+            match first.remove() {
+                Delayed::Item(item) => {
+                    self.count(1, item.entry.bytes());
+                    self.free.push_back(*item);
+                }
+                Delayed::Group(name) => {
+                    if let Some(group) = self.groups.get_mut(&name).filter(|group| group.state == State::Delayed) {
+                        let before = group.counted();
+                        group.state = State::Ready;
+                        self.ready.push_back(Arc::clone(&name));
+                        self.recount(&name, before);
+                    }
+                }
+            }
+        }
+        for name in self.parked.take_ended(now) {
+            let is_over = |deferred: Deferred| deferred.ends_at().is_some_and(|end| end <= now);
+            if let Some(group) = self.groups.get_mut(&name)
+                && matches!(group.state, State::Deferred(deferred) if is_over(deferred))
+            {
+                group.stop_deferring();
+                self.look_after(&name);
+            }
+        }
+    }
+
+    /// Whether everything in memory waits for a retry that is not due before this time.
+    pub(super) fn only_waits_beyond(&self, time: Time) -> bool {
+        self.waiting == 0
+            && self.delayed.len() == self.known.len()
+            && self.next_wake().is_none_or(|wake| wake >= time)
+            && !self.parked.wants_to_read_on()
+    }
+
+    /// When the next retry is due, or the next group that waits for one goes on.
+    pub(super) fn next_wake(&self) -> Option<Time> {
+        let delayed = self.delayed.first_key_value().map(|(key, _)| key.0);
+        delayed.into_iter().chain(self.parked.next_end()).min()
+    }
+
+    /// These stay in the table for now. What failed is handed out once more, to be recorded.
+    pub(super) fn leave_all(&mut self, items: Vec<Item>) {
+        for item in items {
+            self.known.remove(&item.key());
+            if item.charged.is_some() && !item.is_recorded {
+                self.charged.push(item);
+            }
+        }
+    }
+
+    /// Messages with a failed attempt that were left in the table since this was asked last.
+    pub(super) fn take_charged(&mut self) -> Vec<Item> {
+        std::mem::take(&mut self.charged)
+    }
+
+    /// Brings the totals up to date after a change of one group.
+    pub(super) fn recount(&mut self, name: &Arc<str>, before: (usize, usize)) {
+        let after = self.groups.get(name).map_or((0, 0), Group::counted);
+        self.waiting = self.waiting + after.0 - before.0;
+        self.waiting_bytes = self.waiting_bytes + after.1 - before.1;
+    }
+
+    fn count(&mut self, items: usize, bytes: usize) {
+        self.waiting += items;
+        self.waiting_bytes += bytes;
+    }
+
+    /// Everything in memory that waits, for the end of a claim: what has no order, delayed retries, and the groups. Nothing
+    /// may be in flight.
+    pub(super) fn take_all(&mut self) -> All {
+        let Self { free, delayed, groups, .. } = std::mem::replace(self, Self::new(self.shape));
+        (free, delayed, groups)
+    }
+}
+
+/// What is without order, what is delayed, and the groups.
+type All = (VecDeque<Item>, BTreeMap<(Time, MessageId), Delayed>, HashMap<Arc<str>, Group>);
+
+/// Takes as many of a group as may go together; the first is known to fit.
+fn take_of_group(group: &mut Group, most: usize, load: &mut Load, items: &mut Vec<Item>) {
+    let before = items.len();
+    while items.len() - before < most
+        && let Some(next) = group.waiting.front()
+        && takes(load, items, next)
+    {
+        load.add(next.entry.bytes());
+        items.extend(group.waiting.pop_front());
+    }
+}
+
+/// An entry that must be alone starts a request and ends it.
+fn takes(load: &Load, taken: &[Item], next: &Item) -> bool {
+    let may_join = taken.last().is_none_or(|last| !last.is_alone && !next.is_alone);
+    may_join && load.fits(next.entry.bytes())
+}
+
+#[cfg(test)]
+mod tests;

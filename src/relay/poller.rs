@@ -1,0 +1,129 @@
+//! The poller: asks for all idle relays of the process whether anything may have come.
+//!
+//! It reads how far the sequence of message ids has got, whether a retry has fallen due and whether an operator has done
+//! something, which costs a fraction of a look. Idle relays sleep until that changes. It is a hint: each relay rescans once a
+//! second whatever the poller says, so a poller that cannot reach the database, or is wrong, costs time and never a message.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::health::Heartbeat;
+use crate::outbox::Outbox;
+use crate::reading::Watch;
+
+/// How long to leave a database alone that does not answer.
+const AFTER_FAILURE: Duration = Duration::from_millis(500);
+
+/// After so much time in which nothing came the poller asks less often.
+const QUIET_AFTER: Duration = Duration::from_secs(5);
+
+/// How much less often. Waking up, not the question, is what an idle relay costs.
+const QUIET_FACTOR: u32 = 4;
+
+/// How often it asks while no relay is idle, for what operators have done.
+const BUSY_EVERY: Duration = Duration::from_secs(1);
+
+/// Asks for all relays of the process.
+#[derive(Debug)]
+pub struct Poller {
+    outbox: Outbox,
+    destinations: Vec<Arc<str>>,
+    poll_interval: Duration,
+    seen: watch::Sender<Option<Watch>>,
+    idle: Arc<AtomicUsize>,
+    heartbeat: Arc<Heartbeat>,
+}
+
+/// What one relay hears of the poller.
+#[derive(Debug)]
+pub struct WorkSignal {
+    seen: watch::Receiver<Option<Watch>>,
+    idle: Arc<AtomicUsize>,
+    is_idle: bool,
+}
+
+impl Poller {
+    /// A poller for these destinations.
+    pub fn new(
+        outbox: Outbox,
+        destinations: Vec<Arc<str>>,
+        poll_interval: Duration,
+        heartbeat: Arc<Heartbeat>,
+    ) -> Self {
+        let (seen, _) = watch::channel(None);
+        Self { outbox, destinations, poll_interval, seen, idle: Arc::new(AtomicUsize::new(0)), heartbeat }
+    }
+
+    /// A signal for one relay.
+    pub fn signal(&self) -> WorkSignal {
+        WorkSignal { seen: self.seen.subscribe(), idle: Arc::clone(&self.idle), is_idle: false }
+    }
+
+    /// Asks until told to stop.
+    pub async fn run(self, stop: CancellationToken) {
+        let names: Vec<&str> = self.destinations.iter().map(AsRef::as_ref).collect();
+        let (mut news_at, mut asked_at) = (Instant::now(), None::<Instant>);
+        while !stop.is_cancelled() {
+            self.heartbeat.tick();
+            let is_quiet = news_at.elapsed() >= QUIET_AFTER;
+            let interval = if is_quiet { self.poll_interval * QUIET_FACTOR } else { self.poll_interval };
+            let mut pause = interval.mul_f64(0.8 + 0.4 * fastrand::f64());
+            let is_busy = self.idle.load(Ordering::Relaxed) == 0;
+            if !(is_busy && asked_at.is_some_and(|at| at.elapsed() < BUSY_EVERY)) {
+                asked_at = Some(Instant::now());
+                match self.outbox.watch(&names).await {
+                    Ok(watch) => {
+                        let is_news = self.seen.send_if_modified(|seen| seen.replace(watch) != Some(watch));
+                        if is_news {
+                            news_at = Instant::now();
+                        }
+                    }
+                    // The relays meet the same failure and report it.
+                    Err(_) => pause = pause.max(AFTER_FAILURE),
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        self.heartbeat.finish();
+    }
+}
+
+impl WorkSignal {
+    /// Says whether this relay waits for something to come.
+    pub(super) fn set_idle(&mut self, is_idle: bool) {
+        if is_idle != self.is_idle {
+            self.is_idle = is_idle;
+            if is_idle {
+                self.idle.fetch_add(1, Ordering::Relaxed);
+            } else {
+                self.idle.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Waits for an answer that differs from the last one.
+    pub(super) async fn changed(&mut self) -> Watch {
+        loop {
+            // An error means that the poller is gone, which happens only when the process ends.
+            if self.seen.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            if let Some(watch) = *self.seen.borrow_and_update() {
+                return watch;
+            }
+        }
+    }
+}
+
+impl Drop for WorkSignal {
+    fn drop(&mut self) {
+        self.set_idle(false);
+    }
+}

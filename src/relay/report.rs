@@ -1,0 +1,190 @@
+//! Reporting: what the core says, as metrics, log lines and probes. The only place of the relay that logs.
+
+use std::sync::Arc;
+
+use prometheus::IntGauge;
+
+use super::Destination;
+use super::core::{Core, Report};
+use crate::health::{Dependency, Heartbeat};
+use crate::message::{Fault, FaultKind, MessageKey, Outcome, Quarantined, Settlement};
+use crate::outbox::OutboxError;
+
+/// Where a relay reports how it is.
+#[derive(Clone, Debug)]
+pub struct Reports {
+    /// What it says of the database, beside all other relays.
+    pub database: Arc<Dependency>,
+    /// The same as a metric.
+    pub database_up: IntGauge,
+    /// Its own queue.
+    pub queue: Arc<Dependency>,
+    /// Its own sign of life.
+    pub heartbeat: Arc<Heartbeat>,
+}
+
+/// Tells what one relay reports.
+#[derive(Debug)]
+pub(super) struct Reporter {
+    destination: Arc<Destination>,
+    reports: Reports,
+}
+
+impl Reporter {
+    pub(super) fn new(destination: Arc<Destination>, reports: Reports) -> Self {
+        Self { destination, reports }
+    }
+
+    /// The loop is alive, and these are its gauges.
+    pub(super) fn tick(&self, core: &Core) {
+        self.reports.heartbeat.tick();
+        let (lanes, in_flight, limit) = core.gauges();
+        let metrics = &self.destination.metrics;
+        metrics.lanes_held.set(lanes as i64);
+        metrics.in_flight.set(in_flight as i64);
+        metrics.in_flight_limit.set(limit as i64);
+    }
+
+    /// The loop ended as it should.
+    pub(super) fn finish(&self) {
+        self.destination.metrics.lanes_held.set(0);
+        self.reports.heartbeat.finish();
+    }
+
+    pub(super) fn report(&self, reports: Vec<Report>, core: &Core) {
+        for report in reports {
+            self.one(report);
+        }
+        self.reports.heartbeat.set_activity(core.activity(), core.order());
+    }
+
+    fn one(&self, report: Report) {
+        let metrics = &self.destination.metrics;
+        match report {
+            Report::Accepted { ages, left_out } => {
+                ages.iter().for_each(|age| metrics.latency.observe(age.as_secs_f64()));
+                metrics.attributes_left_out.inc_by(left_out as u64);
+            }
+            Report::Retried(kind) => metrics.retries(kind).inc(),
+            Report::PossibleDuplicates(entries) => metrics.possible_duplicates.inc_by(entries),
+            Report::Recorded(settlements) => self.recorded(&settlements),
+            Report::PublishedTwice(messages) => self.published_twice(messages),
+            Report::Unmatched(messages) => self.unmatched(&messages),
+            Report::Replaced(messages) => self.replaced(messages),
+            Report::Quarantined(messages) => self.quarantined(&messages),
+            Report::Late(messages) => metrics.late.inc_by(messages),
+            Report::Halted(fault) => self.halted(&fault),
+            Report::Back => self.back(),
+            Report::DatabaseAnswered => self.database_answered(),
+            Report::DatabaseFailed { error, unsettled } => self.database_failed(&error, unsettled),
+            Report::AnotherHistory => {
+                tracing::warn!(
+                    destination = %self.destination.name,
+                    "the database goes on from another state than before (failover, crash or restore); everything learnt of it is dropped"
+                );
+            }
+        }
+    }
+
+    fn recorded(&self, settlements: &[Settlement]) {
+        let metrics = &self.destination.metrics;
+        metrics.delivered.inc_by(settlements.iter().filter(|settlement| settlement.is_delivered()).count() as u64);
+        // One line for all that died together of the same kind of fault, with the first of them as an example.
+        let mut lines: Vec<(FaultKind, u64, i64, &str)> = Vec::new();
+        for Settlement { key, outcome, .. } in settlements {
+            if let Outcome::Dead { kind, error, .. } = outcome {
+                metrics.dead_lettered(*kind).inc();
+                match lines.iter_mut().find(|(known, ..)| known == kind) {
+                    Some((_, messages, ..)) => *messages += 1,
+                    None => lines.push((*kind, 1, key.id.0, error)),
+                }
+            }
+        }
+        for (kind, messages, message_id, reason) in lines {
+            let (destination, kind) = (&self.destination.name, kind.reason());
+            tracing::warn!(%destination, kind, messages, message_id, reason, "messages are dead");
+        }
+    }
+
+    fn published_twice(&self, messages: u64) {
+        self.destination.metrics.possible_duplicates.inc_by(messages);
+        tracing::warn!(
+            destination = %self.destination.name,
+            messages,
+            "messages were settled by another relay meanwhile, so both published them"
+        );
+    }
+
+    fn unmatched(&self, messages: &[MessageKey]) {
+        self.destination.metrics.unmatched.inc_by(messages.len() as u64);
+        tracing::warn!(
+            destination = %self.destination.name,
+            messages = messages.len(),
+            message_id = messages.first().map(|key| key.id.0),
+            "SQS accepted messages that are not in the outbox any more: the database has lost their transactions, or somebody has deleted them"
+        );
+    }
+
+    fn replaced(&self, messages: u64) {
+        tracing::warn!(
+            destination = %self.destination.name,
+            messages,
+            "ids of delivered messages were given again, and the records of those were replaced: was the sequence of ids set back?"
+        );
+    }
+
+    fn quarantined(&self, messages: &[Quarantined]) {
+        let destination = &self.destination.name;
+        self.destination.metrics.quarantined_total.inc_by(messages.len() as u64);
+        let Some(first) = messages.first() else { return };
+        let what = match &first.outcome {
+            Some(Outcome::Delivered { .. }) => "SQS accepted them and PostgreSQL refuses to record that",
+            Some(_) => "they are dead and PostgreSQL refuses to record that",
+            None => "PostgreSQL cannot read them",
+        };
+        tracing::warn!(
+            %destination,
+            messages = messages.len(),
+            message_id = first.key.id.0,
+            what,
+            reason = %first.reason,
+            "messages are in quarantine; outbox-relay quarantine list shows them"
+        );
+    }
+
+    fn halted(&self, fault: &Fault) {
+        let destination = &self.destination.name;
+        self.destination.metrics.up.set(0);
+        // The same fault is logged once, however often it is met.
+        let is_news = self.reports.queue.report_down(&fault.code);
+        if is_news && fault.kind == FaultKind::Internal {
+            tracing::error!(%destination, code = %fault.code, reason = %fault.detail, "destination halted by an error of outbox-relay, please report it; its messages wait");
+        } else if is_news {
+            tracing::warn!(%destination, code = %fault.code, reason = %fault.detail, "destination halted; its messages wait, no attempt is charged");
+        }
+    }
+
+    fn back(&self) {
+        self.destination.metrics.up.set(1);
+        // There is no line when the halt was never logged.
+        if self.reports.queue.report_up() {
+            tracing::info!(destination = %self.destination.name, "destination is back");
+        }
+    }
+
+    fn database_answered(&self) {
+        if self.reports.database.report_up() {
+            tracing::info!("the database is back");
+        }
+        self.reports.database_up.set(i64::from(self.reports.database.is_up()));
+    }
+
+    fn database_failed(&self, error: &OutboxError, unsettled: usize) {
+        // What failed on one connection may fail on all that were made before.
+        self.destination.outbox.forget_connections();
+        self.reports.database_up.set(0);
+        if self.reports.database.report_down(&error.to_string()) {
+            tracing::warn!(error = %error, unsettled, "the database cannot be used; trying again");
+        }
+    }
+}
