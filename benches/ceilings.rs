@@ -6,16 +6,20 @@
 use std::collections::VecDeque;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 
+use outbox_relay::clock::Time;
 use outbox_relay::config::Flags;
-use outbox_relay::message::{Event, LANES, Lane, Message, MessageKey, Outcome, QueueKind, Settlement};
-use outbox_relay::outbox::{Keep, Outbox, Position, ReadBudget};
+use outbox_relay::message::{
+    Content, Event, EventPosition, LANES, Lane, Message, MessageId, MessageKey, Origin, Outcome, QueueKind, Settlement,
+};
+use outbox_relay::outbox::{Keep, Outbox};
+use outbox_relay::reading::{ByLane, ClaimProof, Lookup, Order, Position, READ_BYTES, ReadRequest};
 use outbox_relay::sqs::{self, compose};
 
 use crate::ground::{BODY_BYTES, DESTINATION, Ground};
@@ -58,14 +62,14 @@ impl Ceiling {
             let outbox = Outbox::new(&config.database, 3)?;
             let destination: Arc<str> = DESTINATION.into();
             outbox.create_lanes(&destination).await?;
-            let lanes: Vec<Lane> = (0..LANES).collect();
+            let lanes: Vec<Lane> = Lane::all().collect();
             let started = Instant::now();
-            let (mut cursors, mut settled) = ([0; LANES as usize], 0);
+            let (mut cursors, mut settled) = (ByLane::all(MessageId::NONE), 0);
             while settled < self.messages {
                 let claim = outbox.claim(&destination, &lanes, lanes.len(), CLAIM_FOR * 2).await?;
-                let claim = claim.context("somebody else has the lanes")?;
-                let read =
-                    stream(&outbox, &mut cursors, config.tuning.batch_size, claim.taken_at() + CLAIM_FOR).await?;
+                let (claim, claimed) = claim.context("somebody else has the lanes")?;
+                let (until, batch) = (claimed.asked_at + CLAIM_FOR, config.tuning.batch_size);
+                let read = stream(&outbox, &mut cursors, batch, &claimed.proof, until).await?;
                 claim.release().await?;
                 ensure!(read > 0 || settled >= self.messages, "{settled} of {} messages were there", self.messages);
                 settled += read;
@@ -86,7 +90,7 @@ impl Ceiling {
             while next <= self.messages || !requests.is_empty() {
                 while next <= self.messages && requests.len() < config.tuning.max_in_flight {
                     let last = self.messages.min(next + config.tuning.request_size as u64 - 1);
-                    let messages: Vec<Message> = (next..=last).map(made_up).collect();
+                    let messages: Vec<Message> = (next..=last).filter_map(made_up).collect();
                     next = last + 1;
                     let queue = queue.clone();
                     requests.push(async move {
@@ -94,7 +98,7 @@ impl Ceiling {
                             messages.into_iter().map(|message| compose(message, QueueKind::Standard)).collect();
                         let composed = composed.map_err(|fault| anyhow::anyhow!("{fault}"))?;
                         let entries: Vec<_> = composed.iter().map(|composed| &composed.entry).collect();
-                        let published = queue.publish(&entries).await;
+                        let published = queue.publish(&entries, Time::now() + CLAIM_FOR).await;
                         ensure!(published.results.iter().all(Result::is_ok), "{:?}", published.results);
                         anyhow::Ok(())
                     });
@@ -107,30 +111,41 @@ impl Ceiling {
 }
 
 /// Reads and settles at the same time until the claim is old or nothing is left; returns how many messages it settled.
-async fn stream(outbox: &Outbox, cursors: &mut [i64], batch: usize, until: Instant) -> Result<u64> {
-    let (mut read_keys, mut is_over, mut settled) = (VecDeque::<MessageKey>::new(), false, 0);
-    let most = batch.div_ceil(cursors.len());
-    let mut budget = ReadBudget::default();
+async fn stream(
+    outbox: &Outbox,
+    cursors: &mut ByLane<MessageId>,
+    batch: usize,
+    proof: &ClaimProof,
+    until: Time,
+) -> Result<u64> {
+    let (mut read_keys, mut is_over, mut settled) = (VecDeque::<(MessageKey, Origin)>::new(), false, 0);
+    let most = batch.div_ceil(LANES);
     let mut reading = None;
     let mut settling = None;
     loop {
-        is_over |= Instant::now() >= until;
+        is_over |= Time::now() >= until;
         if reading.is_none() && !is_over && read_keys.len() < 4 * batch {
-            let position = |(lane, cursor): (usize, &i64)| Position { lane: lane as Lane, cursor: *cursor, most };
-            let positions: Vec<Position> = cursors.iter().enumerate().map(position).collect();
-            reading = Some(async move { outbox.read(DESTINATION, &positions, budget, None).await }.boxed().fuse());
+            let lanes = cursors.iter().map(|(lane, above)| Position { lane, above: *above, most }).collect();
+            let request = ReadRequest {
+                lanes,
+                stored_bytes: READ_BYTES,
+                bytes: READ_BYTES,
+                lookup: Lookup::Together,
+                order: Order::None,
+                ..ReadRequest::default()
+            };
+            reading = Some(async move { outbox.read(DESTINATION, &request, proof).await }.boxed().fuse());
         }
         if settling.is_none() && (read_keys.len() >= SETTLE_SIZE || (reading.is_none() && !read_keys.is_empty())) {
             let many = read_keys.len().min(SETTLE_SIZE);
             // As long as the ids of SQS, which are UUIDs.
-            let outcome = |key: MessageKey| Outcome::Delivered { sqs_message_id: format!("{:036}", key.id) };
-            let settlements = read_keys.drain(..many).map(|key| Settlement { key, outcome: outcome(key) });
-            let mut settlements: Vec<Settlement> = settlements.collect();
-            settling = Some(
-                async move { outbox.settle(DESTINATION, Keep::Delivered, &mut settlements).await.map(|_| many) }
-                    .boxed()
-                    .fuse(),
-            );
+            let outcome = |key: MessageKey| Outcome::Delivered { sqs_message_id: format!("{:036}", key.id.0) };
+            let settlement = |(key, origin)| Settlement { key, origin, group: None, outcome: outcome(key) };
+            let mut settlements: Vec<Settlement> = read_keys.drain(..many).map(settlement).collect();
+            let settle = async move {
+                outbox.settle(DESTINATION, Keep::Delivered, &mut settlements, Some(proof)).await.map(|_| many)
+            };
+            settling = Some(settle.boxed().fuse());
         }
         if reading.is_none() && settling.is_none() {
             return Ok(settled);
@@ -138,13 +153,12 @@ async fn stream(outbox: &Outbox, cursors: &mut [i64], batch: usize, until: Insta
         tokio::select! {
             Some(read) = maybe(&mut reading) => {
                 reading = None;
-                let (batch, _) = read?;
-                budget.follow(batch.is_cut);
+                let batch = read?.lanes;
                 is_over |= batch.messages.is_empty();
                 for message in &batch.messages {
-                    let cursor = &mut cursors[message.key.lane as usize];
+                    let cursor = &mut cursors[message.key.lane];
                     *cursor = message.key.id.max(*cursor);
-                    read_keys.push_back(message.key);
+                    read_keys.push_back((message.key, message.origin));
                 }
             }
             Some(many) = maybe(&mut settling) => {
@@ -164,24 +178,28 @@ async fn maybe<F: Future + Unpin>(task: &mut Option<F>) -> Option<F::Output> {
 }
 
 /// A message as the backlog's are.
-fn made_up(number: u64) -> Message {
+fn made_up(number: u64) -> Option<Message> {
+    let id = i64::try_from(number).ok()?;
+    let lane = Lane::new(i16::try_from(number % LANES as u64).ok()?)?;
     let payload = format!("{{\"n\": {number}, \"ticket\": \"{}\"}}", "x".repeat((BODY_BYTES - 24) / 32 * 32));
     let trace = r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
-    Message {
-        key: MessageKey { lane: (number % LANES as u64) as Lane, id: number as i64 },
+    Some(Message {
+        key: MessageKey { lane, id: MessageId(id) },
+        origin: Origin { event_position: EventPosition(id), enqueued_at: SystemTime::UNIX_EPOCH },
         group: Some(format!("g{}", number % 20_000).into()),
         attempts: 0,
         age_when_read: Duration::ZERO,
-        read_at: Instant::now(),
+        read_at: Time::now(),
         wait: None,
-        event: Some(Event {
+        hold: None,
+        content: Content::Event(Event {
             event_id: format!("0190b7c4-5b5a-7000-8000-{number:012x}"),
             event_type: "TicketPurchased".to_owned(),
             stream: None,
             payload,
             metadata: trace.to_owned(),
         }),
-    }
+    })
 }
 
 /// Runs a ceiling as a process of its own.

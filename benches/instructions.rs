@@ -10,11 +10,14 @@
 
 use std::collections::BTreeMap;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use outbox_relay::message::{Event, LANES, Lane, Message, MessageKey, QueueKind};
+use outbox_relay::clock::Time;
+use outbox_relay::message::{
+    Content, Event, EventPosition, LANES, Lane, Message, MessageId, MessageKey, Origin, QueueKind,
+};
 use outbox_relay::relay::dry_run::dry_run;
 
 #[global_allocator]
@@ -51,7 +54,7 @@ fn work(kind: &str, messages: &str) -> Result<()> {
     let mut left: u64 = messages.parse()?;
     let mut next = 1;
     while left > 0 {
-        let batch: Vec<Message> = (next..next + left.min(1_000)).map(message).collect();
+        let batch: Vec<Message> = (next..next + left.min(1_000)).filter_map(message).collect();
         let count = batch.len();
         let done = dry_run(batch, kind).map_err(|fault| anyhow::anyhow!("{fault}"))?;
         ensure!(done.rows == count && done.requests == count.div_ceil(10), "{count} messages gave {done:?}");
@@ -62,22 +65,26 @@ fn work(kind: &str, messages: &str) -> Result<()> {
 }
 
 /// As the lottery's: 450 bytes, a stream, a trace; a group has one message in a batch.
-fn message(number: u64) -> Message {
-    Message {
-        key: MessageKey { lane: (number % LANES.unsigned_abs() as u64) as Lane, id: number as i64 },
+fn message(number: u64) -> Option<Message> {
+    let id = i64::try_from(number).ok()?;
+    let lane = Lane::new(i16::try_from(number % LANES as u64).ok()?)?;
+    Some(Message {
+        key: MessageKey { lane, id: MessageId(id) },
+        origin: Origin { event_position: EventPosition(id), enqueued_at: SystemTime::UNIX_EPOCH },
         group: Some(format!("ticket-{number}").into()),
         attempts: 0,
         age_when_read: Duration::ZERO,
-        read_at: Instant::now(),
+        read_at: Time::now(),
         wait: None,
-        event: Some(Event {
+        hold: None,
+        content: Content::Event(Event {
             event_id: format!("0190b7c4-5b5a-7000-8000-{number:012x}"),
             event_type: "TicketPurchased".to_owned(),
             stream: Some((format!("ticket-{number}"), 1)),
             payload: format!("{{\"n\": {number}, \"ticket\": \"{}\"}}", "x".repeat(420)),
             metadata: r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#.to_owned(),
         }),
-    }
+    })
 }
 
 fn compare() -> Result<()> {
