@@ -20,7 +20,8 @@ enum Act {
     StopPostgres,
     DeleteTheQueue,
     FailOneMessage,
-    FailEveryMessage,
+    LockTheLanes,
+    RefuseTheRecord,
     LockTheDead,
     ThrottleSome,
     Poison,
@@ -30,7 +31,7 @@ enum Act {
 }
 
 /// Alert, job, what is done in words, and what is done. The first alert only knows the job of its rule.
-const ACTS: [(&str, &str, &str, Act); 11] = [
+const ACTS: [(&str, &str, &str, Act); 13] = [
     ("OutboxRelayDown", "outbox-relay", "the relay is killed", Act::KillTheRelay),
     (
         "OutboxRelayDeliveryDelayed",
@@ -38,7 +39,9 @@ const ACTS: [(&str, &str, &str, Act); 11] = [
         "SQS fails one message again and again, others pass",
         Act::FailOneMessage,
     ),
-    ("OutboxRelayDeliveryStuck", "stuck", "SQS fails every message, one by one", Act::FailEveryMessage),
+    ("OutboxRelayDeliveryStuck", "stuck", "a session has the lanes locked", Act::LockTheLanes),
+    ("OutboxRelayStalled", "stalled", "a session has the lanes locked", Act::LockTheLanes),
+    ("OutboxRelayQuarantine", "quarantine", "a trigger refuses to record a delivery", Act::RefuseTheRecord),
     ("OutboxRelayBacklogProbeStale", "stale", "a session has the dead messages locked", Act::LockTheDead),
     ("OutboxRelayDatabaseUnreachable", "database", "PostgreSQL is stopped", Act::StopPostgres),
     ("OutboxRelayDestinationHalted", "halted", "the queue is deleted", Act::DeleteTheQueue),
@@ -161,12 +164,18 @@ impl Stage {
                 self.proxy.set(Fault::FailEntries { which, code: "InternalError", sender_fault: false });
                 self.bed.enqueue("tickets", "{\"poor\": true}", None).await?;
             }
-            Act::FailEveryMessage => {
-                self.proxy.set(Fault::FailEntries {
-                    which: Choice::every(),
-                    code: "InternalError",
-                    sender_fault: false,
-                });
+            Act::LockTheLanes => {
+                let session = self.bed.connect().await?;
+                session.batch_execute("BEGIN; SELECT FROM outbox.lanes FOR UPDATE").await?;
+                self.sessions.push(session);
+            }
+            Act::RefuseTheRecord => {
+                let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+                        $$ BEGIN RAISE EXCEPTION 'not this one'; END $$;
+                    CREATE TRIGGER refuse BEFORE INSERT ON outbox.messages_delivered
+                        FOR EACH ROW WHEN (NEW.group_id = 'odd') EXECUTE FUNCTION refuse()";
+                self.bed.client.batch_execute(refuse).await?;
+                self.bed.enqueue("tickets", "{\"odd\": true}", Some("odd")).await?;
             }
             Act::LockTheDead => {
                 let session = self.bed.connect().await?;
