@@ -11,7 +11,7 @@ use super::limits::Reserved;
 use super::parked::ReadOnAnswer;
 use super::schedule::Schedule;
 use super::standing::{Report, Standing};
-use super::work::ReadWork;
+use super::work::{ReadOn, ReadWork};
 use crate::clock::Time;
 use crate::message::{
     Content, Fault, FaultKind, Hold, Lane, Message, MessageId, MessageKey, Outcome, Quarantined, QueueKind, Settlement,
@@ -58,6 +58,12 @@ pub(super) struct Refused {
     pub(super) unreadable: Vec<Quarantined>,
 }
 
+/// Whether a read has brought everything that a lane had.
+fn is_all(position: &Position, batch: &Batch) -> bool {
+    let count = batch.messages.iter().filter(|message| message.key.lane == position.lane).count();
+    count < position.most && !batch.is_cut && !batch.lanes_with_more.contains(&position.lane)
+}
+
 /// Everything that taking in a batch works on.
 pub(super) struct Admission<'a> {
     pub(super) intake: &'a mut Intake,
@@ -81,9 +87,21 @@ impl Admission<'_> {
             late = self.gap(rescan, &rescanned);
             is_new = !late.is_empty();
         }
-        for (wanted, batch) in work.groups.iter().zip(answer.groups) {
+        let watermarks = &self.standing.knowledge.watermarks;
+        let is_whole = |lane: Lane| {
+            let position = work.request.lanes.iter().find(|position| position.lane == lane);
+            position
+                .is_some_and(|position| position.above == watermarks.position(lane) && is_all(position, &answer.lanes))
+        };
+        // See [`Schedule::next_to_read_on`].
+        let is_too_early = |wanted: &ReadOn| {
+            let after = wanted.position.after;
+            late.contains(&after.lane) || (after.id > watermarks.position(after.lane) && !is_whole(after.lane))
+        };
+        let too_early: Vec<bool> = work.groups.iter().map(is_too_early).collect();
+        for ((wanted, batch), is_too_early) in work.groups.iter().zip(answer.groups).zip(too_early) {
             is_new = true;
-            if late.contains(&wanted.position.after.lane) {
+            if is_too_early {
                 self.schedule.not_read_on(std::slice::from_ref(wanted));
             } else {
                 self.group(wanted, batch, &mut work.memory);
@@ -124,6 +142,7 @@ impl Admission<'_> {
             if !is_known {
                 let from = self.schedule.dissolve_crowd(key.lane, key.id);
                 self.standing.knowledge.watermarks.rewind(key.lane, from);
+                self.intake.read_to_end[key.lane] = false;
                 late.push(key.lane);
             }
         }
@@ -135,7 +154,7 @@ impl Admission<'_> {
         late
     }
 
-    fn group(&mut self, wanted: &super::work::ReadOn, batch: Batch, memory: &mut Reserved) {
+    fn group(&mut self, wanted: &ReadOn, batch: Batch, memory: &mut Reserved) {
         self.intake.follow(batch.is_cut);
         let position = &wanted.position;
         if let Some(Hold::Group { by }) = batch.messages.iter().find_map(|message| message.hold) {
@@ -162,14 +181,15 @@ impl Admission<'_> {
         batch.messages.retain(|message| in_place.iter().any(|position| position.lane == message.key.lane));
         self.intake.full.clear();
         for position in in_place {
-            let of_lane = batch.messages.iter().filter(|message| message.key.lane == position.lane);
-            let (count, last) = of_lane.fold((0, None), |(count, _), message| (count + 1, Some(message.key.id)));
+            let mut of_lane = batch.messages.iter().filter(|message| message.key.lane == position.lane);
+            let last = of_lane.next_back().map(|message| message.key.id);
             if let Some((last, next_xid)) = last.zip(batch.next_xid) {
                 let watermarks = &mut self.standing.knowledge.watermarks;
                 watermarks.read(position.lane, last, next_xid, batch.last_id, self.now);
             }
-            let has_more = batch.is_cut || batch.lanes_with_more.contains(&position.lane);
-            if count == position.most || has_more {
+            let is_all = is_all(position, &batch);
+            self.intake.read_to_end[position.lane] = is_all;
+            if !is_all {
                 self.intake.full.push(position.lane);
             }
         }

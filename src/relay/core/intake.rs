@@ -13,7 +13,7 @@ use super::schedule::Schedule;
 use super::standing::Standing;
 use super::work::{ReadOn, ReadWork, RescanWork, Work};
 use crate::clock::Time;
-use crate::message::{LANES, Lane, MessageKey, QueueKind};
+use crate::message::{LANES, Lane, MessageId, MessageKey, QueueKind};
 use crate::reading::{ByLane, ClaimProof, DueRequest, Lookup, Position, READ_BYTES, Range, ReadRequest, Rescan, Which};
 
 /// How soon to read again after a read that was not full: commits are seen within this time while traffic flows.
@@ -123,6 +123,8 @@ pub(super) struct Intake {
     next_due: Time,
     stored_bytes: StoredBytes,
     one_by_one_until: Time,
+    /// Lanes of which the last read left nothing, and that were not set back since.
+    pub(super) read_to_end: ByLane<bool>,
     /// Whether all lanes were read, and all retries asked for, since something happened that may bring more.
     quiet: Quiet,
 }
@@ -157,6 +159,7 @@ impl Intake {
             next_due: now,
             stored_bytes: StoredBytes::default(),
             one_by_one_until: now,
+            read_to_end: ByLane::default(),
             quiet: Quiet::default(),
         }
     }
@@ -245,14 +248,17 @@ impl Intake {
     fn read(&mut self, schedule: &mut Schedule, standing: &mut Standing, now: Time) -> Option<Work> {
         let has_room = self.has_room(schedule, standing);
         let is_due = has_room && (!self.full.is_empty() || now >= self.next_read);
-        if !is_due && !schedule.parked.wants_to_read_on() {
+        let watermarks = &standing.knowledge.watermarks;
+        let read_to_end = self.read_to_end.clone();
+        let read_to = |lane| if has_room && read_to_end[lane] { MessageId::MAX } else { watermarks.position(lane) };
+        if !is_due && !schedule.parked.may_read_on(&read_to) {
             return None;
         }
         let Some(memory) = self.memory(standing) else {
             self.next_read = now + MEMORY_POLL;
             return None;
         };
-        let groups = schedule.next_to_read_on(MAX_GROUPS);
+        let groups = schedule.next_to_read_on(MAX_GROUPS, &read_to);
         if !is_due && groups.is_empty() {
             return None;
         }
@@ -261,8 +267,9 @@ impl Intake {
             Lookup::Together => standing.tuning.batch_size,
             Lookup::OneByOne => standing.tuning.batch_size.min(ONE_BY_ONE_BATCH),
         };
-        let watermarks = &standing.knowledge.watermarks;
-        let lanes = if is_due {
+        // A lane that was read to its end is read once more with the groups, for what was committed late.
+        let is_ahead = |wanted: &ReadOn| wanted.position.after.id > watermarks.position(wanted.position.after.lane);
+        let lanes = if is_due || groups.iter().any(is_ahead) {
             positions(&self.open, &self.full, batch_size, &mut standing.dice, |lane| watermarks.position(lane))
         } else {
             Vec::new()
@@ -412,7 +419,7 @@ fn positions(
     full: &[Lane],
     batch_size: usize,
     dice: &mut fastrand::Rng,
-    position: impl Fn(Lane) -> crate::message::MessageId,
+    position: impl Fn(Lane) -> MessageId,
 ) -> Vec<Position> {
     // With fewer messages wanted than lanes, a random part of the lanes is read.
     let max_lanes = open.len().min(batch_size);
@@ -431,7 +438,6 @@ fn positions(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::MessageId;
 
     fn positions_of(open: &[Lane], full: &[Lane], batch_size: usize) -> Vec<Position> {
         positions(open, full, batch_size, &mut fastrand::Rng::with_seed(7), |_| MessageId::NONE)

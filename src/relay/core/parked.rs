@@ -143,6 +143,8 @@ struct Crowd {
 #[derive(Debug, Default)]
 pub(super) struct Parked {
     to_read_on: VecDeque<Arc<str>>,
+    /// Groups whose rest begins above what was read of their lane, by where it begins.
+    too_early: ByLane<BTreeSet<(MessageId, Arc<str>)>>,
     /// Groups that go on by themselves, by the time.
     ends: BTreeSet<(Time, Arc<str>)>,
     hasher: RandomState,
@@ -152,7 +154,28 @@ pub(super) struct Parked {
 impl Parked {
     /// Whether some group has something to be read.
     pub(super) fn wants_to_read_on(&self) -> bool {
-        !self.to_read_on.is_empty()
+        !self.to_read_on.is_empty() || self.too_early.iter().any(|(_, groups)| !groups.is_empty())
+    }
+
+    /// Whether some group may be read on in, where lanes were read to these ids.
+    pub(super) fn may_read_on(&self, read_to: &impl Fn(Lane) -> MessageId) -> bool {
+        let is_ready = |(lane, groups): (Lane, &BTreeSet<(MessageId, Arc<str>)>)| {
+            groups.first().is_some_and(|(after, _)| *after <= read_to(lane))
+        };
+        !self.to_read_on.is_empty() || self.too_early.iter().any(is_ready)
+    }
+
+    /// Groups that had to wait until their lane was read to where their rest begins, and have not to any more, ask again.
+    fn no_longer_too_early(&mut self, read_to: &impl Fn(Lane) -> MessageId) {
+        for lane in Lane::all() {
+            while let Some((after, name)) = self.too_early[lane].pop_first() {
+                if after > read_to(lane) {
+                    self.too_early[lane].insert((after, name));
+                    break;
+                }
+                self.to_read_on.push_back(name);
+            }
+        }
     }
 
     /// When the next group goes on by itself.
@@ -414,14 +437,21 @@ impl Schedule {
         true
     }
 
-    /// The next groups that run low and have more in the table; the answers go to [`Schedule::read_on`].
-    pub(super) fn next_to_read_on(&mut self, most: usize) -> Vec<ReadOn> {
+    /// The next groups that run low and have more in the table, where lanes were read to these ids; the answers go to
+    /// [`Schedule::read_on`]. Below where a lane was read to everything is known. Above that a message of the group may have
+    /// been committed late, before what follows in its rest, so a rest that begins there has to wait.
+    pub(super) fn next_to_read_on(&mut self, most: usize, read_to: &impl Fn(Lane) -> MessageId) -> Vec<ReadOn> {
+        self.parked.no_longer_too_early(read_to);
         let mut wanted = Vec::new();
         while wanted.len() < most {
             let Some(name) = self.parked.to_read_on.pop_front() else { break };
             let Some(group) = self.groups.get(&name) else { continue };
             // A group that was delayed since does not ask any more.
             if let Some((rest, upto)) = group.rest.and_then(|rest| Some((rest, rest.asked_upto?))) {
+                if rest.after > read_to(group.lane) {
+                    self.parked.too_early[group.lane].insert((rest.after, name));
+                    continue;
+                }
                 let after = MessageKey { lane: group.lane, id: rest.after };
                 let position = GroupPosition { group: name, after, most: self.shape.window };
                 wanted.push(ReadOn { position, upto });
@@ -474,7 +504,7 @@ impl Schedule {
         for (name, group) in groups {
             let until = waits.get(&name).copied().filter(|_| group.state == State::Delayed);
             leftovers.remembered.extend(group.remembered(name, until, now));
-            let has_rest = group.rest.is_some();
+            let has_rest = group.rest_to_remember(until).is_some();
             let items = group.waiting.into_iter().enumerate();
             let items = items.map(|(index, item)| Leftover { item, until, is_head: index == 0 });
             // What was not charged is read again with the rest.
@@ -488,9 +518,17 @@ impl Schedule {
 }
 
 impl Group {
+    /// The part that is in the table only when the claim has ended. A group that waits for a retry is left as a whole: set back
+    /// for its sake, its lane would be read again and again for as long as the retry fails.
+    fn rest_to_remember(&self, until: Option<Time>) -> Option<Rest> {
+        let is_charged = self.waiting.front().is_some_and(|head| head.charged.is_some());
+        let last = self.waiting.back().filter(|_| until.is_some() && !is_charged);
+        self.rest.or_else(|| last.map(|last| Rest::new(last.id(), last.id())))
+    }
+
     /// What the next claim has to know of the part that was left in the table.
     fn remembered(&self, name: Arc<str>, until: Option<Time>, now: Time) -> Option<Remembered> {
-        let rest = self.rest?;
+        let rest = self.rest_to_remember(until)?;
         // A head that failed is recorded as such and found where it is recorded; everything behind it is read again.
         let recorded = self.waiting.front().filter(|head| head.charged.is_some()).map(Item::id);
         let next = self.waiting.get(usize::from(recorded.is_some()));
