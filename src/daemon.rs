@@ -19,7 +19,7 @@ use crate::janitor::{Janitor, Served};
 use crate::metrics::{DestinationMetrics, Metrics};
 use crate::outbox::{Keep, Outbox};
 use crate::relay::{ControlPoller, Destination, Ended, MemoryBudget, Poller, Relay, RelayError, Reports, Until};
-use crate::shutdown::{self, Shutdown};
+use crate::shutdown::{self, Shutdown, Signals};
 use crate::sqs;
 
 /// How the daemon ended, for the exit code.
@@ -49,8 +49,10 @@ struct Assembly {
 pub async fn run(config: RelayConfig, until: Until, metrics: Metrics) -> anyhow::Result<Outcome> {
     let drain_timeout = config.drain_timeout;
     let shutdown = Shutdown::default();
+    // Before anybody can see that the process runs and stop it.
+    let signals = Signals::install().context("signals cannot be received")?;
+    let mut signals = tokio::spawn(shutdown::watch(signals, shutdown.clone()));
     let assembly = assemble(&config, metrics).await?;
-    let mut signals = tokio::spawn(shutdown::watch(shutdown.clone()));
     let stop = CancellationToken::new();
     let mut vital = Vital::new();
     let server = http::serve(assembly.listener, assembly.shown, stop.clone());

@@ -80,7 +80,7 @@ impl Probes {
         let floors = (0..destinations).map(|_| Floors::default()).collect();
         let watchdogs = (0..destinations).map(|_| Watchdog::default()).collect();
         let now = Instant::now();
-        let (next_quarantine, next_horizon) = (now + QUARANTINE_EVERY, now);
+        let (next_quarantine, next_horizon) = (now, now);
         Self { floors, watchdogs, next_quarantine, next_horizon, is_logged: false, held_since: HashMap::new() }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! [`watch`] turns signals into two tokens. Who drains listens to the first, who must give up at once to the second.
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// The two steps of stopping.
@@ -14,14 +14,27 @@ pub struct Shutdown {
     pub abort: CancellationToken,
 }
 
+/// Signals that do not end the process by themselves any more.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on signals wait for [`watch`].
+    ///
+    /// # Errors
+    ///
+    /// When the operating system refuses to install a signal handler.
+    pub fn install() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+}
+
 /// Waits for signals for ever: the first one drains, each further one aborts.
-///
-/// # Errors
-///
-/// When the operating system refuses to install a signal handler.
-pub async fn watch(shutdown: Shutdown) -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+pub async fn watch(signals: Signals, shutdown: Shutdown) {
+    let Signals { mut terminate, mut interrupt } = signals;
     loop {
         let name = tokio::select! {
             _ = terminate.recv() => "SIGTERM",

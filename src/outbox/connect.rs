@@ -16,7 +16,7 @@ use crate::config::{DatabaseConfig, TlsMode};
 
 /// How long to wait for a free connection, or for a new one to be ready. Connecting includes TLS and authentication, which
 /// `connect_timeout` does not bound, and which take up to seven round trips.
-const POOL_TIMEOUT: Duration = Duration::from_secs(20);
+const POOL_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Outbox {
     /// Prepares a pool of at most `connections`; connects when the first statement needs it.

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Result, ensure};
 
 use crate::support::bed::{Bed, connect, enqueue_range, ensure_each_once, numbers};
-use crate::support::postgres::{Cluster, Options};
+use crate::support::postgres::{Cluster, Options, StopMode};
 use crate::support::proxy::Fault;
 use crate::support::relay::{Relay, ensure_told_calmly};
 use crate::support::{chosen_major, cluster, eventually};
@@ -132,4 +132,71 @@ async fn ids_that_begin_again_lower_after_a_failover_are_not_skipped() -> Result
     ensure!(bed.delivered().await? == 100, "this is not the server that took over");
     ensure_told_calmly(&relay.stop().await?)?;
     bed.ensure_arrived_in_order(&queue, 600).await
+}
+
+/// A relay has delivered what the database then loses, and its ids are given again.
+async fn lose_what_was_delivered(bed: &mut Bed, cluster: &Cluster, queue: &str, is_promotion: bool) -> Result<()> {
+    bed.enqueue_many("tickets", 100, 20).await?;
+    bed.relay().deliver_all().await?;
+    cluster.stop(StopMode::Fast)?;
+    cluster.keep_data()?;
+    cluster.start_again()?;
+    bed.client = bed.connect().await?;
+    let relay = bed.relay().start().await?;
+    enqueue_range(&bed.client, "tickets", 101..=300, 20).await?;
+    bed.until_nothing_is_pending().await?;
+    cluster.stop(StopMode::Immediate)?;
+    cluster.go_back_to_kept_data()?;
+    if is_promotion {
+        cluster.become_standby()?;
+    }
+    cluster.start_again()?;
+    if is_promotion {
+        bed.client = bed.connect().await?;
+        relay.wait_for_log("the database cannot be used").await?;
+        bed.client.query_one("SELECT pg_promote()", &[]).await?;
+    }
+    bed.client = bed.connect().await?;
+    enqueue_range(&bed.client, "tickets", 301..=400, 20).await?;
+    let lowest =
+        "SELECT min(id) FROM outbox.messages WHERE enqueued_at > now() - interval '1 minute' AND status = 'pending'";
+    let lowest = bed.count(&format!("SELECT coalesce(({lowest}), 101)")).await?;
+    ensure!((101..=200).contains(&lowest), "ids were not given again: {lowest}");
+    bed.until_nothing_is_pending().await?;
+    ensure!(bed.delivered().await? == 200, "this is not the database that lost its transactions");
+    relay.stop().await?;
+    // 101 to 300 are in the queue, although the database does not know them any more.
+    bed.ensure_arrived_in_order(queue, 400).await
+}
+
+#[tokio::test]
+async fn ids_that_a_restored_database_gives_again_are_delivered() -> Result<()> {
+    let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
+    let mut bed = Bed::on(&cluster).await?;
+    let queue = bed.fifo("tickets").await?;
+    lose_what_was_delivered(&mut bed, &cluster, &queue, false).await
+}
+
+#[tokio::test]
+async fn ids_that_a_promoted_standby_gives_again_are_delivered() -> Result<()> {
+    let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
+    let mut bed = Bed::on(&cluster).await?;
+    let queue = bed.fifo("tickets").await?;
+    lose_what_was_delivered(&mut bed, &cluster, &queue, true).await
+}
+
+#[tokio::test]
+async fn ids_that_a_sequence_set_back_gives_again_are_recorded_over_those_that_had_them() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    enqueue_range(&bed.client, "tickets", 1..=10, 1).await?;
+    bed.relay().deliver_all().await?;
+    bed.client.batch_execute("SELECT setval('outbox.messages_id_seq', 5)").await?;
+    enqueue_range(&bed.client, "tickets", 11..=15, 1).await?;
+    ensure!(bed.count("SELECT max(id) FROM outbox.messages").await? == 10, "no id was given again");
+    let ended = bed.relay().until_empty().await?;
+    ended.ensure_success()?;
+    ensure!(ended.stderr.contains("the records of those were replaced"), "{ended:?}");
+    ensure!(bed.delivered().await? == 10);
+    bed.ensure_arrived_in_order(&queue, 15).await
 }

@@ -32,6 +32,7 @@ mod outages;
 mod patterns;
 mod pgbouncer;
 mod plans;
+mod quarantine;
 mod reading;
 mod recoveries;
 mod replay;

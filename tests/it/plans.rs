@@ -226,6 +226,7 @@ fn is_intended(scan: &Scan, statement: &Planned) -> bool {
         |(index, columns): &Way| scan.index == *index && columns.iter().all(|column| has_column(&condition, column));
     match scan.relation.as_str() {
         "messages_pending" => statement.pending.iter().any(goes),
+        _ if scan.kind == "Tid Scan" => true,
         other => OTHERS.iter().any(|(relation, way)| *relation == other && goes(way)) || other == "actions_id_seq",
     }
 }
@@ -244,6 +245,10 @@ async fn never_analyze(bed: &Bed) -> Result<()> {
 }
 
 async fn ensure_plans(bed: &Bed) -> Result<()> {
+    // On a table without a page every way costs nothing; records are replaced only where there are some.
+    let delivered = "INSERT INTO outbox.messages (destination, event_position, status, delivered_at)
+        SELECT 'audit', n, 'delivered', now() FROM generate_series(1, 1000) AS n";
+    bed.client.batch_execute(delivered).await?;
     let mut wrong = String::new();
     for statement in &STATEMENTS {
         let scans = plan(&bed.client, statement).await?;

@@ -141,6 +141,37 @@ impl Cluster {
         self.start_again()
     }
 
+    /// Keeps the data as they are now; the server is stopped.
+    pub fn keep_data(&self) -> Result<()> {
+        copy_all(&self.home.join("data"), &self.home.join("kept"))
+    }
+
+    /// Puts the kept data in place of those that are there; the server is stopped.
+    pub fn go_back_to_kept_data(&self) -> Result<()> {
+        fs::remove_dir_all(self.home.join("data"))?;
+        copy_all(&self.home.join("kept"), &self.home.join("data"))
+    }
+
+    /// Fills a file of the data with zeros, as a broken disk does, and returns what was in it; the server is stopped.
+    pub fn blank(&self, file: &str) -> Result<Vec<u8>> {
+        let path = self.home.join("data").join(file);
+        let kept = fs::read(&path)?;
+        fs::write(path, vec![0; kept.len()])?;
+        Ok(kept)
+    }
+
+    /// Mends what was blanked; the server is stopped.
+    pub fn put_back(&self, file: &str, kept: &[u8]) -> Result<()> {
+        Ok(fs::write(self.home.join("data").join(file), kept)?)
+    }
+
+    /// The next start is one as a standby, until it is promoted.
+    pub fn become_standby(&self) -> Result<()> {
+        let signal = self.home.join("data/standby.signal");
+        // A file of the folder's owner, made from another one, since this process may be somebody else.
+        copy_all(&self.home.join("data/PG_VERSION"), &signal)
+    }
+
     /// Creates an empty database.
     pub async fn create_database(&self, name: &str) -> Result<()> {
         self.execute(&format!("CREATE DATABASE {}", quoted(name))).await
@@ -333,6 +364,13 @@ fn reachable_binaries(binaries: &Path, home: &Path, account: Option<Account>) ->
     let owned = Command::new("chown").args(["-R", &owner]).arg(&copy).status()?;
     ensure!(owned.success(), "cannot hand {} to {owner}", copy.display());
     Ok(copy.join("bin"))
+}
+
+/// With owners and times, as PostgreSQL wants them.
+fn copy_all(from: &Path, to: &Path) -> Result<()> {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
+    ensure!(copied.success(), "cannot copy {} to {}", from.display(), to.display());
+    Ok(())
 }
 
 fn settings(home: &Path, port: u16, options: &Options) -> String {

@@ -86,14 +86,14 @@ impl Wire {
         self.silence.send_modify(|silence| *silence = Silence { is_on: true, count: silence.count + 1 });
     }
 
-    /// Whether these were the last words, which are waited for only once.
-    fn ends_with(&self, said: &[u8]) -> bool {
+    /// How much of what was said still arrives, if the last words are in it, which are waited for only once. A COMMIT behind
+    /// them does not: `Q`, four bytes of length, then its text.
+    fn last_bytes(&self, said: &[u8]) -> Option<usize> {
         let mut last_words = locked(&self.last_words);
-        let is_said = last_words.is_some_and(|last| said.windows(last.len()).any(|part| part == last.as_bytes()));
-        if is_said {
-            *last_words = None;
-        }
-        is_said
+        let find = |words: &[u8], from: usize| said[from..].windows(words.len()).position(|part| part == words);
+        let at = (*last_words).and_then(|last| find(last.as_bytes(), 0))?;
+        *last_words = None;
+        Some(find(b"COMMIT", at).map_or(said.len(), |commit| at + commit - 5))
     }
 }
 
@@ -129,12 +129,11 @@ async fn connect(client: TcpStream, server: u16, wire: Arc<Wire>) {
 async fn pass(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, wire: Option<&Wire>) {
     let mut bytes = vec![0; 64 * 1024];
     while let Ok(count @ 1..) = from.read(&mut bytes).await {
-        if to.write_all(&bytes[..count]).await.is_err() {
+        let last = wire.and_then(|wire| wire.last_bytes(&bytes[..count]));
+        if to.write_all(&bytes[..last.unwrap_or(count)]).await.is_err() {
             return;
         }
-        if let Some(wire) = wire
-            && wire.ends_with(&bytes[..count])
-        {
+        if let Some(wire) = wire.filter(|_| last.is_some()) {
             wire.go_silent();
             std::future::pending::<()>().await;
         }

@@ -1,0 +1,128 @@
+//! One row that PostgreSQL refuses or cannot read stops itself and its group, and nobody else.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::support::bed::{Bed, ensure_order_in_groups, numbers};
+use crate::support::postgres::{Cluster, Options, StopMode};
+use crate::support::{chosen_major, eventually};
+
+/// Every way in which a database refuses to record that a message was delivered, and how that is mended.
+const REFUSALS: [(&str, &str, &str); 4] = [
+    (
+        "a trigger",
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not this one'; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON outbox.messages_delivered
+             FOR EACH ROW WHEN (NEW.group_id = 'odd') EXECUTE FUNCTION refuse()",
+        "DROP FUNCTION refuse CASCADE",
+    ),
+    (
+        "a trigger that says nothing is wrong with the row",
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN RAISE EXCEPTION 'not this one' USING ERRCODE = 'insufficient_privilege'; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON outbox.messages_delivered
+             FOR EACH ROW WHEN (NEW.group_id = 'odd') EXECUTE FUNCTION refuse()",
+        "DROP FUNCTION refuse CASCADE",
+    ),
+    (
+        "a constraint",
+        "ALTER TABLE outbox.messages_delivered ADD CONSTRAINT refuse CHECK (group_id IS DISTINCT FROM 'odd')",
+        "ALTER TABLE outbox.messages_delivered DROP CONSTRAINT refuse",
+    ),
+    (
+        "a unique index",
+        "CREATE UNIQUE INDEX refuse ON outbox.messages_delivered (group_id) WHERE group_id = 'odd';
+         INSERT INTO outbox.messages (destination, event_position, group_id, status, delivered_at)
+             VALUES ('elsewhere', 1, 'odd', 'delivered', now())",
+        "DROP INDEX outbox.refuse",
+    ),
+];
+
+async fn is_refused_alone(refuse: &str, mend: &str) -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    bed.client.batch_execute(refuse).await?;
+    let relay = bed.relay().start().await?;
+    bed.enqueue("tickets", "{\"n\": 0}", Some("odd")).await?;
+    relay.wait_for_log("messages are in quarantine").await?;
+    let behind = bed.enqueue("tickets", "{\"n\": 1}", Some("odd")).await?;
+    bed.enqueue_many("tickets", 200, 20).await?;
+    let others = "SELECT count(*) FROM outbox.messages_pending WHERE group_id <> 'odd'";
+    eventually("the others are delivered", || async { Ok(bed.count(others).await? == 0) }).await?;
+    relay.wait_for_metric(r#"quarantined_messages{destination="tickets"}"#, 1.0).await?;
+    ensure!(relay.get("/readyz").await?.0 == 200, "one row makes the relay unready");
+    ensure!(bed.row(behind).await?.status == "pending", "what follows in the group was not held up");
+    let listed = bed.relay().output(&["quarantine", "list", "--json"]).await?;
+    listed.ensure_success()?;
+    let listed: serde_json::Value = serde_json::from_str(&listed.stdout)?;
+    ensure!(listed[0]["outcome"] == "delivered" && listed[0]["group_id"] == "odd", "{listed}");
+    ensure!(listed.as_array().is_some_and(|lines| lines.len() == 1), "{listed}");
+    bed.client.batch_execute(mend).await?;
+    // A relay that starts tries at once; otherwise it is a minute.
+    relay.stop().await?;
+    let relay = bed.relay().start().await?;
+    bed.until_nothing_is_pending().await?;
+    relay.wait_for_metric(r#"quarantined_messages{destination="tickets"}"#, 0.0).await?;
+    relay.stop().await?;
+    let all = bed.queues.contents(&queue).await?;
+    ensure!(all.len() == 202, "{} messages", all.len());
+    ensure_order_in_groups(&all)
+}
+
+#[tokio::test]
+async fn what_postgresql_refuses_to_record_stops_its_group_only_and_is_recorded_when_that_is_mended() -> Result<()> {
+    for (name, refuse, mend) in REFUSALS {
+        is_refused_alone(refuse, mend).await.with_context(|| name.to_owned())?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_message_that_postgresql_cannot_read_stops_its_group_only_and_goes_once_it_is_released() -> Result<()> {
+    let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
+    let mut bed = Bed::on(&cluster).await?;
+    let queue = bed.fifo("tickets").await?;
+    // Random text, so that it is stored outside the row, where a part of it is then lost.
+    let random = "(SELECT string_agg(md5(random()::text || i), '') FROM generate_series(1, 2000) AS i)";
+    let insert = format!("SELECT outbox.enqueue('tickets', 'T', jsonb_build_object('pad', {random}), 'odd')");
+    bed.client.batch_execute(&insert).await?;
+    let id = bed.count("SELECT max(id) FROM outbox.messages").await?;
+    let behind = bed.enqueue("tickets", "{\"n\": 1}", Some("odd")).await?;
+    bed.enqueue_many("tickets", 200, 20).await?;
+    let toast = "SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE oid = 'outbox.events'::regclass";
+    let toast: String = bed.client.query_one(toast, &[]).await?.try_get(0)?;
+    cluster.stop(StopMode::Fast)?;
+    let kept = cluster.blank(&toast)?;
+    cluster.start_again()?;
+    bed.client = bed.connect().await?;
+    let relay = bed.relay().start().await?;
+    let others = "SELECT count(*) FROM outbox.messages_pending WHERE group_id <> 'odd'";
+    eventually("the others are delivered", || async { Ok(bed.count(others).await? == 0) }).await?;
+    let log = relay.wait_for_log("messages are in quarantine").await?;
+    ensure!(log.contains("missing chunk"), "the reason is not told:\n{log}");
+    ensure!(bed.row(behind).await?.status == "pending", "what follows in the group was not held up");
+    let listed = bed.relay().output(&["quarantine", "list"]).await?;
+    listed.ensure_success()?;
+    ensure!(listed.stdout.contains("not sent") && listed.stdout.contains("missing chunk"), "{listed:?}");
+    let status = bed.relay().output(&["status", "--json"]).await?;
+    let status: serde_json::Value = serde_json::from_str(&status.stdout)?;
+    ensure!(status["destinations"][0]["quarantined"] == 1, "{status}");
+    cluster.stop(StopMode::Fast)?;
+    cluster.put_back(&toast, &kept)?;
+    cluster.start_again()?;
+    bed.client = bed.connect().await?;
+    // Whoever looked has marked the index entries of what was not there as dead.
+    bed.client.batch_execute("REINDEX TABLE outbox.events").await?;
+    let unknown = bed.relay().output(&["quarantine", "release", "999999", "--yes"]).await?;
+    ensure!(unknown.code == Some(1) && unknown.stderr.contains("message 999999 is not in quarantine"), "{unknown:?}");
+    let released = bed.relay().output(&["quarantine", "release", &id.to_string(), "--yes"]).await?;
+    released.ensure_success()?;
+    bed.until_nothing_is_pending().await?;
+    relay.stop().await?;
+    let all = bed.queues.contents(&queue).await?;
+    ensure!(all.len() == 202, "{} messages", all.len());
+    let small: Vec<_> = all.into_iter().filter(|message| message.body.len() < 1000).collect();
+    ensure!(numbers(&small)?.len() == 201);
+    let actions = bed.count("SELECT count(*) FROM outbox.actions WHERE action = 'release'").await?;
+    ensure!(actions == 1, "{actions} releases are recorded");
+    Ok(())
+}
