@@ -127,7 +127,7 @@ COMMENT ON COLUMN outbox.messages.event_position IS 'outbox.events.position of t
 COMMENT ON COLUMN outbox.messages.enqueued_at IS 'When the row was written; lag and latency are counted from here.';
 COMMENT ON COLUMN outbox.messages.available_at IS
     'Not before this time: set by a retry, or by hand to hold a message back (infinity: until somebody says otherwise); '
-    'null means now. What follows in its group waits behind it.';
+    'null means now. What follows in its group waits behind it. To let it go, set it to now(), not to null.';
 COMMENT ON COLUMN outbox.messages.delivered_at IS 'When the relay recorded that SQS accepted the message.';
 COMMENT ON COLUMN outbox.messages.dead_at IS 'When the relay gave the message up.';
 COMMENT ON COLUMN outbox.messages.lane IS

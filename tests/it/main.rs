@@ -5,6 +5,7 @@
 mod alerts;
 mod architecture;
 mod bodies;
+mod by_hand;
 mod check;
 mod configuration;
 mod consumers;

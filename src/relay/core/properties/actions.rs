@@ -151,8 +151,9 @@ impl World {
                 }
             }
             Action::Unhold { nth } => {
-                if let Some(row) = self.nth_pending(nth) {
-                    self.database.pending.get_mut(&row.key).unwrap().available = None;
+                // As docs/operations.md says: due now, so that what follows in its group still waits for it.
+                if let Some(row) = self.nth_pending(nth).filter(|row| row.available.is_some()) {
+                    self.database.pending.get_mut(&row.key).unwrap().available = Some(Available::At(self.now));
                 }
             }
             Action::Redrive { nth } => {

@@ -92,8 +92,13 @@ impl World {
         let reports = std::mem::take(&mut self.reports);
         reports.into_values().for_each(|id| self.database.end(id, false));
         for row in self.database.pending.values_mut() {
-            row.available = row.available.filter(|available| *available != Available::Never);
+            if row.available == Some(Available::Never) {
+                row.available = Some(Available::At(self.now));
+            }
         }
+        // Whoever sets a sequence back while relays run sets it right again, or else all above is read over and over.
+        let last_id = self.database.pending.keys().map(|key| key.id.0).max();
+        self.database.last_id = self.database.last_id.max(last_id.unwrap_or_default());
         self.queue_fault(None);
         self.database_fails = false;
         self.slow_by = std::time::Duration::ZERO;
