@@ -23,6 +23,7 @@ mod fairness;
 mod grants;
 mod ground;
 mod heavy;
+mod latency;
 mod locks;
 mod lottery;
 mod metrics;

@@ -421,10 +421,17 @@ fn positions(
     dice: &mut fastrand::Rng,
     position: impl Fn(Lane) -> MessageId,
 ) -> Vec<Position> {
-    // With fewer messages wanted than lanes, a random part of the lanes is read.
+    // With fewer messages wanted than lanes, a random part of the lanes is read, half of them of those with a backlog.
     let max_lanes = open.len().min(batch_size);
-    let first = dice.usize(0..open.len().max(1));
-    let lanes = open.iter().cycle().skip(first).take(max_lanes).copied();
+    let mut in_turn = |lanes: &[Lane]| {
+        let first = dice.usize(0..lanes.len().max(1));
+        lanes.iter().cycle().skip(first).take(lanes.len()).copied().collect::<Vec<Lane>>()
+    };
+    let mut lanes = in_turn(full);
+    lanes.truncate(max_lanes.div_ceil(2));
+    let others = in_turn(open).into_iter().filter(|lane| !lanes.contains(lane));
+    let others: Vec<Lane> = others.take(max_lanes - lanes.len()).collect();
+    lanes.extend(others);
     let sharing = if full.is_empty() { max_lanes } else { full.len().min(max_lanes) };
     let little = if full.is_empty() { 0 } else { (batch_size / LANES / 4).max(1) };
     let for_others = little * (max_lanes - sharing);
@@ -432,7 +439,7 @@ fn positions(
     let most = |lane: &Lane| {
         if full.is_empty() || full.contains(lane) { share } else { little }
     };
-    lanes.map(|lane| Position { lane, above: position(lane), most: most(&lane) }).collect()
+    lanes.into_iter().map(|lane| Position { lane, above: position(lane), most: most(&lane) }).collect()
 }
 
 #[cfg(test)]

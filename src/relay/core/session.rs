@@ -90,8 +90,8 @@ impl Lease {
     fn extension(claimed: &Claimed, request_timeout: Duration, now: Time) -> Work {
         let took = now.since(claimed.asked_at);
         let use_for = USE_FOR + (took * EXTEND_BY).min(MAX_EXTENSION);
-        // The last outcomes are written while the server still waits.
-        Work::Extend { use_for, limit: use_for + request_timeout + took * 2, asked_at: now }
+        // The last outcomes are written, behind what is under way then, and the claim released while the server still waits.
+        Work::Extend { use_for, limit: use_for + request_timeout + took * 6, asked_at: now }
     }
 }
 

@@ -62,6 +62,15 @@ impl Bed {
         Bed::at(url, None).await
     }
 
+    /// The same, in a database of its own there.
+    pub async fn beside(cluster: &Cluster) -> Result<Bed> {
+        let name = unique();
+        cluster.create_database(&name).await?;
+        let url = cluster.url(&name);
+        migrate(&url).await?;
+        Bed::at(url, None).await
+    }
+
     async fn at(url: String, pgbouncer: Option<&PgBouncer>) -> Result<Bed> {
         let relay_url = pgbouncer.map_or_else(|| url.clone(), |pgbouncer| pgbouncer.url(&url));
         let endpoint = emulator()?.endpoint();

@@ -1,14 +1,16 @@
-//! A wire to PostgreSQL that goes silent: nothing passes any more and nothing is closed, as when a host or a network
-//! vanishes without a word.
+//! A wire to PostgreSQL that is long, or goes silent: nothing passes any more and nothing is closed, as when a host or a
+//! network vanishes without a word.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 
 use super::bed::locked;
 
@@ -27,6 +29,8 @@ struct Wire {
     silence: watch::Sender<Silence>,
     /// What a client sends last before the wire goes silent.
     last_words: Mutex<Option<&'static str>>,
+    /// How long each byte takes from a client to the server.
+    delay: Duration,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -40,9 +44,15 @@ struct Silence {
 impl WireCut {
     /// A wire that passes everything on to a port of 127.0.0.1.
     pub async fn start(server: u16) -> Result<WireCut> {
+        WireCut::with_delay(server, Duration::ZERO).await
+    }
+
+    /// The same, with a round trip that takes this much longer.
+    pub async fn with_delay(server: u16, delay: Duration) -> Result<WireCut> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
-        let wire = Arc::new(Wire { silence: watch::Sender::default(), last_words: Mutex::default() });
+        let wire = Wire { silence: watch::Sender::default(), last_words: Mutex::default(), delay };
+        let wire = Arc::new(wire);
         let listener = tokio::spawn(listen(listener, server, Arc::clone(&wire)));
         Ok(WireCut { server, port, wire, listener })
     }
@@ -120,8 +130,38 @@ async fn connect(client: TcpStream, server: u16, wire: Arc<Wire>) {
     tokio::select! {
         biased;
         () = silenced => std::future::pending().await,
-        () = pass(&mut from_client, &mut to_server, Some(&wire)) => {}
+        () = async {
+            match wire.delay {
+                Duration::ZERO => pass(&mut from_client, &mut to_server, Some(&wire)).await,
+                delay => pass_later(&mut from_client, &mut to_server, delay).await,
+            }
+        } => {}
         () = pass(&mut from_server, &mut to_client, None) => {}
+    }
+}
+
+/// Passes bytes on, each after some time, until one side closes.
+async fn pass_later(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, delay: Duration) {
+    let (sender, mut receiver) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
+    let read = async {
+        let mut bytes = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = from.read(&mut bytes).await {
+            if sender.send((Instant::now() + delay, bytes[..count].to_vec())).is_err() {
+                return;
+            }
+        }
+    };
+    let write = async {
+        while let Some((at, bytes)) = receiver.recv().await {
+            tokio::time::sleep_until(at).await;
+            if to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = read => {}
+        () = write => {}
     }
 }
 
