@@ -1,4 +1,4 @@
-//! Progress does not depend on how fast anything answers: every latency of the database and of SQS, both kinds of queue, both
+//! Progress does not depend on how fast anything answers: latencies of the database and of SQS, both kinds of queue, both
 //! modes, dead messages that block and that do not.
 
 use std::time::{Duration, Instant};
@@ -13,11 +13,12 @@ use crate::support::proxy::Fault;
 use crate::support::relay::Relay;
 use crate::support::wire_cut::WireCut;
 
-/// Milliseconds that a round trip takes longer: those at which a relay once stood still, and up to two seconds.
-const DATABASE: [u64; 4] = [0, 55, 500, 2000];
+/// Milliseconds that a round trip takes longer: those at which a relay once stood still, and twice that; of SQS up to two
+/// seconds.
+const DATABASE: [u64; 4] = [0, 30, 55, 100];
 const SQS: [u64; 2] = [0, 2000];
 
-/// How long a relay may take for anything here: with two seconds a round trip, connecting alone takes fourteen.
+/// How long a relay may take for anything here: time is no subject, only that it goes on.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Mode of FIFO queues, and what a dead message does to its group.
@@ -54,8 +55,7 @@ async fn deliver(bed: &Bed, port: u16, database: u64, sqs: u64, (mode, on_dead):
     wait_for(bed, &relay, &format!("SELECT count(*) - {left} FROM outbox.messages_pending")).await?;
     ensure!(bed.count(&format!("SELECT count(*) FROM outbox.messages_pending WHERE {of_dead}")).await? == left);
     let log = relay.stop().await?;
-    // Half a minute is no stall where each question takes two seconds, and the watchdog does not know that.
-    ensure!(database >= 2000 || !log.contains("without a known reason"), "{log}");
+    ensure!(!log.contains("without a known reason"), "{log}");
     let half = |name: &str| {
         format!(
             "SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM delivered_at - enqueued_at))::float8
