@@ -132,7 +132,8 @@ async fn attempts_are_counted_over_restarts() -> Result<()> {
             proxy.requests().iter().map(tries).sum::<usize>()
         };
         let tried = tries();
-        eventually("it is tried again and again", || async { Ok(tries() >= tried + 5) }).await?;
+        // The first ones may come too soon after each other for others to get through meanwhile, and are not charged then.
+        eventually("it is tried again and again", || async { Ok(tries() >= tried + 15) }).await?;
         relay.stop().await?;
         let attempts = bed.row(id).await?.attempts;
         ensure!(attempts >= before + 3, "{attempts} after {before}, {seen} requests");
