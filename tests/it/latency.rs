@@ -67,7 +67,7 @@ async fn deliver(bed: &Bed, port: u16, database: u64, sqs: u64, (mode, on_dead):
 }
 
 #[tokio::test]
-async fn messages_are_delivered_however_slowly_database_and_queue_answer() -> Result<()> {
+async fn messages_are_delivered_with_a_tenth_of_a_second_to_the_database_and_two_seconds_to_sqs() -> Result<()> {
     // All at once, because nearly all of it is waiting, and not on the cluster that other tests share.
     let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
     let all = DATABASE.iter().flat_map(|database| SQS.map(|sqs| (*database, sqs)));
