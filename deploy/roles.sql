@@ -73,7 +73,7 @@ GRANT SELECT, INSERT, UPDATE (lane) ON outbox.lanes TO outbox_relay;
 -- of that, which names the role that was logged in and cannot be changed afterwards.
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_operator;
 GRANT SELECT ON ALL SEQUENCES IN SCHEMA outbox TO outbox_operator;
-GRANT UPDATE (status, attempts, available_at, dead_at) ON outbox.messages TO outbox_operator;
+GRANT UPDATE (status, attempts, available_at, dead_at, last_error) ON outbox.messages TO outbox_operator;
 -- The right to update is for the row lock alone.
 GRANT UPDATE (status), DELETE ON outbox.messages_dead TO outbox_operator;
 GRANT INSERT (action, actor, filter, messages, message_ids) ON outbox.actions TO outbox_operator;
