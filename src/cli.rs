@@ -187,7 +187,9 @@ async fn run(flags: &Flags, until: Until) -> Result<(), Failure> {
                 tracing::warn!("told to stop before nothing was pending; what is left waits for the next run");
             }
             if ended.is_blocked {
-                tracing::warn!("messages are left pending, because they wait behind dead ones of their groups");
+                tracing::warn!(
+                    "messages are left pending, because they wait behind dead ones of their groups, are in quarantine or are held back by hand"
+                );
             }
             Err(Failure::Silent)
         }

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::RelayConfig;
+use crate::files::{self, TooFew};
 use crate::health::{Expectation, Health};
 use crate::http::{self, Shown};
 use crate::janitor::{Janitor, Served};
@@ -103,12 +104,17 @@ async fn first_to_end(vital: &mut Vital) -> anyhow::Error {
     }
 }
 
+/// One connection a destination for its claim, and for all statements one more than that, up to eight: a look at everything takes
+/// one of these for a tenth of a second, and nobody is to wait for it.
+fn connections(destinations: usize) -> usize {
+    destinations + (destinations + 1).min(8)
+}
+
 async fn assemble(config: &RelayConfig, metrics: Metrics) -> anyhow::Result<Assembly> {
     let metrics = Arc::new(metrics);
     let health = Arc::new(Health::default());
     let database = health.dependency("database", Expectation::Answered);
-    // One connection a destination for its claim and one for all statements; with one destination two for those.
-    let outbox = Outbox::new(&config.database, (config.destinations.len() + 1).max(3))?;
+    let outbox = Outbox::new(&config.database, connections(config.destinations.len()))?;
     let queues = sqs::connect(&config.destinations, config.tuning.request_timeout).await?;
     let all: Vec<Arc<str>> = config.destinations.iter().map(|one| Arc::from(one.name.as_str())).collect();
     let interval = config.tuning.poll_interval;
@@ -118,7 +124,7 @@ async fn assemble(config: &RelayConfig, metrics: Metrics) -> anyhow::Result<Asse
         all.iter().map(|name| (Arc::clone(name), metrics.destination(name))).collect();
     let heartbeat = health.heartbeat("control poller");
     let control = ControlPoller::new(outbox.clone(), series.clone(), Arc::clone(&metrics), heartbeat);
-    let memory = MemoryBudget::new(64 * 1024 * 1024);
+    let memory = MemoryBudget::new(config.memory_for_messages());
     let (mut relays, mut served) = (Vec::new(), Vec::new());
     for ((name, own), queue) in series.iter().cloned().zip(queues) {
         own.up.set(1);
@@ -146,6 +152,13 @@ async fn assemble(config: &RelayConfig, metrics: Metrics) -> anyhow::Result<Asse
         listen = %listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string()),
         "outbox-relay starts"
     );
+    if let Err(TooFew { may_open, needed }) = files::raise_limit(config) {
+        tracing::warn!(
+            may_open,
+            needed,
+            "too few files may be open at a time; raise the limit (ulimit -n, LimitNOFILE), or lower OUTBOX_RELAY_MAX_IN_FLIGHT"
+        );
+    }
     let janitor = janitor(config, &outbox, served, &metrics, &health);
     Ok(Assembly { relays, poller, control, janitor, listener, shown: Shown { metrics, health } })
 }

@@ -219,6 +219,16 @@ impl Health {
         lock(&self.heartbeats).iter().filter(hangs).map(|heartbeat| heartbeat.name.clone()).collect()
     }
 
+    /// The loops that stand still although there is something to do, for how long and with what they do.
+    pub fn stalled(&self) -> Vec<String> {
+        let named = |heartbeat: &Arc<Heartbeat>| {
+            let seconds = (*lock(&heartbeat.stalled))?.as_secs();
+            let does = heartbeat.activity().map(|(activity, _)| format!(" ({activity})")).unwrap_or_default();
+            Some(format!("{} for {seconds} s{does}", heartbeat.name))
+        };
+        lock(&self.heartbeats).iter().filter_map(named).collect()
+    }
+
     /// The dependencies that did not answer, with the reasons that were logged; empty when the process is ready.
     pub fn unreachable(&self) -> Vec<String> {
         let is_down = |(until, dependency): &&(Expectation, Arc<Dependency>)| match lock(&dependency.state).is_up() {

@@ -68,7 +68,13 @@ async fn livez(State(shown): State<Shown>) -> impl IntoResponse {
 }
 
 async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
-    verdict(&shown.health.unreachable(), "ready", "these do not answer")
+    let stalled = shown.health.stalled();
+    // Whoever stands still is no readier for a restart; people are told, and the alert says the same.
+    let good = match &stalled[..] {
+        [] => "ready".to_owned(),
+        stalled => format!("ready; stalled: {}", stalled.join(", ")),
+    };
+    verdict(&shown.health.unreachable(), &good, "these do not answer")
 }
 
 fn verdict(names: &[String], good: &str, bad: &str) -> (StatusCode, String) {

@@ -172,7 +172,11 @@ impl Janitor {
         let connections = self.outbox.connections();
         self.metrics.set_connections(connections.idle, connections.in_use);
         self.metrics.connections_max.set(connections.most);
-        match self.measure(probes, stop).await {
+        let measured = self.measure(probes, stop).await;
+        if measured.is_err() {
+            self.destinations.iter().zip(&mut probes.watchdogs).for_each(|(served, watchdog)| blind(served, watchdog));
+        }
+        match measured {
             Ok(true) => {
                 self.metrics.has_measured();
                 probes.is_logged = false;
@@ -200,6 +204,7 @@ impl Janitor {
             self.find_floors(name, floors, stop).await?;
             let Some(lanes) = &mut floors.lanes else { return Ok(false) };
             let (activity, order) = relay.activity().unzip();
+            let asked_at = Instant::now();
             let backlog = self.outbox.backlog(name, lanes, order.unwrap_or(Order::GroupsBlockedByDead)).await?;
             for (lane, first) in &backlog.firsts {
                 lanes[*lane] = first.previous();
@@ -209,7 +214,8 @@ impl Janitor {
             metrics.dead.set(backlog.dead);
             metrics.quarantined.set(backlog.quarantined);
             let finished = metrics.delivered.get() + metrics.all_dead_lettered() + metrics.quarantined_total.get();
-            watch(served, watchdog, Sight { ready_lag: backlog.ready_lag, finished, activity });
+            let (ready_lag, answered_in) = (backlog.ready_lag, asked_at.elapsed());
+            watch(served, watchdog, Sight { ready_lag, finished, answered_in, activity });
             if is_quarantine_due && backlog.quarantined > 0 {
                 self.record_quarantined(name).await?;
             }
@@ -328,6 +334,13 @@ impl Janitor {
     }
 }
 
+/// Nobody knows whether a destination stands still.
+fn blind(served: &Served, watchdog: &mut Watchdog) {
+    watchdog.goes_blind();
+    served.relay.set_stalled(None);
+    served.metrics.stalled.set(0);
+}
+
 /// Tells when a destination stands still without a known reason, and when it goes on.
 fn watch(served: &Served, watchdog: &mut Watchdog, sight: Sight) {
     let (now, destination) = (Instant::now(), &served.name);
@@ -335,7 +348,7 @@ fn watch(served: &Served, watchdog: &mut Watchdog, sight: Sight) {
     match watchdog.look(sight, now) {
         Some(Change::Stalled) => {
             let activity = sight.activity.map_or_else(|| "unknown".to_owned(), |activity| activity.to_string());
-            tracing::error!(%destination, lag = sight.ready_lag, relay = %activity, "messages are due and nothing was delivered for 30 s, without a known reason; please report this");
+            tracing::error!(%destination, since = ?stalled_for, lag = sight.ready_lag, relay = %activity, "messages are due and nothing is delivered, without a known reason; please report this");
         }
         Some(Change::GoesOn) => {
             tracing::info!(%destination, after = ?stalled_for, "messages are delivered again");

@@ -34,6 +34,8 @@ pub mod metrics;
 
 pub mod health;
 
+pub mod files;
+
 pub mod shutdown;
 
 pub mod logging;

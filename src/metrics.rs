@@ -138,7 +138,7 @@ pub struct DestinationMetrics {
     pub in_flight: IntGauge,
     /// Lanes held under a claim.
     pub lanes_held: IntGauge,
-    /// Messages that only a sweep found.
+    /// Messages that only a rescan found.
     pub late: IntCounter,
     /// Delivered messages that were deleted after the retention.
     pub pruned: IntCounter,
@@ -190,7 +190,7 @@ impl ByDestination {
                 "1 while messages are due, nothing was delivered for 30 seconds and no known reason explains it, else 0.",
                 by_destination,
             )?,
-            delivered: new.counters("delivered_messages_total", "Messages that SQS accepted.", &by_destination)?,
+            delivered: new.counters("delivered_messages_total", "Messages that SQS accepted and that are recorded.", &by_destination)?,
             quarantined_total: new.counters("quarantined_messages_total", "Messages put in quarantine.", &by_destination)?,
             unmatched: new.counters(
                 "unmatched_messages_total",
@@ -218,14 +218,14 @@ impl ByDestination {
             destination_up: new.gauges("destination_up", "1 while the queue accepts requests, 0 while halted.", by_destination)?,
             in_flight_limit: new.gauges(
                 "in_flight_limit",
-                "Requests that may be in flight: OUTBOX_RELAY_MAX_IN_FLIGHT, or less after SQS has throttled.",
+                "Requests that may be in flight: OUTBOX_RELAY_MAX_IN_FLIGHT, or less after SQS throttled or answered 5xx, or files ran out.",
                 by_destination,
             )?,
             in_flight: new.gauges("requests_in_flight", "SendMessageBatch requests under way.", by_destination)?,
             lanes_held: new.gauges("lanes_held", "Lanes that this relay holds under a claim, of 16.", by_destination)?,
             late: new.counters(
                 "late_messages_total",
-                "Messages that a sweep found, because they were committed after higher ids were read.",
+                "Messages that a rescan found, because they were committed after higher ids were read.",
                 &by_destination,
             )?,
             pruned: new.counters(

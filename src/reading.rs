@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::message::{LANES, Lane, Message, MessageId, MessageKey, TransactionId};
 
-pub use chunk::ChunkWidth;
+pub use chunk::{CautiousWidth, ChunkWidth};
 pub use snapshot::Snapshot;
 
 /// How many bytes of messages one read may bring at most; what comes after is left for the next read. A batch of the largest
@@ -84,6 +84,8 @@ pub struct GroupPosition {
     pub group: Arc<str>,
     /// Its lane, and the id above which to read.
     pub after: MessageKey,
+    /// The id up to which to read: what is above it the lane's reads bring.
+    pub upto: MessageId,
     /// Not more messages than this.
     pub most: usize,
 }
@@ -216,18 +218,21 @@ pub struct Rescan {
     pub most: usize,
     /// Groups that are known to have messages in the table, and above which id; those do not count.
     pub waiting: Vec<(Arc<str>, MessageId)>,
-    /// Which of the others count.
-    pub which: Which,
+    /// Lanes of which only those count that nothing of their group holds up, because more of them is known to wait than can be
+    /// told. Of all other lanes everything counts: who leaves out what waits behind a deferred message will not know of it when
+    /// that one goes.
+    pub ready_only: Vec<Lane>,
+    /// What holds groups up.
+    pub order: Order,
+    /// After what time the server is to cut it short.
+    pub limit: Option<Duration>,
 }
 
-/// Which pending messages a [`Rescan`] looks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Which {
-    /// All of them.
-    #[default]
-    All,
-    /// Those that nothing of their group holds up.
-    Ready(Order),
+impl Rescan {
+    /// How many ids the widest range has.
+    pub fn width(&self) -> i64 {
+        self.ranges.iter().map(Range::width).max().unwrap_or_default()
+    }
 }
 
 /// What a look found.

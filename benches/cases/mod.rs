@@ -1,6 +1,7 @@
 //! The cases. Each compares what it measures with something measured in the same run, for the machines are noisy.
 
 mod backlog;
+mod dead_rows;
 mod drain;
 mod fifo;
 mod horizon;
@@ -16,8 +17,8 @@ use crate::ground::Ground;
 use crate::report::Outcome;
 
 /// Their names, in the order of the table.
-pub const NAMES: [&str; 9] =
-    ["drain", "latency", "horizon", "backlog", "replicas", "fifo", "write-side", "peer", "idle"];
+pub const NAMES: [&str; 10] =
+    ["drain", "latency", "horizon", "dead-rows", "backlog", "replicas", "fifo", "write-side", "peer", "idle"];
 
 /// Runs one of them.
 pub async fn run(name: &str, ground: &Ground, scale: f64) -> Result<Outcome> {
@@ -25,6 +26,7 @@ pub async fn run(name: &str, ground: &Ground, scale: f64) -> Result<Outcome> {
         "drain" => drain::run(ground, scale).await,
         "latency" => latency::run(ground, scale).await,
         "horizon" => horizon::run(ground, scale).await,
+        "dead-rows" => dead_rows::run(ground, scale).await,
         "backlog" => backlog::run(ground, scale).await,
         "replicas" => replicas::run(ground, scale).await,
         "fifo" => fifo::run(ground, scale).await,

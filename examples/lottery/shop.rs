@@ -156,6 +156,8 @@ pub async fn connect(database_url: &str) -> Result<Client> {
 
 /// One buyer at the counter: the statements of `buy_ticket.sql`, ready to run.
 pub struct Writer {
+    /// Which ticket of its draw the last purchase was, whatever became of it.
+    pub number_in_draw: i64,
     client: Client,
     lock_draw: Statement,
     insert_ticket: Statement,
@@ -175,6 +177,7 @@ impl Writer {
             insert_event: client.prepare(insert_event).await?,
             insert_messages: client.prepare(insert_messages).await?,
             client,
+            number_in_draw: 0,
         })
     }
 
@@ -182,6 +185,7 @@ impl Writer {
         let Purchase { ticket, draw, numbers, hesitation, .. } = purchase;
         let transaction = self.client.transaction().await?;
         let sold: i64 = transaction.query_one(&self.lock_draw, &[draw]).await?.get(0);
+        self.number_in_draw = sold;
         transaction.execute(&self.insert_ticket, &[ticket, draw, &sold, numbers]).await?;
         let event = transaction.query_one(&self.insert_event, &[draw, &sold, ticket, numbers]).await?;
         let position: i64 = event.get(0);

@@ -60,9 +60,9 @@ COMMENT ON COLUMN outbox.events.metadata IS
     'A flat object; its members are sent as message attributes (traceparent, correlation_id and the like).';
 
 CREATE TABLE outbox.messages (
-    id             bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) CHECK (id > 0),
+    id             bigint GENERATED ALWAYS AS IDENTITY (CACHE 1),
     event_position bigint NOT NULL,
-    enqueued_at    timestamptz NOT NULL DEFAULT clock_timestamp() CHECK (isfinite(enqueued_at)),
+    enqueued_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     available_at   timestamptz,
     delivered_at   timestamptz,
     dead_at        timestamptz,
@@ -83,7 +83,11 @@ CREATE TABLE outbox.messages (
 
 -- The pending partition is a queue: small, all churn. Vacuum it by count, not by share, and let vacuum neither sleep
 -- nor take the exclusive lock that truncating the tail needs.
-CREATE TABLE outbox.messages_pending PARTITION OF outbox.messages FOR VALUES IN ('pending') WITH (
+-- What is checked here was so when it leaves, and is not checked again when it is delivered.
+CREATE TABLE outbox.messages_pending PARTITION OF outbox.messages (
+    CONSTRAINT messages_pending_id CHECK (id > 0),
+    CONSTRAINT messages_pending_time CHECK (isfinite(enqueued_at))
+) FOR VALUES IN ('pending') WITH (
     autovacuum_vacuum_scale_factor = 0,
     autovacuum_vacuum_threshold = 5000,
     autovacuum_vacuum_cost_delay = 0,
@@ -120,7 +124,7 @@ CREATE INDEX messages_pending_deferred_groups ON outbox.messages_pending (destin
 CREATE INDEX messages_dead_groups ON outbox.messages_dead (destination, group_id, id) WHERE group_id IS NOT NULL;
 
 COMMENT ON TABLE outbox.messages IS
-    'An event''s delivery to one destination. UPDATE … SET status moves a row between the partitions.';
+    'An event''s delivery to one destination. UPDATE ... SET status moves a row between the partitions.';
 COMMENT ON COLUMN outbox.messages.id IS
     'Order of delivery within a group. CACHE 1, so that writers that wait for each other get their ids in that order.';
 COMMENT ON COLUMN outbox.messages.event_position IS 'outbox.events.position of the event. No foreign key, on purpose.';

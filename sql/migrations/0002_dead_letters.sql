@@ -1,4 +1,4 @@
--- Dead messages: finding them, sending them again, and giving them up for good. The verbs of `outbox-relay dead …`, as
+-- Dead messages: finding them, sending them again, and giving them up for good. The verbs of `outbox-relay dead`, as
 -- functions, so that psql is enough. Each change leaves a row in outbox.actions.
 
 CREATE TABLE outbox.actions (
@@ -93,7 +93,15 @@ AS $$
     WITH released AS (
         DELETE FROM outbox.quarantine AS q
         WHERE q.destination = release.destination AND q.message_id = release.message_id
-        RETURNING q.message_id
+        RETURNING q.destination, q.lane, q.message_id, q.event_position, q.enqueued_at
+    ), due AS (
+        -- As a redrive does it.
+        UPDATE outbox.messages AS m
+        SET available_at = clock_timestamp()
+        FROM released AS r
+        WHERE m.status = 'pending' AND m.destination = r.destination AND m.lane = r.lane AND m.id = r.message_id
+            AND m.event_position = r.event_position AND m.enqueued_at = r.enqueued_at
+            AND m.group_id IS NOT NULL AND m.available_at IS NULL
     ), action AS (
         INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
         SELECT 'release', session_user, jsonb_build_object('destination', release.destination), 1, ARRAY[r.message_id]
@@ -262,8 +270,11 @@ DECLARE
 BEGIN
     FOR chosen IN SELECT c.* FROM outbox.dead_choose($1, $2, $3, $4, $5, $6, $7, $8) AS c LOOP
         -- Relays find them as they find what was committed late: each looks from the bottom at once when outbox.actions grows.
+        -- In a group they are due now instead of never deferred: so no relay sends what stands behind them first, even one that
+        -- reads above them and does not know them yet.
         UPDATE outbox.messages AS m
-        SET status = 'pending', dead_at = NULL, attempts = 0, available_at = NULL
+        SET status = 'pending', dead_at = NULL, attempts = 0,
+            available_at = CASE WHEN m.group_id IS NOT NULL THEN clock_timestamp() END
         WHERE m.status = 'dead' AND m.destination = chosen.destination AND m.lane = chosen.lane AND m.id = chosen.id;
         IF FOUND THEN
             changed := changed || chosen.id;

@@ -105,7 +105,7 @@ DECLARE
     uuid_form       CONSTANT text := '^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$';
     item    record;
     problem text;
-    hint    text := 'An event is {"event_type": "TicketPurchased", "payload": …} and may have event_id and metadata.';
+    hint    text := 'An event is {"event_type": "TicketPurchased", "payload": ...} and may have event_id and metadata.';
 BEGIN
     PERFORM outbox.check_stream(stream_id);
     IF expected_version < 0 THEN

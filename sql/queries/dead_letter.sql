@@ -20,7 +20,8 @@ FROM (
     FROM unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::smallint[], $7::text[])
         AS u (lane, id, event_position, enqueued_at, attempts, last_error)
     WHERE $8::text IS NULL
-        OR pg_xact_status($8::text::xid8) = 'in progress' AND extract(epoch FROM pg_postmaster_start_time())::text = $9
+        OR CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $9
+            THEN pg_xact_status($8::text::xid8) = 'in progress' END
     OFFSET 0
 ) AS d
 WHERE m.status = 'pending' AND m.destination = ANY (ARRAY[d.destination]) AND m.lane = d.lane AND m.id = d.id

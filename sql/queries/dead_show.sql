@@ -7,6 +7,7 @@ SELECT
     NULL::bigint AS wait, NULL::bigint AS held_by, NULL::bigint AS behind, NULL::bigint AS behind_wait, false AS has_more,
     d.event_id::text, d.event_type, d.stream_id, d.stream_version, d.payload::text, d.metadata::text,
     (octet_length(d.payload::text) + octet_length(d.metadata::text))::bigint AS bytes, NULL::text AS unreadable, 0 AS part,
+    0::bigint AS last_id,
     to_jsonb(d)::text, d.destination, d.reason,
     to_char(d.dead_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
     to_char(d.enqueued_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')

@@ -23,7 +23,8 @@ FROM (
         $2::smallint[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::smallint[], $7::bigint[], $8::text[]
     ) AS u (lane, id, event_position, enqueued_at, attempts, wait, last_error)
     WHERE $9::text IS NULL
-        OR pg_xact_status($9::text::xid8) = 'in progress' AND extract(epoch FROM pg_postmaster_start_time())::text = $10
+        OR CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $10
+            THEN pg_xact_status($9::text::xid8) = 'in progress' END
     OFFSET 0
 ) AS d
 WHERE m.status = 'pending' AND m.destination = ANY (ARRAY[d.destination]) AND m.lane = d.lane AND m.id = d.id

@@ -3,7 +3,8 @@
 -- No parameters. Returns the kind, how long it has held the horizon in seconds where PostgreSQL knows that, and the
 -- transaction id it holds, from which the caller tells the rest: it is held as long as that id is the same.
 -- Only this database counts for its own tables (PostgreSQL, GetOldestNonRemovableTransactionId); slots and standbys count
--- for all. This very statement counts with an age of nothing. Autovacuum's workers do not hold the horizon.
+-- for all. This very statement counts with an age of nothing. A transaction of another database can make all snapshots of this one
+-- begin at its id; then the one that has been there for longest is shown. Autovacuum's workers do not hold the horizon.
 -- The first column says whether sessions of others are seen at all, for which PostgreSQL asks for pg_read_all_stats; the others
 -- are null in the one row of which nothing but that is to be said.
 -- Index: none; these are views of shared memory.
@@ -32,4 +33,4 @@ FROM (
     FROM pg_stat_replication AS r
     WHERE r.backend_xmin IS NOT NULL
 ) AS h
-ORDER BY h.kind, h.transactions DESC
+ORDER BY h.kind, h.transactions DESC, h.seconds DESC NULLS LAST

@@ -1,19 +1,46 @@
--- Whether anything of a destination is still pending, deferred messages included, and whether any of that is not held up.
+-- Whether anything of a destination is still pending between two ids, deferred messages included, and whether any of that is not
+-- held up.
 --
--- $1 destination, $2 whether dead messages hold up their groups. Guarantees: no watermark and no lane is left out, so "no" is
--- final for this snapshot. What is in quarantine is pending, and held up as its group is.
--- Index: messages_pending_pkey up to the first that is not held up, messages_dead_groups, quarantine_groups.
+-- $1 destination, $2 whether dead messages hold up their groups, $3 whether groups keep an order, $4 lanes, $5 and $6 the ids
+-- (exclusive, inclusive) between which to look in each of them. Guarantees: no watermark is heeded, so "no" is final for this
+-- snapshot. Held up is what is in quarantine, what an operator holds back (available_at infinity), and what comes behind it in its
+-- group. "took" says for how many milliseconds the server has worked.
+-- Index: messages_pending_pkey up to the first that is not held up, messages_pending_deferred_groups, messages_dead_groups,
+-- quarantine_groups.
 SELECT
-    EXISTS (SELECT FROM outbox.messages AS m WHERE m.status = 'pending' AND m.destination = $1) AS is_pending,
     EXISTS (
         SELECT
-        FROM outbox.messages_pending AS m
-        WHERE m.destination = $1
-            AND NOT ($2 AND m.group_id IS NOT NULL AND EXISTS (
-                SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1 AND d.group_id = m.group_id
-            ))
-            AND NOT EXISTS (
-                SELECT FROM outbox.quarantine AS z
-                WHERE z.destination = $1 AND (z.group_id = m.group_id OR z.lane = m.lane AND z.message_id = m.id)
-            )
-    ) AS is_free
+        FROM unnest($4::smallint[]) AS h (lane)
+        CROSS JOIN LATERAL (
+            SELECT
+            FROM outbox.messages AS m
+            WHERE m.status = 'pending' AND m.destination = $1 AND m.lane = h.lane AND m.id > $5 AND m.id <= $6
+            ORDER BY m.id
+            LIMIT 1
+        ) AS first
+    ) AS is_pending,
+    EXISTS (
+        SELECT
+        FROM unnest($4::smallint[]) AS h (lane)
+        CROSS JOIN LATERAL (
+            SELECT
+            FROM outbox.messages_pending AS m
+            WHERE m.destination = $1 AND m.lane = h.lane AND m.id > $5 AND m.id <= $6
+                AND m.available_at IS DISTINCT FROM 'infinity'
+                AND NOT ($3 AND m.group_id IS NOT NULL AND EXISTS (
+                    SELECT FROM outbox.messages_pending AS d
+                    WHERE d.destination = $1 AND d.group_id = m.group_id AND d.id < m.id
+                        AND d.available_at IS NOT NULL AND d.available_at = 'infinity'
+                ))
+                AND NOT ($2 AND m.group_id IS NOT NULL AND EXISTS (
+                    SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1 AND d.group_id = m.group_id
+                ))
+                AND NOT EXISTS (
+                    SELECT FROM outbox.quarantine AS z
+                    WHERE z.destination = $1 AND (z.group_id = m.group_id OR z.lane = m.lane AND z.message_id = m.id)
+                )
+            ORDER BY m.id
+            LIMIT 1
+        ) AS first
+    ) AS is_free,
+    extract(epoch FROM clock_timestamp() - statement_timestamp())::float8 * 1000 AS took

@@ -15,30 +15,40 @@
 -- "next_xid" is above every transaction that had begun to write. The snapshot's xmax is not: it only follows the latest
 -- transaction that has ended. age() counts from the next transaction id (PostgreSQL, GetStableLatestTransactionId).
 -- "last_id" is the highest message id that was handed out; what lies above it was written with an id of its own.
--- "is_claimed" says whether the claim's transaction runs on the very server that answers. "hides_events" says that a message
+-- "is_claimed" says whether the claim's transaction runs on the very server that answers. Another server is not asked for its
+-- status: one that has not come so far yet would call the id one of the future, and fail. "hides_events" says that a message
 -- whose event is missing says nothing, because row level security is in force on outbox.events.
+-- These five are the same in all rows, and null in all but the first of each lane.
 -- An event is looked up in a subquery of its own (OFFSET 0), which leaves nothing but a probe a message: in a join the
 -- planner would rather walk all events wherever there were none when they were analyzed.
 -- Index: messages_pending_pkey once a lane, events_pkey once a message; messages_pending_deferred_groups, messages_dead_groups
 -- and quarantine_groups once a message where there are any of these.
 SELECT
-    s.next_xid, s.now, s.is_claimed, s.hides_events,
+    CASE WHEN m.bytes_before = 0 THEN s.next_xid END AS next_xid,
+    CASE WHEN m.bytes_before = 0 THEN s.now END AS now,
+    CASE WHEN m.bytes_before = 0 THEN s.is_claimed END AS is_claimed,
+    CASE WHEN m.bytes_before = 0 THEN s.hides_events END AS hides_events,
     m.lane, m.id, m.event_position, m.enqueued_at, m.attempts, m.group_id,
-    NULL::bigint AS wait, m.held_by, m.behind, m.behind_wait, m.has_more,
+    NULL::bigint AS wait, m.held_by, m.behind[1] AS behind, m.behind[2] AS behind_wait, m.has_more,
     m.event_id::text, m.event_type, m.stream_id, m.stream_version,
-    CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= $6 THEN t.payload END AS payload,
-    CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= $6 THEN t.metadata END AS metadata,
-    coalesce(m.bytes, octet_length(t.payload) + octet_length(t.metadata), m.stored)::bigint AS bytes,
+    CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $6 THEN m.payload_sent END AS payload,
+    CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $6 THEN m.metadata_sent END AS metadata,
+    coalesce(m.bytes, octet_length(m.payload_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
     m.unreadable,
     0 AS part,
-    s.last_id,
-    m.behind_last
+    CASE WHEN m.bytes_before = 0 THEN s.last_id END AS last_id,
+    CASE WHEN m.behind IS NOT NULL THEN (
+        SELECT max(d.id) FROM outbox.messages_pending AS d
+        WHERE d.destination = $1 AND d.group_id = m.group_id AND d.id < m.id AND d.available_at IS NOT NULL
+    ) END AS behind_last
 FROM (
     SELECT
         pg_snapshot_xmin(x.snapshot)::text::bigint + age(pg_snapshot_xmin(x.snapshot)::xid) AS next_xid,
         clock_timestamp() AS now,
-        pg_xact_status($9::text::xid8) = 'in progress'
-            AND extract(epoch FROM pg_postmaster_start_time())::text = $10 AS is_claimed,
+        coalesce(
+            CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $10
+                THEN pg_xact_status($9::text::xid8) = 'in progress' END, false
+        ) AS is_claimed,
         row_security_active('outbox.events'::regclass) AS hides_events,
         (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
         $7 AND EXISTS (
@@ -51,73 +61,70 @@ FROM (
 ) AS s
 CROSS JOIN unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[]) AS h (lane, above, most, bytes)
 CROSS JOIN LATERAL (
+    -- What is stored in more than eight times the limit cannot be shorter than the limit as text, and is not unpacked.
     SELECT
-        p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata, e.payload_text, e.metadata_text,
-        e.bytes, e.stored, e.unreadable,
-        least(
-            (
-                SELECT min(d.id) FROM outbox.messages_dead AS d
-                WHERE s.has_dead AND d.destination = $1 AND d.group_id = p.group_id
-            ),
-            (
-                SELECT min(z.message_id) FROM outbox.quarantine AS z
-                WHERE $7 AND s.has_quarantine AND z.destination = $1 AND z.group_id = p.group_id
-            )
-        ) AS held_by,
-        b.id AS behind,
-        (
-            SELECT max(d.id) FROM outbox.messages_pending AS d
-            WHERE b.id IS NOT NULL AND d.destination = $1 AND d.group_id = p.group_id AND d.id < p.id
-                AND d.available_at IS NOT NULL
-        ) AS behind_last,
-        CASE WHEN b.available_at > s.now AND isfinite(b.available_at)
-            THEN (extract(epoch FROM b.available_at - s.now) * 1000)::bigint
-            WHEN b.available_at = 'infinity' THEN 9223372036854775807 END AS behind_wait,
-        sum(coalesce(e.stored, 0)) OVER ids - coalesce(e.stored, 0) AS bytes_before,
-        lead(p.id) OVER ids IS NOT NULL AS has_more
+        w.*,
+        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $6 THEN coalesce(w.payload_text, w.payload::text) END AS payload_sent,
+        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $6 THEN coalesce(w.metadata_text, w.metadata::text) END AS metadata_sent
     FROM (
-        SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position
-        FROM outbox.messages AS q
-        WHERE q.status = 'pending' AND q.destination = $1 AND q.lane = h.lane AND q.id > h.above
-            AND q.available_at IS NULL
-            AND NOT (s.has_quarantine AND EXISTS (
-                SELECT FROM outbox.quarantine AS z
-                WHERE z.destination = $1 AND z.lane = q.lane AND z.message_id = q.id
-                    AND z.event_position = q.event_position AND z.enqueued_at = q.enqueued_at
-            ))
-        ORDER BY q.id
-        LIMIT h.most
-    ) AS p
-    LEFT JOIN LATERAL (
-        SELECT d.id, d.available_at
-        FROM outbox.messages_pending AS d
-        WHERE s.has_deferred AND d.destination = $1 AND d.group_id = p.group_id AND d.id < p.id
-            AND d.available_at IS NOT NULL
-        ORDER BY d.id
-        LIMIT 1
-    ) AS b ON true
-    LEFT JOIN LATERAL (
         SELECT
-            f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.metadata,
-            NULL::text AS payload_text, NULL::text AS metadata_text, NULL::bigint AS bytes,
-            pg_column_size(f.payload)::bigint + pg_column_size(f.metadata) AS stored, NULL::text AS unreadable
-        FROM outbox.events AS f
-        WHERE NOT $11 AND f.position = p.event_position
-        UNION ALL
-        SELECT
-            r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, NULL, r.payload, r.metadata, r.bytes, r.bytes,
-            r.unreadable
-        FROM outbox.read_event(p.event_position, $6) AS r
-        WHERE $11
-        OFFSET 0
-    ) AS e ON true
-    WINDOW ids AS (ORDER BY p.id ROWS UNBOUNDED PRECEDING)
-) AS m
--- What is stored in more than eight times the limit cannot be shorter than the limit as text, and is not unpacked.
-CROSS JOIN LATERAL (
-    SELECT
-        CASE WHEN m.held_by IS NULL AND m.stored <= 8 * $6 THEN coalesce(m.payload_text, m.payload::text) END AS payload,
-        CASE WHEN m.held_by IS NULL AND m.stored <= 8 * $6 THEN coalesce(m.metadata_text, m.metadata::text) END AS metadata
+            p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata, e.payload_text,
+            e.metadata_text, e.bytes, e.stored, e.unreadable,
+            -- Behind a CASE, so that nothing is run for each message where there is none of these at all.
+            CASE WHEN s.has_dead OR $7 AND s.has_quarantine THEN least(
+                (
+                    SELECT min(d.id) FROM outbox.messages_dead AS d
+                    WHERE s.has_dead AND d.destination = $1 AND d.group_id = p.group_id
+                ),
+                (
+                    SELECT min(z.message_id) FROM outbox.quarantine AS z
+                    WHERE $7 AND s.has_quarantine AND z.destination = $1 AND z.group_id = p.group_id
+                )
+            ) END AS held_by,
+            CASE WHEN s.has_deferred THEN (
+                SELECT ARRAY[
+                    d.id,
+                    CASE WHEN d.available_at > s.now AND isfinite(d.available_at)
+                        THEN (extract(epoch FROM d.available_at - s.now) * 1000)::bigint
+                        WHEN d.available_at = 'infinity' THEN 9223372036854775807 END
+                ]
+                FROM outbox.messages_pending AS d
+                WHERE d.destination = $1 AND d.group_id = p.group_id AND d.id < p.id AND d.available_at IS NOT NULL
+                ORDER BY d.id
+                LIMIT 1
+            ) END AS behind,
+            sum(coalesce(e.stored, 0)) OVER ids - coalesce(e.stored, 0) AS bytes_before,
+            lead(p.id) OVER ids IS NOT NULL AS has_more
+        FROM (
+            SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position
+            FROM outbox.messages AS q
+            WHERE q.status = 'pending' AND q.destination = $1 AND q.lane = h.lane AND q.id > h.above
+                AND q.available_at IS NULL
+                AND NOT (s.has_quarantine AND EXISTS (
+                    SELECT FROM outbox.quarantine AS z
+                    WHERE z.destination = $1 AND z.lane = q.lane AND z.message_id = q.id
+                        AND z.event_position = q.event_position AND z.enqueued_at = q.enqueued_at
+                ))
+            ORDER BY q.id
+            LIMIT h.most
+        ) AS p
+        LEFT JOIN LATERAL (
+            SELECT
+                f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.metadata,
+                NULL::text AS payload_text, NULL::text AS metadata_text, NULL::bigint AS bytes,
+                pg_column_size(f.payload) + pg_column_size(f.metadata) AS stored, NULL::text AS unreadable
+            FROM outbox.events AS f
+            WHERE NOT $11 AND f.position = p.event_position
+            UNION ALL
+            SELECT
+                r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, NULL, r.payload, r.metadata, r.bytes,
+                least(r.bytes, 2147483647)::integer, r.unreadable
+            FROM outbox.read_event(p.event_position, $6) AS r
+            WHERE $11
+            OFFSET 0
+        ) AS e ON true
+        WINDOW ids AS (ORDER BY p.id ROWS UNBOUNDED PRECEDING)
+    ) AS w
+    WHERE w.bytes_before < h.bytes
     OFFSET 0
-) AS t
-WHERE m.bytes_before < h.bytes
+) AS m

@@ -10,23 +10,28 @@
 -- Index: messages_pending_deferred, from both ends; messages_pending_deferred_groups and events_pkey once a message. now() is this statement's start and, unlike
 -- clock_timestamp(), can use the index.
 SELECT
-    s.next_xid, s.now, s.is_claimed, s.hides_events,
+    CASE WHEN m.bytes_before = 0 THEN s.next_xid END AS next_xid,
+    CASE WHEN m.bytes_before = 0 THEN s.now END AS now,
+    CASE WHEN m.bytes_before = 0 THEN s.is_claimed END AS is_claimed,
+    CASE WHEN m.bytes_before = 0 THEN s.hides_events END AS hides_events,
     m.lane, m.id, m.event_position, m.enqueued_at, m.attempts, m.group_id,
     NULL::bigint AS wait, NULL::bigint AS held_by, NULL::bigint AS behind, NULL::bigint AS behind_wait, m.has_more,
     m.event_id::text, m.event_type, m.stream_id, m.stream_version,
-    CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= $6 THEN t.payload END AS payload,
-    CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= $6 THEN t.metadata END AS metadata,
-    coalesce(m.bytes, octet_length(t.payload) + octet_length(t.metadata), m.stored)::bigint AS bytes,
+    CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $6 THEN m.payload_sent END AS payload,
+    CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $6 THEN m.metadata_sent END AS metadata,
+    coalesce(m.bytes, octet_length(m.payload_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
     m.unreadable,
     0 AS part,
-    s.last_id,
+    CASE WHEN m.bytes_before = 0 THEN s.last_id END AS last_id,
     NULL::bigint AS behind_last
 FROM (
     SELECT
         pg_snapshot_xmin(x.snapshot)::text::bigint + age(pg_snapshot_xmin(x.snapshot)::xid) AS next_xid,
         clock_timestamp() AS now,
-        pg_xact_status($9::text::xid8) = 'in progress'
-            AND extract(epoch FROM pg_postmaster_start_time())::text = $10 AS is_claimed,
+        coalesce(
+            CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $10
+                THEN pg_xact_status($9::text::xid8) = 'in progress' END, false
+        ) AS is_claimed,
         row_security_active('outbox.events'::regclass) AS hides_events,
         (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
         $8 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead,
@@ -35,88 +40,90 @@ FROM (
     OFFSET 0
 ) AS s
 CROSS JOIN LATERAL (
+    -- What is stored in more than eight times the limit cannot be shorter than the limit as text, and is not unpacked.
     SELECT
-        p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata, e.payload_text, e.metadata_text,
-        e.bytes, e.stored, e.unreadable,
-        sum(coalesce(e.stored, 0)) OVER times - coalesce(e.stored, 0) AS bytes_before,
-        lead(p.id) OVER times IS NOT NULL AS has_more
+        w.*,
+        CASE WHEN w.stored <= 8 * $6 THEN coalesce(w.payload_text, w.payload::text) END AS payload_sent,
+        CASE WHEN w.stored <= 8 * $6 THEN coalesce(w.metadata_text, w.metadata::text) END AS metadata_sent
     FROM (
-        SELECT u.*
+        SELECT
+            p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata, e.payload_text, e.metadata_text,
+            e.bytes, e.stored, e.unreadable,
+            sum(coalesce(e.stored, 0)) OVER times - coalesce(e.stored, 0) AS bytes_before,
+            lead(p.id) OVER times IS NOT NULL AS has_more
         FROM (
-            (
-                SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.available_at
-                FROM outbox.messages_pending AS q
-                WHERE q.destination = $1 AND q.available_at <= now() AND (q.lane = ANY ($2::smallint[])) IS TRUE
-                    AND (q.group_id IS NULL OR q.group_id <> ALL ($5::text[]))
-                    AND NOT (q.group_id IS NOT NULL AND s.has_dead AND EXISTS (
-                        SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1 AND d.group_id = q.group_id
-                    ))
-                    AND NOT ($12 AND q.group_id IS NOT NULL AND EXISTS (
-                        SELECT FROM outbox.messages_pending AS d
-                        WHERE d.destination = $1 AND d.group_id = q.group_id AND d.id < q.id AND d.available_at IS NOT NULL
-                    ))
-                    AND NOT (s.has_quarantine AND EXISTS (
-                        SELECT FROM outbox.quarantine AS z
-                        WHERE z.destination = $1 AND (
-                            z.group_id = q.group_id
-                            OR z.lane = q.lane AND z.message_id = q.id AND z.event_position = q.event_position
-                                AND z.enqueued_at = q.enqueued_at
-                        )
-                    ))
-                ORDER BY q.available_at
-                LIMIT $3
-            )
+            SELECT u.*
+            FROM (
+                (
+                    SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.available_at
+                    FROM outbox.messages_pending AS q
+                    WHERE q.destination = $1 AND q.available_at <= now() AND (q.lane = ANY ($2::smallint[])) IS TRUE
+                        AND (q.group_id IS NULL OR q.group_id <> ALL ($5::text[]))
+                        AND NOT (q.group_id IS NOT NULL AND s.has_dead AND EXISTS (
+                            SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1 AND d.group_id = q.group_id
+                        ))
+                        AND NOT ($12 AND q.group_id IS NOT NULL AND EXISTS (
+                            SELECT FROM outbox.messages_pending AS d
+                            WHERE d.destination = $1 AND d.group_id = q.group_id AND d.id < q.id AND d.available_at IS NOT NULL
+                        ))
+                        AND NOT (s.has_quarantine AND EXISTS (
+                            SELECT FROM outbox.quarantine AS z
+                            WHERE z.destination = $1 AND (
+                                z.group_id = q.group_id
+                                OR z.lane = q.lane AND z.message_id = q.id AND z.event_position = q.event_position
+                                    AND z.enqueued_at = q.enqueued_at
+                            )
+                        ))
+                    ORDER BY q.available_at
+                    LIMIT $3
+                )
+                UNION ALL
+                (
+                    SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.available_at
+                    FROM outbox.messages_pending AS q
+                    WHERE q.destination = $1 AND q.available_at > now() + make_interval(secs => $7)
+                        AND q.available_at < 'infinity' AND q.attempts > 0
+                        AND (q.lane = ANY ($2::smallint[])) IS TRUE
+                        AND (q.group_id IS NULL OR q.group_id <> ALL ($5::text[]))
+                        AND NOT (q.group_id IS NOT NULL AND s.has_dead AND EXISTS (
+                            SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1 AND d.group_id = q.group_id
+                        ))
+                        AND NOT ($12 AND q.group_id IS NOT NULL AND EXISTS (
+                            SELECT FROM outbox.messages_pending AS d
+                            WHERE d.destination = $1 AND d.group_id = q.group_id AND d.id < q.id AND d.available_at IS NOT NULL
+                        ))
+                        AND NOT (s.has_quarantine AND EXISTS (
+                            SELECT FROM outbox.quarantine AS z
+                            WHERE z.destination = $1 AND (
+                                z.group_id = q.group_id
+                                OR z.lane = q.lane AND z.message_id = q.id AND z.event_position = q.event_position
+                                    AND z.enqueued_at = q.enqueued_at
+                            )
+                        ))
+                    ORDER BY q.available_at
+                    LIMIT $3
+                )
+            ) AS u
+            ORDER BY u.available_at, u.id
+            LIMIT $3
+        ) AS p
+        LEFT JOIN LATERAL (
+            SELECT
+                f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.metadata,
+                NULL::text AS payload_text, NULL::text AS metadata_text, NULL::bigint AS bytes,
+                pg_column_size(f.payload) + pg_column_size(f.metadata) AS stored, NULL::text AS unreadable
+            FROM outbox.events AS f
+            WHERE NOT $11 AND f.position = p.event_position
             UNION ALL
-            (
-                SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.available_at
-                FROM outbox.messages_pending AS q
-                WHERE q.destination = $1 AND q.available_at > now() + make_interval(secs => $7)
-                    AND q.available_at < 'infinity' AND q.attempts > 0
-                    AND (q.lane = ANY ($2::smallint[])) IS TRUE
-                    AND (q.group_id IS NULL OR q.group_id <> ALL ($5::text[]))
-                    AND NOT (q.group_id IS NOT NULL AND s.has_dead AND EXISTS (
-                        SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1 AND d.group_id = q.group_id
-                    ))
-                    AND NOT ($12 AND q.group_id IS NOT NULL AND EXISTS (
-                        SELECT FROM outbox.messages_pending AS d
-                        WHERE d.destination = $1 AND d.group_id = q.group_id AND d.id < q.id AND d.available_at IS NOT NULL
-                    ))
-                    AND NOT (s.has_quarantine AND EXISTS (
-                        SELECT FROM outbox.quarantine AS z
-                        WHERE z.destination = $1 AND (
-                            z.group_id = q.group_id
-                            OR z.lane = q.lane AND z.message_id = q.id AND z.event_position = q.event_position
-                                AND z.enqueued_at = q.enqueued_at
-                        )
-                    ))
-                ORDER BY q.available_at
-                LIMIT $3
-            )
-        ) AS u
-        ORDER BY u.available_at, u.id
-        LIMIT $3
-    ) AS p
-    LEFT JOIN LATERAL (
-        SELECT
-            f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.metadata,
-            NULL::text AS payload_text, NULL::text AS metadata_text, NULL::bigint AS bytes,
-            pg_column_size(f.payload)::bigint + pg_column_size(f.metadata) AS stored, NULL::text AS unreadable
-        FROM outbox.events AS f
-        WHERE NOT $11 AND f.position = p.event_position
-        UNION ALL
-        SELECT
-            r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, NULL, r.payload, r.metadata, r.bytes, r.bytes,
-            r.unreadable
-        FROM outbox.read_event(p.event_position, $6) AS r
-        WHERE $11
-        OFFSET 0
-    ) AS e ON true
-    WINDOW times AS (ORDER BY p.available_at, p.id ROWS UNBOUNDED PRECEDING)
-) AS m
-CROSS JOIN LATERAL (
-    SELECT
-        CASE WHEN m.stored <= 8 * $6 THEN coalesce(m.payload_text, m.payload::text) END AS payload,
-        CASE WHEN m.stored <= 8 * $6 THEN coalesce(m.metadata_text, m.metadata::text) END AS metadata
+            SELECT
+                r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, NULL, r.payload, r.metadata, r.bytes,
+                least(r.bytes, 2147483647)::integer, r.unreadable
+            FROM outbox.read_event(p.event_position, $6) AS r
+            WHERE $11
+            OFFSET 0
+        ) AS e ON true
+        WINDOW times AS (ORDER BY p.available_at, p.id ROWS UNBOUNDED PRECEDING)
+    ) AS w
+    WHERE w.bytes_before < $4
     OFFSET 0
-) AS t
-WHERE m.bytes_before < $4
+) AS m

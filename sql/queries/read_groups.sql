@@ -2,13 +2,17 @@
 --
 -- $1 destination, $2 the lane of each group, $3 the groups, $4 the last id in memory of each, $5 how many messages of each at
 -- most, $6 how many bytes of each, $7 the largest message, $8 whether dead messages hold up their groups, $9 the claim's
--- transaction id, $10 its server, $11 whether to read event by event; these as in read.sql.
+-- transaction id, $10 its server, $11 whether to read event by event; these as in read.sql. $12 the id of each group up to
+-- which to look.
 -- Guarantees: the ids of a group ascend and none of it that this snapshot shows is left out between two of them, not even one
 -- that waits for a retry, but for those in quarantine; "wait" says how long in milliseconds, and is null for a message that
 -- is due. "part" is the place of the group in $3, from 1. The other columns as in read.sql.
--- Index: messages_pending_pkey, from $4 upwards once a group; events_pkey once a message.
+-- Index: messages_pending_pkey, from $4 to $12 once a group; events_pkey once a message.
 SELECT
-    s.next_xid, s.now, s.is_claimed, s.hides_events,
+    CASE WHEN m.bytes_before = 0 THEN 0::bigint END AS next_xid,
+    CASE WHEN m.bytes_before = 0 THEN s.now END AS now,
+    CASE WHEN m.bytes_before = 0 THEN s.is_claimed END AS is_claimed,
+    CASE WHEN m.bytes_before = 0 THEN s.hides_events END AS hides_events,
     m.lane, m.id, m.event_position, m.enqueued_at, m.attempts, m.group_id,
     CASE
         WHEN m.available_at = 'infinity' THEN 9223372036854775807
@@ -16,78 +20,80 @@ SELECT
     END AS wait,
     m.held_by, NULL::bigint AS behind, NULL::bigint AS behind_wait, m.has_more,
     m.event_id::text, m.event_type, m.stream_id, m.stream_version,
-    CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= $7 THEN t.payload END AS payload,
-    CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= $7 THEN t.metadata END AS metadata,
-    coalesce(m.bytes, octet_length(t.payload) + octet_length(t.metadata), m.stored)::bigint AS bytes,
+    CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $7 THEN m.payload_sent END AS payload,
+    CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $7 THEN m.metadata_sent END AS metadata,
+    coalesce(m.bytes, octet_length(m.payload_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
     m.unreadable,
     h.part::integer AS part,
-    s.last_id,
+    CASE WHEN m.bytes_before = 0 THEN s.last_id END AS last_id,
     NULL::bigint AS behind_last
 FROM (
     SELECT
-        pg_snapshot_xmin(x.snapshot)::text::bigint + age(pg_snapshot_xmin(x.snapshot)::xid) AS next_xid,
         clock_timestamp() AS now,
-        pg_xact_status($9::text::xid8) = 'in progress'
-            AND extract(epoch FROM pg_postmaster_start_time())::text = $10 AS is_claimed,
+        coalesce(
+            CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $10
+                THEN pg_xact_status($9::text::xid8) = 'in progress' END, false
+        ) AS is_claimed,
         row_security_active('outbox.events'::regclass) AS hides_events,
         (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
         $8 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead,
         EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine
-    FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS x
     OFFSET 0
 ) AS s
-CROSS JOIN unnest($2::smallint[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[])
-    WITH ORDINALITY AS h (lane, group_id, above, most, bytes, part)
+CROSS JOIN unnest($2::smallint[], $3::text[], $4::bigint[], $12::bigint[], $5::bigint[], $6::bigint[])
+    WITH ORDINALITY AS h (lane, group_id, above, upto, most, bytes, part)
 CROSS JOIN LATERAL (
+    -- What is stored in more than eight times the limit cannot be shorter than the limit as text, and is not unpacked.
     SELECT
-        p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata, e.payload_text, e.metadata_text,
-        e.bytes, e.stored, e.unreadable,
-        least(
-            (
-                SELECT min(d.id) FROM outbox.messages_dead AS d
-                WHERE s.has_dead AND d.destination = $1 AND d.group_id = h.group_id
-            ),
-            (
-                SELECT min(z.message_id) FROM outbox.quarantine AS z
-                WHERE s.has_quarantine AND z.destination = $1 AND z.group_id = h.group_id
-            )
-        ) AS held_by,
-        sum(coalesce(e.stored, 0)) OVER ids - coalesce(e.stored, 0) AS bytes_before,
-        lead(p.id) OVER ids IS NOT NULL AS has_more
+        w.*,
+        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $7 THEN coalesce(w.payload_text, w.payload::text) END AS payload_sent,
+        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $7 THEN coalesce(w.metadata_text, w.metadata::text) END AS metadata_sent
     FROM (
-        SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.available_at
-        FROM outbox.messages AS q
-        WHERE q.status = 'pending' AND q.destination = $1 AND q.lane = h.lane AND q.id > h.above
-            AND q.group_id = h.group_id
-            AND NOT (s.has_quarantine AND EXISTS (
-                SELECT FROM outbox.quarantine AS z
-                WHERE z.destination = $1 AND z.lane = q.lane AND z.message_id = q.id
-                    AND z.event_position = q.event_position AND z.enqueued_at = q.enqueued_at
-            ))
-        ORDER BY q.id
-        LIMIT h.most
-    ) AS p
-    LEFT JOIN LATERAL (
         SELECT
-            f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.metadata,
-            NULL::text AS payload_text, NULL::text AS metadata_text, NULL::bigint AS bytes,
-            pg_column_size(f.payload)::bigint + pg_column_size(f.metadata) AS stored, NULL::text AS unreadable
-        FROM outbox.events AS f
-        WHERE NOT $11 AND f.position = p.event_position
-        UNION ALL
-        SELECT
-            r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, NULL, r.payload, r.metadata, r.bytes, r.bytes,
-            r.unreadable
-        FROM outbox.read_event(p.event_position, $7) AS r
-        WHERE $11
-        OFFSET 0
-    ) AS e ON true
-    WINDOW ids AS (ORDER BY p.id ROWS UNBOUNDED PRECEDING)
-) AS m
-CROSS JOIN LATERAL (
-    SELECT
-        CASE WHEN m.held_by IS NULL AND m.stored <= 8 * $7 THEN coalesce(m.payload_text, m.payload::text) END AS payload,
-        CASE WHEN m.held_by IS NULL AND m.stored <= 8 * $7 THEN coalesce(m.metadata_text, m.metadata::text) END AS metadata
+            p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata, e.payload_text, e.metadata_text,
+            e.bytes, e.stored, e.unreadable,
+            CASE WHEN s.has_dead OR s.has_quarantine THEN least(
+                (
+                    SELECT min(d.id) FROM outbox.messages_dead AS d
+                    WHERE s.has_dead AND d.destination = $1 AND d.group_id = h.group_id
+                ),
+                (
+                    SELECT min(z.message_id) FROM outbox.quarantine AS z
+                    WHERE s.has_quarantine AND z.destination = $1 AND z.group_id = h.group_id
+                )
+            ) END AS held_by,
+            sum(coalesce(e.stored, 0)) OVER ids - coalesce(e.stored, 0) AS bytes_before,
+            lead(p.id) OVER ids IS NOT NULL AS has_more
+        FROM (
+            SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.available_at
+            FROM outbox.messages AS q
+            WHERE q.status = 'pending' AND q.destination = $1 AND q.lane = h.lane AND q.id > h.above
+                AND q.id <= h.upto AND q.group_id = h.group_id
+                AND NOT (s.has_quarantine AND EXISTS (
+                    SELECT FROM outbox.quarantine AS z
+                    WHERE z.destination = $1 AND z.lane = q.lane AND z.message_id = q.id
+                        AND z.event_position = q.event_position AND z.enqueued_at = q.enqueued_at
+                ))
+            ORDER BY q.id
+            LIMIT h.most
+        ) AS p
+        LEFT JOIN LATERAL (
+            SELECT
+                f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.metadata,
+                NULL::text AS payload_text, NULL::text AS metadata_text, NULL::bigint AS bytes,
+                pg_column_size(f.payload) + pg_column_size(f.metadata) AS stored, NULL::text AS unreadable
+            FROM outbox.events AS f
+            WHERE NOT $11 AND f.position = p.event_position
+            UNION ALL
+            SELECT
+                r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, NULL, r.payload, r.metadata, r.bytes,
+                least(r.bytes, 2147483647)::integer, r.unreadable
+            FROM outbox.read_event(p.event_position, $7) AS r
+            WHERE $11
+            OFFSET 0
+        ) AS e ON true
+        WINDOW ids AS (ORDER BY p.id ROWS UNBOUNDED PRECEDING)
+    ) AS w
+    WHERE w.bytes_before < h.bytes
     OFFSET 0
-) AS t
-WHERE m.bytes_before < h.bytes
+) AS m

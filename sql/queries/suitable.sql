@@ -2,7 +2,8 @@
 --
 -- No parameters. Guarantees: one row, with or without the schema. "hidden" are the tables of which row level security may
 -- hide rows from this role: a policy that shows it all of them, and no restrictive one, makes that harmless. "odd" are those
--- that somebody has replaced by something else, such as a view. Reads the catalog only.
+-- that somebody has replaced by something else, such as a view. "idle_session_millis" is how long the server lets a session
+-- rest, 0 for ever, null before version 14. Reads the catalog only.
 SELECT
     current_setting('server_version_num')::integer AS version_number,
     pg_encoding_to_char(d.encoding)::text AS encoding,
@@ -37,6 +38,7 @@ SELECT
             'events', 'messages', 'messages_pending', 'messages_delivered', 'messages_dead', 'lanes', 'quarantine'
         )
         ORDER BY 1
-    ) AS odd
+    ) AS odd,
+    (extract(epoch FROM current_setting('idle_session_timeout', true)::interval) * 1000)::bigint AS idle_session_millis
 FROM pg_database AS d
 WHERE d.datname = current_database()

@@ -14,7 +14,7 @@ use super::{Failure, say, table, where_to_ask};
 use crate::config::Flags;
 use crate::http;
 use crate::message::MessageId;
-use crate::outbox::{Backlog, COUNT_LIMIT, Outbox, OutboxError, Pause, Rate, Replay};
+use crate::outbox::{Backlog, COUNT_LIMIT, Destination, Outbox, OutboxError, Pause, Rate, Replay};
 use crate::reading::{ByLane, Order};
 
 /// How often `--watch` looks again.
@@ -46,6 +46,8 @@ pub(super) struct Status {
 /// One destination.
 struct Line {
     destination: String,
+    /// A relay has served it, since the server's last crash at least.
+    is_served: bool,
     backlog: Backlog,
     rate: Rate,
     pause: Option<Pause>,
@@ -107,7 +109,7 @@ struct Floors {
 async fn measure(outbox: &Outbox, floors: &mut HashMap<String, Floors>) -> Result<Vec<Line>, OutboxError> {
     let steering = outbox.steering().await?;
     let mut lines = Vec::new();
-    for destination in outbox.destinations().await? {
+    for Destination { name: destination, is_served } in outbox.destinations().await? {
         let started = Instant::now();
         if floors.get(&destination).is_none_or(|floors| started >= floors.until) {
             let Some(lanes) = outbox.floors(&destination, || true).await? else { continue };
@@ -118,7 +120,7 @@ async fn measure(outbox: &Outbox, floors: &mut HashMap<String, Floors>) -> Resul
         let backlog = outbox.backlog(&destination, &known.lanes, Order::Groups).await?;
         let rate = outbox.rate(&destination).await?;
         let pause = steering.pause_of(&destination);
-        lines.push(Line { destination, backlog, rate, pause });
+        lines.push(Line { destination, is_served, backlog, rate, pause });
     }
     Ok(lines)
 }
@@ -158,13 +160,14 @@ fn replayed(replay: &Replay) -> String {
 fn as_text(seen: &Seen) -> String {
     let Seen { lines, relays, replays, address, here } = seen;
     let mut text = if lines.is_empty() {
-        "no relay has served a destination yet\n".to_owned()
+        "no relay has served a destination yet, and nothing is pending or dead\n".to_owned()
     } else {
         let head = ["DESTINATION", "PENDING", "LAG", "DEAD", "QUARANTINED", "RATE", "STATE"].map(str::to_owned);
         let row = |line: &Line| {
             let lag = Duration::try_from_secs_f64(line.backlog.lag).unwrap_or_default();
             let sign = if line.rate.is_capped { ">" } else { "" };
-            let state = line.pause.as_ref().map_or_else(|| "not paused".to_owned(), paused);
+            let idle = if line.is_served { "not paused" } else { "no relay serves it" };
+            let state = line.pause.as_ref().map_or_else(|| idle.to_owned(), paused);
             [
                 line.destination.clone(),
                 counted(line.backlog.messages),
@@ -202,6 +205,7 @@ fn as_json(seen: &Seen) -> Value {
     let destination = |line: &Line| {
         json!({
             "destination": line.destination,
+            "is_served": line.is_served,
             "pending": line.backlog.messages,
             "pending_is_capped": line.backlog.messages >= COUNT_LIMIT,
             "lag_seconds": line.backlog.lag,

@@ -72,15 +72,16 @@ pub(super) async fn open(flags: &Flags) -> Result<Outbox, Failure> {
     Ok(outbox)
 }
 
-/// A name that no relay has served is a mistake, and would be followed by nobody.
+/// A name that no relay has served and no message has is a mistake, and would be followed by nobody.
 pub(super) async fn known(outbox: &Outbox, destination: Option<&str>) -> Result<String, Failure> {
     let Some(name) = destination else { return Ok(ALL_DESTINATIONS.to_owned()) };
     let known = outbox.destinations().await.map_err(anyhow::Error::from)?;
-    if known.iter().any(|one| one == name) {
+    if known.iter().any(|one| one.name == name) {
         return Ok(name.to_owned());
     }
-    let names = if known.is_empty() { "none yet".to_owned() } else { known.join(", ") };
-    Err(anyhow::anyhow!("no relay has served a destination {name:?}; there are: {names}").into())
+    let names: Vec<&str> = known.iter().map(|one| one.name.as_str()).collect();
+    let names = if names.is_empty() { "none yet".to_owned() } else { names.join(", ") };
+    Err(anyhow::anyhow!("there is no destination {name:?}; there are: {names}").into())
 }
 
 fn named(destination: &str) -> String {

@@ -5,11 +5,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::DestinationConfig;
+use bytesize::ByteSize;
+
+use super::{DestinationConfig, memory};
 use crate::message::QueueKind;
 
 /// The variables that exist. Kept beside the parser that suggests one of them; a test compares it with the flags.
-pub(super) const KNOWN: [&str; 15] = [
+pub(super) const KNOWN: [&str; 16] = [
     "OUTBOX_RELAY_DESTINATIONS",
     "OUTBOX_RELAY_BATCH_SIZE",
     "OUTBOX_RELAY_REQUEST_SIZE",
@@ -23,6 +25,7 @@ pub(super) const KNOWN: [&str; 15] = [
     "OUTBOX_RELAY_REQUEST_TIMEOUT",
     "OUTBOX_RELAY_DELIVERED_RETENTION",
     "OUTBOX_RELAY_DRAIN_TIMEOUT",
+    "OUTBOX_RELAY_MEMORY",
     "OUTBOX_RELAY_HTTP_LISTEN",
     "OUTBOX_RELAY_LOG_FORMAT",
 ];
@@ -92,6 +95,22 @@ impl Problems {
                     humantime::format_duration(max),
                 ));
                 default
+            }
+        }
+    }
+
+    pub(super) fn bytes(&mut self, setting: Setting<'_>, (min, max): (u64, u64)) -> Option<u64> {
+        let text = present(setting)?;
+        match text.parse::<ByteSize>() {
+            Ok(size) if (min..=max).contains(&size.as_u64()) => Some(size.as_u64()),
+            _ => {
+                self.add(format!(
+                    "{}={text:?} is not allowed; use a number of bytes with a unit, such as 160MiB, from {} to {}",
+                    setting.0,
+                    memory::shown(min),
+                    memory::shown(max)
+                ));
+                None
             }
         }
     }
@@ -191,12 +210,23 @@ fn without_secret(text: &str) -> &str {
 /// The sentence about a variable that looks like ours and is not.
 pub(super) fn unknown_variable(name: &str) -> Option<String> {
     let rest = name.strip_prefix("OUTBOX_RELAY_")?;
-    // Kubernetes sets these in every pod when a Service is called outbox-relay.
-    let by_kubernetes = rest == "PORT" || rest.starts_with("PORT_") || rest.starts_with("SERVICE_");
+    let by_kubernetes = is_of_a_service(rest);
     if by_kubernetes || KNOWN.contains(&name) {
         return None;
     }
     let similarity = |known: &&&str| (strsim::jaro_winkler(name, known) * 1e6) as u64;
     let nearest = KNOWN.iter().max_by_key(similarity)?;
     Some(format!("{name} is not a variable of outbox-relay; did you mean {nearest}?"))
+}
+
+/// Whether Kubernetes sets this variable in every pod beside a Service whose name begins with outbox-relay, as
+/// `OUTBOX_RELAY_METRICS_SERVICE_HOST` and `OUTBOX_RELAY_METRICS_PORT_9595_TCP_ADDR` for outbox-relay-metrics (Kubernetes
+/// documentation, Service, environment variables). No setting ends like these.
+fn is_of_a_service(rest: &str) -> bool {
+    let words: Vec<&str> = rest.split('_').collect();
+    let is_number = |word: &&str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+    let is_service = words.windows(2).any(|pair| matches!(pair, ["SERVICE", "HOST" | "PORT"]));
+    let has_protocol =
+        words.windows(3).any(|three| matches!(three, ["PORT", number, "TCP" | "UDP" | "SCTP"] if is_number(number)));
+    is_service || has_protocol || words.last() == Some(&"PORT")
 }

@@ -34,6 +34,8 @@ pub struct DatabaseConfig {
     pub tls: TlsMode,
     /// Roots to trust instead of the system's, a PEM file.
     pub root_certificate: Option<PathBuf>,
+    /// `DATABASE_URL_FILE`, if that was given.
+    file: Option<String>,
 }
 
 /// What sessions call themselves, unless `DATABASE_URL` says otherwise.
@@ -48,6 +50,19 @@ impl DatabaseConfig {
             let host: String = host.to_string_lossy().chars().take(40).collect();
             self.connection.application_name(format!("{APPLICATION} {host}/{}", std::process::id()));
         }
+    }
+
+    /// What to connect with now: the file may have another password by now. A file that cannot be used is left alone, for the
+    /// server says what is wrong with the old one.
+    pub fn connection_now(&self) -> tokio_postgres::Config {
+        let read = |path| read(None, Some(path), &mut Problems::default());
+        let Some(mut new) = self.file.as_deref().and_then(read) else { return self.connection.clone() };
+        if let Some(name) = self.connection.get_application_name() {
+            new.connection.application_name(name);
+        }
+        // TLS is set up once; whether it is used is a matter of that.
+        new.connection.ssl_mode(self.connection.get_ssl_mode());
+        new.connection
     }
 
     /// Hosts, ports and database for log lines; never user or password.
@@ -100,7 +115,8 @@ pub(super) fn read(url: Option<&str>, file: Option<&str>, problems: &mut Problem
     fill_in(&mut connection, tls);
     // libpq 16 spells "the system's roots" as sslrootcert=system.
     let root_certificate = root_certificate.filter(|path| path != "system").map(PathBuf::from);
-    Some(DatabaseConfig { connection, tls, root_certificate })
+    let file = file.filter(present).map(str::to_owned);
+    Some(DatabaseConfig { connection, tls, root_certificate, file })
 }
 
 fn from_file(path: &str) -> Result<String, String> {

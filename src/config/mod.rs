@@ -6,6 +6,7 @@
 
 mod check;
 mod database;
+mod memory;
 mod shown;
 mod tuning;
 
@@ -88,6 +89,10 @@ pub struct Flags {
     #[arg(long, env = "OUTBOX_RELAY_DRAIN_TIMEOUT", value_name = "DURATION", global = true)]
     pub drain_timeout: Option<String>,
 
+    /// Memory that the process may use, such as 160MiB, from 64MiB [default: what its control group allows, else 256MiB]
+    #[arg(long, env = "OUTBOX_RELAY_MEMORY", value_name = "BYTES", global = true)]
+    pub memory: Option<String>,
+
     /// Where /metrics, /livez and /readyz are served [default: 0.0.0.0:9595]
     #[arg(long, env = "OUTBOX_RELAY_HTTP_LISTEN", value_name = "ADDRESS", global = true)]
     pub http_listen: Option<String>,
@@ -153,8 +158,17 @@ pub struct RelayConfig {
     pub delivered_retention: Duration,
     /// From the first signal to exit.
     pub drain_timeout: Duration,
+    /// Bytes that the process may use.
+    pub memory: u64,
     /// Where the probes listen.
     pub http_listen: SocketAddr,
+}
+
+impl RelayConfig {
+    /// Bytes of messages that all destinations may hold together.
+    pub fn memory_for_messages(&self) -> usize {
+        memory::for_messages(self.memory)
+    }
 }
 
 /// Whether the environment names an endpoint for SQS, as the SDK reads it; that wins over a queue URL's own host.
@@ -227,13 +241,23 @@ impl Flags {
             (Duration::ZERO, Duration::from_secs(3600)),
             Duration::from_secs(20),
         );
+        let memory = ("OUTBOX_RELAY_MEMORY", self.memory.as_deref());
+        let memory = problems.bytes(memory, memory::BOUNDS).unwrap_or_else(memory::default);
         let http_listen = self.http_listen(&mut problems);
         self.log_format(&mut problems);
         let Some(mut database) = database else {
             return Err(problems.into_error());
         };
         database.name_relay();
-        problems.finish(RelayConfig { database, destinations, tuning, delivered_retention, drain_timeout, http_listen })
+        problems.finish(RelayConfig {
+            database,
+            destinations,
+            tuning,
+            delivered_retention,
+            drain_timeout,
+            memory,
+            http_listen,
+        })
     }
 
     fn tuning(&self, problems: &mut Problems) -> Tuning {

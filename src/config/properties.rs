@@ -36,7 +36,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_text_makes_the_configuration_panic(texts in prop::collection::vec(prop::option::of(text()), 18)) {
+    fn no_text_makes_the_configuration_panic(texts in prop::collection::vec(prop::option::of(text()), 19)) {
         let mut texts = texts.into_iter();
         let mut next = || texts.next().flatten();
         let flags = Flags {
@@ -55,6 +55,7 @@ proptest! {
             request_timeout: next(),
             delivered_retention: next(),
             drain_timeout: next(),
+            memory: next(),
             http_listen: next(),
             log_format: next(),
             log_filter: next(),

@@ -99,6 +99,7 @@ impl Flags {
                 duration(config.delivered_retention),
             ),
             shown(("drain-timeout", "OUTBOX_RELAY_DRAIN_TIMEOUT", &self.drain_timeout), duration(config.drain_timeout)),
+            shown(("memory", "OUTBOX_RELAY_MEMORY", &self.memory), super::memory::shown(config.memory)),
             shown(("http-listen", "OUTBOX_RELAY_HTTP_LISTEN", &self.http_listen), config.http_listen.to_string()),
             shown(("log-format", "OUTBOX_RELAY_LOG_FORMAT", &self.log_format), format.to_owned()),
             shown(("log-filter", "RUST_LOG", &self.log_filter), filter),

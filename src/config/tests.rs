@@ -51,6 +51,7 @@ fn refused() -> Vec<(&'static str, Set, &'static [&'static str])> {
         ("OUTBOX_RELAY_REQUEST_TIMEOUT", |f, v| f.request_timeout = Some(v), &["5", "99ms", "61s"]),
         ("OUTBOX_RELAY_DELIVERED_RETENTION", |f, v| f.delivered_retention = Some(v), &["24", "-1s", "never"]),
         ("OUTBOX_RELAY_DRAIN_TIMEOUT", |f, v| f.drain_timeout = Some(v), &["20", "2h"]),
+        ("OUTBOX_RELAY_MEMORY", |f, v| f.memory = Some(v), &["160", "63MiB", "2TiB", "much", "-1MiB"]),
         ("OUTBOX_RELAY_HTTP_LISTEN", |f, v| f.http_listen = Some(v), &["9595", "localhost", ":9595"]),
         ("OUTBOX_RELAY_LOG_FORMAT", |f, v| f.log_format = Some(v), &["xml"]),
         (
@@ -104,8 +105,24 @@ fn a_destination_named_twice_is_refused() {
 fn a_misspelt_variable_gets_a_suggestion() {
     let sentence = unknown_variable("OUTBOX_RELAY_BATCHSIZE").unwrap();
     assert!(sentence.contains("did you mean OUTBOX_RELAY_BATCH_SIZE?"), "{sentence}");
-    for fine in ["OUTBOX_RELAY_BATCH_SIZE", "PATH", "OUTBOX_RELAY_SERVICE_HOST", "OUTBOX_RELAY_PORT_9595_TCP_ADDR"] {
+    for fine in ["OUTBOX_RELAY_BATCH_SIZE", "PATH"] {
         assert_eq!(unknown_variable(fine), None);
+    }
+}
+
+#[test]
+fn what_kubernetes_says_of_services_is_no_misspelt_variable() {
+    let of_a_service =
+        ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_9595_TCP", "PORT_9595_TCP_PROTO"];
+    for service in ["", "METRICS_", "POSTGRES_DB_"] {
+        for variable in of_a_service.into_iter().chain(["PORT_9595_TCP_PORT", "PORT_9595_TCP_ADDR", "PORT_53_UDP_ADDR"])
+        {
+            let name = format!("OUTBOX_RELAY_{service}{variable}");
+            assert_eq!(unknown_variable(&name), None, "{name}");
+        }
+    }
+    for wrong in ["OUTBOX_RELAY_POLL", "OUTBOX_RELAY_PORTS", "OUTBOX_RELAY_SERVICE"] {
+        assert!(unknown_variable(wrong).is_some(), "{wrong}");
     }
 }
 

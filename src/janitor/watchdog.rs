@@ -6,8 +6,12 @@ use std::time::{Duration, Instant};
 
 use crate::health::Activity;
 
-/// How long that may last.
+/// How long that may last where the database answers at once.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// So many questions a relay asks, one after another, before the first message goes out after a pause. Where the database is
+/// slow, that may last as long.
+const QUESTIONS: u32 = 20;
 
 /// What one look at a destination shows.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +20,8 @@ pub(super) struct Sight {
     pub(super) ready_lag: f64,
     /// Messages that this relay has delivered, or given up, since it started.
     pub(super) finished: u64,
+    /// How long the database took to say this.
+    pub(super) answered_in: Duration,
     /// What the relay is doing.
     pub(super) activity: Option<Activity>,
 }
@@ -32,8 +38,8 @@ pub(super) enum Change {
 /// Watches one destination.
 #[derive(Debug, Default)]
 pub(super) struct Watchdog {
-    /// Since when nothing was delivered although something was due, and what had been finished then.
-    since: Option<(Instant, u64)>,
+    /// Since when nothing was delivered although something was due, and what was seen then.
+    since: Option<(Instant, Sight)>,
     is_stalled: bool,
 }
 
@@ -48,17 +54,29 @@ impl Watchdog {
         self.since.map_or(Duration::ZERO, |(since, _)| now.saturating_duration_since(since))
     }
 
+    /// The database did not answer, which explains everything.
+    pub(super) fn goes_blind(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether something was delivered; where others hold the lanes, whether the oldest message is another one now.
+    fn goes_on(&self, sight: Sight, now: Instant) -> bool {
+        let Some((since, before)) = self.since else { return true };
+        let is_others = sight.activity == Some(Activity::LanesAreElsewhere);
+        let same_oldest = before.ready_lag + now.saturating_duration_since(since).as_secs_f64();
+        before.finished != sight.finished || (is_others && sight.ready_lag < same_oldest - 1.0)
+    }
+
     /// Takes a look into account.
     pub(super) fn look(&mut self, sight: Sight, now: Instant) -> Option<Change> {
-        let is_explained =
-            matches!(sight.activity, Some(Activity::Halted | Activity::Paused | Activity::LanesAreElsewhere) | None);
-        let goes_on = self.since.is_none_or(|(_, finished)| finished != sight.finished);
-        if sight.ready_lag <= 0.0 || is_explained || goes_on {
+        let is_explained = matches!(sight.activity, Some(Activity::Halted | Activity::Paused) | None);
+        if sight.ready_lag <= 0.0 || is_explained || self.goes_on(sight, now) {
             let is_due = sight.ready_lag > 0.0 && !is_explained;
-            self.since = is_due.then_some((now, sight.finished));
+            self.since = is_due.then_some((now, sight));
             return std::mem::take(&mut self.is_stalled).then_some(Change::GoesOn);
         }
-        let is_too_long = self.stalled_for(now) >= PATIENCE && sight.ready_lag >= PATIENCE.as_secs_f64();
+        let patience = PATIENCE + sight.answered_in * QUESTIONS;
+        let is_too_long = self.stalled_for(now) >= patience && sight.ready_lag >= patience.as_secs_f64();
         let is_news = is_too_long && !self.is_stalled;
         self.is_stalled |= is_too_long;
         is_news.then_some(Change::Stalled)
@@ -70,7 +88,7 @@ mod tests {
     use super::*;
 
     fn sight(ready_lag: f64, finished: u64, activity: Activity) -> Sight {
-        Sight { ready_lag, finished, activity: Some(activity) }
+        Sight { ready_lag, finished, answered_in: Duration::ZERO, activity: Some(activity) }
     }
 
     #[test]
@@ -97,6 +115,42 @@ mod tests {
         for second in 100..200 {
             assert_eq!(watchdog.look(sight(500.0, second, Activity::Idle), at(second)), None);
         }
+    }
+
+    #[test]
+    fn lanes_that_others_hold_explain_it_while_the_oldest_message_changes() {
+        let (mut watchdog, start) = (Watchdog::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let others = |lag| sight(lag, 5, Activity::LanesAreElsewhere);
+        for second in 0..100 {
+            assert_eq!(watchdog.look(others(100.0), at(second)), None, "as old as before, so it is a younger one");
+        }
+        assert_eq!(watchdog.look(others(101.0), at(100)), None);
+        assert_eq!(
+            watchdog.look(others(200.0), at(199)),
+            Some(Change::Stalled),
+            "somebody holds them and does nothing"
+        );
+    }
+
+    #[test]
+    fn an_outage_of_the_database_begins_the_time_anew() {
+        let (mut watchdog, start) = (Watchdog::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(watchdog.look(sight(100.0, 5, Activity::Idle), at(0)), None);
+        watchdog.goes_blind();
+        assert_eq!(watchdog.look(sight(200.0, 5, Activity::Idle), at(100)), None, "the database has only come back");
+        assert_eq!(watchdog.look(sight(230.0, 5, Activity::Idle), at(130)), Some(Change::Stalled));
+    }
+
+    #[test]
+    fn a_slow_database_is_given_the_time_for_some_questions() {
+        let (mut watchdog, start) = (Watchdog::default(), Instant::now());
+        let slow = |lag| Sight { answered_in: Duration::from_secs(2), ..sight(lag, 5, Activity::Idle) };
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(watchdog.look(slow(100.0), at(0)), None);
+        assert_eq!(watchdog.look(slow(169.0), at(69)), None);
+        assert_eq!(watchdog.look(slow(170.0), at(70)), Some(Change::Stalled));
     }
 
     #[test]

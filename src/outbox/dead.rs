@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio_postgres::types::Type;
 
-use super::read::message;
+use super::read::{Said, message};
 use super::{Outbox, OutboxError, Parameter, column};
 use crate::message::Message;
 
@@ -170,12 +170,12 @@ impl Outbox {
         let rows = self.query(NAME, DEAD_SHOW, &[(&id, Type::INT8)]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         Ok(Some(DeadMessage {
-            message: message(NAME, row)?,
-            json: column(NAME, row, 24)?,
-            destination: column(NAME, row, 25)?,
-            reason: column(NAME, row, 26)?,
-            died: column(NAME, row, 27)?,
-            enqueued: column(NAME, row, 28)?,
+            message: message(NAME, row, Said::of(NAME, row, &mut None)?)?,
+            json: column(NAME, row, 25)?,
+            destination: column(NAME, row, 26)?,
+            reason: column(NAME, row, 27)?,
+            died: column(NAME, row, 28)?,
+            enqueued: column(NAME, row, 29)?,
         }))
     }
 

@@ -137,6 +137,16 @@ impl OutboxError {
         self.state().is_some_and(|state| conflicts.contains(state))
     }
 
+    /// Whether somebody held a lock for longer than this could wait.
+    pub fn is_in_the_way(&self) -> bool {
+        self.is_conflict() || self.state() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+    }
+
+    /// Whether the server ended a statement because it ran longer than it may, or because somebody asked it to.
+    pub fn is_cut_short(&self) -> bool {
+        self.state() == Some(&SqlState::QUERY_CANCELED)
+    }
+
     /// Whether a statement may have failed because of one of its rows: a constraint, a trigger, a right that a policy gives
     /// row by row, a value that cannot be read. Other rows may be written or read.
     pub fn is_about_a_row(&self) -> bool {
@@ -184,6 +194,10 @@ pub(super) fn explain(error: &tokio_postgres::Error) -> String {
     while let Some(cause) = source {
         text = format!("{text}: {cause}");
         source = cause.source();
+    }
+    // The words of tokio-postgres for a server that says so in answer to target_session_attrs=read-write.
+    if text.ends_with("database does not allow writes") {
+        text.push_str(": it is a standby, or its transactions are read-only; point DATABASE_URL at the primary");
     }
     text
 }

@@ -9,7 +9,7 @@ use tokio_postgres::types::Type;
 use super::read::wait;
 use super::{Outbox, OutboxError, Parameter, column, lane};
 use crate::message::{Lane, MessageId, MessageKey, TransactionId};
-use crate::reading::{ClaimProof, Found, HeldGroup, Look, Order, Rescan, Rescanned, Watch, Which, Writers};
+use crate::reading::{ChunkWidth, ClaimProof, Found, HeldGroup, Look, Order, Rescan, Rescanned, Watch, Writers};
 
 const WATCH: &str = include_str!("../../sql/queries/watch.sql");
 const LOOK: &str = include_str!("../../sql/queries/look.sql");
@@ -23,7 +23,7 @@ const HELD_GROUPS: &str = include_str!("../../sql/queries/held_groups.sql");
 pub enum Pending {
     /// Nothing.
     Nothing,
-    /// Only what a dead message or one in quarantine holds up, and those themselves.
+    /// Only what a dead message, one in quarantine or one that an operator holds back holds up, and those themselves.
     OnlyHeld,
     /// Something that can be sent.
     Some,
@@ -40,7 +40,7 @@ fn lanes(statement: &'static str, row: &tokio_postgres::Row, index: usize) -> Re
 }
 
 impl Outbox {
-    /// Whether anything may have come for these destinations since the last look.
+    /// Whether anything may have come since the last look, for whatever destination; and whether a retry is due of these.
     ///
     /// # Errors
     ///
@@ -103,7 +103,8 @@ impl Outbox {
         Ok(Writers { transaction_ids, next_xid: Some(TransactionId(next_xid)) })
     }
 
-    /// Looks for pending messages between two ids of each lane; with a proof, under that claim only.
+    /// Looks for pending messages between two ids of each lane; with a proof, under that claim only. `None` when it took
+    /// longer than its limit and was cut short.
     ///
     /// # Errors
     ///
@@ -113,10 +114,10 @@ impl Outbox {
         destination: &str,
         rescan: &Rescan,
         proof: Option<&ClaimProof>,
-    ) -> Result<Rescanned, OutboxError> {
+    ) -> Result<Option<Rescanned>, OutboxError> {
         let connection = self.connection().await?;
         let rescanned = self.rescan_on(&connection, destination, rescan, proof);
-        let result = self.transaction("rescan", &connection, super::READING, rescanned).await;
+        let result = self.cut_short_after(rescan.limit, "rescan", &connection, rescanned).await;
         self.keep_if_ok(connection, result).await
     }
 
@@ -134,10 +135,7 @@ impl Outbox {
         let most = i64::try_from(rescan.most).unwrap_or(i64::MAX);
         let groups: Vec<&str> = rescan.waiting.iter().map(|(group, _)| group.as_ref()).collect();
         let afters: Vec<String> = rescan.waiting.iter().map(|(_, after)| after.0.to_string()).collect();
-        let (which, is_blocked) = match rescan.which {
-            Which::All => ("all", false),
-            Which::Ready(order) => ("ready", order.is_blocked_by_dead()),
-        };
+        let (ready_only, is_blocked) = (numbers(rescan.ready_only.iter().copied()), rescan.order.is_blocked_by_dead());
         let transaction_id = proof.map(|proof| proof.transaction_id.0.to_string());
         let server = proof.map(|proof| proof.server.as_str());
         let parameters: [Parameter<'_>; 11] = [
@@ -148,7 +146,7 @@ impl Outbox {
             (&most, Type::INT8),
             (&groups, Type::TEXT_ARRAY),
             (&afters, Type::TEXT_ARRAY),
-            (&which, Type::TEXT),
+            (&ready_only, Type::INT2_ARRAY),
             (&is_blocked, Type::BOOL),
             (&transaction_id, Type::TEXT),
             (&server, Type::TEXT),
@@ -202,17 +200,61 @@ impl Outbox {
     ///
     /// # Errors
     ///
-    /// When the statement fails, or this role cannot see what is pending.
+    /// When a statement fails, or this role cannot see what is pending.
     pub async fn pending(&self, destination: &str, order: Order) -> Result<Pending, OutboxError> {
-        const NAME: &str = "look for pending";
         self.check_suitable().await?;
-        let is_blocked = order.is_blocked_by_dead();
-        let row = self.probe_one(NAME, PENDING, &[(&destination, Type::TEXT), (&is_blocked, Type::BOOL)]).await?;
-        Ok(match (column(NAME, &row, 0)?, column(NAME, &row, 1)?) {
+        let last_id = self.watch(&[]).await?.last_id;
+        let (mut above, mut width, mut pending) = (MessageId::NONE, ChunkWidth::default(), Pending::Nothing);
+        while above < MessageId::MAX {
+            // Above what was handed out there is little: what somebody has written by hand.
+            let upto = if above < last_id { width.end(above).min(last_id) } else { MessageId::MAX };
+            let walked = upto.0.saturating_sub(above.0);
+            match self.pending_between(destination, order, above, upto, width.limit()).await? {
+                Some((Pending::Some, _)) => return Ok(Pending::Some),
+                Some((found, took)) => {
+                    if found == Pending::OnlyHeld {
+                        pending = found;
+                    }
+                    width.took(walked, took);
+                    above = upto;
+                }
+                None => width.was_cut_short(walked),
+            }
+        }
+        Ok(pending)
+    }
+
+    /// The same between two ids, and how long the server worked. `None` when it was cut short.
+    async fn pending_between(
+        &self,
+        destination: &str,
+        order: Order,
+        above: MessageId,
+        upto: MessageId,
+        limit: Option<Duration>,
+    ) -> Result<Option<(Pending, Duration)>, OutboxError> {
+        const NAME: &str = "look for pending";
+        let (is_blocked, is_ordered, lanes) = (order.is_blocked_by_dead(), order.is_kept(), numbers(Lane::all()));
+        let parameters: [Parameter<'_>; 6] = [
+            (&destination, Type::TEXT),
+            (&is_blocked, Type::BOOL),
+            (&is_ordered, Type::BOOL),
+            (&lanes, Type::INT2_ARRAY),
+            (&above.0, Type::INT8),
+            (&upto.0, Type::INT8),
+        ];
+        let connection = self.connection().await?;
+        let rows = self.bounded(NAME, connection.query_typed(PENDING, &parameters));
+        let rows = self.cut_short_after(limit, NAME, &connection, rows).await;
+        let Some(rows) = self.keep_if_ok(connection, rows).await? else { return Ok(None) };
+        let row = super::one(NAME, rows)?;
+        let found = match (column(NAME, &row, 0)?, column(NAME, &row, 1)?) {
             (false, _) => Pending::Nothing,
             (true, false) => Pending::OnlyHeld,
             (true, true) => Pending::Some,
-        })
+        };
+        let millis: f64 = column(NAME, &row, 2)?;
+        Ok(Some((found, Duration::from_secs_f64(millis.max(0.0) / 1000.0))))
     }
 }
 

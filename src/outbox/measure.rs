@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 use super::look::numbers;
 use super::{Outbox, OutboxError, Parameter, column};
 use crate::message::{Lane, MessageId};
-use crate::reading::{ByLane, ChunkWidth, Order, Range, Rescan, Which};
+use crate::reading::{ByLane, ChunkWidth, Order, Range, Rescan};
 
 const BACKLOG: &str = include_str!("../../sql/queries/backlog.sql");
 const RATE: &str = include_str!("../../sql/queries/rate.sql");
@@ -75,7 +75,7 @@ impl Outbox {
         destination: &str,
         mut go_on: impl FnMut() -> bool,
     ) -> Result<Option<ByLane<MessageId>>, OutboxError> {
-        let top = self.watch(&[destination]).await?.last_id;
+        let top = self.watch(&[]).await?.last_id;
         let mut floors: ByLane<Option<MessageId>> = ByLane::default();
         let (mut above, mut width) = (MessageId::NONE, ChunkWidth::default());
         while above < top && floors.iter().any(|(_, floor)| floor.is_none()) {
@@ -85,12 +85,17 @@ impl Outbox {
             let upto = width.end(above).min(top);
             let missing = Lane::all().filter(|lane| floors[*lane].is_none());
             let ranges = missing.map(|lane| Range { lane, above, upto }).collect();
-            let rescan = Rescan { ranges, most: 1, waiting: Vec::new(), which: Which::All };
-            let rescanned = self.rescan(destination, &rescan, None).await?;
+            let limit = width.limit();
+            let rescan = Rescan { ranges, most: 1, limit, ..Rescan::default() };
+            let walked = rescan.width();
+            let Some(rescanned) = self.rescan(destination, &rescan, None).await? else {
+                width.was_cut_short(walked);
+                continue;
+            };
             for found in rescanned.found {
                 floors[found.key.lane] = Some(found.key.id.previous());
             }
-            width.took(upto.0.saturating_sub(above.0), rescanned.took);
+            width.took(walked, rescanned.took);
             above = upto;
         }
         let mut found = ByLane::all(top);

@@ -1,11 +1,13 @@
 //! Migrations: forward only, embedded, recorded with a checksum, safe when many sidecars start at once.
 
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use deadpool_postgres::Object;
 use sha2::{Digest as _, Sha256};
 
-use super::{Outbox, OutboxError, column};
+use super::{Outbox, OutboxError, TRANSACTION_TIMEOUT_SINCE, column};
+use crate::retry::Delays;
 
 /// One step of the schema.
 #[derive(Clone, Copy, Debug)]
@@ -74,13 +76,27 @@ const MIGRATE: &str = "migrate";
 /// Others may hold the lock and build an index meanwhile; longer than that, somebody should look.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// What a migration's transaction begins with, so that settings of the server or the role do not count; and what follows once
+/// nobody else migrates: it waits for a table no longer than writers may wait behind it.
+const LIMITS: &str = "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = '600s'; \
+    SET LOCAL idle_in_transaction_session_timeout = '60s'";
+const NO_TRANSACTION_TIMEOUT: &str = "; SET LOCAL transaction_timeout = 0";
+const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '2s'";
+
+/// First and longest pause before a migration tries again whose lock somebody held.
+const LOCK_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+
 /// One lock for everybody who migrates. Within the transaction, so that it works behind PgBouncer and cannot be forgotten.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext('outbox-relay migrate'))";
 const TRY_LOCK: &str = "SELECT pg_try_advisory_xact_lock(hashtext('outbox-relay migrate'))";
 
+/// What a person who runs the script has to know.
+const HINT: &str = "-- It waits for the lock of a table that is in use for two seconds, so that no writer waits longer behind it. \
+    Run it\n-- again after \"canceling statement due to lock timeout\"; nothing has changed then.\n";
+
 /// The whole schema as one script, for teams that run SQL themselves.
 pub fn script() -> String {
-    let mut script = format!("BEGIN;\n{LOCK};\n{SCHEMA}{RECORDS}");
+    let mut script = format!("{HINT}BEGIN;\n{LIMITS};\n{LOCK};\n{LOCK_TIMEOUT};\n{SCHEMA}{RECORDS}");
     for migration in MIGRATIONS {
         script.push_str(&format!("\n-- Migration {}: {}\n", migration.version, migration.name));
         script.push_str(migration.sql);
@@ -100,10 +116,23 @@ impl Outbox {
     pub async fn migrate(&self) -> Result<Vec<Migration>, OutboxError> {
         // Before a connection is taken: there may be one only.
         self.check_suitable().await?;
-        let connection = self.connection().await?;
-        // A failure leaves the transaction open, and closing the connection rolls it back.
-        let result = self.migrate_with(&connection).await;
-        self.keep_if_ok(connection, result).await
+        let started = Instant::now();
+        let (mut delays, mut dice) = (Delays::new(LOCK_RETRY.0, LOCK_RETRY.1), fastrand::Rng::new());
+        let mut is_told = false;
+        loop {
+            let connection = self.connection().await?;
+            // A failure leaves the transaction open, and closing the connection rolls it back.
+            let result = self.migrate_with(&connection).await;
+            match self.keep_if_ok(connection, result).await {
+                Err(error) if error.is_in_the_way() && started.elapsed() < MIGRATION_TIMEOUT => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        tracing::info!(database = %self.place, %error, "a table is in use; trying again");
+                    }
+                    tokio::time::sleep(delays.next_delay(&mut dice)).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     async fn migrate_with(&self, connection: &Object) -> Result<Vec<Migration>, OutboxError> {
@@ -112,12 +141,16 @@ impl Outbox {
             return Ok(Vec::new());
         }
         // Under a stricter isolation, what another one did while this one waited for the lock would not be seen.
-        self.bounded(MIGRATE, connection.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED")).await?;
+        let is_limited = self.version.load(Ordering::Relaxed) >= TRANSACTION_TIMEOUT_SINCE;
+        let no_timeout = if is_limited { NO_TRANSACTION_TIMEOUT } else { "" };
+        let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; {LIMITS}{no_timeout}");
+        self.bounded(MIGRATE, connection.batch_execute(&begin)).await?;
         let tried = self.bounded(MIGRATE, connection.query_typed(TRY_LOCK, &[])).await?;
         if !tried.first().map_or(Ok(false), |row| column::<bool>(MIGRATE, row, 0))? {
             tracing::info!(database = %self.place, "another outbox-relay migrates; waiting for it");
             self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(LOCK)).await?;
         }
+        self.bounded(MIGRATE, connection.batch_execute(LOCK_TIMEOUT)).await?;
         let recorded = self.recorded(connection).await?;
         if recorded.is_none() {
             let records = format!("{SCHEMA}{RECORDS}");

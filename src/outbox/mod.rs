@@ -22,7 +22,7 @@ mod suitable;
 mod tls;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,7 @@ pub use quarantine::QuarantinedLine;
 pub use read::READING;
 pub use replay::{Replay, ReplayCount, ReplayOf, ReplayStep};
 pub use settle::{Keep, SETTLING, SettlePlan, Settled};
-pub use steer::{ALL_DESTINATIONS, Pause, Setting, Steering};
+pub use steer::{ALL_DESTINATIONS, Destination, Pause, Setting, Steering};
 
 /// How long a statement may take before its connection is given up. All of them are bounded in what they touch, so one that
 /// takes longer is not slow but has lost its server.
@@ -70,6 +70,8 @@ pub struct Outbox {
     claims: Arc<Mutex<BTreeSet<TransactionId>>>,
     /// The server's version number as it was last seen, 0 before that.
     version: Arc<AtomicI32>,
+    /// How long the server lets a session rest before it ends it, in milliseconds, as it was last seen; 0 for ever.
+    rest_millis: Arc<AtomicU64>,
     place: Arc<str>,
     tls: Option<tokio_postgres_rustls::MakeRustlsConnect>,
 }
@@ -147,6 +149,24 @@ impl Outbox {
         let value = result?;
         committed?;
         Ok(value)
+    }
+
+    /// The same for one look, which the server cuts short after this time; then there is none.
+    async fn cut_short_after<T>(
+        &self,
+        limit: Option<Duration>,
+        name: &'static str,
+        connection: &Object,
+        statement: impl Future<Output = Result<T, OutboxError>>,
+    ) -> Result<Option<T>, OutboxError> {
+        let Some(limit) = limit else {
+            return self.transaction(name, connection, READING, statement).await.map(Some);
+        };
+        let settings = format!("{READING}; SET LOCAL statement_timeout = {}", limit.as_millis());
+        match self.transaction(name, connection, &settings, statement).await {
+            Err(error) if error.is_cut_short() => Ok(None),
+            result => result.map(Some),
+        }
     }
 
     async fn bounded<T>(

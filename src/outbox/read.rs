@@ -132,11 +132,12 @@ impl Outbox {
         let lanes = numbers(request.groups.iter().map(|position| position.after.lane));
         let names: Vec<&str> = request.groups.iter().map(|position| position.group.as_ref()).collect();
         let after: Vec<i64> = request.groups.iter().map(|position| position.after.id.0).collect();
+        let upto: Vec<i64> = request.groups.iter().map(|position| position.upto.0).collect();
         let most: Vec<i64> = request.groups.iter().map(|position| count(position.most)).collect();
         let share = count(request.stored_bytes / request.groups.len().max(1)).max(1);
         let bytes = vec![share; request.groups.len()];
         let is_blocked = request.order.is_blocked_by_dead();
-        let parameters: [Parameter<'_>; 11] = [
+        let parameters: [Parameter<'_>; 12] = [
             (&common.destination, Type::TEXT),
             (&lanes, Type::INT2_ARRAY),
             (&names, Type::TEXT_ARRAY),
@@ -148,6 +149,7 @@ impl Outbox {
             (&common.transaction_id, Type::TEXT),
             (&common.server, Type::TEXT),
             (&common.is_one_by_one, Type::BOOL),
+            (&upto, Type::INT8_ARRAY),
         ];
         let parts = request.groups.len();
         self.batches(connection, "read groups", READ_GROUPS, &parameters, parts, request.bytes).await
@@ -206,13 +208,14 @@ impl Outbox {
             let rows = self.bounded(statement, connection.query_typed_raw(sql, parameters)).await?;
             pin_mut!(rows);
             let mut batches: Vec<Batch> = (0..parts).map(|_| Batch::default()).collect();
-            let mut bytes = 0;
+            let (mut bytes, mut said) = (0, None);
             while let Some(row) = rows.next().await {
                 let row = row.map_err(|error| OutboxError::of_statement(statement, &self.place, &error))?;
                 let part: i32 = column(statement, &row, PART)?;
                 let part = usize::try_from(part.saturating_sub(1)).unwrap_or(0);
                 let Some(batch) = batches.get_mut(part) else { continue };
-                bytes += take_row(statement, &row, batch, bytes, max_bytes)?;
+                let said = Said::of(statement, &row, &mut said)?;
+                bytes += take_row(statement, (&row, said), batch, bytes, max_bytes)?;
             }
             // Lanes come one after the other; the oldest message of all is to go first.
             batches.iter_mut().for_each(|batch| batch.messages.sort_by_key(|message| message.key.id));
@@ -231,25 +234,56 @@ const PART: usize = 23;
 const LAST_ID: usize = 24;
 const BEHIND_LAST: usize = 25;
 
+/// What a reading statement says of itself, with the first row and now and then again.
+#[derive(Clone, Copy)]
+pub(super) struct Said {
+    next_xid: TransactionId,
+    now: SystemTime,
+    hides_events: bool,
+    last_id: MessageId,
+    read_at: Time,
+}
+
+impl Said {
+    /// What this row says, or one before it did.
+    ///
+    /// # Errors
+    ///
+    /// When the claim is gone.
+    pub(super) fn of(statement: &'static str, row: &Row, said: &mut Option<Said>) -> Result<Said, OutboxError> {
+        if let Some(said) = said {
+            return Ok(*said);
+        }
+        if !column::<bool>(statement, row, 2)? {
+            return Err(OutboxError::ClaimLost);
+        }
+        let new = Said {
+            next_xid: TransactionId(column(statement, row, 0)?),
+            now: column(statement, row, 1)?,
+            hides_events: column(statement, row, 3)?,
+            last_id: MessageId(column(statement, row, LAST_ID)?),
+            read_at: Time::now(),
+        };
+        Ok(*said.insert(new))
+    }
+}
+
 /// Adds a row to its batch, unless there is no room; returns the bytes that it brought.
 fn take_row(
     statement: &'static str,
-    row: &Row,
+    (row, said): (&Row, Said),
     batch: &mut Batch,
     bytes: usize,
     max_bytes: usize,
 ) -> Result<usize, OutboxError> {
-    if !column::<bool>(statement, row, 2)? {
-        return Err(OutboxError::ClaimLost);
-    }
-    let message = message(statement, row)?;
+    let message = message(statement, row, said)?;
     let own = match &message.content {
         Content::Event(event) => event.payload.len() + event.metadata.len(),
         _ => 0,
     };
     let of_lane = message.key.lane;
-    batch.next_xid = Some(TransactionId(column(statement, row, 0)?));
-    batch.last_id = MessageId(column(statement, row, LAST_ID)?);
+    batch.next_xid = Some(said.next_xid);
+    batch.last_id = said.last_id;
     batch.lanes_with_more.retain(|other| *other != of_lane);
     if column(statement, row, HAS_MORE)? {
         batch.lanes_with_more.push(of_lane);
@@ -288,7 +322,7 @@ fn hold(statement: &'static str, row: &Row) -> Result<Option<Hold>, OutboxError>
     Ok(Some(Hold::Behind { head: MessageId(head), last: MessageId(last), wait }))
 }
 
-fn content(statement: &'static str, row: &Row, hold: Option<Hold>) -> Result<Content, OutboxError> {
+fn content(statement: &'static str, row: &Row, hold: Option<Hold>, said: Said) -> Result<Content, OutboxError> {
     if matches!(hold, Some(Hold::Group { .. })) {
         return Ok(Content::Held);
     }
@@ -296,8 +330,7 @@ fn content(statement: &'static str, row: &Row, hold: Option<Hold>) -> Result<Con
         return Ok(Content::Unreadable { reason });
     }
     let Some(event_id) = column::<Option<String>>(statement, row, 15)? else {
-        let hides_events: bool = column(statement, row, 3)?;
-        return match hides_events {
+        return match said.hides_events {
             false => Ok(Content::Missing),
             true => Err(OutboxError::Answer {
                 statement,
@@ -322,8 +355,7 @@ fn content(statement: &'static str, row: &Row, hold: Option<Hold>) -> Result<Con
 }
 
 /// The columns are those of `sql/queries/read.sql`, which all reading statements share.
-pub(super) fn message(statement: &'static str, row: &Row) -> Result<Message, OutboxError> {
-    let now: SystemTime = column(statement, row, 1)?;
+pub(super) fn message(statement: &'static str, row: &Row, said: Said) -> Result<Message, OutboxError> {
     let enqueued_at: SystemTime = column(statement, row, 7)?;
     let hold = hold(statement, row)?;
     Ok(Message {
@@ -332,10 +364,10 @@ pub(super) fn message(statement: &'static str, row: &Row) -> Result<Message, Out
         group: column::<Option<&str>>(statement, row, 9)?.map(Arc::from),
         attempts: column(statement, row, 8)?,
         // A clock that was set back makes a message look as if it came from the future.
-        age_when_read: now.duration_since(enqueued_at).unwrap_or(Duration::ZERO),
-        read_at: Time::now(),
+        age_when_read: said.now.duration_since(enqueued_at).unwrap_or(Duration::ZERO),
+        read_at: said.read_at,
         wait: column::<Option<i64>>(statement, row, 10)?.map(millis),
         hold,
-        content: content(statement, row, hold)?,
+        content: content(statement, row, hold, said)?,
     })
 }

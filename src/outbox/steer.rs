@@ -31,6 +31,15 @@ pub struct Pause {
     pub left: Option<Duration>,
 }
 
+/// A destination that the database knows of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// Its name.
+    pub name: String,
+    /// A relay has served it, since the server's last crash at least.
+    pub is_served: bool,
+}
+
 /// A setting that wins over the environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
@@ -99,14 +108,17 @@ impl Outbox {
         Ok(steering)
     }
 
-    /// Destinations that a relay has served.
+    /// Destinations that a relay has served, or that have messages pending or dead.
     ///
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn destinations(&self) -> Result<Vec<String>, OutboxError> {
+    pub async fn destinations(&self) -> Result<Vec<Destination>, OutboxError> {
         const NAME: &str = "list destinations";
-        self.query(NAME, DESTINATIONS, &[]).await?.iter().map(|row| column(NAME, row, 0)).collect()
+        let destination = |row: &tokio_postgres::Row| {
+            Ok(Destination { name: column(NAME, row, 0)?, is_served: column(NAME, row, 1)? })
+        };
+        self.query(NAME, DESTINATIONS, &[]).await?.iter().map(destination).collect()
     }
 
     /// The relays that are connected to the database, as HOST/PID.

@@ -21,6 +21,8 @@ impl Outbox {
         let row = self.query_one(NAME, SUITABLE, &[]).await?;
         let version: i32 = column(NAME, &row, 0)?;
         self.version.store(version, Ordering::Relaxed);
+        let rest: Option<i64> = column(NAME, &row, 6)?;
+        self.rest_millis.store(rest.and_then(|rest| u64::try_from(rest).ok()).unwrap_or(0), Ordering::Relaxed);
         let (encoding, is_standby, role): (String, bool, String) =
             (column(NAME, &row, 1)?, column(NAME, &row, 2)?, column(NAME, &row, 3)?);
         let (hidden, odd): (Vec<String>, Vec<String>) = (column(NAME, &row, 4)?, column(NAME, &row, 5)?);

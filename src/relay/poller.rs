@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::health::Heartbeat;
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, OutboxError};
 use crate::reading::Watch;
 
 /// How long to leave a database alone that does not answer.
@@ -26,6 +26,9 @@ const QUIET_FACTOR: u32 = 4;
 
 /// How often it asks while no relay is idle, for what operators have done.
 const BUSY_EVERY: Duration = Duration::from_secs(1);
+
+/// What is due may be asked for one part in so many of the time. It walks retries that vacuum could not remove.
+const DUE_SHARE: u32 = 4;
 
 /// Asks for all relays of the process.
 #[derive(Debug)]
@@ -65,8 +68,7 @@ impl Poller {
 
     /// Asks until told to stop.
     pub async fn run(self, stop: CancellationToken) {
-        let names: Vec<&str> = self.destinations.iter().map(AsRef::as_ref).collect();
-        let (mut news_at, mut asked_at) = (Instant::now(), None::<Instant>);
+        let (mut news_at, mut asked_at, mut due_at) = (Instant::now(), None::<Instant>, Instant::now());
         while !stop.is_cancelled() {
             self.heartbeat.tick();
             let is_quiet = news_at.elapsed() >= QUIET_AFTER;
@@ -74,9 +76,14 @@ impl Poller {
             let mut pause = interval.mul_f64(0.8 + 0.4 * fastrand::f64());
             let is_busy = self.idle.load(Ordering::Relaxed) == 0;
             if !(is_busy && asked_at.is_some_and(|at| at.elapsed() < BUSY_EVERY)) {
-                asked_at = Some(Instant::now());
-                match self.outbox.watch(&names).await {
+                let began_at = Instant::now();
+                asked_at = Some(began_at);
+                let asks_for_due = began_at >= due_at;
+                match self.ask(asks_for_due).await {
                     Ok(watch) => {
+                        if asks_for_due {
+                            due_at = Instant::now() + began_at.elapsed() * (DUE_SHARE - 1);
+                        }
                         let is_news = self.seen.send_if_modified(|seen| seen.replace(watch) != Some(watch));
                         if is_news {
                             news_at = Instant::now();
@@ -92,6 +99,15 @@ impl Poller {
             }
         }
         self.heartbeat.finish();
+    }
+
+    async fn ask(&self, asks_for_due: bool) -> Result<Watch, OutboxError> {
+        if asks_for_due {
+            let names: Vec<&str> = self.destinations.iter().map(AsRef::as_ref).collect();
+            return self.outbox.watch(&names).await;
+        }
+        let before = self.seen.borrow().and_then(|seen| seen.latest_due);
+        Ok(Watch { latest_due: before, ..self.outbox.watch(&[]).await? })
     }
 }
 

@@ -4,11 +4,14 @@
 //! that nobody knows costs attempts but never kills at once when it is about one entry, and halts the destination when it
 //! is about the whole request, so that a new kind of outage cannot burn through messages.
 
+use std::error::Error;
+
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sqs::config::http::HttpResponse;
 use aws_sdk_sqs::error::{ProvideErrorMetadata as _, SdkError};
 use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchError;
 use aws_sdk_sqs::types::BatchResultErrorEntry;
+use rustix::io::Errno;
 
 use super::writing::TooLate;
 use crate::message::{Fault, FaultKind};
@@ -30,7 +33,7 @@ pub(super) fn entry(failed: &BatchResultErrorEntry) -> Fault {
 /// The fault of a whole request, of which some bytes were written or none.
 pub(super) fn request(error: &SdkError<SendMessageBatchError, HttpResponse>, was_written: bool) -> Fault {
     let detail = || shorten(&chain(error));
-    if !was_written && is_too_late(error) {
+    if !was_written && causes(error).any(|cause| cause.is::<TooLate>()) {
         return Fault::new(FaultKind::NotSent, "ClaimOver", "the claim was over before the request could be written");
     }
     match error {
@@ -53,7 +56,7 @@ pub(super) fn request(error: &SdkError<SendMessageBatchError, HttpResponse>, was
             let message = context.err().message().unwrap_or("");
             let kind = match kind_of_code(code) {
                 // SQS tells of an entry's own parameters in the entry's result. Of a whole call it means the call's own,
-                // such as the queue's URL, and must not bury one message after the other.
+                // such as the queue's URL, and must not give up one message after the other.
                 Some(FaultKind::MessagePermanent) if is_about_parameters(code) => FaultKind::Destination,
                 Some(kind) => kind,
                 None if status >= 500 => FaultKind::ServerError,
@@ -66,30 +69,27 @@ pub(super) fn request(error: &SdkError<SendMessageBatchError, HttpResponse>, was
     }
 }
 
-fn is_too_late(error: &SdkError<SendMessageBatchError, HttpResponse>) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if error.is::<TooLate>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+/// An error and all that caused it, from the outside in.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
 }
 
 /// The request did not get through: no credentials, no connection, or cut on the way.
 fn dispatch(error: &SdkError<SendMessageBatchError, HttpResponse>, was_written: bool) -> Fault {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
+    if causes(error).any(has_no_file_left) {
+        // Fewer requests at a time need fewer, as where SQS throttles.
+        let detail = "no file is left for a connection; raise the limit of open files (ulimit -n, LimitNOFILE)";
+        return Fault::new(FaultKind::Throttle, "TooManyOpenFiles", detail);
+    }
     let mut deepest = String::new();
-    while let Some(error) = cause {
-        deepest = error.to_string();
-        if error.is::<CredentialsError>() {
-            return Fault::new(FaultKind::Destination, "CredentialsNotAvailable", shorten(&chain(error)));
+    for cause in causes(error).skip(1) {
+        deepest = cause.to_string();
+        if cause.is::<CredentialsError>() {
+            return Fault::new(FaultKind::Destination, "CredentialsNotAvailable", shorten(&chain(cause)));
         }
-        if error.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|error| error.is_connect()) {
-            return Fault::new(FaultKind::Outage, "NotConnected", shorten(&chain(error)));
+        if cause.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|error| error.is_connect()) {
+            return Fault::new(FaultKind::Outage, "NotConnected", shorten(&chain(cause)));
         }
-        cause = error.source();
     }
     // The SDK resolves credentials with a time limit of its own, before it sends anything.
     if chain(error).contains("identity resolver timed out") {
@@ -102,8 +102,36 @@ fn dispatch(error: &SdkError<SendMessageBatchError, HttpResponse>, was_written: 
     Fault::new(FaultKind::Ambiguous, "ConnectionLost", shorten(&deepest))
 }
 
+/// EMFILE or ENFILE.
+fn has_no_file_left(error: &(dyn Error + 'static)) -> bool {
+    let codes = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
+    let code = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    code.is_some_and(|code| codes.contains(&code))
+}
+
 fn is_about_parameters(code: &str) -> bool {
     matches!(bare(code), "InvalidParameterValue" | "MissingParameter")
+}
+
+/// Whether other credentials may help: SQS does not know or believe these, or there are none.
+pub(super) fn is_about_credentials(fault: &Fault) -> bool {
+    matches!(
+        bare(&fault.code),
+        "InvalidClientTokenId"
+            | "UnrecognizedClientException"
+            | "InvalidAccessKeyId"
+            | "AuthFailure"
+            | "InvalidSecurity"
+            | "SignatureDoesNotMatch"
+            | "InvalidSignatureException"
+            | "IncompleteSignature"
+            | "IncompleteSignatureException"
+            | "MissingAuthenticationToken"
+            | "MissingAuthenticationTokenException"
+            | "ExpiredToken"
+            | "ExpiredTokenException"
+            | "CredentialsNotAvailable"
+    )
 }
 
 /// A code without its namespace.
@@ -178,16 +206,13 @@ fn kind_of_code(code: &str) -> Option<FaultKind> {
 }
 
 /// An error and its causes in one sentence; the SDK's own display adds their innards.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
+    for next in causes(error).skip(1).map(ToString::to_string) {
         // Some layers only repeat what is below them.
         if !text.contains(&next) {
             text = format!("{text}: {next}");
         }
-        cause = error.source();
     }
     text
 }

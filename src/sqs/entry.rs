@@ -152,7 +152,7 @@ fn group_id(group: Option<&str>, id: MessageId) -> String {
 /// inside strings, where the escape means the same.
 fn printable(payload: String) -> String {
     // Both begin with this byte, and looking for a byte costs a tenth of looking for characters.
-    if payload.as_bytes().contains(&0xef) && payload.contains(['\u{fffe}', '\u{ffff}']) {
+    if memchr::memchr(0xef, payload.as_bytes()).is_some() && payload.contains(['\u{fffe}', '\u{ffff}']) {
         payload.replace('\u{fffe}', "\\ufffe").replace('\u{ffff}', "\\uffff")
     } else {
         payload
@@ -234,8 +234,9 @@ fn is_number(json: &str) -> bool {
 }
 
 fn is_acceptable(attribute: &Attribute) -> bool {
-    // The relay's own names are good; those from metadata are anybody's.
+    // The relay's own names and numbers are good; those from metadata are anybody's.
     let has_good_name = match &attribute.name {
+        Cow::Borrowed(_) if attribute.kind == "Number" => return true,
         Cow::Borrowed(_) => true,
         Cow::Owned(name) => is_name(name),
     };

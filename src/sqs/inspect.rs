@@ -60,7 +60,7 @@ impl Queue {
     ///
     /// When SQS refuses, or does not answer.
     pub async fn attributes(&self) -> Result<QueueAttributes, Refused> {
-        let asked = self.client.get_queue_attributes().queue_url(&self.url);
+        let asked = self.access.current().client.get_queue_attributes().queue_url(&self.url);
         let answer = asked.attribute_names(QueueAttributeName::All).send().await;
         let output = answer.map_err(|error| Refused {
             code: error.code().unwrap_or("NoAnswer").to_owned(),
@@ -84,7 +84,15 @@ impl Queue {
         };
         let entries = [entry(), entry()].into_iter().collect::<Result<Vec<_>, _>>();
         let entries = entries.map_err(|error| Fault::new(FaultKind::Internal, "RequestNotBuilt", error.to_string()))?;
-        let answer = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await;
+        let answer = self
+            .access
+            .current()
+            .client
+            .send_message_batch()
+            .queue_url(&self.url)
+            .set_entries(Some(entries))
+            .send()
+            .await;
         match answer {
             // Whoever takes that has put it into the queue.
             Ok(output) if !output.successful().is_empty() => {

@@ -3,6 +3,7 @@
 //! It knows nothing of PostgreSQL and decides nothing about retries: [`publish`](Queue::publish) says of each entry what
 //! became of it, and [`crate::retry`] what that means. `docs/architecture.md` places it in the flow.
 
+mod access;
 mod classify;
 mod entry;
 mod inspect;
@@ -16,14 +17,12 @@ pub use pack::{Load, MAX_BYTES};
 pub use publish::{Published, build_request};
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use aws_config::{BehaviorVersion, Region, SdkConfig};
-use aws_sdk_sqs::Client;
-use aws_sdk_sqs::config::retry::RetryConfig;
-use aws_sdk_sqs::config::timeout::TimeoutConfig;
-use aws_sdk_sqs::config::{SharedHttpClient, StalledStreamProtectionConfig};
 use aws_smithy_http_client::tls;
+
+use access::{Access, Parts};
 
 use crate::config::{DestinationConfig, has_sqs_endpoint};
 use crate::message::QueueKind;
@@ -31,13 +30,10 @@ use crate::message::QueueKind;
 /// SQS closes idle connections; a shorter time here keeps requests off connections that are about to be closed.
 const POOL_IDLE: Duration = Duration::from_secs(20);
 
-/// Longest time to connect, TLS included; never longer than the request timeout.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-
 /// One SQS queue. Cheap to clone; clones share connections and credentials.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    client: Client,
+    access: Arc<Access>,
     url: String,
     kind: QueueKind,
 }
@@ -62,51 +58,25 @@ pub struct NoRegion {
 ///
 /// When a queue's region is neither in its URL nor in the AWS configuration.
 pub async fn connect(destinations: &[DestinationConfig], request_timeout: Duration) -> Result<Vec<Queue>, NoRegion> {
-    let shared = aws_config::defaults(BehaviorVersion::v2026_01_12()).load().await;
+    let shared = access::configuration().await;
     let http_client = aws_smithy_http_client::Builder::new()
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
         .pool_idle_timeout(POOL_IDLE)
         .build_https();
-    let mut clients: HashMap<(String, Option<String>), Client> = HashMap::new();
+    let mut ways: HashMap<(String, Option<String>), Arc<Access>> = HashMap::new();
     let mut queues = Vec::with_capacity(destinations.len());
     for destination in destinations {
         let url = &destination.queue_url;
         let region = region_of(url).map(str::to_owned).or_else(|| shared.region().map(|region| region.to_string()));
         let region = region.ok_or_else(|| NoRegion { url: url.clone() })?;
         let endpoint = if has_sqs_endpoint() || shared.endpoint_url().is_some() { None } else { endpoint_of(url) };
-        let client = clients
-            .entry((region.clone(), endpoint.clone()))
-            .or_insert_with(|| client(&shared, http_client.clone(), region, endpoint, request_timeout));
-        queues.push(Queue { client: client.clone(), url: url.clone(), kind: destination.kind });
+        let way = ways.entry((region.clone(), endpoint.clone())).or_insert_with(|| {
+            let parts = Parts { http_client: http_client.clone(), region, endpoint, request_timeout };
+            Arc::new(Access::new(parts, &shared))
+        });
+        queues.push(Queue { access: Arc::clone(way), url: url.clone(), kind: destination.kind });
     }
     Ok(queues)
-}
-
-/// Retries are off: the SDK repeats whole calls, also after a timeout, and never looks at single entries; the relay knows
-/// better. Only on this client, so that fetching credentials keeps its own.
-fn client(
-    shared: &SdkConfig,
-    http_client: SharedHttpClient,
-    region: String,
-    endpoint: Option<String>,
-    request_timeout: Duration,
-) -> Client {
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(CONNECT_TIMEOUT.min(request_timeout))
-        .read_timeout(request_timeout)
-        .operation_attempt_timeout(request_timeout)
-        .operation_timeout(request_timeout)
-        .build();
-    let mut builder = aws_sdk_sqs::config::Builder::from(shared)
-        .region(Region::new(region))
-        .retry_config(RetryConfig::disabled())
-        .timeout_config(timeouts)
-        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-        .http_client(http_client);
-    if let Some(endpoint) = endpoint {
-        builder = builder.endpoint_url(endpoint);
-    }
-    Client::from_conf(builder.build())
 }
 
 fn host_of(queue_url: &str) -> &str {

@@ -10,7 +10,8 @@ use aws_sdk_sqs::types::{
     SendMessageBatchRequestEntry,
 };
 
-use super::writing::Writing;
+use super::access::Current;
+use super::writing::{Writing, watched};
 use super::{Entry, Queue, classify};
 use crate::clock::Time;
 use crate::message::{Fault, FaultKind};
@@ -34,8 +35,35 @@ impl Published {
 
 impl Queue {
     /// Sends entries in one request. Never fails itself: every entry gets a result, and what no answer confirms is never
-    /// taken as accepted. Ends within the request timeout; nothing is written after `until`.
+    /// taken as accepted. Nothing is written after `until`, and it ends a request timeout after that. What SQS refused for its
+    /// credentials is sent once more with new ones, if there are any by then.
     pub async fn publish(&self, entries: &[&Entry], until: Time) -> Published {
+        let current = self.access.current();
+        let published = self.publish_with(&current, entries, until).await;
+        if published.request_fault.as_ref().is_none_or(|fault| !classify::is_about_credentials(fault)) {
+            return published;
+        }
+        // In a box of its own: what asks all providers is large, and every request would carry the room for it.
+        Box::pin(self.publish_anew(&current, published, entries, until)).await
+    }
+
+    /// Sends once more what was refused for its credentials, if there are new ones in time.
+    async fn publish_anew(
+        &self,
+        refused: &Current,
+        published: Published,
+        entries: &[&Entry],
+        until: Time,
+    ) -> Published {
+        let code = published.request_fault.as_ref().map_or("", |fault| &fault.code);
+        let renewal = self.access.renew(refused, code);
+        match tokio::time::timeout(until.since(Time::now()), renewal).await {
+            Ok(true) => self.publish_with(&self.access.current(), entries, until).await,
+            Ok(false) | Err(_) => published,
+        }
+    }
+
+    async fn publish_with(&self, current: &Current, entries: &[&Entry], until: Time) -> Published {
         let started = Instant::now();
         let items = match build_request(entries) {
             Ok(items) => items,
@@ -45,11 +73,14 @@ impl Queue {
             }
         };
         let writing = Writing::new(until);
-        let request = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(items));
-        let answer = request.customize().interceptor(writing.clone()).send().await;
+        let request = current.client.send_message_batch().queue_url(&self.url).set_entries(Some(items));
+        let answer = watched(writing.clone(), request.send()).await;
         let duration = started.elapsed();
         match answer {
-            Ok(output) => Published { results: reconcile(entries.len(), &output), request_fault: None, duration },
+            Ok(output) => {
+                current.worked();
+                Published { results: reconcile(entries.len(), &output), request_fault: None, duration }
+            }
             Err(error) => Published::failed(entries.len(), classify::request(&error, writing.has_begun()), duration),
         }
     }

@@ -44,9 +44,24 @@ impl Writing {
     }
 }
 
-impl Intercept for Writing {
+tokio::task_local! {
+    /// The request that is made in this task: an interceptor of the client is given nothing of the caller's, and one made for
+    /// each request costs the SDK as much as a message.
+    static WRITING: Writing;
+}
+
+/// Makes a request that is watched.
+pub(super) async fn watched<T>(writing: Writing, request: impl Future<Output = T>) -> T {
+    WRITING.scope(writing, request).await
+}
+
+/// Has the client's requests watched.
+#[derive(Debug)]
+pub(super) struct Watching;
+
+impl Intercept for Watching {
     fn name(&self) -> &'static str {
-        "Writing"
+        "Watching"
     }
 
     fn modify_before_transmit(
@@ -55,9 +70,12 @@ impl Intercept for Writing {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let body = context.request_mut().body_mut();
-        let inner = std::mem::replace(body, SdkBody::taken());
-        *body = SdkBody::from_body_1_x(Watched { inner, writing: self.clone() });
+        // Questions about a queue may be written whenever.
+        if let Ok(writing) = WRITING.try_with(Writing::clone) {
+            let body = context.request_mut().body_mut();
+            let inner = std::mem::replace(body, SdkBody::taken());
+            *body = SdkBody::from_body_1_x(Watched { inner, writing });
+        }
         Ok(())
     }
 }

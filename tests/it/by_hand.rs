@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::bed::{Bed, numbers};
+use crate::support::bed::{Bed, connect, numbers};
 use crate::support::eventually;
+use crate::support::roles::Roles;
 
 const RUNBOOK: &str = include_str!("../../docs/operations.md");
 
@@ -22,15 +23,17 @@ async fn messages_can_be_changed_by_hand_as_the_runbook_says() -> Result<()> {
     let audit = bed.standard("audit").await?;
     let first = bed.enqueue("tickets", "{\"n\": 1}", Some("g")).await?;
     let [hold, go, _, again, _] = <[String; 5]>::try_from(statements(first)?).ok().context("five statements")?;
-    bed.client.batch_execute(&hold).await?;
+    let roles = Roles::create(&bed).await?;
+    let operator = connect(&roles.operator_url).await?;
+    operator.batch_execute(&hold).await?;
     let second = bed.enqueue("tickets", "{\"n\": 2}", Some("g")).await?;
     bed.enqueue("tickets", "{\"n\": 3}", Some("other")).await?;
     let relay = bed.relay().start().await?;
     relay.wait_for_metric(r#"delivered_messages_total{destination="tickets"}"#, 1.0).await?;
     ensure!(bed.row(second).await?.status == "pending", "what follows a message that is held back was sent");
-    bed.client.batch_execute(&go).await?;
+    operator.batch_execute(&go).await?;
     bed.until_nothing_is_pending().await?;
-    bed.client.batch_execute(&again).await?;
+    operator.batch_execute(&again).await?;
     bed.until_nothing_is_pending().await?;
     let arrived = numbers(&bed.queues.contents(&tickets).await?)?;
     let of_group: Vec<i64> = arrived.into_iter().filter(|n| *n != 3).collect();
@@ -40,10 +43,28 @@ async fn messages_can_be_changed_by_hand_as_the_runbook_says() -> Result<()> {
     eventually("it is sent", sent).await?;
     relay.stop().await?;
     let fifth = bed.enqueue("tickets", "{\"n\": 5}", Some("g")).await?;
-    bed.client.batch_execute(&statements(fifth)?[2]).await?;
+    operator.batch_execute(&statements(fifth)?[2]).await?;
     ensure!(bed.row(fifth).await?.status == "dead");
     bed.client.batch_execute(&statements(fifth)?[4]).await?;
     bed.relay().deliver_all().await?;
     ensure!(numbers(&bed.queues.contents(&audit).await?)? == [5]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_held_back_by_hand_does_not_keep_until_empty_waiting() -> Result<()> {
+    for is_fifo in [true, false] {
+        let bed = Bed::new().await?;
+        let queue = if is_fifo { bed.fifo("tickets").await? } else { bed.standard("tickets").await? };
+        let held = bed.enqueue("tickets", "{\"n\": 1}", Some("g")).await?;
+        bed.enqueue("tickets", "{\"n\": 2}", Some("g")).await?;
+        bed.enqueue("tickets", "{\"n\": 3}", Some("other")).await?;
+        bed.client.batch_execute(&statements(held)?[0]).await?;
+        let ended = bed.relay().until_empty().await?;
+        ensure!(ended.code == Some(1) && ended.stderr.contains("held back by hand"), "{ended:?}");
+        let mut arrived = numbers(&bed.queues.contents(&queue).await?)?;
+        arrived.sort_unstable();
+        ensure!(arrived == if is_fifo { vec![3] } else { vec![2, 3] }, "{arrived:?}");
+    }
     Ok(())
 }

@@ -16,7 +16,7 @@ fn configured() -> Command {
 }
 
 /// Each variable of the contract with values that it refuses.
-const REFUSED: [(&str, &[&str]); 16] = [
+const REFUSED: [(&str, &[&str]); 17] = [
     (
         "OUTBOX_RELAY_DESTINATIONS",
         &[
@@ -41,6 +41,7 @@ const REFUSED: [(&str, &[&str]); 16] = [
     ("OUTBOX_RELAY_REQUEST_TIMEOUT", &["5", "61s"]),
     ("OUTBOX_RELAY_DELIVERED_RETENTION", &["24", "-1s", "never"]),
     ("OUTBOX_RELAY_DRAIN_TIMEOUT", &["20", "2h"]),
+    ("OUTBOX_RELAY_MEMORY", &["160", "63MiB", "much"]),
     ("OUTBOX_RELAY_HTTP_LISTEN", &["9595", "localhost", ":9595"]),
     ("OUTBOX_RELAY_LOG_FORMAT", &["xml"]),
     ("RUST_LOG", &["a=b=c"]),

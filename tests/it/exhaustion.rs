@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
 use crate::support::bed::{Bed, ensure_each_once, numbers};
 use crate::support::postgres::{Cluster, Options, StopMode};
+use crate::support::proxy::Fault;
 use crate::support::relay::ensure_told_calmly;
 use crate::support::roles::Roles;
 use crate::support::{chosen_major, eventually};
@@ -116,4 +118,22 @@ async fn a_database_that_is_still_starting_is_waited_for() -> Result<()> {
     relay.wait_for_metric(r#"delivered_messages_total{destination="audit"}"#, 1.0).await?;
     ensure_told_calmly(&relay.stop().await?)?;
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 101)
+}
+
+#[tokio::test]
+async fn too_few_file_descriptors_are_told_once_and_cost_no_message() -> Result<()> {
+    let bed = Bed::new().await?;
+    let proxy = bed.proxy().await?;
+    let queue = bed.fifo("tickets").await?;
+    proxy.set(Fault::Delay(Duration::from_millis(200)));
+    let relay = bed.relay().after("ulimit -n 40").start().await?;
+    bed.enqueue_many("tickets", 2000, 500).await?;
+    bed.until_nothing_is_pending().await?;
+    proxy.clear();
+    let log = relay.stop().await?;
+    let told = log.lines().filter(|line| line.contains("too few files may be open")).count();
+    ensure!(told == 1 && log.contains("LimitNOFILE") && log.contains("may_open=40"), "{log}");
+    ensure!(log.contains("code=TooManyOpenFiles"), "{log}");
+    ensure!(!log.contains("the database cannot be used"), "{log}");
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 2000)
 }

@@ -8,6 +8,7 @@ use crate::support::bed::{Bed, connect, enqueue_range, ensure_each_once, numbers
 use crate::support::postgres::{Cluster, Options, StopMode};
 use crate::support::proxy::Fault;
 use crate::support::relay::{Relay, ensure_told_calmly};
+use crate::support::wire_cut::WireCut;
 use crate::support::{chosen_major, cluster, eventually};
 
 const SESSIONS: &str =
@@ -183,6 +184,37 @@ async fn ids_that_a_promoted_standby_gives_again_are_delivered() -> Result<()> {
     let mut bed = Bed::on(&cluster).await?;
     let queue = bed.fifo("tickets").await?;
     lose_what_was_delivered(&mut bed, &cluster, &queue, true).await
+}
+
+#[tokio::test]
+async fn what_a_streaming_standby_that_was_behind_never_got_does_not_confuse_the_relay_it_takes_over() -> Result<()> {
+    let options = Options { major: chosen_major(), ..Options::default() };
+    let primary = Cluster::start(&options)?;
+    let wire = WireCut::start(primary.port()).await?;
+    let mut bed = Bed::on(&primary).await?;
+    let queue = bed.fifo("tickets").await?;
+    let standby = primary.start_standby(&options)?;
+    bed.client = bed.connect().await?;
+    let relay = bed.relay().env("DATABASE_URL", wire.url(bed.url())).start().await?;
+    enqueue_range(&bed.client, "tickets", 1..=100, 20).await?;
+    bed.until_nothing_is_pending().await?;
+    let is_even = "SELECT count(*) FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_lsn()";
+    eventually("the standby has all", || async { Ok(bed.count(is_even).await? == 1) }).await?;
+    standby.stop(StopMode::Fast)?;
+    enqueue_range(&bed.client, "tickets", 101..=300, 20).await?;
+    bed.until_nothing_is_pending().await?;
+    primary.stop(StopMode::Immediate)?;
+    standby.start_again()?;
+    wire.lead_to(standby.port());
+    bed.client = connect(&standby.url("postgres")).await?;
+    bed.client.query_one("SELECT pg_promote()", &[]).await?;
+    enqueue_range(&bed.client, "tickets", 301..=400, 20).await?;
+    bed.until_nothing_is_pending().await?;
+    ensure!(bed.delivered().await? == 200, "this is not the server that was behind");
+    let lowest = bed.count("SELECT min(id) FROM outbox.messages WHERE event_position IN (SELECT position FROM outbox.events WHERE payload @> '{\"n\": 301}')").await?;
+    ensure!((101..=200).contains(&lowest), "ids were not given again: {lowest}");
+    relay.stop().await?;
+    bed.ensure_arrived_in_order(&queue, 400).await
 }
 
 #[tokio::test]

@@ -132,7 +132,8 @@ async fn half_a_minute_without_the_queue_writes_nothing_needs_no_memory_and_is_m
     ensure!(changes_before >= 3000, "statistics are not there");
     ensure!(changes_after == changes_before, "the outage changed {} rows", changes_after - changes_before);
     println!("{memory_before:.1} MB became {memory_after:.1} MB while {last} messages came");
-    ensure!(memory_after < memory_before + 8.0, "{memory_before} MB became {memory_after} MB");
+    // What is read ahead may come late on a busy machine; all that was written would take 50 MB.
+    ensure!(memory_after < memory_before + 16.0, "{memory_before} MB became {memory_after} MB");
 
     slow();
     proxy.accept_connections().await?;

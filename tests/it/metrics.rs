@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::bed::Bed;
+use crate::support::eventually;
 use crate::support::postgres::free_port;
 use crate::support::proxy::Fault;
 use crate::support::relay::Relay;
@@ -140,5 +141,25 @@ async fn logs_are_json_when_asked_for() -> Result<()> {
         let value: serde_json::Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
         ensure!(value["message"].is_string() && value["level"].is_string(), "{line}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_holds_the_horizon_is_found_among_snapshots_that_begin_at_the_same_transaction() -> Result<()> {
+    let (bed, other) = (Bed::new().await?, Bed::new().await?);
+    bed.standard("tickets").await?;
+    let relay = bed.relay().start().await?;
+    bed.enqueue_many("tickets", 10, 0).await?;
+    bed.until_nothing_is_pending().await?;
+    // The ids of all snapshots taken from now on begin at this one's, in whichever database. The relay's sessions are older than
+    // the holder's, so that they come first where nothing else counts.
+    other.client.batch_execute("BEGIN; SELECT pg_current_xact_id()").await?;
+    let holder = bed.connect().await?;
+    holder.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM outbox.events LIMIT 1").await?;
+    let is_seen = || async {
+        Ok(relay.metrics().await?.get(r#"horizon_age_seconds{kind="transaction"}"#).is_ok_and(|age| age > 2.0))
+    };
+    eventually("the holder's age is shown", is_seen).await?;
+    relay.stop().await?;
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use outbox_relay::message::FaultKind;
 use outbox_relay::metrics::Metrics;
 
 const HEAD: &str = "# Metrics\n\n\
@@ -16,8 +17,8 @@ const HEAD: &str = "# Metrics\n\n\
     \x20 every few seconds, by each relay for all its destinations: take `max`, not `sum`, over several relays.\n\
     - When they could not be measured for 60 seconds, those series are left out of the answer, for a number that stands still\n\
     \x20 looks like a true one. `outbox_relay_database_up` and `outbox_relay_backlog_probe_timestamp_seconds` stay.\n\
-    - The values of `reason` are `message_permanent`, `message_transient`, `destination`, `throttle`, `outage`, `server_error`,\n\
-    \x20 `ambiguous` and `ours`; [operations.md](operations.md) says what each means.\n\
+    - The values of `reason` are REASONS;\n\
+    \x20 [operations.md](operations.md) says what each means.\n\
     - `process_*` is Prometheus's own family: processor time, memory, open files, start time.\n\n\
     | metric | type | labels | what it says |\n|---|---|---|---|\n";
 
@@ -62,6 +63,11 @@ fn families(text: &str) -> Result<BTreeMap<String, Family>> {
     Ok(families)
 }
 
+/// The values of the label `reason`, as they are written in documents.
+fn reasons() -> [String; FaultKind::ALL.len()] {
+    FaultKind::ALL.map(|kind| format!("`{}`", kind.reason()))
+}
+
 fn page() -> Result<String> {
     let metrics = Metrics::new()?;
     metrics.destination("tickets");
@@ -70,7 +76,7 @@ fn page() -> Result<String> {
     metrics.set_paused("tickets", Some(std::time::Duration::ZERO));
     let families = families(&String::from_utf8(metrics.render()?)?)?;
     let ours = || families.iter().filter(|(name, _)| !name.starts_with("process_"));
-    let mut page = HEAD.to_owned();
+    let mut page = HEAD.replace("REASONS", &reasons().join(", "));
     for (name, Family { kind, help, labels, .. }) in ours() {
         let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
         writeln!(page, "| `{name}` | {kind} | {} | {help} |", labels.join(", "))?;
@@ -97,4 +103,12 @@ fn the_page_of_metrics_says_what_is_declared() -> Result<()> {
         path.display()
     );
     Ok(())
+}
+
+#[test]
+fn the_runbook_says_what_each_reason_means() {
+    let runbook = include_str!("../../docs/operations.md");
+    for reason in reasons() {
+        assert!(runbook.contains(&reason), "{reason} is not in docs/operations.md");
+    }
 }

@@ -1,11 +1,14 @@
 //! Migrations: each applies on data, many may start at once, and a schema that does not fit is refused.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
-use outbox_relay::outbox::{MIGRATIONS, STATEMENT_TIMEOUT, script};
+use outbox_relay::outbox::{MIGRATIONS, Migration, STATEMENT_TIMEOUT, script};
 
 use crate::support::bed::{Bed, connect, enqueue};
 use crate::support::eventually;
 use crate::support::postgres::PASSWORD;
+use crate::support::relay::Command;
 
 const RECORDED: &str = "SELECT count(*) FROM outbox.migrations";
 
@@ -26,6 +29,18 @@ async fn schema(bed: &Bed) -> Result<Vec<String>> {
     Ok(bed.client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
+/// What migrations are recorded in.
+const PRELUDE: &str = "CREATE SCHEMA outbox; CREATE TABLE outbox.migrations (version integer PRIMARY KEY, name text NOT NULL,
+    checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp(), needs integer NOT NULL DEFAULT 1)";
+
+/// Applies a migration as an earlier version did.
+async fn apply(bed: &Bed, migration: &Migration) -> Result<()> {
+    bed.client.batch_execute(migration.sql).await.with_context(|| migration.name.to_owned())?;
+    let record = "INSERT INTO outbox.migrations (version, name, checksum) VALUES ($1, $2, $3)";
+    bed.client.execute(record, &[&migration.version, &migration.name, &migration.checksum()]).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn every_migration_applies_on_data() -> Result<()> {
     let bed = Bed::empty().await?;
@@ -34,16 +49,10 @@ async fn every_migration_applies_on_data() -> Result<()> {
     let reference = Bed::new().await?;
     let rows = reference.client.query("SELECT version, checksum FROM outbox.migrations ORDER BY version", &[]).await?;
     ensure!(rows.len() == MIGRATIONS.len());
-    let prelude =
-        "CREATE SCHEMA outbox; CREATE TABLE outbox.migrations (version integer PRIMARY KEY, name text NOT NULL,
-        checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-        needs integer NOT NULL DEFAULT 1)";
-    bed.client.batch_execute(prelude).await?;
+    bed.client.batch_execute(PRELUDE).await?;
     for (number, migration) in (1..).zip(MIGRATIONS) {
         ensure!(migration.version == number, "a gap before migration {}", migration.version);
-        bed.client.batch_execute(migration.sql).await.with_context(|| migration.name.to_owned())?;
-        let record = "INSERT INTO outbox.migrations (version, name, checksum) VALUES ($1, $2, $3)";
-        bed.client.execute(record, &[&migration.version, &migration.name, &migration.checksum()]).await?;
+        apply(&bed, &migration).await?;
         // Data of every kind for the next one to apply on.
         enqueue(&bed.client, "tickets", "{\"n\": 1}", Some("draw-1")).await?;
         let settled =
@@ -154,7 +163,7 @@ async fn a_failing_migration_leaves_nothing_behind() -> Result<()> {
 async fn the_printed_migrations_make_the_same_schema() -> Result<()> {
     let bed = Bed::empty().await?;
     // Without a database or any setting: a team that runs SQL itself has neither at hand.
-    let printed = crate::support::relay::Command::new().output(&["migrate", "--print"]).await?;
+    let printed = Command::new().output(&["migrate", "--print"]).await?;
     printed.ensure_success()?;
     bed.client.batch_execute(&printed.stdout).await?;
     ensure!(schema(&bed).await? == schema(&Bed::new().await?).await?);
@@ -277,10 +286,52 @@ async fn impossible_messages_are_refused_by_the_table() -> Result<()> {
         "(destination, event_position, status) VALUES ('a', 1, 'unknown')",
         "(destination, event_position) VALUES ('', 1)",
         "(destination, event_position, group_id) VALUES ('a', 1, '')",
+        "(id, destination, event_position) OVERRIDING SYSTEM VALUE VALUES (0, 'a', 1)",
+        "(destination, event_position, enqueued_at) VALUES ('a', 1, 'infinity')",
     ];
     for row in wrong {
         let inserted = bed.client.batch_execute(&format!("INSERT INTO outbox.messages {row}")).await;
         ensure!(inserted.is_err(), "accepted: {row}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_printed_migrations_are_plain_ascii() -> Result<()> {
+    let printed = Command::new().output(&["migrate", "--print"]).await?;
+    printed.ensure_success()?;
+    let odd: Vec<&str> = printed.stdout.lines().filter(|line| !line.is_ascii()).collect();
+    ensure!(odd.is_empty() && printed.stdout.len() > 10_000, "psql may take these for another encoding: {odd:#?}");
+    Ok(())
+}
+
+/// A report that runs for long holds the locks of what it reads. Whatever waits for a stronger one has all writers behind it.
+#[tokio::test]
+async fn a_migration_never_holds_writers_up_while_it_waits_for_a_table() -> Result<()> {
+    let bed = Bed::empty().await?;
+    bed.client.batch_execute(PRELUDE).await?;
+    for migration in MIGRATIONS.iter().filter(|migration| migration.version < 5) {
+        apply(&bed, migration).await?;
+    }
+    let report = bed.connect().await?;
+    report.batch_execute("BEGIN; SELECT count(*) FROM outbox.events").await?;
+    let command = bed.relay();
+    let writing = async {
+        let (since, mut longest) = (Instant::now(), Duration::ZERO);
+        // Time is the subject: long enough for some attempts of the migration.
+        while since.elapsed() < Duration::from_secs(10) {
+            let began = Instant::now();
+            enqueue(&bed.client, "tickets", "{\"n\": 1}", Some("draw-1")).await?;
+            longest = longest.max(began.elapsed());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        report.batch_execute("ROLLBACK").await?;
+        anyhow::Ok(longest)
+    };
+    let (migrated, longest) = futures_util::future::try_join(command.output(&["migrate"]), writing).await?;
+    migrated.ensure_success()?;
+    ensure!(migrated.stderr.contains("a table is in use; trying again"), "nothing was in the way: {migrated:?}");
+    ensure!(longest < Duration::from_secs(5), "a writer waited {longest:?}");
+    ensure!(bed.count(RECORDED).await? == MIGRATIONS.len() as i64);
     Ok(())
 }

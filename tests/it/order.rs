@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use crate::support::bed::{Bed, enqueue, numbers};
 use crate::support::emulator::Received;
 use crate::support::eventually;
+use crate::support::proxy::{Fault, Rule};
 
 /// Two groups of one lane.
 async fn neighbours(bed: &Bed) -> Result<(String, String)> {
@@ -141,5 +142,40 @@ async fn a_group_keeps_its_order_when_another_relay_had_its_lane_at_the_late_com
     relay.stop().await?;
     let arrived = of_group(&bed.queues.contents(&queue).await?, &slow)?;
     ensure!(arrived == [0, 1, 2, 3], "{arrived:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_late_commit_behind_a_deferred_message_goes_before_what_was_committed_after_it() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    let (group, neighbour) = neighbours(&bed).await?;
+    let first = bed.enqueue("tickets", "{\"n\": 0}", Some(&group)).await?;
+    let defer = "UPDATE outbox.messages SET attempts = 1, available_at = now() + interval '4 seconds' WHERE id = $1";
+    bed.client.execute(defer, &[&first]).await?;
+    let writer = bed.connect().await?;
+    writer.batch_execute("BEGIN").await?;
+    let late = enqueue(&writer, "tickets", "{\"n\": 1}", Some(&group)).await?;
+    let proxy = bed.proxy().await?;
+    let relay = bed.relay().start().await?;
+    // The relay has begun while the writer was open, and has gone by its message.
+    let above = bed.enqueue("tickets", "{\"n\": 9}", Some(&neighbour)).await?;
+    eventually("the neighbour is delivered", || async { Ok(bed.row(above).await?.status == "delivered") }).await?;
+    proxy.forget();
+    proxy.script([Rule::new(Fault::Hold).times(1)]);
+    writer.batch_execute("COMMIT").await?;
+    proxy.wait_for_held(1).await?;
+    // The first is on its way; what comes now is read, and has to wait for both.
+    bed.client.batch_execute("BEGIN").await?;
+    bed.enqueue("tickets", "{\"n\": 2}", Some(&group)).await?;
+    let above = bed.enqueue("tickets", "{\"n\": 9}", Some(&neighbour)).await?;
+    bed.client.batch_execute("COMMIT").await?;
+    eventually("the neighbour is delivered", || async { Ok(bed.row(above).await?.status == "delivered") }).await?;
+    ensure!(bed.row(late).await?.status == "pending");
+    proxy.release();
+    bed.until_nothing_is_pending().await?;
+    relay.stop().await?;
+    let arrived = of_group(&bed.queues.contents(&queue).await?, &group)?;
+    ensure!(arrived == [0, 1, 2], "{arrived:?}");
     Ok(())
 }

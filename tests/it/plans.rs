@@ -49,10 +49,10 @@ const ABOVE: Way = (PKEY, &["destination =", "lane =", "id >"]);
 const ONE: Way = (PKEY, &["destination =", "lane =", "id ="]);
 const DUE: Way = (DEFERRED, &["available_at <="]);
 const AHEAD: Way = (DEFERRED, &["available_at >"]);
+const HELD_BACK: Way = (DEFERRED, &["available_at ="]);
 const ANY_DEFERRED: Way = (DEFERRED, &["destination ="]);
 const ANY_DEFERRED_GROUP: Way = (GROUPS, &["destination ="]);
 const OF_GROUP: Way = (GROUPS, &["destination =", "group_id ="]);
-const OF_DESTINATION: Way = (PKEY, &["destination ="]);
 
 /// How what is not pending may be reached.
 const OTHERS: [(&str, Way); 8] = [
@@ -86,8 +86,10 @@ const STATEMENTS: [Planned; 14] = [
     Planned {
         name: "read_groups",
         sql: query!("read_groups"),
-        types: "text, smallint[], text[], bigint[], bigint[], bigint[], bigint, boolean, text, text, boolean",
-        arguments: "'audit', '{3,4}', '{g1,g2}', '{10,10}', '{20,20}', '{1000000,1000000}', 1048576, true, '1', '', false",
+        types: "text, smallint[], text[], bigint[], bigint[], bigint[], bigint, boolean, text, text, boolean, bigint[]",
+        arguments:
+            "'audit', '{3,4}', '{g1,g2}', '{10,10}', '{20,20}', '{1000000,1000000}', 1048576, true, '1', '', false,
+            '{900,900}'",
         pending: &[ABOVE],
     },
     Planned {
@@ -100,8 +102,8 @@ const STATEMENTS: [Planned; 14] = [
     Planned {
         name: "rescan",
         sql: query!("rescan"),
-        types: "text, smallint[], bigint[], bigint[], bigint, text[], text[], text, boolean, text, text",
-        arguments: "'audit', LANES, CURSORS, TOPS, 100, '{g1,g2}', '{5,6}', 'ready', true, '1', ''",
+        types: "text, smallint[], bigint[], bigint[], bigint, text[], text[], smallint[], boolean, text, text",
+        arguments: "'audit', LANES, CURSORS, TOPS, 100, '{g1,g2}', '{5,6}', LANES, true, '1', ''",
         pending: &[ABOVE, OF_GROUP, ANY_DEFERRED, ANY_DEFERRED_GROUP],
     },
     Planned {
@@ -114,9 +116,9 @@ const STATEMENTS: [Planned; 14] = [
     Planned {
         name: "pending",
         sql: query!("pending"),
-        types: "text, boolean",
-        arguments: "'audit', true",
-        pending: &[OF_DESTINATION],
+        types: "text, boolean, boolean, smallint[], bigint, bigint",
+        arguments: "'audit', true, true, LANES, 10, 20000",
+        pending: &[ABOVE, OF_GROUP, HELD_BACK],
     },
     Planned {
         name: "deliver",
@@ -183,9 +185,8 @@ fn scans(plan: &serde_json::Value, found: &mut Vec<Scan>) {
     plan["Plans"].as_array().into_iter().flatten().for_each(|plan| scans(plan, found));
 }
 
-/// The plan that the relay's unnamed statement gets: made for these very parameters.
-async fn plan(client: &Client, statement: &Planned) -> Result<Vec<Scan>> {
-    let Planned { name, sql, types, arguments, .. } = statement;
+/// A statement's arguments, with the arrays that words stand for.
+fn written_out(arguments: &str) -> String {
     let arrays = [
         ("KEY_LANES", SETTLED_LANES),
         ("KEYS", SETTLED),
@@ -197,7 +198,13 @@ async fn plan(client: &Client, statement: &Planned) -> Result<Vec<Scan>> {
         ("MANY", MANY),
         ("BYTES", BYTES),
     ];
-    let arguments = arrays.iter().fold((*arguments).to_owned(), |all, (word, array)| all.replace(word, array));
+    arrays.iter().fold(arguments.to_owned(), |all, (word, array)| all.replace(word, array))
+}
+
+/// The plan that the relay's unnamed statement gets: made for these very parameters.
+async fn plan(client: &Client, statement: &Planned) -> Result<Vec<Scan>> {
+    let Planned { name, sql, types, arguments, .. } = statement;
+    let arguments = written_out(arguments);
     let settings = match *name {
         "deliver" | "delete_delivered" | "defer" | "dead_letter" | "replace" => SETTLING,
         "read" | "read_groups" | "read_due" | "rescan" | "look" | "held_groups" | "pending" | "unmatched" => READING,
@@ -374,4 +381,68 @@ async fn pruning_walks_delivered_messages_by_their_key() -> Result<()> {
         ensure!(scans.len() == 2 && scans.iter().all(|scan| is_good(scan)), "{statistics:?}: {scans:?}");
     }
     Ok(())
+}
+
+/// `age()` answers once in a transaction and repeats that (PostgreSQL, GetStableLatestTransactionId), and reads follow one another
+/// in one.
+#[tokio::test]
+async fn a_read_knows_of_writers_that_began_after_the_reads_before_it_in_its_transaction() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.enqueue("tickets", "{}", Some("g")).await?;
+    let lane = bed.count("SELECT lane::bigint FROM outbox.messages").await?;
+    let of = |name: &str| STATEMENTS.iter().find(|one| one.name == name).context("no such statement");
+    let mut statements = Vec::new();
+    for (name, arguments) in [
+        (
+            "read_groups",
+            format!(
+                "'tickets', '{{{lane}}}', '{{g}}', '{{0}}', '{{9}}', '{{9999}}', 1048576, false, '1', '', false,
+                '{{9}}'"
+            ),
+        ),
+        (
+            "read",
+            format!("'tickets', '{{{lane}}}', '{{0}}', '{{9}}', '{{9999}}', 1048576, true, false, '1', '', false"),
+        ),
+    ] {
+        let Planned { sql, types, .. } = of(name)?;
+        bed.client.batch_execute(&format!("PREPARE {name} ({types}) AS {sql}")).await?;
+        statements.push(format!("EXECUTE {name} ({arguments})"));
+    }
+    let writer = bed.connect().await?;
+    bed.client.batch_execute("BEGIN").await?;
+    ensure!(first_value(&bed.client, &statements[0]).await?.is_some(), "the groups were not read");
+    writer.batch_execute("BEGIN").await?;
+    let written: i64 = writer.query_one("SELECT pg_current_xact_id()::text::bigint", &[]).await?.get(0);
+    let next_xid: i64 = first_value(&bed.client, &statements[1]).await?.context("the lane was not read")?.parse()?;
+    ensure!(next_xid > written, "{next_xid} is not above {written}, which had begun");
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_statement_fails_under_a_claim_of_a_server_that_was_further_than_this_one() -> Result<()> {
+    // A standby that was behind does not know the claim's transaction id yet, and PostgreSQL refuses to say what became of it.
+    let bed = Bed::new().await?;
+    bed.enqueue("audit", "{}", Some("g1")).await?;
+    let mut under_claims = 0;
+    for Planned { name, sql, types, arguments, .. } in STATEMENTS.iter().filter(|one| one.arguments.contains("'1', ''"))
+    {
+        let arguments = written_out(&arguments.replace("'1', ''", "'99999999999', 'another'"));
+        bed.client.batch_execute(&format!("PREPARE {name} ({types}) AS {sql}")).await?;
+        let executed = bed.client.batch_execute(&format!("EXECUTE {name} ({arguments})")).await;
+        executed.with_context(|| format!("{name} fails"))?;
+        under_claims += 1;
+    }
+    ensure!(under_claims == 6, "{under_claims} statements are asked under a claim");
+    Ok(())
+}
+
+/// The first column of the first row.
+async fn first_value(client: &Client, statement: &str) -> Result<Option<String>> {
+    let rows = client.simple_query(statement).await?;
+    let first = rows.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row.get(0).map(str::to_owned)),
+        _ => None,
+    });
+    Ok(first.flatten())
 }

@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use outbox_relay::outbox::READING;
+use outbox_relay::config::Flags;
+use outbox_relay::message::{Lane, MessageId};
+use outbox_relay::outbox::{Outbox, READING};
+use outbox_relay::reading::{Range, Rescan};
 
 use crate::support::bed::{Bed, enqueue, enqueue_range, ensure_each_once, numbers};
 use crate::support::postgres::{Cluster, Options};
@@ -219,6 +222,32 @@ async fn a_relay_that_starts_amid_dead_rows_delivers_and_measures() -> Result<()
     relay.wait_for_metric(r#"backlog_messages{destination="tickets"}"#, 0.0).await?;
     relay.stop().await?;
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 300)
+}
+
+#[tokio::test]
+async fn a_chunk_of_too_many_dead_rows_is_cut_short_and_a_narrower_one_comes_back_on_the_same_connection() -> Result<()>
+{
+    let bed = Bed::new().await?;
+    let _report = long_transaction(&bed).await?;
+    enqueue_range(&bed.client, "tickets", 1..=200_000, 100).await?;
+    bed.client.batch_execute("DELETE FROM outbox.messages").await?;
+    let id = enqueue(&bed.client, "tickets", "{}", Some("g")).await?;
+    let flags = Flags { database_url: Some(bed.url().to_owned()), ..Flags::default() };
+    let outbox = Outbox::new(&flags.database()?, 1)?;
+    let all = |above, upto, limit| {
+        let range = |lane| Range { lane, above: MessageId(above), upto: MessageId(upto) };
+        Rescan { ranges: Lane::all().map(range).collect(), most: 1, limit, ..Rescan::default() }
+    };
+    let limit = Some(Duration::from_millis(1));
+    let session = "SELECT min(pid)::bigint FROM pg_stat_activity WHERE datname = current_database() \
+        AND application_name LIKE 'outbox-relay%'";
+    ensure!(outbox.rescan("tickets", &all(0, id, limit), None).await?.is_none(), "200,000 rows within a millisecond");
+    let before = bed.count(session).await?;
+    let narrow = outbox.rescan("tickets", &all(id - 100, id, Some(Duration::from_secs(5))), None).await?;
+    let found = narrow.context("a hundred rows take over five seconds")?.found;
+    ensure!(found.iter().map(|found| found.key.id.0).collect::<Vec<_>>() == [id], "{found:?}");
+    ensure!(bed.count(session).await? == before, "it was given another connection");
+    Ok(())
 }
 
 #[tokio::test]

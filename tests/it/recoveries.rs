@@ -52,7 +52,7 @@ async fn credentials_that_come_later_are_used_without_a_restart() -> Result<()> 
     let relay = relay.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", service).env("OUTBOX_RELAY_RETRY_MAX", "200ms");
     let relay = relay.start().await?;
     relay.wait_for_metric(UP, 0.0).await?;
-    ensure!(relay.log().contains("CredentialsNotAvailable"), "{}", relay.log());
+    relay.wait_for_log("CredentialsNotAvailable").await?;
     may.store(true, Ordering::Relaxed);
     bed.until_nothing_is_pending().await?;
     relay.wait_for_metric(UP, 1.0).await?;

@@ -395,7 +395,7 @@ async fn what_makes_no_sense_is_refused_before_anything_is_written() -> Result<(
     serve(&bed, &["tickets"]).await?;
     write(&bed, "tickets", 1..=10, 0).await?;
     for (arguments, code, part) in [
-        ("--destination tickets --to-destination sales --yes", 1, "no relay has served a destination \"sales\""),
+        ("--destination tickets --to-destination sales --yes", 1, "there is no destination \"sales\""),
         ("--destination tickets --position 0 --yes", 2, "position"),
         ("--destination tickets --from 2026-11-26 --to 2026-11-25 --yes", 2, "--from is not before --to"),
         ("--destination tickets --from soon --yes", 2, "2026-11-25T09:00:00Z"),

@@ -270,6 +270,7 @@ async fn status_tells_what_waits_how_fast_it_goes_and_what_the_relay_here_says()
     bed.enqueue_many("audit", 40, 0).await?;
     let relay = bed.relay().start().await?;
     bed.until_nothing_is_pending().await?;
+    bed.enqueue("nowhere", "{}", None).await?;
     proxy.set(Fault::queue_missing());
     bed.enqueue_many("tickets", 5, 0).await?;
     relay.wait_for_metric(r#"destination_up{destination="tickets"}"#, 0.0).await?;
@@ -295,7 +296,11 @@ async fn status_tells_what_waits_how_fast_it_goes_and_what_the_relay_here_says()
     let (audit, tickets) = (of("audit")?, of("tickets")?);
     ensure!(audit["pending"] == 0 && audit["delivered_per_second"].as_f64().unwrap_or_default() > 0.0, "{audit}");
     ensure!(tickets["pending"] == 5 && tickets["lag_seconds"].as_f64().unwrap_or_default() > 0.0, "{tickets}");
-    ensure!(tickets["paused"].is_null() && tickets["dead"] == 0, "{tickets}");
+    ensure!(tickets["paused"].is_null() && tickets["dead"] == 0 && tickets["is_served"] == true, "{tickets}");
+    let nowhere = of("nowhere")?;
+    ensure!(nowhere["pending"] == 1 && nowhere["is_served"] == false, "{nowhere}");
+    let text = here.output(&["status"]).await?.stdout;
+    ensure!(text.lines().any(|line| line.starts_with("nowhere") && line.ends_with("no relay serves it")), "{text}");
     Ok(())
 }
 

@@ -25,6 +25,8 @@ struct Notes {
     lines: Vec<String>,
     counts: BTreeMap<&'static str, u32>,
     disturbances: Vec<Disturbance>,
+    losses: Vec<(Instant, Instant)>,
+    redriven: Vec<u64>,
 }
 
 impl Chronicle {
@@ -48,6 +50,26 @@ impl Chronicle {
     /// From that moment until now one relay, or all, may have forgotten what SQS said.
     pub fn disturb(&self, relay: Option<usize>, from: Instant) {
         self.notes().disturbances.push(Disturbance { relay, from, until: Instant::now() });
+    }
+
+    /// What was committed from that moment until now, the database may have lost.
+    pub fn lose(&self, from: Instant) {
+        self.notes().losses.push((from, Instant::now()));
+    }
+
+    /// Whether the database may have lost what was committed at a moment.
+    pub fn may_have_lost(&self, committed_at: Instant) -> bool {
+        self.notes().losses.iter().any(|(from, until)| (*from..=*until).contains(&committed_at))
+    }
+
+    /// Somebody gave up the message of this ticket to the standard queue, perhaps on its way, and had it sent again.
+    pub fn redriven(&self, ticket: u64) {
+        self.notes().redriven.push(ticket);
+    }
+
+    /// Tickets sent again by hand, each as often as that was done.
+    pub fn tickets_redriven(&self) -> Vec<u64> {
+        self.notes().redriven.clone()
     }
 
     pub fn elapsed(&self) -> Duration {

@@ -1,8 +1,9 @@
 //! The soak: business as usual for minutes while everything breaks at random, and a ledger at the end. `make soak` runs it.
 //!
 //! Writers sell lottery tickets, each a transaction with a message to a FIFO queue and one to a standard queue; two relays
-//! publish them. From the seed faults are drawn: of the queues and of the database (`storm`), and of the relays (`crew`).
-//! Then the faults end, everything must arrive, and what the database holds is compared with what the consumers got.
+//! publish them. From the seed faults are drawn: of the queues (`storm`), of the database (`database`, on `servers`), of the
+//! relays (`crew`), and of people who change rows (`by_hand`). Then the faults end, everything must arrive, and what the
+//! database holds (`audit`) is compared with what the consumers got.
 //! `sends` says how many duplicates of a standard queue had a cause; `report` is the table.
 //!
 //! The shop, its consumers and the ledger are those of examples/lottery.
@@ -10,16 +11,20 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a soak talks to the person who started it")]
 #![allow(unreachable_pub, reason = "a test has no outside")]
 
+mod audit;
+mod by_hand;
 mod chronicle;
 #[path = "../../examples/lottery/consumer.rs"]
 #[allow(dead_code, reason = "shared with the lottery")]
 mod consumer;
 mod crew;
+mod database;
 #[path = "../../examples/lottery/ledger.rs"]
 #[allow(dead_code, reason = "shared with the lottery")]
 mod ledger;
 mod report;
 mod sends;
+mod servers;
 #[path = "../../examples/lottery/shop.rs"]
 #[allow(dead_code, reason = "shared with the lottery")]
 mod shop;

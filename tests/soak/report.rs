@@ -1,16 +1,16 @@
 //! What the user sees: a line now and then, and the table at the end.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::audit::Forgotten;
 use crate::chronicle::Chronicle;
-use crate::ledger::{Account, OrderBreak};
+use crate::ledger::Account;
 use crate::sends::Excuses;
 
 /// Of each kind of breach.
-const BREACHES_SHOWN: usize = 10;
+pub const BREACHES_SHOWN: usize = 10;
 
 /// How far things are.
 #[derive(Debug)]
@@ -36,8 +36,11 @@ impl Progress {
 #[derive(Debug)]
 pub struct Report {
     pub seed: u64,
-    /// Purchases whose COMMIT was heard to succeed.
-    pub heard: u64,
+    pub forgotten: Forgotten,
+    /// At tickets and audit: recorded as delivered, and never arrived.
+    pub never_sent: [usize; 2],
+    /// Messages that are neither delivered, nor dead, nor set aside, those written by hand included.
+    pub left_by_hand: i64,
     pub rolled_back: u64,
     /// Purchases whose connection broke.
     pub unclear: u64,
@@ -45,9 +48,12 @@ pub struct Report {
     pub committed: usize,
     /// Of tickets, FIFO, and audit, standard.
     pub accounts: [Account; 2],
-    /// At tickets, by draw and number.
-    pub arrived_at: HashMap<(String, u64), Duration>,
+    /// What is known of the first messages that came behind a later one of their draw.
+    pub order_breaks: Vec<String>,
+    /// Without those written by hand.
     pub dead: i64,
+    /// Without those written by hand.
+    pub in_quarantine: i64,
     pub excuses: Excuses,
     /// Tickets that came to the standard queue more often than anything excuses.
     pub unexcused: Vec<u64>,
@@ -66,18 +72,21 @@ impl Report {
     /// Every promise that was broken, in words.
     fn breaches(&self) -> Vec<String> {
         let [tickets, audit] = &self.accounts;
-        let forgotten = usize::try_from(self.heard).unwrap_or(usize::MAX).saturating_sub(self.committed);
+        let count = |rows: i64| usize::try_from(rows).unwrap_or_default();
         let promises = [
             (usize::from(self.committed == 0), "shop that sold nothing"),
-            (forgotten, "purchases that PostgreSQL confirmed and forgot"),
+            (self.forgotten.unexcused, "purchases that PostgreSQL confirmed and forgot"),
             (tickets.lost, "messages never reached tickets"),
             (audit.lost, "messages never reached audit"),
+            (self.never_sent.iter().sum(), "messages are recorded as delivered and never arrived"),
             (tickets.phantom, "messages at tickets were never committed like this"),
             (audit.phantom, "messages at audit were never committed like this"),
             (tickets.duplicates, "duplicates at the FIFO queue"),
             (self.unexcused.len(), "tickets came to audit more often than anything excuses"),
             (tickets.order_breaks.len(), "messages came behind a later one of their draw"),
-            (usize::try_from(self.dead).unwrap_or_default(), "messages died"),
+            (count(self.dead), "messages died"),
+            (count(self.in_quarantine), "messages were set aside"),
+            (count(self.left_by_hand), "messages are neither delivered, nor dead, nor set aside"),
         ];
         let broken = promises.iter().filter(|(count, _)| *count > 0);
         broken.map(|(count, what)| format!("{count} {what}")).collect()
@@ -90,9 +99,13 @@ impl Report {
             println!("{}", format!("  {name:<14}{of_tickets:>10}{of_audit:>10}   {note}").trim_end());
         };
         println!("\n  {:<14}{:>10}{:>10}", "", "tickets", "audit");
-        let note = format!("{} rolled back, {} broken off", self.rolled_back, self.unclear);
+        let forgotten = self.forgotten.heard();
+        let note =
+            format!("{} rolled back, {} broken off, {forgotten} lost with a server", self.rolled_back, self.unclear);
         row("committed", self.committed, self.committed.to_string(), &note);
         row("delivered", tickets.delivered, audit.delivered.to_string(), "");
+        let [of_tickets, of_audit] = self.never_sent;
+        row("never sent", of_tickets, of_audit.to_string(), "of those recorded as delivered");
         row("lost", tickets.lost, audit.lost.to_string(), "");
         row("phantom", tickets.phantom, audit.phantom.to_string(), "");
         row("duplicates", tickets.duplicates, audit.duplicates.to_string(), &self.duplicates_note());
@@ -109,13 +122,7 @@ impl Report {
         }
         println!("FAILED: SEED={}", self.seed);
         breaches.iter().for_each(|breach| println!("  {breach}"));
-        for OrderBreak { draw, version, behind } in tickets.order_breaks.iter().take(BREACHES_SHOWN) {
-            let arrived_at = self.arrived_at.get(&(draw.clone(), *version)).copied().unwrap_or_default();
-            println!(
-                "  {draw}: number {version} came behind number {behind}, {:.3} s after the start",
-                arrived_at.as_secs_f64()
-            );
-        }
+        self.order_breaks.iter().for_each(|order_break| println!("  {order_break}"));
         for ticket in self.unexcused.iter().take(BREACHES_SHOWN) {
             println!("  ticket {ticket} came to audit once too often");
         }

@@ -1,7 +1,7 @@
 //! What the relays sent to the standard queue, as their proxies saw it, and which of it may rightly have been sent twice.
 //!
 //! An entry may be sent again when the relay never got an answer, or when it got one and was disturbed (killed, frozen, cut
-//! off from the database) before the outbox knew of it. Nothing else excuses a duplicate.
+//! off from the database) before the outbox knew of it, or when somebody had it sent again. Nothing else excuses a duplicate.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -22,6 +22,8 @@ struct Sent {
     ticket: u64,
     relay: usize,
     arrived_at: Instant,
+    ended_at: Option<Instant>,
+    status: Option<u16>,
     is_answered: bool,
 }
 
@@ -49,6 +51,8 @@ impl Sends {
                     ticket: body["ticket"].as_u64().context("a body without ticket")?,
                     relay,
                     arrived_at: request.arrived_at,
+                    ended_at: request.ended_at,
+                    status: request.answered,
                     is_answered: request.answered.is_some(),
                 });
             }
@@ -56,8 +60,27 @@ impl Sends {
         Ok(())
     }
 
+    /// When a ticket went to the queue, for people.
+    pub fn told(&self, ticket: u64, began_at: Instant) -> Vec<String> {
+        let seconds = |at: Instant| at.saturating_duration_since(began_at).as_secs_f64();
+        let of_ticket = self.0.iter().filter(|sent| sent.ticket == ticket);
+        of_ticket
+            .map(|sent| {
+                let ended =
+                    sent.ended_at.map_or("never ended".to_owned(), |at| format!("ended at {:.3} s", seconds(at)));
+                let status = sent.status.map_or("no answer".to_owned(), |status| format!("answer {status}"));
+                format!("sent by relay {} at {:.3} s, {ended}, {status}", sent.relay, seconds(sent.arrived_at))
+            })
+            .collect()
+    }
+
     /// Which of them may have been sent again, by what the outbox says about when it knew of each delivery.
-    pub fn excuses(&self, recorded_at: &HashMap<u64, Instant>, disturbances: &[Disturbance]) -> Excuses {
+    pub fn excuses(
+        &self,
+        recorded_at: &HashMap<u64, Instant>,
+        disturbances: &[Disturbance],
+        redriven: &[u64],
+    ) -> Excuses {
         let mut excuses = Excuses::default();
         for sent in &self.0 {
             if !sent.is_answered {
@@ -68,6 +91,9 @@ impl Sends {
                 continue;
             }
             *excuses.by_ticket.entry(sent.ticket).or_default() += 1;
+        }
+        for ticket in redriven {
+            *excuses.by_ticket.entry(*ticket).or_default() += 1;
         }
         excuses
     }

@@ -3,23 +3,26 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use fastrand::Rng;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::{self, Forgotten};
+use crate::by_hand::{ODD, Operator};
 use crate::chronicle::Chronicle;
 use crate::consumer::{self, Inbox};
 use crate::crew::Place;
-use crate::ledger::{Account, Receipt, Sale};
+use crate::database::Database;
+use crate::ledger::{Account, Receipt};
 use crate::report::{Progress, Report};
 use crate::sends::Sends;
+use crate::servers::Servers;
 use crate::support::bed::Bed;
-use crate::support::postgres::{Cluster, Options};
+use crate::support::emulator;
 use crate::support::proxy::Proxy;
-use crate::support::{chosen_major, emulator};
 use crate::writers::{self, DRAWS, Till};
 use crate::{shop, storm};
 
@@ -39,14 +42,17 @@ const STALL: Duration = Duration::from_secs(30);
 pub struct Stage {
     seed: u64,
     dice: Rng,
-    cluster: Arc<Cluster>,
+    servers: Arc<Servers>,
+    /// The application's address of the database, whichever server it is.
+    url: String,
     bed: Bed,
     /// Of tickets, FIFO, and audit, standard.
     queue_urls: [String; 2],
     inboxes: [Arc<Inbox>; 2],
     chronicle: Arc<Chronicle>,
     till: Arc<Till>,
-    sends: Sends,
+    /// To tickets and audit.
+    sends: [Sends; 2],
     proxies: Vec<Arc<Proxy>>,
     places: Vec<JoinHandle<Result<Place>>>,
     /// Set when the faults are to end.
@@ -58,19 +64,21 @@ pub struct Stage {
 impl Stage {
     /// Starts PostgreSQL and the emulator, and the relays each behind a proxy.
     pub async fn set(seed: u64) -> Result<Stage> {
-        let options = Options { major: chosen_major(), ..Options::default() };
-        let cluster = Arc::new(tokio::task::spawn_blocking(move || Cluster::start(&options)).await??);
-        let bed = Bed::on(&cluster).await?;
+        let servers = Arc::new(Servers::start(RELAYS).await?);
+        let bed = Bed::on(&servers.current()).await?;
+        let url = servers.front.url(bed.url());
         let queue_urls = [bed.fifo("tickets").await?, bed.standard("audit").await?];
-        shop::open(bed.url(), DRAWS).await?;
+        bed.fifo(ODD).await?;
+        shop::open(&url, DRAWS).await?;
         let chronicle = Arc::new(Chronicle::new(Instant::now()));
         let mut dice = Rng::with_seed(seed);
         let (calm, end) = (CancellationToken::new(), CancellationToken::new());
         let (mut proxies, mut places) = (Vec::new(), Vec::new());
-        for number in 0..RELAYS {
+        for (number, wire) in servers.wires.iter().enumerate() {
             proxies.push(Arc::new(bed.proxy().await?));
             let command = bed
                 .relay()
+                .env("DATABASE_URL", wire.url(bed.url()))
                 .env("OUTBOX_RELAY_RETRY_INITIAL", "20ms")
                 .env("OUTBOX_RELAY_RETRY_MAX", "1s")
                 .env("OUTBOX_RELAY_REQUEST_TIMEOUT", "2s")
@@ -90,13 +98,14 @@ impl Stage {
         Ok(Stage {
             seed,
             dice,
-            cluster,
+            servers,
+            url,
             bed,
             queue_urls,
             inboxes: [Arc::default(), Arc::default()],
             chronicle,
             till: Arc::default(),
-            sends: Sends::default(),
+            sends: [Sends::default(), Sends::default()],
             proxies,
             places,
             calm,
@@ -112,7 +121,7 @@ impl Stage {
         for (url, inbox) in self.queue_urls.iter().zip(&self.inboxes) {
             receivers.spawn(drain(consumer::receive(emulator()?.endpoint(), url, inbox, began_at, &stop_receiving)));
         }
-        let mut writers = writers::sell(self.bed.url(), &mut self.dice, &self.till, &stop_selling);
+        let mut writers = writers::sell(&self.url, &mut self.dice, &self.till, &stop_selling);
         let mut troubles = self.trouble();
         while began_at.elapsed() < time {
             self.pass(&mut [&mut writers, &mut troubles, &mut receivers]).await?;
@@ -130,7 +139,7 @@ impl Stage {
         self.close(began_at, wall_clock).await
     }
 
-    /// Starts what breaks queues and database.
+    /// Starts what breaks queues and database, and who changes rows by hand.
     fn trouble(&mut self) -> JoinSet<Result<()>> {
         let queues = storm::Queues {
             proxies: self.proxies.clone(),
@@ -138,15 +147,18 @@ impl Stage {
             chronicle: Arc::clone(&self.chronicle),
             dice: self.dice.fork(),
         };
-        let database = storm::Database {
-            cluster: Arc::clone(&self.cluster),
-            url: self.bed.url().to_owned(),
+        let database = Database {
+            servers: Arc::clone(&self.servers),
+            url: self.url.clone(),
             chronicle: Arc::clone(&self.chronicle),
             dice: self.dice.fork(),
         };
+        let operator =
+            Operator { url: self.url.clone(), chronicle: Arc::clone(&self.chronicle), dice: self.dice.fork() };
         let mut troubles = JoinSet::new();
         troubles.spawn(queues.trouble(self.calm.clone()));
         troubles.spawn(database.trouble(self.calm.clone()));
+        troubles.spawn(operator.work(self.calm.clone()));
         troubles
     }
 
@@ -163,7 +175,10 @@ impl Stage {
             place.await??;
         }
         for (relay, proxy) in self.proxies.iter().enumerate() {
-            self.sends.take(relay, &self.queue_urls[1], &proxy.take_ended())?;
+            let ended = proxy.take_ended();
+            for (sends, queue_url) in self.sends.iter_mut().zip(&self.queue_urls) {
+                sends.take(relay, queue_url, &ended)?;
+            }
         }
         let now = self.chronicle.elapsed();
         if before.as_secs() / LINE.as_secs() != now.as_secs() / LINE.as_secs() {
@@ -183,12 +198,11 @@ impl Stage {
 
     /// Waits until nothing is pending and the queues are empty, or nothing moves any more.
     async fn arrive(&mut self, receivers: &mut JoinSet<Result<()>>) -> Result<()> {
-        let client = self.bed.connect().await?;
+        let client = shop::connect(&self.url).await?;
         let (mut seen, mut changed_at) = ((0, [0, 0]), Instant::now());
         loop {
             self.pass(&mut [receivers]).await?;
-            let pending: i64 =
-                client.query_one("SELECT count(*) FROM outbox.messages WHERE status = 'pending'", &[]).await?.get(0);
+            let pending = audit::pending(&client).await?;
             let state = (pending, self.progress().arrived);
             if state != seen {
                 (seen, changed_at) = (state, Instant::now());
@@ -217,28 +231,40 @@ impl Stage {
             logs.push(place.log);
         }
         self.pass(&mut []).await?;
-        let client = self.bed.connect().await?;
-        let sales = sales(&client).await?;
-        let recorded_at = recorded_at(&client, began_at, wall_clock).await?;
-        let dead: i64 =
-            client.query_one("SELECT count(*) FROM outbox.messages WHERE status = 'dead'", &[]).await?.get(0);
-        let receipts: [Vec<Receipt>; 2] = [self.inboxes[0].receipts(), self.inboxes[1].receipts()];
+        let client = shop::connect(&self.url).await?;
+        let sales = audit::sales(&client).await?;
+        let mut recorded_at = Vec::new();
+        for destination in ["tickets", "audit"] {
+            recorded_at.push(audit::recorded_at(&client, destination, began_at, wall_clock).await?);
+        }
+        let [dead, in_quarantine] = audit::stopped(&client).await?;
+        let forgotten = Forgotten::of(&self.till.attempts(), &sales, &self.chronicle);
+        let received: [Vec<Receipt>; 2] = [self.inboxes[0].receipts(), self.inboxes[1].receipts()];
+        let never_sent = [0, 1].map(|queue| audit::never_sent(&recorded_at[queue], &received[queue]));
+        let receipts = received.map(|receipts| forgotten.without(&receipts));
         let mut arrivals: HashMap<u64, usize> = HashMap::new();
         for receipt in &receipts[1] {
             *arrivals.entry(receipt.ticket).or_default() += 1;
         }
-        let excuses = self.sends.excuses(&recorded_at, &self.chronicle.disturbances());
+        let redriven = self.chronicle.tickets_redriven();
+        let excuses = self.sends[1].excuses(&recorded_at[1], &self.chronicle.disturbances(), &redriven);
+        let accounts = receipts.each_ref().map(|receipts| Account::of(&sales, receipts));
+        let mut order_breaks = Vec::new();
+        for order_break in accounts[0].order_breaks.iter().take(crate::report::BREACHES_SHOWN) {
+            let sends = |ticket| self.sends[0].told(ticket, began_at);
+            order_breaks.push(audit::told(&client, order_break, wall_clock, sends).await?);
+        }
         Ok(Report {
             seed: self.seed,
-            heard: self.till.committed.load(Ordering::Relaxed),
+            order_breaks,
+            left_by_hand: audit::pending(&client).await?,
+            forgotten,
+            never_sent,
+            in_quarantine,
             rolled_back: self.till.rolled_back.load(Ordering::Relaxed),
             unclear: self.till.unclear.load(Ordering::Relaxed),
             committed: sales.len(),
-            arrived_at: receipts[0]
-                .iter()
-                .map(|receipt| ((receipt.draw.clone(), receipt.version), receipt.at))
-                .collect(),
-            accounts: receipts.map(|receipts| Account::of(&sales, &receipts)),
+            accounts,
             dead,
             unexcused: excuses.unexcused(&arrivals),
             excuses,
@@ -254,32 +280,4 @@ async fn drain(mut tasks: JoinSet<Result<()>>) -> Result<()> {
         ended??;
     }
     Ok(())
-}
-
-/// What was sold: the database's word.
-async fn sales(client: &tokio_postgres::Client) -> Result<HashMap<u64, Sale>> {
-    let rows = client.query("SELECT ticket, draw, number_in_draw FROM lottery.tickets", &[]).await?;
-    let sale = |row: &tokio_postgres::Row| {
-        let (draw, version) = (row.get(1), row.get::<_, i64>(2).cast_unsigned());
-        (row.get::<_, i64>(0).cast_unsigned(), Sale { draw, version, committed_at: Duration::ZERO })
-    };
-    Ok(rows.iter().map(sale).collect())
-}
-
-/// When the outbox knew that a ticket's message to the standard queue was delivered, on this process's clock.
-async fn recorded_at(
-    client: &tokio_postgres::Client,
-    began_at: Instant,
-    wall_clock: SystemTime,
-) -> Result<HashMap<u64, Instant>> {
-    let query = "SELECT (e.payload ->> 'ticket')::bigint, extract(epoch FROM m.delivered_at)::float8
-        FROM outbox.messages AS m JOIN outbox.events AS e ON e.position = m.event_position
-        WHERE m.status = 'delivered' AND m.destination = 'audit'";
-    let start = wall_clock.duration_since(UNIX_EPOCH)?.as_secs_f64();
-    let rows = client.query(query, &[]).await?;
-    let recorded_at = |row: &tokio_postgres::Row| {
-        let after = Duration::from_secs_f64((row.get::<_, f64>(1) - start).max(0.0));
-        (row.get::<_, i64>(0).cast_unsigned(), began_at + after)
-    };
-    Ok(rows.iter().map(recorded_at).collect())
 }

@@ -1,8 +1,9 @@
 //! The application: sessions that sell tickets, change their mind, hesitate before COMMIT, and reconnect.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use fastrand::Rng;
@@ -34,6 +35,30 @@ pub struct Till {
     pub rolled_back: AtomicU64,
     /// The connection broke, so only the database knows.
     pub unclear: AtomicU64,
+    /// All purchases that were to be committed, by ticket.
+    attempts: Mutex<HashMap<u64, Attempt>>,
+}
+
+/// A purchase that was to be committed.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    pub draw: String,
+    pub number_in_draw: u64,
+    pub ended_at: Instant,
+    /// The database said that it is committed.
+    pub is_heard: bool,
+}
+
+impl Till {
+    fn note(&self, purchase: &Purchase, number_in_draw: i64, is_heard: bool) {
+        let (draw, number_in_draw) = (purchase.draw.clone(), number_in_draw.cast_unsigned());
+        let attempt = Attempt { draw, number_in_draw, ended_at: Instant::now(), is_heard };
+        self.attempts().insert(purchase.ticket.cast_unsigned(), attempt);
+    }
+
+    pub fn attempts(&self) -> MutexGuard<'_, HashMap<u64, Attempt>> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Starts the writers; they end when told to.
@@ -55,7 +80,11 @@ async fn write(database_url: String, mut dice: Rng, till: Arc<Till>, stop: Cance
         while !stop.is_cancelled() {
             tokio::time::sleep(PAUSE.mul_f64(dice.f64())).await;
             let purchase = draw_purchase(&mut dice, &till);
-            let ended = match writer.buy(&purchase).await {
+            let bought = writer.buy(&purchase).await;
+            if !purchase.rolled_back {
+                till.note(&purchase, writer.number_in_draw, bought.is_ok());
+            }
+            let ended = match bought {
                 Err(error) => {
                     till.unclear.fetch_add(1, Ordering::Relaxed);
                     failures += 1;

@@ -2,6 +2,7 @@
 //!
 //! Order rests on what is dropped here: see [`super::intake`]. Pure.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::group::Deferred;
@@ -11,12 +12,13 @@ use super::limits::Reserved;
 use super::parked::ReadOnAnswer;
 use super::schedule::Schedule;
 use super::standing::{Report, Standing};
+use super::watermark::View;
 use super::work::{ReadOn, ReadWork};
 use crate::clock::Time;
 use crate::message::{
     Content, Fault, FaultKind, Hold, Lane, Message, MessageId, MessageKey, Outcome, Quarantined, QueueKind, Settlement,
 };
-use crate::reading::{Batch, Found, Position, ReadAnswer, Rescan, Rescanned};
+use crate::reading::{Batch, Found, Position, Range, ReadAnswer, Rescan, Rescanned};
 use crate::sqs::{Composed, compose};
 
 /// What an item takes besides its body and attributes.
@@ -64,6 +66,33 @@ fn is_all(position: &Position, batch: &Batch) -> bool {
     count < position.most && !batch.is_cut && !batch.lanes_with_more.contains(&position.lane)
 }
 
+/// Whether a read of more of a group has brought everything up to where it was to look.
+fn is_all_of_group(wanted: &ReadOn, batch: &Batch) -> bool {
+    batch.messages.len() < wanted.position.most && !batch.is_cut && batch.lanes_with_more.is_empty()
+}
+
+/// Where the reads of groups began that came to the end of their group.
+fn ended(groups: &[ReadOn], batches: &[Batch]) -> Vec<MessageKey> {
+    let ended = groups.iter().zip(batches).filter(|(wanted, batch)| is_all_of_group(wanted, batch));
+    ended.map(|(wanted, _)| wanted.position.after).collect()
+}
+
+/// Groups of which the lanes, read under a later snapshot, show more: what was committed before that may be missing.
+fn shown_after(groups: &[ReadOn], answer: &ReadAnswer) -> HashSet<Arc<str>> {
+    let ended = groups.iter().zip(&answer.groups).filter(|(wanted, batch)| is_all_of_group(wanted, batch));
+    let ended: HashSet<&Arc<str>> = ended.map(|(wanted, _)| &wanted.position.group).collect();
+    if ended.is_empty() {
+        return HashSet::new();
+    }
+    let shown = answer.lanes.messages.iter().filter_map(|message| message.group.as_ref());
+    shown.filter(|group| ended.contains(group)).cloned().collect()
+}
+
+/// Whether a look at a gap began at the bottom.
+fn is_from_bottom(gap: &Rescan) -> bool {
+    gap.ranges.iter().all(|range| range.above == MessageId::NONE)
+}
+
 /// Everything that taking in a batch works on.
 pub(super) struct Admission<'a> {
     pub(super) intake: &'a mut Intake,
@@ -78,13 +107,16 @@ impl Admission<'_> {
     pub(super) fn read(&mut self, mut work: ReadWork, answer: ReadAnswer) -> bool {
         let mut is_new = false;
         let mut late = Vec::new();
-        if let Some((rescan, rescanned)) = work.request.gap.as_ref().zip(answer.gap) {
+        if let Some((rescan, rescanned)) = work.request.gap.as_ref().zip(answer.gap.as_ref()) {
             let watermarks = &mut self.standing.knowledge.watermarks;
-            if self.standing.kind == QueueKind::Fifo && watermarks.shows_late(&rescanned.snapshot) {
+            let shows_late = self.standing.kind == QueueKind::Fifo && watermarks.shows_late(&rescanned.snapshot);
+            // A look that began at the bottom has seen what such writers left.
+            if shows_late && !is_from_bottom(rescan) {
                 self.schedule.not_read_on(&work.groups);
                 return true;
             }
-            late = self.gap(rescan, &rescanned);
+            let view = View { snapshot: &rescanned.snapshot, began_at: work.began_at };
+            late = self.gap(rescan, rescanned, view, &ended(&work.groups, &answer.groups));
             is_new = !late.is_empty();
         }
         let watermarks = &self.standing.knowledge.watermarks;
@@ -99,12 +131,14 @@ impl Admission<'_> {
             late.contains(&after.lane) || (after.id > watermarks.position(after.lane) && !is_whole(after.lane))
         };
         let too_early: Vec<bool> = work.groups.iter().map(is_too_early).collect();
+        let goes_on = shown_after(&work.groups, &answer);
         for ((wanted, batch), is_too_early) in work.groups.iter().zip(answer.groups).zip(too_early) {
             is_new = true;
             if is_too_early {
                 self.schedule.not_read_on(std::slice::from_ref(wanted));
             } else {
-                self.group(wanted, batch, &mut work.memory);
+                let is_all = is_all_of_group(wanted, &batch) && !goes_on.contains(&wanted.position.group);
+                self.group(wanted, batch, is_all, &mut work.memory);
             }
         }
         // A rescan from the bottom may have set a lane back since the read began.
@@ -120,17 +154,31 @@ impl Admission<'_> {
     }
 
     /// Applies a look at the gap: watermarks move up over what it settles, and back below what it found; returns the lanes
-    /// where it found something.
-    fn gap(&mut self, rescan: &Rescan, rescanned: &Rescanned) -> Vec<Lane> {
+    /// where it found something. It left out what was known to wait in the table. Of groups that were read to their end in the same
+    /// answer, under an earlier snapshot, more may have come since; of those it says nothing above where that read began.
+    fn gap(&mut self, rescan: &Rescan, rescanned: &Rescanned, view: View<'_>, ended: &[MessageKey]) -> Vec<Lane> {
+        let is_said = |lane: Lane| ended.iter().all(|after| after.lane != lane);
+        let said_to = |range: &Range| {
+            let of_lane = ended.iter().filter(|after| after.lane == range.lane);
+            of_lane.map(|after| after.id).fold(range.upto, MessageId::min)
+        };
         let count = |lane: Lane| rescanned.found.iter().filter(|found| found.key.lane == lane).count();
         let is_complete = |lane: Lane| count(lane) < rescan.most;
         let covered: Vec<(Lane, MessageId)> = rescan
             .ranges
             .iter()
             .filter(|range| is_complete(range.lane))
-            .map(|range| (range.lane, range.upto))
+            .map(|range| (range.lane, said_to(range)))
             .collect();
-        self.standing.knowledge.watermarks.rescanned(&covered, &rescanned.snapshot, self.now);
+        let knowledge = &mut self.standing.knowledge;
+        knowledge.watermarks.rescanned(&covered, view, self.now);
+        if is_from_bottom(rescan) {
+            knowledge.scan.was_at_once(&rescan.ranges, rescanned.took);
+            let epoch = knowledge.watermarks.epoch();
+            for (lane, _) in covered.iter().filter(|(lane, _)| is_said(*lane)) {
+                knowledge.watermarks.rescanned_from_the_bottom(*lane, epoch);
+            }
+        }
         self.find_late(&rescanned.found)
     }
 
@@ -154,14 +202,13 @@ impl Admission<'_> {
         late
     }
 
-    fn group(&mut self, wanted: &ReadOn, batch: Batch, memory: &mut Reserved) {
+    fn group(&mut self, wanted: &ReadOn, batch: Batch, is_all: bool, memory: &mut Reserved) {
         self.intake.follow(batch.is_cut);
         let position = &wanted.position;
         if let Some(Hold::Group { by }) = batch.messages.iter().find_map(|message| message.hold) {
             self.schedule.block(&position.group, MessageKey { lane: position.after.lane, id: by });
             return;
         }
-        let is_all = batch.messages.len() < position.most && !batch.is_cut && batch.lanes_with_more.is_empty();
         let mut read = ReadOnAnswer { is_all, ..ReadOnAnswer::default() };
         for message in batch.messages {
             if let Some(wait) = message.wait {

@@ -61,7 +61,7 @@ impl Session {
             Completion::Writers { asked_at, answer } => {
                 self.is_asking_writers = false;
                 match answer {
-                    Ok(writers) => standing.knowledge.watermarks.note_writers(writers, asked_at),
+                    Ok(writers) => standing.knowledge.watermarks.note_writers(writers, asked_at, now),
                     Err(error) => self.close(Closing::Broken(error)),
                 }
             }
@@ -117,6 +117,9 @@ impl Session {
         self.intake.due_ended(now);
         match answer {
             Ok(batch) => {
+                if batch.messages.is_empty() {
+                    self.intake.nothing_was_due(now);
+                }
                 let mut admission = self.admission(standing, now);
                 let is_new = admission.due(batch, &mut memory);
                 let refused = admission.refused;
@@ -161,10 +164,11 @@ impl Session {
         (!messages.is_empty()).then_some(Work::SetAside { messages })
     }
 
-    fn rescanned(&mut self, work: &RescanWork, answer: Answer<Rescanned>, standing: &mut Standing, now: Time) {
+    fn rescanned(&mut self, work: &RescanWork, answer: Answer<Option<Rescanned>>, standing: &mut Standing, now: Time) {
         self.intake.is_rescanning = false;
         match answer {
-            Ok(rescanned) => {
+            Ok(None) => standing.knowledge.scan.cut_short(&work.rescan, now),
+            Ok(Some(rescanned)) => {
                 self.admission(standing, now).find_late(&rescanned.found);
                 let knowledge = &mut standing.knowledge;
                 let watermarks = &knowledge.watermarks;

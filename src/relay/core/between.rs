@@ -1,21 +1,23 @@
 //! Between claims: prepare, scan for the first time, look, rest, claim. Pure.
 //!
-//! One question is under way at a time. What SQS has accepted and nobody has recorded is written before anything else.
+//! Here is what is asked next; [`answers`] has what comes of it. One question is under way at a time. What SQS has accepted and
+//! nobody has recorded is written before anything else.
+
+mod answers;
 
 use std::time::Duration;
 
-use super::first_scan::{FirstScan, Scanned};
+use super::first_scan::FirstScan;
 use super::questions::HeldCheck;
-use super::session::{Session, claim_limit};
-use super::standing::{Knowledge, Report, Standing};
+use super::session::claim_limit;
+use super::standing::{Knowledge, Standing};
 use super::watermark::Watermarks;
-use super::work::{Completion, FirstLook, RescanWork, Work};
+use super::work::{RescanWork, Work};
 use super::{Control, Core, GaveUp, Until};
 use crate::clock::Time;
 use crate::health::Activity;
 use crate::message::{LANES, Lane, MessageId, QueueKind};
-use crate::outbox::{Claimed, OutboxError, Pending, Settled};
-use crate::reading::{ByLane, HeldGroup, Look, Rescan, Rescanned, Watch, Which};
+use crate::reading::{ByLane, Rescan, Watch};
 use crate::retry::Delays;
 
 /// First and longest pause after a database failure.
@@ -51,6 +53,17 @@ enum Plan {
     CheckPending,
 }
 
+/// What comes before a look, if it is time for it. Each gets one turn between two looks, so that there is a look and a claim
+/// however long a slow database takes for each: by then the first of them may be due again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Turn {
+    #[default]
+    Rescan,
+    HeldCheck,
+    Writers,
+    Look,
+}
+
 /// What a look at all destinations brings that was not known.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct News {
@@ -64,6 +77,9 @@ pub(super) struct News {
 #[derive(Debug)]
 pub(super) struct Between {
     plan: Plan,
+    turn: Turn,
+    /// The last look has found something.
+    has_found: bool,
     /// What is being asked.
     asking: Option<&'static str>,
     is_prepared: bool,
@@ -110,19 +126,23 @@ struct Share {
     max_lanes: usize,
     /// Lanes that had work and were all held by others, and until when not to look whether that is still so.
     contended: Option<(Vec<Lane>, Time)>,
+    /// Whether the last claim got none because others hold them. It holds while the relay looks and asks again.
+    is_elsewhere: bool,
 }
 
 impl Between {
     pub(super) fn new(now: Time) -> Self {
         Self {
             plan: Plan::Look,
+            turn: Turn::default(),
+            has_found: false,
             asking: None,
             is_prepared: false,
             first_scan: FirstScan::default(),
             pause: Pause::default(),
             watch: None,
             heeded_due: None,
-            share: Share { max_lanes: LANES, contended: None },
+            share: Share { max_lanes: LANES, contended: None, is_elsewhere: false },
             held_check: HeldCheck::new(now),
             database_delays: Delays::new(DATABASE_RETRY.0, DATABASE_RETRY.1),
             started_at: now,
@@ -188,6 +208,7 @@ impl Between {
         standing.knowledge = Knowledge::new(Watermarks::default(), ByLane::default(), now);
         self.first_scan = FirstScan::default();
         self.share.contended = None;
+        self.share.is_elsewhere = false;
         self.plan = Plan::Look;
     }
 
@@ -213,8 +234,8 @@ impl Between {
     /// What it is doing.
     pub(super) fn activity(&self) -> Activity {
         match (self.asking, &self.plan) {
+            _ if self.share.is_elsewhere => Activity::LanesAreElsewhere,
             (Some(what), _) => Activity::Asking(what),
-            (None, _) if self.share.contended.is_some() => Activity::LanesAreElsewhere,
             (None, Plan::Rest) => Activity::Idle,
             (None, _) => Activity::Asking("pauses before it asks again"),
         }
@@ -345,32 +366,55 @@ impl Core {
             self.between.plan = Plan::Look;
             return self.look(now);
         }
-        if now >= knowledge.scan.due_at() || self.must_rescan() {
-            return self.rescan(now);
-        }
-        None
+        self.rescan_if_due(now)
     }
 
     fn look(&mut self, now: Time) -> Option<Work> {
-        if now >= self.standing.knowledge.scan.due_at() || self.must_rescan() {
-            return self.rescan(now);
-        }
-        let order = self.standing.order();
-        let knowledge = &self.standing.knowledge;
-        if order.is_kept() {
-            let doubtful = knowledge.remembered.iter().filter(|group| group.goes_on.is_doubtful(now));
-            let doubtful = doubtful.map(|group| &group.group);
-            let deaths = self.standing.outcomes.deaths();
-            if let Some(work) = self.between.held_check.due(doubtful, order, deaths, now) {
-                return self.ask("checks which groups are held up", work);
+        loop {
+            let (work, next) = match self.between.turn {
+                Turn::Rescan => (self.rescan_if_nobody_waits(now), Turn::HeldCheck),
+                Turn::HeldCheck => (self.check_held(now), Turn::Writers),
+                Turn::Writers => (self.ask_writers(now), Turn::Look),
+                Turn::Look => (self.look_at_lanes(), Turn::Rescan),
+            };
+            self.between.turn = next;
+            if work.is_some() || next == Turn::Rescan {
+                return work;
             }
         }
-        if knowledge.watermarks.wants_writers(now) {
-            return self.ask("asks who is writing", Work::Writers { asked_at: now });
+    }
+
+    fn rescan_if_due(&mut self, now: Time) -> Option<Work> {
+        let is_due = now >= self.standing.knowledge.scan.due_at() || self.must_rescan();
+        if is_due { self.rescan(now) } else { None }
+    }
+
+    /// While one claim follows another, the claims rescan all lanes, beside their reads; here messages would wait for it.
+    fn rescan_if_nobody_waits(&mut self, now: Time) -> Option<Work> {
+        let covers_all = self.between.has_found && self.between.share.max_lanes == LANES;
+        if covers_all && !self.must_rescan() { None } else { self.rescan_if_due(now) }
+    }
+
+    fn check_held(&mut self, now: Time) -> Option<Work> {
+        let order = self.standing.order();
+        if !order.is_kept() {
+            return None;
         }
-        let lows = knowledge.watermarks.lows();
+        let remembered = &self.standing.knowledge.remembered;
+        let doubtful = remembered.iter().filter(|group| group.goes_on.is_doubtful(now)).map(|group| &group.group);
+        let work = self.between.held_check.due(doubtful, order, self.standing.outcomes.deaths(), now)?;
+        self.ask("checks which groups are held up", work)
+    }
+
+    fn ask_writers(&mut self, now: Time) -> Option<Work> {
+        let is_wanted = self.standing.knowledge.watermarks.wants_writers(now);
+        if is_wanted { self.ask("asks who is writing", Work::Writers { asked_at: now }) } else { None }
+    }
+
+    fn look_at_lanes(&mut self) -> Option<Work> {
+        let lows = self.standing.knowledge.watermarks.lows();
         self.between.heeded_due = self.between.watch.and_then(|watch| watch.latest_due);
-        let longest_delay = self.standing.tuning.retry_max;
+        let (order, longest_delay) = (self.standing.order(), self.standing.tuning.retry_max);
         self.ask("looks for messages", Work::Look { lows, order, longest_delay })
     }
 
@@ -388,10 +432,13 @@ impl Core {
         let waiting = knowledge.remembered.iter().filter(waits);
         let rescan = Rescan {
             waiting: waiting.map(|group| (std::sync::Arc::clone(&group.group), group.after)).collect(),
+            limit: knowledge.scan.limit(&ranges),
             ranges,
             // The lowest of each lane is enough: the claim that follows reads on from there.
             most: 1,
-            which: if order.is_kept() { Which::Ready(order) } else { Which::All },
+            // What is held up counts too, until it is remembered.
+            ready_only: Vec::new(),
+            order,
         };
         self.ask("looks from the bottom", Work::Rescan(RescanWork { rescan, proof: None, statement: 0 }))
     }
@@ -401,198 +448,7 @@ impl Core {
         let (most, limit) = (self.between.share.max_lanes, claim_limit(self.standing.tuning.request_timeout));
         self.ask("claims lanes", Work::Claim { lanes, most, limit })
     }
-
-    /// Takes an answer that is no session's; returns what is to begin at once.
-    pub(super) fn answered(&mut self, completion: Completion, now: Time) -> Option<Work> {
-        self.between.asking = None;
-        let mut next = None;
-        let result = match completion {
-            Completion::Prepared(answer) => answer.map(|()| self.between.is_prepared = true),
-            Completion::FirstLooked(answer) => answer.map(|first| self.first_looked(first, now)),
-            Completion::Rescanned(work, answer) => answer.map(|rescanned| self.rescanned(&work, &rescanned, now)),
-            Completion::Looked(answer) => answer.map(|look| self.looked(&look, now)),
-            Completion::Writers { asked_at, answer } => {
-                answer.map(|writers| self.standing.knowledge.watermarks.note_writers(writers, asked_at))
-            }
-            Completion::HeldChecked { deaths, answer, .. } => answer.map(|held| self.held_checked(&held, deaths, now)),
-            Completion::PendingChecked(answer) => answer.map(|pending| self.pending(pending, now)),
-            Completion::Claimed(answer) => answer.map(|claimed| next = self.claimed(claimed, now)),
-            Completion::Released(answer) => answer,
-            Completion::Settled { settlements, took, answer } => {
-                self.standing.write_rate.note(settlements.len(), took, answer.is_ok());
-                self.settled(settlements, answer, now)
-            }
-            Completion::SetAside { messages, answer } => {
-                self.standing.outcomes.set_aside(&messages, answer.is_ok(), now);
-                answer.map(|()| self.standing.report(Report::Quarantined(messages)))
-            }
-            // The claim was given back, or a session was told.
-            Completion::ClaimLost => Ok(()),
-            other => {
-                debug_assert!(false, "not asked for between claims: {other:?}");
-                Ok(())
-            }
-        };
-        match result {
-            Ok(()) => self.standing.report(Report::DatabaseAnswered),
-            Err(error) => self.database_failed(error, now),
-        }
-        next
-    }
-
-    fn settled(
-        &mut self,
-        settlements: Vec<crate::message::Settlement>,
-        answer: Result<Settled, OutboxError>,
-        now: Time,
-    ) -> Result<(), OutboxError> {
-        match self.standing.outcomes.written(settlements, answer, now) {
-            super::outcomes::Written::Done(settlements, settled) => self.standing.recorded(settlements, settled),
-            super::outcomes::Written::Divided => {}
-            super::outcomes::Written::Failed(error) => return Err(error),
-        }
-        Ok(())
-    }
-
-    fn first_looked(&mut self, first: FirstLook, now: Time) {
-        // A server that took over may have no lanes yet.
-        self.between.is_prepared = first.incarnations.iter().all(|(_, incarnation)| incarnation.is_some());
-        if self.between.is_prepared {
-            let scanned = self.between.first_scan.looked(first);
-            self.start(scanned, now);
-        }
-    }
-
-    /// The first scan is over.
-    fn start(&mut self, scanned: Option<Scanned>, now: Time) {
-        if let Some(Scanned { floors, first }) = scanned {
-            let watermarks = Watermarks::start(&floors, &first);
-            self.standing.knowledge = Knowledge::new(watermarks, first.incarnations, now);
-            self.between.plan = Plan::Look;
-        }
-    }
-
-    fn rescanned(&mut self, work: &RescanWork, rescanned: &Rescanned, now: Time) {
-        if !self.between.first_scan.is_done() {
-            let scanned = self.between.first_scan.rescanned(work, rescanned);
-            return self.start(scanned, now);
-        }
-        let knowledge = &mut self.standing.knowledge;
-        let mut late = 0;
-        for found in &rescanned.found {
-            late += u64::from(found.key.id <= knowledge.watermarks.low(found.key.lane));
-            knowledge.watermarks.rewind(found.key.lane, found.key.id);
-        }
-        // Where something was found the lane is read from there, and that is all there is.
-        let watermarks = &knowledge.watermarks;
-        let done = knowledge.scan.came_back(&work.rescan.ranges, |lane| watermarks.low(lane), rescanned.took, now);
-        let done_any = !done.is_empty();
-        for (lane, epoch) in done {
-            knowledge.watermarks.rescanned_from_the_bottom(lane, epoch);
-        }
-        // What was written above the watermarks without the sequence of ids is seen by no watch.
-        if self.between.plan == Plan::Rest && done_any {
-            self.between.plan = Plan::Look;
-        }
-        if !rescanned.found.is_empty() {
-            self.standing.report(Report::Late(late));
-            self.between.plan = Plan::Claim(rescanned.found.iter().map(|found| found.key.lane).collect());
-        }
-    }
-
-    fn looked(&mut self, look: &Look, now: Time) {
-        let knowledge = &mut self.standing.knowledge;
-        // Ids are handed out again: somebody has set the sequence back, or restored the database.
-        if look.last_id < knowledge.watermarks.last_id() {
-            self.standing.report(Report::AnotherHistory);
-            self.between.forget(&mut self.standing, now);
-            return;
-        }
-        self.between.database_delays.reset();
-        // A writer that was overtaken has ended; what it left below the watermarks may be the head of a group.
-        knowledge.watermarks.shows_late(&look.snapshot);
-        let empty = Lane::all().filter(|lane| !look.ready.contains(lane));
-        knowledge.watermarks.looked(empty, look, now);
-        let goes_on = knowledge.remembered.iter().filter(|group| group.goes_on.is_now(now)).map(|group| group.lane);
-        let mut ready: Vec<Lane> = look.ready.iter().chain(&look.due).copied().chain(goes_on).collect();
-        ready.sort_unstable();
-        ready.dedup();
-        if !ready.is_empty() {
-            self.between.plan = Plan::Claim(ready);
-            return;
-        }
-        self.failing_since = None;
-        self.between.plan = match self.until {
-            Until::Empty => Plan::CheckPending,
-            Until::Drained if !self.between.has_news(self.standing.knowledge.watermarks.lowest()) => Plan::Rest,
-            Until::Drained => {
-                self.pause_to_poll(now);
-                Plan::Look
-            }
-        };
-    }
-
-    fn pause_to_poll(&mut self, now: Time) {
-        let jitter = 0.8 + 0.4 * self.standing.dice.f64();
-        self.between.pause.soft = Some(now + self.standing.tuning.poll_interval.mul_f64(jitter));
-    }
-
-    fn held_checked(&mut self, held: &[HeldGroup], deaths: u64, now: Time) {
-        self.between.held_check.answered();
-        if deaths == self.standing.outcomes.deaths() {
-            self.standing.knowledge.hear(held, now);
-        }
-    }
-
-    fn pending(&mut self, pending: Pending, now: Time) {
-        if pending != Pending::Some && self.until == Until::Empty {
-            self.ended.is_blocked = pending == Pending::OnlyHeld;
-            self.ended.is_cut_short = false;
-            self.outcome = Some(Ok(self.ended));
-            return;
-        }
-        self.between.plan = Plan::Look;
-        if self.between.pause.soft.is_none() && self.control == Control::Running {
-            self.pause_to_poll(now);
-        }
-    }
-
-    fn claimed(&mut self, claimed: Option<Claimed>, now: Time) -> Option<Work> {
-        let plan = std::mem::replace(&mut self.between.plan, Plan::Look);
-        let Some(claimed) = claimed else {
-            if let Plan::Claim(ready) = plan {
-                self.contended(ready, now);
-            }
-            return None;
-        };
-        self.between.share.contended = None;
-        if !self.standing.knowledge.is_about(&claimed.lanes) {
-            self.standing.report(Report::AnotherHistory);
-            self.between.forget(&mut self.standing, now);
-            return self.ask(GIVES_BACK, Work::Release);
-        }
-        self.between.finished_before = self.standing.outcomes.finished();
-        let (session, extend) = Session::new(&claimed, &mut self.standing, now);
-        self.session = Some(session);
-        extend
-    }
-
-    /// Others have all lanes that have something.
-    fn contended(&mut self, ready: Vec<Lane>, now: Time) {
-        // The database answers, and somebody delivers.
-        self.failing_since = None;
-        // Others have all lanes and much to do. Whoever took all that one of them gives back would only swap places.
-        if ready.len() >= LANES / 2 {
-            self.between.share.max_lanes = self.between.share.max_lanes.min(LANES / 2);
-        }
-        let (ready, until) = self.between.share.contended.take().unwrap_or((ready, now + LOOK_AGAIN));
-        if now < until {
-            self.between.plan = Plan::Claim(ready.clone());
-            self.between.share.contended = Some((ready, until));
-        } else {
-            // A server that took over has no lanes, or other ones.
-            self.between.is_prepared = false;
-        }
-        self.pause_to_poll(now);
-    }
 }
+
+#[cfg(test)]
+mod tests;

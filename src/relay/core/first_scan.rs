@@ -5,7 +5,7 @@
 
 use super::work::{FirstLook, RescanWork, Work};
 use crate::message::{Lane, MessageId};
-use crate::reading::{ByLane, ChunkWidth, Range, Rescan, Rescanned, Which};
+use crate::reading::{ByLane, ChunkWidth, Range, Rescan, Rescanned};
 
 /// What is known at the end of the first scan.
 #[derive(Debug)]
@@ -51,7 +51,8 @@ impl FirstScan {
                 let missing = Lane::all().filter(|lane| scanning.floors[*lane].is_none());
                 let ranges = missing.map(|lane| Range { lane, above: scanning.above, upto }).collect();
                 // What is held up counts: it has to be read to be known.
-                let rescan = Rescan { ranges, most: 1, waiting: Vec::new(), which: Which::All };
+                let limit = scanning.width.limit();
+                let rescan = Rescan { ranges, most: 1, limit, ..Rescan::default() };
                 Some(Work::Rescan(RescanWork { rescan, proof: None, statement: 0 }))
             }
             Self::Done => None,
@@ -66,11 +67,17 @@ impl FirstScan {
         self.finish()
     }
 
+    /// A chunk was cut short: the next begins where it began, and is narrower.
+    pub(super) fn cut_short(&mut self, work: &RescanWork) {
+        if let Self::Scanning(scanning) = self {
+            scanning.width.was_cut_short(work.rescan.width());
+        }
+    }
+
     /// A chunk has come.
     pub(super) fn rescanned(&mut self, work: &RescanWork, rescanned: &Rescanned) -> Option<Scanned> {
         let Self::Scanning(scanning) = self else { return None };
-        let walked = work.rescan.ranges.first().map_or(0, Range::width);
-        scanning.width.took(walked, rescanned.took);
+        scanning.width.took(work.rescan.width(), rescanned.took);
         for found in &rescanned.found {
             scanning.floors[found.key.lane].get_or_insert(found.key.id.previous());
         }

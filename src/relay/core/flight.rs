@@ -59,11 +59,13 @@ impl Flight {
         while self.requests < most
             && self.has_room(standing)
             && self.may_send(schedule, expects_more, until, now)
-            && let Some(memory) = self.memory(schedule, standing, now)
+            && let Some(mut memory) = self.memory(schedule, standing, now)
             && let Some(items) = schedule.next_request()
         {
+            let bytes = items.iter().map(|item| item.entry.bytes()).sum::<usize>();
+            memory.resize(COPIES * bytes + REQUEST_BYTES);
             self.requests += 1;
-            self.bytes += items.iter().map(|item| item.entry.bytes()).sum::<usize>();
+            self.bytes += bytes;
             self.entries += items.len();
             work.push(Work::Publish { items, until, memory });
         }
@@ -89,9 +91,11 @@ impl Flight {
             && (self.requests == 0 || self.bytes < MAX_BYTES_IN_FLIGHT)
     }
 
-    /// Memory for the next request; a destination that has none in flight always gets it.
+    /// Memory for the next request, as if all that waits were of one size; a destination that has none in flight always gets
+    /// it.
     fn memory(&mut self, schedule: &Schedule, standing: &Standing, now: Time) -> Option<Reserved> {
-        let bytes = COPIES * schedule.waiting_bytes().min(MAX_BYTES) + REQUEST_BYTES;
+        let average = schedule.waiting_bytes() / schedule.waiting().max(1);
+        let bytes = COPIES * (average * standing.tuning.request_size).min(MAX_BYTES) + REQUEST_BYTES;
         let memory = standing.memory.try_reserve(bytes);
         let memory = memory.or_else(|| (self.requests == 0).then(|| standing.memory.reserve(bytes)));
         self.starved_until = memory.is_none().then(|| now + MEMORY_POLL);

@@ -9,12 +9,14 @@
 use std::time::Duration;
 
 use super::limits::Reserved;
+use super::positions::positions;
 use super::schedule::Schedule;
 use super::standing::Standing;
+use super::statements::Statements;
 use super::work::{ReadOn, ReadWork, RescanWork, Work};
 use crate::clock::Time;
-use crate::message::{LANES, Lane, MessageId, MessageKey, QueueKind};
-use crate::reading::{ByLane, ClaimProof, DueRequest, Lookup, Position, READ_BYTES, Range, ReadRequest, Rescan, Which};
+use crate::message::{Lane, MessageId, QueueKind};
+use crate::reading::{ByLane, ClaimProof, DueRequest, Lookup, Order, READ_BYTES, Range, ReadRequest, Rescan};
 
 /// How soon to read again after a read that was not full: commits are seen within this time while traffic flows.
 const ACTIVE_POLL: Duration = Duration::from_millis(5);
@@ -28,6 +30,9 @@ const GAP_RESCAN_BUSY: Duration = Duration::from_millis(250);
 
 /// How often recorded retries are looked for that have fallen due.
 const DUE_POLL: Duration = Duration::from_millis(50);
+
+/// The same under backlog, while there are none: planning the question takes as long as reading a hundred messages.
+const DUE_POLL_BUSY: Duration = Duration::from_millis(250);
 
 /// Retries read at once.
 const MAX_DUE: usize = 1000;
@@ -64,46 +69,6 @@ impl StoredBytes {
     /// What to ask for next, after a read that had to be cut, or had not.
     fn follow(&mut self, is_cut: bool) {
         self.0 = if is_cut { (self.0 / 2).max(READ_BYTES / 256) } else { (self.0 * 2).min(READ_BYTES) };
-    }
-}
-
-/// Statements by the order in which they began, so that nobody forgets a message which one of them may still show.
-#[derive(Debug, Default)]
-pub(super) struct Statements {
-    next: u64,
-    under_way: Vec<u64>,
-    /// Messages that are settled, and the last statement that may have seen them pending.
-    settled: Vec<(u64, Vec<MessageKey>)>,
-}
-
-impl Statements {
-    fn begin(&mut self) -> u64 {
-        self.next += 1;
-        self.under_way.push(self.next);
-        self.next
-    }
-
-    /// A statement has come back and was applied.
-    pub(super) fn end(&mut self, statement: u64, schedule: &mut Schedule) {
-        self.under_way.retain(|other| *other != statement);
-        self.forget(schedule);
-    }
-
-    /// These messages are settled. They stay known while a statement is under way that may have seen them pending.
-    pub(super) fn settled(&mut self, keys: Vec<MessageKey>, schedule: &mut Schedule) {
-        self.settled.push((self.next, keys));
-        self.forget(schedule);
-    }
-
-    fn forget(&mut self, schedule: &mut Schedule) {
-        let oldest = self.under_way.first().copied().unwrap_or(u64::MAX);
-        self.settled.retain(|(last, keys)| {
-            let is_over = *last < oldest;
-            if is_over {
-                keys.iter().for_each(|key| schedule.forget(*key));
-            }
-            !is_over
-        });
     }
 }
 
@@ -195,10 +160,22 @@ impl Intake {
         !is_under_way && self.full.is_empty() && self.quiet.due == now && self.open.iter().all(is_quiet)
     }
 
-    /// Whether nothing may be read before the open lanes were rescanned from the bottom.
-    pub(super) fn must_rescan(&self, standing: &Standing) -> bool {
+    /// Whether the open lanes have to be rescanned from the bottom before more of them is sent.
+    fn must_rescan(&self, standing: &Standing) -> bool {
         standing.kind == QueueKind::Fifo
             && self.open.iter().any(|lane| standing.knowledge.watermarks.must_rescan(*lane))
+    }
+
+    /// Whether nothing may be read before that. Where one statement is enough it goes with the read, as a look at a gap that
+    /// begins at the bottom: it sees what every writer left that has ended by then, so that reading goes on however often that
+    /// happens.
+    pub(super) fn waits_for_rescan(&self, standing: &Standing) -> bool {
+        self.must_rescan(standing) && !self.rescans_at_once(standing)
+    }
+
+    fn rescans_at_once(&self, standing: &Standing) -> bool {
+        let watermarks = &standing.knowledge.watermarks;
+        standing.knowledge.scan.is_at_once(self.open.iter().map(|lane| watermarks.position(*lane)))
     }
 
     fn has_room(&self, schedule: &Schedule, standing: &Standing) -> bool {
@@ -217,13 +194,12 @@ impl Intake {
         if self.open.is_empty() {
             return work;
         }
-        let must_rescan = self.must_rescan(standing);
-        if !self.is_reading && !must_rescan {
+        let waits_for_rescan = self.waits_for_rescan(standing);
+        if !self.is_reading && !waits_for_rescan {
             work.extend(self.read(schedule, standing, now));
         }
-        let waits_for_read = must_rescan && self.is_reading;
-        let may_rescan = !self.is_rescanning && !waits_for_read;
-        if may_rescan && (must_rescan || now >= standing.knowledge.scan.due_at()) {
+        let may_rescan = !self.is_rescanning && (!waits_for_rescan || !self.is_reading);
+        if may_rescan && (waits_for_rescan || now >= standing.knowledge.scan.due_at()) {
             work.push(self.rescan(schedule, standing, proof, now));
         }
         if now >= self.next_due && !self.is_asking_for_due && self.has_room(schedule, standing) {
@@ -238,9 +214,9 @@ impl Intake {
             return None;
         }
         let has_room = self.has_room(schedule, standing);
-        let must_rescan = self.must_rescan(standing);
-        let read = (!self.is_reading && !must_rescan && has_room).then_some(self.next_read);
-        let rescan = (!self.is_rescanning && !must_rescan).then(|| standing.knowledge.scan.due_at());
+        let waits_for_rescan = self.waits_for_rescan(standing);
+        let read = (!self.is_reading && !waits_for_rescan && has_room).then_some(self.next_read);
+        let rescan = (!self.is_rescanning && !waits_for_rescan).then(|| standing.knowledge.scan.due_at());
         let due = (!self.is_asking_for_due && has_room).then_some(self.next_due);
         [read, rescan, due].into_iter().flatten().min()
     }
@@ -287,7 +263,7 @@ impl Intake {
             order: standing.order(),
         };
         let statement = self.statements.begin();
-        Some(Work::Read(Box::new(ReadWork { request, groups, statement, memory })))
+        Some(Work::Read(Box::new(ReadWork { request, groups, began_at: now, statement, memory })))
     }
 
     /// Memory for a read: as much as it may bring, or what is left. Whoever holds nothing always gets enough for a message.
@@ -311,18 +287,18 @@ impl Intake {
         let watermarks = &standing.knowledge.watermarks;
         let has_gap = self.open.iter().any(|lane| watermarks.has_gap(*lane));
         let is_due = match standing.kind {
-            QueueKind::Fifo => has_gap || watermarks.has_overtaken(),
+            QueueKind::Fifo => has_gap || watermarks.has_overtaken() || self.must_rescan(standing),
             QueueKind::Standard => has_gap && now >= self.next_gap_rescan,
         };
         if !is_due {
             return None;
         }
         self.next_gap_rescan = now + if self.full.is_empty() { GAP_RESCAN } else { GAP_RESCAN_BUSY };
-        let range = |lane: &Lane| Range { lane: *lane, above: watermarks.low(*lane), upto: watermarks.position(*lane) };
+        let is_from_bottom = self.must_rescan(standing);
+        let low = |lane| if is_from_bottom { MessageId::NONE } else { watermarks.low(lane) };
+        let range = |lane: &Lane| Range { lane: *lane, above: low(*lane), upto: watermarks.position(*lane) };
         let ranges: Vec<Range> = self.open.iter().map(range).collect();
-        let has_crowd = self.open.iter().any(|lane| schedule.has_crowd(*lane));
-        let which = if has_crowd { Which::Ready(standing.order()) } else { Which::All };
-        Some(rescan_of(ranges, schedule, which))
+        Some(rescan_of(ranges, schedule, standing.order()))
     }
 
     /// The next chunk of the look from the bottom.
@@ -332,8 +308,8 @@ impl Intake {
         let knowledge = &mut standing.knowledge;
         let watermarks = &knowledge.watermarks;
         let ranges = knowledge.scan.chunk(&self.open, |lane| watermarks.position(lane), watermarks.epoch(), now);
-        let which = if order.is_kept() { Which::Ready(order) } else { Which::All };
-        let rescan = rescan_of(ranges, schedule, which);
+        let limit = knowledge.scan.limit(&ranges);
+        let rescan = Rescan { limit, ..rescan_of(ranges, schedule, order) };
         let statement = self.statements.begin();
         Work::Rescan(RescanWork { rescan, proof: Some(proof.clone()), statement })
     }
@@ -382,6 +358,13 @@ impl Intake {
         self.next_due = now + DUE_POLL;
     }
 
+    /// It had no messages.
+    pub(super) fn nothing_was_due(&mut self, now: Time) {
+        if self.was_full() {
+            self.next_due = now + DUE_POLL_BUSY;
+        }
+    }
+
     /// Nothing of it was new.
     pub(super) fn due_showed_nothing(&mut self) {
         self.quiet.due = Some(self.quiet.due_began);
@@ -407,72 +390,9 @@ impl Intake {
 }
 
 /// A look at these ranges, without what is known to wait in the table.
-pub(super) fn rescan_of(ranges: Vec<Range>, schedule: &Schedule, which: Which) -> Rescan {
+pub(super) fn rescan_of(ranges: Vec<Range>, schedule: &Schedule, order: Order) -> Rescan {
     let waiting = schedule.waiting_in_table(&ranges);
+    let ready_only = ranges.iter().map(|range| range.lane).filter(|lane| schedule.has_crowd(*lane)).collect();
     // Room for all that is known and some that is not, so that the known cannot hide the unknown.
-    Rescan { ranges, most: schedule.known() + 100, waiting, which }
-}
-
-/// From where and how much to read: lanes that had more last time share the batch, the others are asked for a little.
-fn positions(
-    open: &[Lane],
-    full: &[Lane],
-    batch_size: usize,
-    dice: &mut fastrand::Rng,
-    position: impl Fn(Lane) -> MessageId,
-) -> Vec<Position> {
-    // With fewer messages wanted than lanes, a random part of the lanes is read, half of them of those with a backlog.
-    let max_lanes = open.len().min(batch_size);
-    let mut in_turn = |lanes: &[Lane]| {
-        let first = dice.usize(0..lanes.len().max(1));
-        lanes.iter().cycle().skip(first).take(lanes.len()).copied().collect::<Vec<Lane>>()
-    };
-    let mut lanes = in_turn(full);
-    lanes.truncate(max_lanes.div_ceil(2));
-    let others = in_turn(open).into_iter().filter(|lane| !lanes.contains(lane));
-    let others: Vec<Lane> = others.take(max_lanes - lanes.len()).collect();
-    lanes.extend(others);
-    let sharing = if full.is_empty() { max_lanes } else { full.len().min(max_lanes) };
-    let little = if full.is_empty() { 0 } else { (batch_size / LANES / 4).max(1) };
-    let for_others = little * (max_lanes - sharing);
-    let share = (batch_size.saturating_sub(for_others) / sharing.max(1)).max(1);
-    let most = |lane: &Lane| {
-        if full.is_empty() || full.contains(lane) { share } else { little }
-    };
-    lanes.into_iter().map(|lane| Position { lane, above: position(lane), most: most(&lane) }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn positions_of(open: &[Lane], full: &[Lane], batch_size: usize) -> Vec<Position> {
-        positions(open, full, batch_size, &mut fastrand::Rng::with_seed(7), |_| MessageId::NONE)
-    }
-
-    fn lanes(numbers: &[i16]) -> Vec<Lane> {
-        numbers.iter().filter_map(|number| Lane::new(*number)).collect()
-    }
-
-    #[test]
-    fn a_read_never_asks_for_more_than_a_batch() {
-        let open: Vec<Lane> = Lane::all().collect();
-        for batch_size in [1, 2, 7, 16, 17, 100, 1000, 10_000] {
-            for full in [vec![], lanes(&[3]), lanes(&[1, 2, 3]), open.clone()] {
-                let positions = positions_of(&open, &full, batch_size);
-                let total: usize = positions.iter().map(|position| position.most).sum();
-                assert!(total <= batch_size, "{batch_size} {full:?}: {positions:?}");
-                assert!(positions.iter().all(|position| position.most > 0));
-            }
-        }
-    }
-
-    #[test]
-    fn a_lane_with_a_backlog_gets_most_of_the_batch() {
-        let open: Vec<Lane> = Lane::all().collect();
-        let positions = positions_of(&open, &lanes(&[5]), 1000);
-        let of_five = positions.iter().find(|position| position.lane.number() == 5).unwrap();
-        assert!(of_five.most > 700, "{positions:?}");
-        assert_eq!(positions.len(), 16);
-    }
+    Rescan { ranges, most: schedule.known() + 100, waiting, ready_only, order, limit: None }
 }

@@ -171,6 +171,16 @@ impl Reserved {
         self.bytes
     }
 
+    /// Takes or gives back what is missing or too much, whether it is there or not.
+    pub(super) fn resize(&mut self, bytes: usize) {
+        let (more, less) = (bytes.saturating_sub(self.bytes), self.bytes.saturating_sub(bytes));
+        for count in [&self.share.budget.used, &*self.share.held] {
+            count.fetch_add(more, Ordering::Relaxed);
+            count.fetch_sub(less, Ordering::Relaxed);
+        }
+        self.bytes = bytes;
+    }
+
     /// Splits off a part; what is missing is taken from the budget, for the bytes are in memory already.
     pub(super) fn split(&mut self, bytes: usize) -> Reserved {
         let own = bytes.min(self.bytes);

@@ -115,6 +115,8 @@ pub(super) struct Leftovers {
     pub(super) remembered: Vec<Remembered>,
     /// From where lanes have to be read again for groups that were not remembered one by one.
     pub(super) lanes: Vec<(Lane, MessageId)>,
+    /// Lanes of which looks from the bottom may have left something out.
+    pub(super) half_seen: Vec<Lane>,
 }
 
 /// What a read of the rest of a group has brought.
@@ -137,6 +139,8 @@ struct Crowd {
     groups: HashSet<u64>,
     /// The lowest message of them that was seen.
     from: Option<MessageId>,
+    /// Whether there are some, or were: looks may have left out what waits behind a deferred message since.
+    has_been: bool,
 }
 
 /// Bookkeeping of the groups that wait in the table.
@@ -207,6 +211,7 @@ impl Parked {
         let hash = self.hasher.hash_one(name);
         let crowd = &mut self.crowds[key.lane];
         crowd.groups.insert(hash);
+        crowd.has_been = true;
         crowd.from = Some(crowd.from.map_or(key.id, |from| from.min(key.id)));
     }
 }
@@ -215,7 +220,8 @@ impl Schedule {
     /// Groups of which messages were left in the table within these ranges, each with the id above which that is so.
     pub(super) fn waiting_in_table(&self, ranges: &[Range]) -> Vec<(Arc<str>, MessageId)> {
         let is_there = |lane: Lane, rest: &Rest| {
-            ranges.iter().any(|range| range.lane == lane && rest.upto > range.above && rest.after < range.upto)
+            let is_in = |range: &Range| rest.upto > range.above && rest.after < range.upto;
+            rest.upto > rest.after && ranges.iter().any(|range| range.lane == lane && is_in(range))
         };
         let waits = |(name, group): (&Arc<str>, &Group)| {
             let rest = group.rest.filter(|rest| is_there(group.lane, rest))?;
@@ -227,7 +233,8 @@ impl Schedule {
     /// Whether a message of this group is one of those that were left in the table.
     pub(super) fn is_left(&self, key: MessageKey, group: Option<&Arc<str>>) -> bool {
         let Some(name) = group else { return false };
-        let has_rest = |group: &Group| group.rest.is_some_and(|rest| key.id > rest.after);
+        // Behind a deferred head of which nothing else was seen there may be anything.
+        let has_rest = |group: &Group| group.rest.is_some_and(|rest| key.id > rest.after && rest.upto > rest.after);
         self.groups.get(name).is_some_and(has_rest) || self.parked.has_in_crowd(key.lane, name)
     }
 
@@ -297,7 +304,7 @@ impl Schedule {
     pub(super) fn admit_head(&mut self, item: Item, read_to: MessageId) {
         let (key, group) = (item.key(), item.group.clone());
         self.admit(item);
-        let Some(name) = group.filter(|name| self.parked.has_in_crowd(key.lane, name)) else { return };
+        let Some(name) = group.filter(|_| self.parked.crowds[key.lane].has_been) else { return };
         let hash = self.parked.hasher.hash_one(&name);
         self.parked.crowds[key.lane].groups.remove(&hash);
         if let Some(group) = self.groups.get_mut(&name) {
@@ -308,8 +315,9 @@ impl Schedule {
     /// A lane is read again from this id on, or from lower for the sake of groups that were not remembered one by one; returns
     /// from where.
     pub(super) fn dissolve_crowd(&mut self, lane: Lane, id: MessageId) -> MessageId {
-        let crowd = std::mem::take(&mut self.parked.crowds[lane]);
-        crowd.from.map_or(id, |from| from.min(id))
+        let crowd = &mut self.parked.crowds[lane];
+        crowd.groups.clear();
+        crowd.from.take().map_or(id, |from| from.min(id))
     }
 
     /// Whether groups of a lane are parked without being remembered one by one.
@@ -453,7 +461,9 @@ impl Schedule {
                     continue;
                 }
                 let after = MessageKey { lane: group.lane, id: rest.after };
-                let position = GroupPosition { group: name, after, most: self.shape.window };
+                // The rest of the lane may be long, and none of this group.
+                let read_upto = upto.max(read_to(group.lane));
+                let position = GroupPosition { group: name, after, upto: read_upto, most: self.shape.window };
                 wanted.push(ReadOn { position, upto });
             }
         }
@@ -490,7 +500,8 @@ impl Schedule {
     /// Gives back everything that was not sent and forgets it. Nothing may be in flight.
     pub(super) fn take_leftovers(&mut self, now: Time) -> Leftovers {
         let lanes = self.parked.crowds.iter().filter_map(|(lane, crowd)| Some((lane, crowd.from?))).collect();
-        let mut leftovers = Leftovers { lanes, ..Leftovers::default() };
+        let half_seen = self.parked.crowds.iter().filter(|(_, crowd)| crowd.has_been).map(|(lane, _)| lane).collect();
+        let mut leftovers = Leftovers { lanes, half_seen, ..Leftovers::default() };
         let (free, delayed, groups) = self.take_all();
         let mut waits: HashMap<Arc<str>, Time> = HashMap::new();
         let alone = |item, until| Leftover { item, until, is_head: true };

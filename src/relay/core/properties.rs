@@ -23,9 +23,6 @@ use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunne
 use scenario::Scenario;
 use world::World;
 
-/// How long after the last misfortune everything that can be delivered is.
-const SOON: Duration = Duration::from_secs(60);
-
 /// How long a relay may take to find out that nothing is to be done, how long is looked whether it keeps quiet then, and how
 /// many works it may begin meanwhile.
 const CALM: Duration = Duration::from_secs(30);
@@ -34,7 +31,7 @@ const QUIET_WORKS: u64 = 400;
 
 fn run(scenario: Scenario) -> Result<(), (String, String)> {
     let total: u64 = scenario.actions.iter().map(|(wait, _)| u64::from(*wait)).sum();
-    let slowness = u32::from(scenario.database_millis / 50).max(1) + u32::from(scenario.queue_millis / 50);
+    let soon = scenario.deadline();
     let mut world = World::new(scenario);
     let begin = world.now;
     world.run_until(begin + Duration::from_millis(total), |_| false);
@@ -42,10 +39,14 @@ fn run(scenario: Scenario) -> Result<(), (String, String)> {
     let end = world.now + Duration::from_secs(15);
     world.run_until(end, |_| false);
     world.calm();
-    let deadline = world.now + SOON * slowness;
+    let deadline = world.now + soon;
     world.run_until(deadline, |world| world.overdue().next().is_none());
     if world.problem.is_none() {
         world.check_end();
+    }
+    if world.scenario.long_writers.take().is_some() {
+        let end = world.now + soon;
+        world.run_until(end, |_| false);
     }
     let end = world.now + CALM;
     world.run_until(end, |_| false);
@@ -96,6 +97,11 @@ fn check(days: impl Strategy<Value = Scenario>) {
 #[test]
 fn on_ordinary_days_every_message_arrives_once_and_in_order() {
     check(scenario::ordinary_days());
+}
+
+#[test]
+fn in_hot_groups_nothing_is_overtaken() {
+    check(scenario::hot_days());
 }
 
 #[test]

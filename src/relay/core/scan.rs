@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use crate::clock::Time;
 use crate::message::{Lane, MessageId};
-use crate::reading::{ByLane, ChunkWidth, Range};
+use crate::reading::{ByLane, CautiousWidth, Range, Rescan};
 
 /// How often everything is looked at from the bottom.
 const EVERY: Duration = Duration::from_secs(1);
+
+/// How often a pass is begun again because writers that were overtaken ended meanwhile, before all is looked at at once.
+const MOST_RESTARTS: u32 = 3;
 
 /// Looking from the bottom may take one part in so many of the time.
 const SHARE: u32 = 20;
@@ -31,14 +34,25 @@ struct Pass {
 pub(super) struct Scan {
     due_at: Time,
     began_at: Time,
-    width: ChunkWidth,
+    width: CautiousWidth,
     passes: ByLane<Pass>,
+    /// How often a pass was begun again since one came to its end.
+    restarts: u32,
+    /// Whether any chunk has come back, so that it is known what they cost.
+    has_come_back: bool,
 }
 
 impl Scan {
     /// A first pass is due in a second.
     pub(super) fn new(now: Time) -> Self {
-        Self { due_at: now + EVERY, began_at: now, width: ChunkWidth::default(), passes: ByLane::default() }
+        Self {
+            due_at: now + EVERY,
+            began_at: now,
+            width: CautiousWidth::default(),
+            passes: ByLane::default(),
+            restarts: 0,
+            has_come_back: false,
+        }
     }
 
     /// When the next chunk is due, unless it is wanted at once.
@@ -46,13 +60,43 @@ impl Scan {
         self.due_at
     }
 
-    /// An operator has changed something that only a look from the bottom shows.
+    /// An operator has changed something that only a look from the bottom shows: the pass begins again, but not for ever while
+    /// one change follows another.
     pub(super) fn hurry(&mut self, now: Time) {
         self.due_at = self.due_at.min(now);
+        let is_under_way = self.passes.iter().any(|(_, pass)| !pass.is_done && pass.upto > MessageId::NONE);
+        if is_under_way && self.restarts >= MOST_RESTARTS {
+            return;
+        }
+        self.restarts += u32::from(is_under_way);
         self.passes = ByLane::default();
     }
 
-    /// The next chunk of these lanes. Passes that began in an earlier epoch begin again; where all are done, all do.
+    /// Whether everything below these ids can be looked at in one statement: one chunk is enough, or writers that were overtaken
+    /// end so often that no pass in chunks is ever over.
+    pub(super) fn is_at_once(&self, mut tops: impl Iterator<Item = MessageId>) -> bool {
+        let is_one_chunk = |top| self.has_come_back && top <= self.width.end(MessageId::NONE);
+        self.restarts >= MOST_RESTARTS || tops.all(is_one_chunk)
+    }
+
+    /// After what time the server is to cut a chunk of these ranges short.
+    pub(super) fn limit(&self, ranges: &[Range]) -> Option<Duration> {
+        ranges.iter().filter_map(|range| self.width.limit(range.above)).min()
+    }
+
+    /// A chunk was cut short: the next begins where it began, and is narrower.
+    pub(super) fn cut_short(&mut self, rescan: &Rescan, now: Time) {
+        self.width.was_cut_short(&rescan.ranges);
+        self.due_at = now + rescan.limit.unwrap_or_default() * SHARE;
+    }
+
+    /// All of these ranges were looked at in one statement, which took so long.
+    pub(super) fn was_at_once(&mut self, ranges: &[Range], cost: Duration) {
+        self.width.took(ranges, cost);
+    }
+
+    /// The next chunk of these lanes. Passes that began in an earlier epoch begin again, but not for ever; where all are done,
+    /// all do.
     pub(super) fn chunk(
         &mut self,
         lanes: &[Lane],
@@ -64,11 +108,15 @@ impl Scan {
         if !lanes.iter().any(|lane| is_left(&self.passes[*lane])) {
             lanes.iter().for_each(|lane| self.passes[*lane] = Pass::default());
             self.began_at = now;
+            self.width.begin();
         }
+        let is_cut_short = |pass: &Pass| pass.epoch != epoch && !pass.is_done && pass.upto > MessageId::NONE;
+        let is_any_cut_short = lanes.iter().any(|lane| is_cut_short(&self.passes[*lane]));
         let mut ranges = Vec::with_capacity(lanes.len());
         for lane in lanes {
             let pass = &mut self.passes[*lane];
-            if pass.epoch != epoch {
+            let is_continued = is_cut_short(pass) && self.restarts >= MOST_RESTARTS;
+            if pass.epoch != epoch && !is_continued {
                 *pass = Pass { epoch, ..Pass::default() };
             }
             if !pass.is_done {
@@ -76,6 +124,7 @@ impl Scan {
                 ranges.push(Range { lane: *lane, above: pass.upto, upto });
             }
         }
+        self.restarts += u32::from(is_any_cut_short && self.restarts < MOST_RESTARTS);
         ranges
     }
 
@@ -87,8 +136,8 @@ impl Scan {
         cost: Duration,
         now: Time,
     ) -> Vec<(Lane, u64)> {
-        let walked = ranges.iter().map(Range::width).max().unwrap_or_default();
-        self.width.took(walked, cost);
+        self.width.took(ranges, cost);
+        self.has_come_back = true;
         let mut done = Vec::new();
         for range in ranges {
             let pass = &mut self.passes[range.lane];
@@ -104,6 +153,9 @@ impl Scan {
         }
         let rest = now + cost * SHARE;
         let is_over = ranges.iter().all(|range| self.passes[range.lane].is_done);
+        if is_over {
+            self.restarts = 0;
+        }
         self.due_at = if is_over { rest.max(self.began_at + EVERY) } else { rest };
         done
     }
@@ -119,10 +171,18 @@ mod tests {
         Lane::all().take(2).collect()
     }
 
+    /// A scan of which the first chunk was cut short.
+    fn narrow(now: Time) -> Scan {
+        let mut scan = Scan::new(now);
+        let ranges = vec![Range { lane: lanes()[0], above: MessageId::NONE, upto: MessageId(1 << 24) }];
+        scan.cut_short(&Rescan { ranges, ..Rescan::default() }, now);
+        scan
+    }
+
     #[test]
     fn each_lanes_pass_goes_on_where_it_was_whoever_asks() {
         let now = Time::default();
-        let mut scan = Scan::new(now);
+        let mut scan = narrow(now);
         let top = |lane: Lane| MessageId(if lane.index() == 0 { 100 } else { 1 << 30 });
         let first = scan.chunk(&lanes(), top, 0, now);
         assert_eq!(scan.came_back(&first, top, SHORT, now), [(lanes()[0], 0)], "lane 0 ends with the first chunk");
@@ -139,12 +199,42 @@ mod tests {
     #[test]
     fn a_pass_begins_again_when_a_writer_that_was_overtaken_has_ended() {
         let now = Time::default();
-        let mut scan = Scan::new(now);
+        let mut scan = narrow(now);
         let top = |_| MessageId(1 << 30);
         let chunk = scan.chunk(&lanes(), top, 0, now);
         scan.came_back(&chunk, top, SHORT, now);
         let again = scan.chunk(&lanes(), top, 1, now);
         assert!(again.iter().all(|range| range.above == MessageId::NONE));
+    }
+
+    #[test]
+    fn a_pass_comes_to_its_end_however_often_writers_end_that_were_overtaken() {
+        let now = Time::default();
+        let mut scan = narrow(now);
+        let top = |_| MessageId(1 << 22);
+        let tops = || lanes().into_iter().map(top);
+        assert!(!scan.is_at_once(tops()), "one chunk is not enough");
+        let is_over = (0..100).any(|epoch| {
+            let chunk = scan.chunk(&lanes(), top, epoch, now);
+            let is_over = !scan.came_back(&chunk, top, SHORT, now).is_empty();
+            assert!(is_over || scan.is_at_once(tops()) == (epoch >= u64::from(MOST_RESTARTS)), "{epoch}");
+            is_over
+        });
+        assert!(is_over, "it is begun again for ever");
+    }
+
+    #[test]
+    fn a_pass_comes_to_its_end_however_often_an_operator_changes_something() {
+        let now = Time::default();
+        let mut scan = narrow(now);
+        let top = |_| MessageId(1 << 22);
+        let is_over = (0..100).any(|_| {
+            let chunk = scan.chunk(&lanes(), top, 0, now);
+            let is_over = !scan.came_back(&chunk, top, SHORT, now).is_empty();
+            scan.hurry(now);
+            is_over
+        });
+        assert!(is_over, "it is begun again for ever");
     }
 
     #[test]

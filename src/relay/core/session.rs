@@ -312,6 +312,7 @@ impl Session {
         for (lane, from) in leftovers.lanes {
             standing.knowledge.watermarks.rewind(lane, from);
         }
+        standing.knowledge.watermarks.doubt(&leftovers.half_seen);
         standing.knowledge.remember(leftovers.remembered);
     }
 

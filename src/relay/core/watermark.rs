@@ -58,8 +58,9 @@ impl Watermark {
             return;
         }
         match self.candidates.back_mut() {
-            // When no transaction began in between, the higher id serves for both.
-            Some(last) if last.next_xid == candidate.next_xid => last.id = candidate.id,
+            // When no transaction began in between, the higher id serves for both; but one that had begun before may have
+            // become a writer since the lock table was asked.
+            Some(last) if last.next_xid == candidate.next_xid => *last = candidate,
             _ => self.candidates.push_back(candidate),
         }
     }
@@ -69,15 +70,28 @@ impl Watermark {
 #[derive(Clone, Debug)]
 struct KnownWriters {
     asked_at: Time,
+    answered_at: Time,
     transaction_ids: BTreeSet<TransactionId>,
 }
 
 impl KnownWriters {
-    /// The writers that may still commit an id below this candidate's; `None` if they were asked for before it was noted.
-    fn blocking(&self, candidate: &Candidate, snapshot: &Snapshot) -> Option<Vec<TransactionId>> {
-        let is_open = |id: &TransactionId| *id < candidate.next_xid && snapshot.is_running(*id);
-        (self.asked_at > candidate.seen_at).then(|| self.transaction_ids.iter().copied().filter(is_open).collect())
+    /// The writers that had not ended in this snapshot and may have committed an id below this candidate's since; `None` if they
+    /// were asked for before it was noted, or if the statement of the snapshot began before the answer: who ended in between is
+    /// in neither.
+    fn blocking(&self, candidate: &Candidate, view: View<'_>) -> Option<Vec<TransactionId>> {
+        let is_open = |id: &TransactionId| *id < candidate.next_xid && view.snapshot.is_running(*id);
+        let is_about_both = self.asked_at > candidate.seen_at && self.answered_at <= view.began_at;
+        is_about_both.then(|| self.transaction_ids.iter().copied().filter(is_open).collect())
     }
+}
+
+/// What a statement saw.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View<'a> {
+    /// What had ended by then.
+    pub(super) snapshot: &'a Snapshot,
+    /// When the statement was begun.
+    pub(super) began_at: Time,
 }
 
 /// Read positions and low watermarks of one destination's lanes.
@@ -88,7 +102,8 @@ pub(super) struct Watermarks {
     last_id: Option<MessageId>,
     writers: Option<KnownWriters>,
     overtaken: BTreeSet<TransactionId>,
-    /// How often writers that were overtaken were seen to have ended; a rescan that began before has not seen all.
+    /// How often writers that were overtaken were seen to have ended, or something may have been left out; a rescan that began
+    /// before has not seen all.
     epoch: u64,
 }
 
@@ -156,10 +171,10 @@ impl Watermarks {
         }
     }
 
-    /// These lanes were looked at again from the low watermark up to these ids, under this snapshot.
-    pub(super) fn rescanned(&mut self, lanes: &[(Lane, MessageId)], snapshot: &Snapshot, now: Time) {
+    /// These lanes were looked at again from the low watermark up to these ids.
+    pub(super) fn rescanned(&mut self, lanes: &[(Lane, MessageId)], view: View<'_>, now: Time) {
         for (lane, upto) in lanes {
-            self.settle(*lane, *upto, snapshot, now);
+            self.settle(*lane, *upto, view, now);
         }
     }
 
@@ -167,8 +182,10 @@ impl Watermarks {
     /// this one was taken by transactions below this look's `next_xid`, so it can become the watermark.
     pub(super) fn looked(&mut self, empty: impl IntoIterator<Item = Lane>, look: &Look, now: Time) {
         let reached = self.last_id.replace(look.last_id);
+        // Between claims one question follows the other.
+        let view = View { snapshot: &look.snapshot, began_at: now };
         for lane in empty {
-            self.settle(lane, MessageId::MAX, &look.snapshot, now);
+            self.settle(lane, MessageId::MAX, view, now);
             let mark = &mut self.lanes[lane];
             if let Some(id) = reached.filter(|id| *id > mark.low) {
                 mark.note(Candidate { id, next_xid: look.next_xid, seen_at: now });
@@ -177,11 +194,11 @@ impl Watermarks {
     }
 
     /// Moves the low watermark up over what the snapshot settles.
-    fn settle(&mut self, lane: Lane, upto: MessageId, snapshot: &Snapshot, now: Time) {
+    fn settle(&mut self, lane: Lane, upto: MessageId, view: View<'_>, now: Time) {
         let mark = &mut self.lanes[lane];
         while let Some(first) = mark.candidates.front().filter(|first| first.id <= upto) {
-            if first.next_xid > snapshot.xmin {
-                match self.writers.as_ref().and_then(|writers| writers.blocking(first, snapshot)) {
+            if first.next_xid > view.snapshot.xmin {
+                match self.writers.as_ref().and_then(|writers| writers.blocking(first, view)) {
                     Some(blocking) if blocking.is_empty() => {}
                     Some(blocking) if now.since(first.seen_at) >= PATIENCE => self.overtaken.extend(blocking),
                     _ => break,
@@ -204,9 +221,9 @@ impl Watermarks {
     }
 
     /// The lock table's answer to a question that was asked at this time.
-    pub(super) fn note_writers(&mut self, writers: Writers, asked_at: Time) {
+    pub(super) fn note_writers(&mut self, writers: Writers, asked_at: Time, answered_at: Time) {
         let transaction_ids = writers.transaction_ids.into_iter().collect();
-        self.writers = Some(KnownWriters { asked_at, transaction_ids });
+        self.writers = Some(KnownWriters { asked_at, answered_at, transaction_ids });
     }
 
     /// Whether some writer was overtaken and has not been seen to end.
@@ -225,6 +242,12 @@ impl Watermarks {
             self.lanes.values_mut().for_each(|mark| mark.must_rescan = true);
         }
         shows
+    }
+
+    /// Looks from the bottom may have left something of these lanes out.
+    pub(super) fn doubt(&mut self, lanes: &[Lane]) {
+        self.epoch += u64::from(!lanes.is_empty());
+        lanes.iter().for_each(|lane| self.lanes[*lane].must_rescan = true);
     }
 
     /// Grows with every reason to rescan; to be given to [`Watermarks::rescanned_from_the_bottom`].

@@ -80,6 +80,7 @@ pub(in crate::relay) struct ReadWork {
     pub(in crate::relay) request: ReadRequest,
     /// The groups of the request.
     pub(in crate::relay) groups: Vec<ReadOn>,
+    pub(in crate::relay) began_at: Time,
     pub(in crate::relay) statement: u64,
     pub(in crate::relay) memory: Reserved,
 }
@@ -100,7 +101,8 @@ pub(in crate::relay) struct FirstLook {
 pub(in crate::relay) enum Completion {
     Prepared(Answer<()>),
     FirstLooked(Answer<FirstLook>),
-    Rescanned(RescanWork, Answer<Rescanned>),
+    /// Nothing when the server cut it short.
+    Rescanned(RescanWork, Answer<Option<Rescanned>>),
     Looked(Answer<Look>),
     Writers {
         asked_at: Time,

@@ -14,7 +14,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::*;
 use crate::message::{Content, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin, QueueKind};
-use crate::sqs::{client, compose};
+use crate::sqs::access::{Access, Parts};
+use crate::sqs::compose;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -52,13 +53,22 @@ fn with_credentials(credentials: SharedCredentialsProvider, cache: SharedIdentit
 
 fn queue(account: &SdkConfig, endpoint: &str, timeout: Duration) -> Queue {
     let http_client = aws_smithy_http_client::Builder::new().build_http();
-    let client = client(account, http_client, "eu-west-1".to_owned(), Some(endpoint.to_owned()), timeout);
-    Queue { client, url: format!("{endpoint}/1/q.fifo"), kind: QueueKind::Fifo }
+    let (region, endpoint_url) = ("eu-west-1".to_owned(), Some(endpoint.to_owned()));
+    let parts = Parts { http_client, region, endpoint: endpoint_url, request_timeout: timeout };
+    let access = std::sync::Arc::new(Access::new(parts, account));
+    Queue { access, url: format!("{endpoint}/1/q.fifo"), kind: QueueKind::Fifo }
 }
 
 async fn publish(queue: &Queue, entries: i64) -> Published {
     let entries: Vec<Entry> = (0..entries).map(entry).collect();
-    queue.publish(&entries.iter().collect::<Vec<_>>(), Time::now() + Duration::from_secs(60)).await
+    // What other credentials bring, tests/it/credentials.rs shows.
+    queue
+        .publish_with(
+            &queue.access.current(),
+            &entries.iter().collect::<Vec<_>>(),
+            Time::now() + Duration::from_secs(60),
+        )
+        .await
 }
 
 /// Reads one request to its end.

@@ -4,6 +4,7 @@
 //! process. Tests share them without meeting: each has its own database and its own queues.
 
 pub mod bed;
+pub mod cgroup;
 pub mod emulator;
 pub mod group_batches;
 pub mod pgbouncer;

@@ -69,9 +69,28 @@ pub struct Cluster {
 impl Cluster {
     /// Creates and starts a cluster; returns when it takes connections.
     pub fn start(options: &Options) -> Result<Cluster> {
+        Cluster::start_with(options, |guardian, _| guardian.order("create").context("initdb failed"))
+    }
+
+    /// Starts a standby that streams from this server, made of a copy of its data, for which this one stops for a moment.
+    /// The options are those of this server.
+    pub fn start_standby(&self, options: &Options) -> Result<Cluster> {
+        let mut options = options.clone();
+        let primary = format!("host=127.0.0.1 port={} user=postgres password={PASSWORD}", self.port);
+        options.settings.push(("primary_conninfo".to_owned(), primary));
+        Cluster::start_with(&options, |_, home| {
+            self.stop(StopMode::Fast)?;
+            let copied = copy_all(&self.home.join("data"), &home.join("data"));
+            self.start_again()?;
+            copied?;
+            become_standby(home)
+        })
+    }
+
+    fn start_with(options: &Options, fill: impl FnOnce(&mut Guardian, &Path) -> Result<()>) -> Result<Cluster> {
         let binaries = find_binaries(options.major.as_deref())?;
         let (home, account) = create_home(options.below.as_deref())?;
-        match Cluster::start_in(&home, account, &binaries, options) {
+        match Cluster::start_in(&home, account, &binaries, options, fill) {
             Ok(cluster) => Ok(cluster),
             Err(error) => {
                 let error = error.context(log_tails(&home));
@@ -82,11 +101,17 @@ impl Cluster {
         }
     }
 
-    fn start_in(home: &Path, account: Option<Account>, binaries: &Path, options: &Options) -> Result<Cluster> {
+    fn start_in(
+        home: &Path,
+        account: Option<Account>,
+        binaries: &Path,
+        options: &Options,
+        fill: impl FnOnce(&mut Guardian, &Path) -> Result<()>,
+    ) -> Result<Cluster> {
         let binaries = reachable_binaries(binaries, home, account)?;
         write_for(home, "password", &format!("{PASSWORD}\n"), account)?;
         let mut guardian = Guardian::spawn(&binaries, home, account)?;
-        guardian.order("create").context("initdb failed")?;
+        fill(&mut guardian, home)?;
         let configuration = home.join("data/postgresql.conf");
         let defaults = fs::read_to_string(&configuration)?;
         let mut last_error = None;
@@ -167,9 +192,7 @@ impl Cluster {
 
     /// The next start is one as a standby, until it is promoted.
     pub fn become_standby(&self) -> Result<()> {
-        let signal = self.home.join("data/standby.signal");
-        // A file of the folder's owner, made from another one, since this process may be somebody else.
-        copy_all(&self.home.join("data/PG_VERSION"), &signal)
+        become_standby(&self.home)
     }
 
     /// Creates an empty database.
@@ -364,6 +387,12 @@ fn reachable_binaries(binaries: &Path, home: &Path, account: Option<Account>) ->
     let owned = Command::new("chown").args(["-R", &owner]).arg(&copy).status()?;
     ensure!(owned.success(), "cannot hand {} to {owner}", copy.display());
     Ok(copy.join("bin"))
+}
+
+/// The server of this home starts as a standby next.
+fn become_standby(home: &Path) -> Result<()> {
+    // A file of the folder's owner, made from another one, since this process may be somebody else.
+    copy_all(&home.join("data/PG_VERSION"), &home.join("data/standby.signal"))
 }
 
 /// With owners and times, as PostgreSQL wants them.

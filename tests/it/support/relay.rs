@@ -27,6 +27,8 @@ pub fn binary() -> &'static str {
 #[derive(Debug, Clone, Default)]
 pub struct Command {
     env: BTreeMap<String, String>,
+    /// What a shell does first.
+    first: Option<String>,
 }
 
 /// A command that has ended.
@@ -61,6 +63,12 @@ impl Command {
     /// Unsets a variable.
     pub fn without(mut self, name: &str) -> Command {
         self.env.remove(name);
+        self
+    }
+
+    /// Has a shell do something first, in whose place the program then is.
+    pub fn after(mut self, script: &str) -> Command {
+        self.first = Some(script.to_owned());
         self
     }
 
@@ -109,7 +117,14 @@ impl Command {
     }
 
     fn prepared(&self, arguments: &[&str]) -> tokio::process::Command {
-        let mut command = tokio::process::Command::new(binary());
+        let mut command = match &self.first {
+            None => tokio::process::Command::new(binary()),
+            Some(first) => {
+                let mut shell = tokio::process::Command::new("sh");
+                shell.arg("-ec").arg(format!("{first}; exec \"$0\" \"$@\"")).arg(binary());
+                shell
+            }
+        };
         command.args(arguments).env_clear().envs(&self.env);
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

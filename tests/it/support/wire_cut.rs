@@ -1,6 +1,7 @@
 //! A wire to PostgreSQL that is long, or goes silent: nothing passes any more and nothing is closed, as when a host or a
 //! network vanishes without a word.
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ use super::bed::locked;
 /// The way to one server's port; dropping it closes all connections.
 #[derive(Debug)]
 pub struct WireCut {
-    server: u16,
+    /// The port that it led to first, which addresses are known by.
+    first: u16,
     port: u16,
     wire: Arc<Wire>,
     listener: JoinHandle<()>,
@@ -26,6 +28,8 @@ pub struct WireCut {
 /// What the owner and the connections both use.
 #[derive(Debug)]
 struct Wire {
+    /// Where new connections go.
+    server: AtomicU16,
     silence: watch::Sender<Silence>,
     /// What a client sends last before the wire goes silent.
     last_words: Mutex<Option<&'static str>>,
@@ -39,6 +43,8 @@ struct Silence {
     is_on: bool,
     /// A connection is silent for ever once this has grown since it was made.
     count: u64,
+    /// Silent connections that were made before are closed.
+    closed: u64,
 }
 
 impl WireCut {
@@ -51,15 +57,20 @@ impl WireCut {
     pub async fn with_delay(server: u16, delay: Duration) -> Result<WireCut> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
-        let wire = Wire { silence: watch::Sender::default(), last_words: Mutex::default(), delay };
-        let wire = Arc::new(wire);
-        let listener = tokio::spawn(listen(listener, server, Arc::clone(&wire)));
-        Ok(WireCut { server, port, wire, listener })
+        let (silence, last_words) = (watch::Sender::default(), Mutex::default());
+        let wire = Arc::new(Wire { server: AtomicU16::new(server), silence, last_words, delay });
+        let listener = tokio::spawn(listen(listener, Arc::clone(&wire)));
+        Ok(WireCut { first: server, port, wire, listener })
     }
 
     /// The same address through this wire.
     pub fn url(&self, direct: &str) -> String {
-        direct.replace(&format!(":{}/", self.server), &format!(":{}/", self.port))
+        direct.replace(&format!(":{}/", self.first), &format!(":{}/", self.port))
+    }
+
+    /// New connections go to another server's port, as when a name is given to the server that takes over.
+    pub fn lead_to(&self, server: u16) {
+        self.wire.server.store(server, Ordering::Relaxed);
     }
 
     /// From now on nobody hears anything, whoever connects included.
@@ -78,6 +89,11 @@ impl WireCut {
         Ok(())
     }
 
+    /// Closes what is silent, as a server's keepalive does in the end.
+    pub fn close_silent_connections(&self) {
+        self.wire.silence.send_modify(|silence| silence.closed = silence.count);
+    }
+
     /// New connections work again; the old ones never will.
     pub fn serve_new_connections(&self) {
         self.wire.silence.send_modify(|silence| silence.is_on = false);
@@ -93,7 +109,7 @@ impl Drop for WireCut {
 
 impl Wire {
     fn go_silent(&self) {
-        self.silence.send_modify(|silence| *silence = Silence { is_on: true, count: silence.count + 1 });
+        self.silence.send_modify(|silence| *silence = Silence { is_on: true, count: silence.count + 1, ..*silence });
     }
 
     /// How much of what was said still arrives, if the last words are in it, which are waited for only once. A COMMIT behind
@@ -107,29 +123,34 @@ impl Wire {
     }
 }
 
-async fn listen(listener: TcpListener, server: u16, wire: Arc<Wire>) {
+async fn listen(listener: TcpListener, wire: Arc<Wire>) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
-        connections.spawn(connect(client, server, Arc::clone(&wire)));
+        connections.spawn(connect(client, Arc::clone(&wire)));
     }
 }
 
-async fn connect(client: TcpStream, server: u16, wire: Arc<Wire>) {
+async fn connect(client: TcpStream, wire: Arc<Wire>) {
     let mut silence = wire.silence.subscribe();
     let now = *silence.borrow();
     if now.is_on {
         // The socket stays open, and nobody reads from it.
-        std::future::pending::<()>().await;
+        silence.wait_for(|silence| silence.closed >= now.count).await.ok();
+        return;
     }
+    let server = wire.server.load(Ordering::Relaxed);
     let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else { return };
     let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
         (client.into_split(), server.into_split());
+    let mut closed = silence.clone();
     let silenced = async move {
         silence.wait_for(|silence| silence.count > now.count).await.ok();
     };
     tokio::select! {
         biased;
-        () = silenced => std::future::pending().await,
+        () = silenced => {
+            closed.wait_for(|silence| silence.closed > now.count).await.ok();
+        }
         () = async {
             match wire.delay {
                 Duration::ZERO => pass(&mut from_client, &mut to_server, Some(&wire)).await,

@@ -14,6 +14,7 @@ impl World {
         self.note(|| format!("ACTION {action:?}"));
         let millis = match action {
             Action::Put { .. }
+            | Action::Begin { .. }
             | Action::Write { .. }
             | Action::End { .. }
             | Action::PutFarAhead { .. }
@@ -99,6 +100,43 @@ impl World {
         self.database.insert(transaction, row);
     }
 
+    pub(super) fn begin_long_writer(&mut self) {
+        let Some((every, open)) = self.scenario.long_writers else { return };
+        let transaction = self.database.begin();
+        let group = self.dice.u8(0..7);
+        self.insert(transaction, group);
+        self.plan(Duration::from_millis(u64::from(open)), Event::LongWriterEnds { transaction });
+        self.plan(Duration::from_millis(u64::from(every)), Event::LongWriterBegins);
+    }
+
+    /// The transaction of one of the writers, which begins if there is none.
+    fn writer(&mut self, writer: u8) -> TransactionId {
+        let known = self.writers.get(&writer).copied().filter(|id| self.database.is_running(*id));
+        let id = known.unwrap_or_else(|| self.database.begin());
+        self.writers.insert(writer, id);
+        id
+    }
+
+    /// Between two statements of a transaction a writer may commit, and the next one of its groups, who waited for it.
+    pub(super) fn commit_between_statements(&mut self) {
+        if self.dice.u8(0..4) > 0 {
+            return;
+        }
+        let Some((writer, id)) = self.writers.iter().next().map(|(writer, id)| (*writer, *id)) else { return };
+        self.writers.remove(&writer);
+        let groups = self.database.groups_of(id);
+        self.database.end(id, true);
+        self.note(|| format!("writer {writer} commits between two statements, and others of {groups:?}"));
+        for group in groups {
+            let next = self.database.begin();
+            let mut row = self.row(0, 0);
+            row.key = MessageKey { lane: group.1, id: MessageId(self.next_id()) };
+            row.group = Some(group.0);
+            self.database.insert(next, row);
+            self.database.end(next, true);
+        }
+    }
+
     fn write(&mut self, action: Action) {
         match action {
             Action::Put { group, count } => {
@@ -106,10 +144,9 @@ impl World {
                 (0..count).for_each(|_| self.insert(id, group));
                 self.database.end(id, true);
             }
+            Action::Begin { writer } => drop(self.writer(writer)),
             Action::Write { writer, group } => {
-                let known = self.writers.get(&writer).copied().filter(|id| self.database.is_running(*id));
-                let id = known.unwrap_or_else(|| self.database.begin());
-                self.writers.insert(writer, id);
+                let id = self.writer(writer);
                 self.insert(id, group);
             }
             Action::End { writer, commits } => {
@@ -146,7 +183,9 @@ impl World {
                     Some(millis) => Available::At(self.now + Duration::from_millis(u64::from(millis))),
                     None => Available::Never,
                 };
-                if let Some(row) = self.nth_pending(nth) {
+                // Somebody who sees a message and holds it back is not as quick as the next commits.
+                let is_seen = |row: &Row| row.committed + 5 <= self.database.commits;
+                if let Some(row) = self.nth_pending(nth).filter(is_seen) {
                     self.database.pending.get_mut(&row.key).unwrap().available = Some(available);
                 }
             }
@@ -161,7 +200,8 @@ impl World {
                     // Whatever was wrong with it was mended.
                     self.queue.refused.remove(&row.uid);
                     self.database.actions += 1;
-                    self.database.pending.insert(row.key, Row { attempts: 0, is_redriven: true, ..row });
+                    let available = row.group.as_ref().map(|_| Available::At(self.now));
+                    self.database.pending.insert(row.key, Row { attempts: 0, is_redriven: true, available, ..row });
                 }
             }
             Action::Discard { nth } => {

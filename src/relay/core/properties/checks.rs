@@ -82,7 +82,9 @@ impl World {
         let is_aside =
             move |row: &Row| self.database.quarantine.get(&row.key).is_some_and(|aside| aside.uid == row.uid);
         let is_held = move |row: &Row| self.database.held_by(&row.group, order).is_some();
-        self.database.pending.values().filter(move |row| !is_aside(row) && !is_held(row))
+        let calm_at = self.calm_at.unwrap_or(u64::MAX);
+        let counts = move |row: &Row| row.committed <= calm_at && !is_aside(row) && !is_held(row);
+        self.database.pending.values().filter(move |row| counts(row))
     }
 
     /// Everything that went on is over: writers commit, operators let go what they held back, all works again.
@@ -104,6 +106,7 @@ impl World {
         self.slow_by = std::time::Duration::ZERO;
         self.stalled_until = self.now;
         self.control(super::super::Control::Running);
+        self.calm_at = Some(self.database.commits);
     }
 
     /// What must hold at the end.

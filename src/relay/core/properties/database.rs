@@ -14,7 +14,7 @@ use crate::message::{
 use crate::outbox::{OutboxError, Pending, Settled};
 use crate::reading::{
     Batch, ByLane, ClaimProof, DueRequest, Found, GroupPosition, HeldGroup, Incarnation, Look, Order, ReadRequest,
-    Rescan, Rescanned, Snapshot, Watch, Which, Writers,
+    Rescan, Rescanned, Snapshot, Watch, Writers,
 };
 
 /// When a deferred message may go.
@@ -79,7 +79,7 @@ pub(super) struct Database {
     pub(super) actions: i64,
     next_xid: i64,
     latest_ended: i64,
-    commits: u64,
+    pub(super) commits: u64,
     /// Transactions that run, and what they have written.
     running: BTreeMap<TransactionId, Vec<Row>>,
     /// Those of them that have the lock of a writer.
@@ -133,6 +133,12 @@ impl Database {
 
     pub(super) fn lock_as_writer(&mut self, id: TransactionId) {
         self.writers.insert(id);
+    }
+
+    /// Of which groups a transaction has written messages, with their lanes.
+    pub(super) fn groups_of(&self, id: TransactionId) -> BTreeSet<(Arc<str>, Lane)> {
+        let rows = self.running.get(&id).into_iter().flatten();
+        rows.filter_map(|row| Some((Arc::clone(row.group.as_ref()?), row.key.lane))).collect()
     }
 
     pub(super) fn is_running(&self, id: TransactionId) -> bool {
@@ -330,10 +336,7 @@ impl Database {
                     |group: &Arc<str>| rescan.waiting.iter().find(|(name, _)| name == group).map(|(_, after)| *after);
                 row.group.as_ref().and_then(after).is_some_and(|after| row.key.id > after)
             };
-            let counts = |row: &Row| match rescan.which {
-                Which::All => true,
-                Which::Ready(order) => self.is_ready(row, order),
-            };
+            let counts = |row: &Row| !rescan.ready_only.contains(&range.lane) || self.is_ready(row, rescan.order);
             let next = MessageKey { lane: range.lane, id: range.above.next() };
             let last = MessageKey { lane: range.lane, id: range.upto.max(next.id) };
             let rows = self.pending.range(next..=last).map(|(_, row)| row);
@@ -437,8 +440,10 @@ impl Database {
     ) -> Result<Batch, OutboxError> {
         let mut batch = Batch { next_xid: Some(self.next_xid()), ..Batch::default() };
         let next = MessageKey { id: position.after.id.next(), ..position.after };
-        let last = MessageKey { id: MessageId::MAX, ..position.after };
-        let is_next = |row: &&Row| row.group.as_ref() == Some(&position.group) && !self.is_aside(row);
+        let last = MessageKey { id: position.upto.max(next.id), ..position.after };
+        let is_next = |row: &&Row| {
+            row.group.as_ref() == Some(&position.group) && row.key.id <= position.upto && !self.is_aside(row)
+        };
         for row in self.pending.range(next..=last).map(|(_, row)| row).filter(is_next).take(position.most) {
             self.can_read(row, request.lookup)?;
             let mut message = self.message(row, request.order, now);

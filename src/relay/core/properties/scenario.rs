@@ -1,5 +1,7 @@
 //! Scenarios: what applications, operators and misfortune do, and when. Made and shrunk by proptest.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::queue::QueueFault;
@@ -11,7 +13,9 @@ use crate::message::QueueKind;
 pub(super) enum Action {
     /// A transaction of its own writes messages. Group 0 is none.
     Put { group: u8, count: u8 },
-    /// One of some long transactions writes a message, and begins if it has not.
+    /// One of some long transactions begins with something else than messages.
+    Begin { writer: u8 },
+    /// One of these transactions writes a message, and begins if it has not.
     Write { writer: u8, group: u8 },
     /// One of these transactions ends.
     End { writer: u8, commits: bool },
@@ -75,11 +79,29 @@ pub(super) struct Scenario {
     /// One request takes up to so many.
     pub(super) queue_millis: u16,
     pub(super) seed: u64,
+    /// An application that never ends begins a transaction every so many milliseconds, writes a message at once, and commits
+    /// after so many.
+    pub(super) long_writers: Option<(u16, u16)>,
     /// Each after so many milliseconds.
     pub(super) actions: Vec<(u16, Action)>,
 }
 
 impl Scenario {
+    /// How long it may take until everything is delivered once nothing fails any more: batches are read one after another, by each
+    /// relay that gets to a lane, and messages of one group are sent one after another.
+    pub(super) fn deadline(&self) -> Duration {
+        let count = |action: &Action| match action {
+            Action::Put { count, .. } => u32::from(*count),
+            _ => 1,
+        };
+        let messages: u32 = self.actions.iter().map(|(_, action)| count(action)).sum();
+        let relays = u32::from(self.relays);
+        let batches = relays * messages / u32::try_from(self.batch_size).unwrap_or(1);
+        let database = Duration::from_millis(u64::from(self.database_millis)) * (80 + 3 * batches);
+        let queue = Duration::from_millis(u64::from(self.queue_millis)) * (10 + messages);
+        Duration::from_secs(60) + database + queue
+    }
+
     /// Whether entries fail at random, so that a message may fail often without being at fault.
     pub(super) fn has_failing_entries(&self) -> bool {
         self.actions.iter().any(|(_, action)| matches!(action, Action::Queue { fault: QueueFault::Entries { .. }, .. }))
@@ -91,6 +113,7 @@ impl Scenario {
             matches!(
                 action,
                 Action::Put { .. }
+                    | Action::Begin { .. }
                     | Action::Write { .. }
                     | Action::End { .. }
                     | Action::Report { .. }
@@ -120,6 +143,7 @@ impl Scenario {
 fn writing() -> impl Strategy<Value = Action> {
     prop_oneof![
         6 => (0..7_u8, 1..30_u8).prop_map(|(group, count)| Action::Put { group, count }),
+        2 => (0..4_u8).prop_map(|writer| Action::Begin { writer }),
         3 => (0..4_u8, 0..7_u8).prop_map(|(writer, group)| Action::Write { writer, group }),
         3 => (0..4_u8, prop::bool::weighted(0.8)).prop_map(|(writer, commits)| Action::End { writer, commits }),
     ]
@@ -196,18 +220,22 @@ fn with(
         prop_oneof![Just(OnDead::Skip), Just(OnDead::Block)],
     );
     let sizes = (1..=2_u8, prop_oneof![Just(2_usize), Just(20), Just(500)], prop_oneof![Just(1_usize), Just(10)]);
-    let times = (prop_oneof![4 => 1..5_u16, 1 => 1..1000_u16], prop_oneof![4 => 1..20_u16, 1 => 1..4000_u16]);
+    let times = (prop_oneof![4 => 1..5_u16, 1 => 1..2000_u16], prop_oneof![4 => 1..20_u16, 1 => 1..4000_u16]);
+    let long_writers = prop::option::weighted(0.1, (200..2000_u16, 2500..6000_u16));
     let actions = prop::collection::vec((waits(), action), 1..60);
-    (modes, sizes, times, any::<u64>(), actions).prop_map(|(modes, sizes, times, seed, actions)| Scenario {
+    let all = (modes, sizes, times, any::<u64>(), long_writers, actions);
+    all.prop_map(|(modes, sizes, times, seed, long_writers, actions)| Scenario {
         kind: modes.0,
         fifo_mode: modes.1,
         on_dead: modes.2,
         relays: sizes.0,
-        batch_size: sizes.1,
+        // So that a database that is far away can be read faster than these write.
+        batch_size: if long_writers.is_some() { sizes.1.max(20) } else { sizes.1 },
         request_size: sizes.2,
         database_millis: times.0,
         queue_millis: times.1,
         seed,
+        long_writers,
         actions,
     })
 }
@@ -219,6 +247,18 @@ fn kinds() -> impl Strategy<Value = QueueKind> {
 /// Applications and operators.
 pub(super) fn ordinary_days() -> impl Strategy<Value = Scenario> {
     with(prop_oneof![5 => writing(), 1 => operating()], kinds())
+}
+
+/// Few groups with more in the table than is read of them at once, whose writers do not wait for each other.
+pub(super) fn hot_days() -> impl Strategy<Value = Scenario> {
+    let hot = prop_oneof![
+        3 => (1..3_u8, 15..60_u8).prop_map(|(group, count)| Action::Put { group, count }),
+        3 => (1..6_u8, 1..3_u8).prop_map(|(group, count)| Action::Put { group, count }),
+        2 => (0..4_u8).prop_map(|writer| Action::Begin { writer }),
+        4 => (0..4_u8, 1..6_u8).prop_map(|(writer, group)| Action::Write { writer, group }),
+        3 => (0..4_u8).prop_map(|writer| Action::End { writer, commits: true }),
+    ];
+    with(hot, Just(QueueKind::Fifo))
 }
 
 /// Messages and queues that fail.

@@ -44,6 +44,10 @@ pub(super) enum Event {
     Happens { index: usize },
     /// Something that lasted is over.
     Over { index: usize },
+    /// An application begins one of its long transactions.
+    LongWriterBegins,
+    /// It commits it.
+    LongWriterEnds { transaction: TransactionId },
 }
 
 pub(super) struct World {
@@ -68,6 +72,8 @@ pub(super) struct World {
     pub(super) slow_by: Duration,
     pub(super) writers: BTreeMap<u8, TransactionId>,
     pub(super) reports: BTreeMap<usize, TransactionId>,
+    /// How many transactions had committed when all misfortune was over.
+    pub(super) calm_at: Option<u64>,
     pub(super) next_uid: u64,
     pub(super) problem: Option<String>,
     trace: VecDeque<String>,
@@ -101,6 +107,7 @@ impl World {
             slow_by: Duration::ZERO,
             writers: BTreeMap::new(),
             reports: BTreeMap::new(),
+            calm_at: None,
             next_uid: 0,
             problem: None,
             trace: VecDeque::new(),
@@ -110,6 +117,7 @@ impl World {
             world.plan(Duration::ZERO, Event::Step { process, generation: 0 });
             world.plan(Duration::ZERO, Event::Watched { process });
         }
+        world.plan(Duration::ZERO, Event::LongWriterBegins);
         let mut at = Duration::ZERO;
         for (index, (wait, _)) in world.scenario.actions.clone().into_iter().enumerate() {
             at += Duration::from_millis(u64::from(wait));
@@ -170,13 +178,17 @@ impl World {
             Event::ClaimChecked { claim } => self.check_claim(claim),
             Event::Happens { index } => self.act(index),
             Event::Over { index } => self.over(index),
+            Event::LongWriterBegins => self.begin_long_writer(),
+            Event::LongWriterEnds { transaction } => self.database.end(transaction, true),
         }
     }
 
     /// The time for one way between relay and database.
     fn way(&mut self) -> Duration {
+        // A server that is near answers now soon, now later; one that is far away answers always late.
         let most = u64::from(self.scenario.database_millis) * 500;
-        Duration::from_micros(self.dice.u64(50..most.max(51))) + self.slow_by / 2
+        let least = if most > 10_000 { most / 2 } else { 50 };
+        Duration::from_micros(self.dice.u64(least..most.max(51))) + self.slow_by / 2
     }
 
     fn way_to_queue(&mut self) -> Duration {
@@ -301,6 +313,7 @@ impl World {
             Stepped::Again(work, partial) => {
                 job.state = JobState::Statements { work, claim, partial };
                 self.jobs.insert(number, job);
+                self.commit_between_statements();
                 let next = Duration::from_micros(self.dice.u64(10..1000)) + self.slow_by / 4;
                 self.plan(next, Event::Statement { job: number });
             }
@@ -573,10 +586,10 @@ fn answer_shown(completion: &Completion) -> Option<String> {
         Completion::DueRead { answer: Ok(batch), .. } => {
             format!("due {:?}", batch.messages.iter().map(|one| one.key.id.0).collect::<Vec<_>>())
         }
-        Completion::Rescanned(_, Ok(rescanned)) if rescanned.found.is_empty() => return None,
+        Completion::Rescanned(_, Ok(Some(rescanned))) if rescanned.found.is_empty() => return None,
         Completion::Looked(Ok(look)) if look.ready.is_empty() && look.due.is_empty() => return None,
         Completion::Looked(Ok(look)) => format!("looked {:?} {:?}", look.ready, look.due),
-        Completion::Rescanned(work, Ok(rescanned)) => {
+        Completion::Rescanned(work, Ok(Some(rescanned))) => {
             let found: Vec<i64> = rescanned.found.iter().map(|found| found.key.id.0).collect();
             format!("rescan {:?} waiting {:?} found {found:?}", work.rescan.ranges.first(), work.rescan.waiting)
         }

@@ -31,7 +31,8 @@ fn read_to_100() -> Watermarks {
 }
 
 fn rescan(marks: &mut Watermarks, upto: i64, text: &str, now: Time) -> i64 {
-    marks.rescanned(&[(lane(0), MessageId(upto))], &snapshot(text), now);
+    let snapshot = snapshot(text);
+    marks.rescanned(&[(lane(0), MessageId(upto))], View { snapshot: &snapshot, began_at: now }, now);
     marks.low(lane(0)).0
 }
 
@@ -50,7 +51,7 @@ fn nobody_is_overtaken_who_is_not_known_to_write() {
     let mut marks = read_to_100();
     assert!(!marks.wants_writers(at(499)) && marks.wants_writers(at(500)));
     assert_eq!(rescan(&mut marks, 100, "30:60:30", at(60_000)), 0, "nobody has said what 30 does");
-    marks.note_writers(writers(&[55]), at(60_000));
+    marks.note_writers(writers(&[55]), at(60_000), at(60_000));
     assert_eq!(rescan(&mut marks, 100, "30:60:30,55", at(60_010)), 100, "30 writes no messages, and 55 began later");
     assert!(!marks.has_overtaken());
 }
@@ -58,16 +59,38 @@ fn nobody_is_overtaken_who_is_not_known_to_write() {
 #[test]
 fn what_was_asked_before_a_read_says_nothing_of_its_writers() {
     let mut marks = Watermarks::default();
-    marks.note_writers(writers(&[]), at(0));
+    marks.note_writers(writers(&[]), at(0), at(0));
     marks.read(lane(0), MessageId(100), TransactionId(50), MessageId(1000), at(0));
     assert_eq!(rescan(&mut marks, 100, "30:60:30", at(400)), 0);
     assert!(marks.wants_writers(at(500)), "so it is asked again");
 }
 
 #[test]
+fn what_was_asked_between_two_reads_says_nothing_of_the_writers_of_the_second() {
+    // 30 writes something else for long. 49 has begun, and takes its first message id only after the lock table was asked;
+    // no other transaction begins meanwhile.
+    let mut marks = read_to_100();
+    marks.note_writers(writers(&[]), at(600), at(600));
+    marks.read(lane(0), MessageId(110), TransactionId(50), MessageId(1000), at(610));
+    let low = rescan(&mut marks, 110, "30:50:30,49", at(620));
+    assert!(low <= 100, "49 may have taken an id up to 110 and commit it yet, and {low} was passed");
+}
+
+#[test]
+fn what_was_asked_while_a_look_was_under_way_says_nothing_of_who_ran_then() {
+    // 49 runs in the look's snapshot, commits a message that the look did not see, and has ended when the lock table is asked.
+    let mut marks = read_to_100();
+    let snapshot = snapshot("30:60:30,49");
+    marks.note_writers(writers(&[]), at(600), at(620));
+    marks.rescanned(&[(lane(0), MessageId(100))], View { snapshot: &snapshot, began_at: at(590) }, at(630));
+    assert_eq!(marks.low(lane(0)), MessageId(0), "49 was passed");
+    assert_eq!(rescan(&mut marks, 100, "30:61:30", at(640)), 100, "a look that began later has seen what it left");
+}
+
+#[test]
 fn a_writer_that_is_overtaken_is_remembered_until_it_is_seen_to_end() {
     let mut marks = read_to_100();
-    marks.note_writers(writers(&[30, 55]), at(600));
+    marks.note_writers(writers(&[30, 55]), at(600), at(600));
     assert!(!marks.wants_writers(at(700)));
     assert_eq!(rescan(&mut marks, 100, "30:60:30,55", at(1999)), 0);
     assert_eq!(rescan(&mut marks, 100, "30:60:30,55", at(2000)), 100);
@@ -83,7 +106,7 @@ fn a_writer_that_is_overtaken_is_remembered_until_it_is_seen_to_end() {
 #[test]
 fn a_rescan_that_began_before_a_writer_ended_says_nothing_of_it() {
     let mut marks = read_to_100();
-    marks.note_writers(writers(&[30]), at(600));
+    marks.note_writers(writers(&[30]), at(600), at(600));
     rescan(&mut marks, 100, "30:60:30", at(2000));
     let before = marks.epoch();
     assert!(marks.shows_late(&snapshot("60:60:")));
@@ -108,7 +131,7 @@ fn a_writer_beyond_the_snapshots_xmax_is_waited_for_and_remembered() {
     // 50 has taken an id and runs; nothing after it has ended, so the snapshot's xmax is 50 and does not list it.
     marks.read(lane(0), MessageId(100), TransactionId(51), MessageId(1000), at(0));
     assert_eq!(rescan(&mut marks, 100, "50:50:", at(10)), 0);
-    marks.note_writers(writers(&[50]), at(600));
+    marks.note_writers(writers(&[50]), at(600), at(600));
     assert_eq!(rescan(&mut marks, 100, "50:50:", at(2000)), 100);
     assert!(marks.has_overtaken() && !marks.shows_late(&snapshot("50:50:")));
     assert!(!marks.shows_late(&snapshot("50:60:50,55")), "now it is listed");
@@ -120,7 +143,8 @@ fn a_rescan_settles_only_what_its_snapshot_covers() {
     let mut marks = read_to_100();
     marks.read(lane(0), MessageId(200), TransactionId(60), MessageId(1000), at(0));
     assert_eq!(rescan(&mut marks, 200, "55:61:55", at(1)), 100);
-    marks.rescanned(&[(lane(1), MessageId(200))], &snapshot("99:99:"), at(1));
+    let snapshot = snapshot("99:99:");
+    marks.rescanned(&[(lane(1), MessageId(200))], View { snapshot: &snapshot, began_at: at(1) }, at(1));
     assert_eq!(marks.low(lane(0)), MessageId(100), "another lane's rescan says nothing");
     assert_eq!(rescan(&mut marks, 150, "99:99:", at(1)), 100, "it ended below where the second read did");
 }
@@ -163,7 +187,7 @@ fn a_new_claim_reads_the_gap_again_and_waits_no_longer_for_its_writers() {
     assert_eq!(marks.position(lane(0)), MessageId(0));
     assert_eq!(rescan(&mut marks, 0, "99:99:", at(0)), 0, "not before the gap was read");
     marks.read(lane(0), MessageId(100), TransactionId(70), MessageId(1000), at(1000));
-    marks.note_writers(writers(&[30]), at(1500));
+    marks.note_writers(writers(&[30]), at(1500), at(1500));
     assert_eq!(rescan(&mut marks, 100, "30:99:30", at(2000)), 100, "two seconds after the first claim read it");
 }
 

@@ -150,6 +150,7 @@ pub struct Rule {
     fault: Fault,
     action: &'static str,
     queue_url: Option<String>,
+    key: Option<String>,
     remaining: usize,
     chance: Option<(f64, fastrand::Rng)>,
     last: bool,
@@ -159,7 +160,7 @@ impl Rule {
     /// Every SendMessageBatch to any queue, for as long as the rule stands.
     pub fn new(fault: Fault) -> Rule {
         let action = "SendMessageBatch";
-        Rule { fault, action, queue_url: None, remaining: usize::MAX, chance: None, last: true }
+        Rule { fault, action, queue_url: None, key: None, remaining: usize::MAX, chance: None, last: true }
     }
 
     /// Only the next `count` requests it strikes; one in which no entry is chosen does not count.
@@ -171,6 +172,12 @@ impl Rule {
     /// Only requests to this queue.
     pub fn queue(mut self, url: &str) -> Rule {
         self.queue_url = Some(url.to_owned());
+        self
+    }
+
+    /// Only requests that were signed with this access key.
+    pub fn signed_with(mut self, key: &str) -> Rule {
+        self.key = Some(format!("Credential={key}/"));
         self
     }
 
@@ -201,12 +208,22 @@ impl Rule {
         self.remaining == 0
     }
 
-    fn matches(&mut self, action: &str, queue_url: &str) -> bool {
+    fn matches(&mut self, asked: Asked<'_>) -> bool {
+        let Asked { action, queue_url, authorization } = asked;
         self.action == action
             && self.remaining > 0
+            && self.key.as_ref().is_none_or(|key| authorization.contains(key))
             && self.queue_url.as_deref().is_none_or(|wanted| wanted == queue_url)
             && self.chance.as_mut().is_none_or(|(probability, dice)| dice.f64() < *probability)
     }
+}
+
+/// What rules look at in a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub action: &'a str,
+    pub queue_url: &'a str,
+    pub authorization: &'a str,
 }
 
 /// All that is to happen to one request.
@@ -240,10 +257,10 @@ pub(super) enum End {
 }
 
 impl Plan {
-    pub(super) fn of(rules: &mut [Rule], action: &str, queue_url: &str, entries: &[Entry]) -> Plan {
+    pub(super) fn of(rules: &mut [Rule], asked: Asked<'_>, entries: &[Entry]) -> Plan {
         let mut plan = Plan::default();
         for rule in rules {
-            if rule.matches(action, queue_url) && plan.take(&mut rule.fault, entries) {
+            if rule.matches(asked) && plan.take(&mut rule.fault, entries) {
                 rule.remaining = rule.remaining.saturating_sub(1);
                 if rule.last {
                     break;

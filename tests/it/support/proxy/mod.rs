@@ -30,7 +30,7 @@ pub use journal::{Entry, Request};
 pub use tail::lognormal;
 
 use super::postgres::free_port;
-use faults::Plan;
+use faults::{Asked, Plan};
 use journal::Journal;
 use wire::Upstream;
 
@@ -227,9 +227,9 @@ impl Shared {
 
     /// What the rules say about a request, which counts against those that say something; and where the
     /// next release will be heard.
-    fn plan(&self, action: &str, queue_url: &str, entries: &[Entry]) -> (Plan, watch::Receiver<u64>) {
+    fn plan(&self, asked: Asked<'_>, entries: &[Entry]) -> (Plan, watch::Receiver<u64>) {
         let mut rules = self.rules();
-        let plan = Plan::of(&mut rules, action, queue_url, entries);
+        let plan = Plan::of(&mut rules, asked, entries);
         rules.retain(|rule| !rule.is_spent());
         (plan, self.releases.subscribe())
     }

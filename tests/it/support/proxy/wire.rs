@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::Shared;
-use super::faults::{End, ErrorAnswer, Failure, Plan};
+use super::faults::{Asked, End, ErrorAnswer, Failure, Plan};
 use super::journal::{Entry, Request};
 
 /// A held request goes on after this at the latest; a test that forgot it has failed long before.
@@ -83,7 +83,9 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
     let queue_url = parsed["QueueUrl"].as_str().unwrap_or_default();
     let request = (action == "SendMessageBatch").then(|| Request::of(queue_url, &parsed));
     let entries = request.as_ref().map(|request| Arc::clone(&request.entries)).unwrap_or_default();
-    let (plan, releases) = shared.plan(&action, queue_url, &entries);
+    let authorization = head.headers.get("authorization").and_then(|text| text.to_str().ok()).unwrap_or_default();
+    let asked = Asked { action: &action, queue_url, authorization };
+    let (plan, releases) = shared.plan(asked, &entries);
     let mut visit = Visit::enter(&shared, request, releases);
     visit.carry_out(plan, head, body, parsed, &entries).await
 }

@@ -1,0 +1,124 @@
+//! How much memory the process may use: what is configured, or what its control group allows (cgroup v1 and v2, see
+//! <https://docs.kernel.org/admin-guide/cgroup-v2.html>).
+
+use std::fs::read_to_string;
+use std::path::{Path, PathBuf};
+
+const MIB: u64 = 1024 * 1024;
+
+/// Where nothing says how much there is.
+const DEFAULT: u64 = 256 * MIB;
+
+/// What may be configured.
+pub(super) const BOUNDS: (u64, u64) = (64 * MIB, 1 << 40);
+
+/// What the process needs besides messages: the program, its connections, the metrics.
+const BASE: u64 = 48 * MIB;
+
+/// Messages get six parts in ten of the rest. What is left is for copies that are made while messages are read and sent.
+const SHARE: (u64, u64) = (6, 10);
+
+/// Enough for some messages of SQS's largest size, however little there is.
+const LEAST: u64 = 8 * MIB;
+
+/// More than this no setting needs.
+const MOST: u64 = 1024 * MIB;
+
+/// Bytes of messages that may be in memory where the process may use so many.
+pub(super) fn for_messages(process: u64) -> usize {
+    let share = process.saturating_sub(BASE) / SHARE.1 * SHARE.0;
+    usize::try_from(share.clamp(LEAST, MOST)).unwrap_or(usize::MAX)
+}
+
+/// What the process may use where nothing is configured.
+pub(super) fn default() -> u64 {
+    allowed(Path::new("/")).unwrap_or(DEFAULT)
+}
+
+/// As one would write it.
+pub(super) fn shown(bytes: u64) -> String {
+    if bytes.is_multiple_of(MIB) { format!("{}MiB", bytes / MIB) } else { format!("{bytes}B") }
+}
+
+/// The lowest limit of this process's control group and of those around it.
+fn allowed(root: &Path) -> Option<u64> {
+    let groups = read_to_string(root.join("proc/self/cgroup")).ok()?;
+    let files = groups.lines().filter_map(|line| {
+        // ID:CONTROLLERS:PATH; of version 2 there is one line without controllers.
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        if controllers.is_empty() {
+            Some(("sys/fs/cgroup", "memory.max", path))
+        } else if controllers.split(',').any(|controller| controller == "memory") {
+            Some(("sys/fs/cgroup/memory", "memory.limit_in_bytes", path))
+        } else {
+            None
+        }
+    });
+    let limits = files.flat_map(|(mount, file, path)| {
+        let mount = root.join(mount);
+        // In a container the path may be the host's, of which nothing is mounted but the group itself.
+        let groups = Path::new(path).ancestors().map(|group| group.strip_prefix("/").unwrap_or(group));
+        let files: Vec<PathBuf> = groups.map(|group| mount.join(group).join(file)).collect();
+        files.into_iter().filter_map(|file| limit(&file))
+    });
+    limits.min()
+}
+
+/// What one file says; "max", or a number beyond any machine, is no limit.
+fn limit(file: &Path) -> Option<u64> {
+    read_to_string(file).ok()?.trim().parse().ok().filter(|bytes| *bytes < BOUNDS.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn the_lowest_limit_of_the_groups_around_it_counts() {
+        let second = files(&[
+            ("proc/self/cgroup", "0::/pod/relay\n"),
+            ("sys/fs/cgroup/pod/relay/memory.max", "max\n"),
+            ("sys/fs/cgroup/pod/memory.max", "167772160\n"),
+        ]);
+        assert_eq!(allowed(second.path()), Some(160 * MIB));
+        let first = files(&[
+            ("proc/self/cgroup", "9:name=systemd:/\n4:cpu,memory:/pod\n0::/\n"),
+            ("sys/fs/cgroup/memory/pod/memory.limit_in_bytes", "134217728\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+        ]);
+        assert_eq!(allowed(first.path()), Some(128 * MIB));
+    }
+
+    #[test]
+    fn a_container_sees_its_own_group_at_the_top() {
+        let root = files(&[
+            ("proc/self/cgroup", "0::/kubepods/burstable/pod7\n"),
+            ("sys/fs/cgroup/memory.max", "167772160\n"),
+        ]);
+        assert_eq!(allowed(root.path()), Some(160 * MIB));
+    }
+
+    #[test]
+    fn without_a_limit_there_is_none() {
+        assert_eq!(allowed(files(&[("proc/self/cgroup", "0::/\n")]).path()), None);
+        assert_eq!(allowed(files(&[]).path()), None);
+    }
+
+    #[test]
+    fn messages_get_a_part_of_what_the_process_may_use() {
+        assert_eq!(for_messages(160 * MIB) as u64 / MIB, 67);
+        assert_eq!(for_messages(20 * MIB) as u64, LEAST);
+        assert_eq!(for_messages(BOUNDS.1) as u64, MOST);
+    }
+}

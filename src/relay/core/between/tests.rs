@@ -1,0 +1,60 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::limits::MemoryBudget;
+use super::super::work::{Completion, FirstLook};
+use super::super::{Control, Core, Until};
+use super::*;
+use crate::config::Tuning;
+use crate::message::TransactionId;
+use crate::reading::{ByLane, Look, Rescanned, Snapshot, Writers};
+
+/// A core of a quiet database in which all lanes have messages and are held by others.
+fn answer(work: Work) -> Completion {
+    let snapshot = || Snapshot::parse("100:100:").unwrap();
+    let writers = || Writers { transaction_ids: Vec::new(), next_xid: Some(TransactionId(100)) };
+    match work {
+        Work::Prepare => Completion::Prepared(Ok(())),
+        Work::FirstLook => Completion::FirstLooked(Ok(FirstLook {
+            incarnations: ByLane::all(Some(Arc::from("1"))),
+            last_id: MessageId(100),
+            writers: writers(),
+        })),
+        Work::Rescan(work) => {
+            let rescanned = Rescanned { snapshot: snapshot(), found: Vec::new(), took: Duration::ZERO };
+            Completion::Rescanned(work, Ok(Some(rescanned)))
+        }
+        Work::Look { .. } => Completion::Looked(Ok(Look {
+            snapshot: snapshot(),
+            next_xid: TransactionId(100),
+            last_id: MessageId(100),
+            ready: Lane::all().collect(),
+            due: Vec::new(),
+        })),
+        Work::Writers { asked_at } => Completion::Writers { asked_at, answer: Ok(writers()) },
+        Work::Claim { .. } => Completion::Claimed(Ok(None)),
+        other => unreachable!("{other:?} is not asked for"),
+    }
+}
+
+#[test]
+fn while_others_hold_the_lanes_every_step_says_so() {
+    let mut now = Time::default();
+    let memory = MemoryBudget::new(1 << 20).share();
+    let dice = fastrand::Rng::with_seed(1);
+    let mut core = Core::new(QueueKind::Fifo, Tuning::default(), Until::Drained, memory, dice, now);
+    core.control(Control::Running, now);
+    let (mut claims, mut steps) = (0, std::collections::HashSet::new());
+    for _ in 0..1000 {
+        for work in core.due(now) {
+            if claims > 0 {
+                assert_eq!(core.activity(), Activity::LanesAreElsewhere, "while it is asked for {work:?}");
+                steps.insert(std::mem::discriminant(&work));
+            }
+            claims += u32::from(matches!(work, Work::Claim { .. }));
+            core.apply(answer(work), now);
+        }
+        now = core.wake_at(now).max(now + Duration::from_millis(1));
+    }
+    assert!(steps.len() >= 4, "it prepares, looks, looks from the bottom and claims");
+}

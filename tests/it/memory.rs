@@ -1,0 +1,70 @@
+//! Memory is bounded by what is configured or by what the control group allows, whatever the rows are.
+
+use anyhow::{Result, ensure};
+
+use crate::support::bed::{Bed, ensure_each_once, numbers};
+use crate::support::cgroup::{MemoryGroup, peak};
+use crate::support::eventually;
+use crate::support::relay::{Command, Relay};
+
+const MIB: u64 = 1024 * 1024;
+
+/// What the shipped manifest allows.
+const LIMIT: u64 = 160 * MIB;
+
+/// As in a container with this limit; where nobody may make one, the relay is told, and only what it takes is looked at.
+async fn start(command: Command, group: Option<&MemoryGroup>) -> Result<Relay> {
+    let command = match group {
+        Some(group) => command.after(&group.enter()),
+        None => command.env("OUTBOX_RELAY_MEMORY", "160MiB"),
+    };
+    command.start().await
+}
+
+#[tokio::test]
+async fn four_hundred_bodies_of_a_megabyte_to_four_destinations_fit_into_the_limit_of_the_manifest() -> Result<()> {
+    let bed = Bed::new().await?;
+    let mut queues = Vec::new();
+    for name in ["one", "two"] {
+        queues.push(bed.fifo(name).await?);
+    }
+    for name in ["three", "four"] {
+        queues.push(bed.standard(name).await?);
+    }
+    // Nothing that PostgreSQL could store in less.
+    let rows = "WITH pad AS (SELECT string_agg(md5(random()::text), '') AS pad FROM generate_series(1, 31200))
+        SELECT count(outbox.enqueue(d, 'TicketPurchased', jsonb_build_object('n', n, 'pad', pad), 'g' || n % 20))
+        FROM pad, generate_series(1, 100) AS n, unnest(ARRAY['one', 'two', 'three', 'four']) AS d";
+    bed.client.query_one(rows, &[]).await?;
+    let group = MemoryGroup::create(LIMIT);
+    let relay = start(bed.relay(), group.as_ref()).await?;
+    bed.until_drained().await?;
+    let most = peak(relay.process_id()?)?;
+    ensure!(most < LIMIT, "{} MiB at the peak", most / MIB);
+    println!("{} MiB at the peak", most / MIB);
+    relay.stop().await?;
+    for queue in queues {
+        ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 100)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_payload_of_a_hundred_megabytes_dies_by_its_size_and_is_never_loaded() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.fifo("tickets").await?;
+    let large =
+        "SELECT outbox.enqueue('tickets', 'TicketPurchased', jsonb_build_object('pad', repeat('x', 100000000)), 'g')";
+    bed.client.query_one(large, &[]).await?;
+    bed.enqueue_many("tickets", 50, 5).await?;
+    let group = MemoryGroup::create(LIMIT);
+    let relay = start(bed.relay(), group.as_ref()).await?;
+    bed.until_nothing_is_pending().await?;
+    eventually("the large one is dead", || async {
+        Ok(bed.count("SELECT count(*) FROM outbox.messages_dead").await? == 1)
+    })
+    .await?;
+    let most = peak(relay.process_id()?)?;
+    ensure!(most < 80 * MIB, "{} MiB at the peak", most / MIB);
+    relay.stop().await.map(drop)
+}

@@ -1,0 +1,40 @@
+//! Nothing stands still in silence: where messages are due and nobody delivers them, every place says so where people look.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use crate::support::bed::Bed;
+
+const STALLED: &str = "stalled{destination=\"tickets\"}";
+
+#[tokio::test]
+async fn a_session_that_holds_the_lanes_and_delivers_nothing_is_told_of_until_it_ends() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.fifo("tickets").await?;
+    let relay = bed.relay().start().await?;
+    bed.enqueue_many("tickets", 10, 2).await?;
+    bed.until_nothing_is_pending().await?;
+    // Somebody who looks at the lanes by hand, and goes for lunch.
+    let other = bed.connect().await?;
+    other.batch_execute("BEGIN; SELECT FROM outbox.lanes FOR UPDATE").await?;
+    bed.enqueue_many("tickets", 10, 2).await?;
+    // It is given half a minute before it is told of.
+    let since = Instant::now();
+    while relay.metrics().await?.get(STALLED)? == 0.0 {
+        ensure!(since.elapsed() < Duration::from_secs(90), "nobody says a word:\n{}", relay.log());
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let log = relay.wait_for_log("without a known reason").await?;
+    ensure!(log.contains("destination=tickets") && log.contains("hold all lanes with messages"), "{log}");
+    let here = bed.relay().env("OUTBOX_RELAY_HTTP_LISTEN", relay.address());
+    let status = here.output(&["status"]).await?;
+    ensure!(status.stdout.contains("ready; stalled: relay of tickets for"), "{}", status.stdout);
+    other.batch_execute("ROLLBACK").await?;
+    bed.until_nothing_is_pending().await?;
+    relay.wait_for_metric(STALLED, 0.0).await?;
+    relay.wait_for_log("messages are delivered again").await?;
+    let (_, says) = relay.get("/readyz").await?;
+    ensure!(says == "ready\n", "{says}");
+    relay.stop().await.map(drop)
+}
