@@ -5,6 +5,7 @@
 
 mod chunk;
 mod snapshot;
+mod walk;
 
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::message::{LANES, Lane, Message, MessageId, MessageKey, TransactionId}
 
 pub use chunk::{CautiousWidth, ChunkWidth};
 pub use snapshot::Snapshot;
+pub use walk::{Chunk, FloorWalk, Walk};
 
 /// How many bytes of messages one read may bring at most; what comes after is left for the next read. A batch of the largest
 /// messages would otherwise need a gigabyte.
@@ -113,6 +115,8 @@ pub struct ReadRequest {
 /// What a read brought.
 #[derive(Debug, Default)]
 pub struct ReadAnswer {
+    /// What had ended before the groups were read, if there were some.
+    pub before: Option<Snapshot>,
     /// One batch a group that was asked for.
     pub groups: Vec<Batch>,
     /// What the lanes had.

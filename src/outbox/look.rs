@@ -9,12 +9,15 @@ use tokio_postgres::types::Type;
 use super::read::wait;
 use super::{Outbox, OutboxError, Parameter, column, lane};
 use crate::message::{Lane, MessageId, MessageKey, TransactionId};
-use crate::reading::{ChunkWidth, ClaimProof, Found, HeldGroup, Look, Order, Rescan, Rescanned, Watch, Writers};
+use crate::reading::{
+    Chunk, ClaimProof, Found, HeldGroup, Look, Order, Rescan, Rescanned, Snapshot, Walk, Watch, Writers,
+};
 
 const WATCH: &str = include_str!("../../sql/queries/watch.sql");
 const LOOK: &str = include_str!("../../sql/queries/look.sql");
 const WRITERS: &str = include_str!("../../sql/queries/writers.sql");
 const PENDING: &str = include_str!("../../sql/queries/pending.sql");
+const SNAPSHOT: &str = include_str!("../../sql/queries/snapshot.sql");
 const RESCAN: &str = include_str!("../../sql/queries/rescan.sql");
 const HELD_GROUPS: &str = include_str!("../../sql/queries/held_groups.sql");
 
@@ -27,6 +30,17 @@ pub enum Pending {
     OnlyHeld,
     /// Something that can be sent.
     Some,
+}
+
+impl Pending {
+    /// Of two parts of a destination, what can be sent counts more than what is held, and that more than nothing.
+    fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Some, _) | (_, Self::Some) => Self::Some,
+            (Self::OnlyHeld, _) | (_, Self::OnlyHeld) => Self::OnlyHeld,
+            (Self::Nothing, Self::Nothing) => Self::Nothing,
+        }
+    }
 }
 
 /// Lanes as PostgreSQL has them.
@@ -121,6 +135,13 @@ impl Outbox {
         self.keep_if_ok(connection, result).await
     }
 
+    /// What has ended by now.
+    pub(super) async fn snapshot_on(&self, connection: &Object) -> Result<Snapshot, OutboxError> {
+        const NAME: &str = "look at transactions";
+        let rows = self.bounded(NAME, connection.query_typed(SNAPSHOT, &[])).await?;
+        self.snapshot(NAME, column(NAME, &super::one(NAME, rows)?, 0)?)
+    }
+
     pub(super) async fn rescan_on(
         &self,
         connection: &Object,
@@ -203,35 +224,30 @@ impl Outbox {
     /// When a statement fails, or this role cannot see what is pending.
     pub async fn pending(&self, destination: &str, order: Order) -> Result<Pending, OutboxError> {
         self.check_suitable().await?;
-        let last_id = self.watch(&[]).await?.last_id;
-        let (mut above, mut width, mut pending) = (MessageId::NONE, ChunkWidth::default(), Pending::Nothing);
-        while above < MessageId::MAX {
-            // Above what was handed out there is little: what somebody has written by hand.
-            let upto = if above < last_id { width.end(above).min(last_id) } else { MessageId::MAX };
-            let walked = upto.0.saturating_sub(above.0);
-            match self.pending_between(destination, order, above, upto, width.limit()).await? {
+        let mut walk = Walk::new(self.watch(&[]).await?.last_id);
+        let mut pending = Pending::Nothing;
+        while let Some(chunk) = walk.next_chunk() {
+            match self.pending_in(destination, order, &chunk).await? {
                 Some((Pending::Some, _)) => return Ok(Pending::Some),
                 Some((found, took)) => {
-                    if found == Pending::OnlyHeld {
-                        pending = found;
-                    }
-                    width.took(walked, took);
-                    above = upto;
+                    pending = pending.or(found);
+                    walk.took(&chunk, took);
                 }
-                None => width.was_cut_short(walked),
+                None => walk.was_cut_short(&chunk),
             }
         }
-        Ok(pending)
+        // Above what was handed out there is little: what somebody has written by hand.
+        let beyond = Chunk { above: walk.top(), upto: MessageId::MAX, limit: None };
+        let found = self.pending_in(destination, order, &beyond).await?;
+        Ok(found.map_or(pending, |(found, _)| pending.or(found)))
     }
 
-    /// The same between two ids, and how long the server worked. `None` when it was cut short.
-    async fn pending_between(
+    /// The same of a chunk of ids, and how long the server worked. `None` when it was cut short.
+    async fn pending_in(
         &self,
         destination: &str,
         order: Order,
-        above: MessageId,
-        upto: MessageId,
-        limit: Option<Duration>,
+        chunk: &Chunk,
     ) -> Result<Option<(Pending, Duration)>, OutboxError> {
         const NAME: &str = "look for pending";
         let (is_blocked, is_ordered, lanes) = (order.is_blocked_by_dead(), order.is_kept(), numbers(Lane::all()));
@@ -240,12 +256,12 @@ impl Outbox {
             (&is_blocked, Type::BOOL),
             (&is_ordered, Type::BOOL),
             (&lanes, Type::INT2_ARRAY),
-            (&above.0, Type::INT8),
-            (&upto.0, Type::INT8),
+            (&chunk.above.0, Type::INT8),
+            (&chunk.upto.0, Type::INT8),
         ];
         let connection = self.connection().await?;
         let rows = self.bounded(NAME, connection.query_typed(PENDING, &parameters));
-        let rows = self.cut_short_after(limit, NAME, &connection, rows).await;
+        let rows = self.cut_short_after(chunk.limit, NAME, &connection, rows).await;
         let Some(rows) = self.keep_if_ok(connection, rows).await? else { return Ok(None) };
         let row = super::one(NAME, rows)?;
         let found = match (column(NAME, &row, 0)?, column(NAME, &row, 1)?) {

@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 use super::look::numbers;
 use super::{Outbox, OutboxError, Parameter, column};
 use crate::message::{Lane, MessageId};
-use crate::reading::{ByLane, ChunkWidth, Order, Range, Rescan};
+use crate::reading::{ByLane, FloorWalk, Order};
 
 const BACKLOG: &str = include_str!("../../sql/queries/backlog.sql");
 const RATE: &str = include_str!("../../sql/queries/rate.sql");
@@ -75,34 +75,14 @@ impl Outbox {
         destination: &str,
         mut go_on: impl FnMut() -> bool,
     ) -> Result<Option<ByLane<MessageId>>, OutboxError> {
-        let top = self.watch(&[]).await?.last_id;
-        let mut floors: ByLane<Option<MessageId>> = ByLane::default();
-        let (mut above, mut width) = (MessageId::NONE, ChunkWidth::default());
-        while above < top && floors.iter().any(|(_, floor)| floor.is_none()) {
+        let mut walk = FloorWalk::new(self.watch(&[]).await?.last_id);
+        while let Some((chunk, look)) = walk.next_look() {
             if !go_on() {
                 return Ok(None);
             }
-            let upto = width.end(above).min(top);
-            let missing = Lane::all().filter(|lane| floors[*lane].is_none());
-            let ranges = missing.map(|lane| Range { lane, above, upto }).collect();
-            let limit = width.limit();
-            let rescan = Rescan { ranges, most: 1, limit, ..Rescan::default() };
-            let walked = rescan.width();
-            let Some(rescanned) = self.rescan(destination, &rescan, None).await? else {
-                width.was_cut_short(walked);
-                continue;
-            };
-            for found in rescanned.found {
-                floors[found.key.lane] = Some(found.key.id.previous());
-            }
-            width.took(walked, rescanned.took);
-            above = upto;
+            walk.answered(&chunk, self.rescan(destination, &look, None).await?.as_ref());
         }
-        let mut found = ByLane::all(top);
-        for (lane, floor) in floors.iter() {
-            found[lane] = floor.unwrap_or(top);
-        }
-        Ok(Some(found))
+        Ok(Some(walk.floors()))
     }
 
     /// Measures a destination's backlog in the table, above these floors, as [`Outbox::floors`] finds them.

@@ -67,6 +67,12 @@ impl Outbox {
     ) -> Result<ReadAnswer, OutboxError> {
         let connection = self.connection().await?;
         let common = Common::new(destination, proof, request.lookup);
+        let before = async {
+            match request.groups.is_empty() {
+                true => Ok(None),
+                false => self.snapshot_on(&connection).await.map(Some),
+            }
+        };
         let groups = async {
             match request.groups.is_empty() {
                 true => Ok(Vec::new()),
@@ -86,8 +92,8 @@ impl Outbox {
             }
         };
         let all = async {
-            let (groups, lanes, gap) = tokio::join!(biased; groups, lanes, gap);
-            Ok(ReadAnswer { groups: groups?, lanes: lanes?, gap: gap? })
+            let (before, groups, lanes, gap) = tokio::join!(biased; before, groups, lanes, gap);
+            Ok(ReadAnswer { before: before?, groups: groups?, lanes: lanes?, gap: gap? })
         };
         let result = self.transaction("read", &connection, READING, all).await;
         self.keep_if_ok(connection, result).await

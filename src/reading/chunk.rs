@@ -1,4 +1,5 @@
-//! Chunks of ids, for looks that walk what vacuum could not remove: each takes a fraction of a second whatever lies in it.
+//! Chunks of ids, for looks that walk what vacuum could not remove: each takes a fraction of a second whatever lies in it. [`super::walk`] goes
+//! over all ids once; what is looked at over and over has [`CautiousWidth`]. Pure.
 
 use std::time::Duration;
 
@@ -6,7 +7,7 @@ use super::Range;
 use crate::message::MessageId;
 
 /// How wide a chunk of ids is, adapted to what chunks cost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug)]
 pub struct ChunkWidth(i64);
 
 impl Default for ChunkWidth {
@@ -254,6 +255,7 @@ mod tests {
         width.took(1_000_000, Duration::from_secs(1));
         assert_eq!(width.end(MessageId::NONE).0, 250_000);
     }
+
     #[test]
     fn what_is_cut_short_is_asked_for_narrower_until_it_may_take_as_long_as_it_takes() {
         let (mut width, mut cautious) = (ChunkWidth::default(), CautiousWidth::default());

@@ -18,7 +18,7 @@ use crate::clock::Time;
 use crate::message::{
     Content, Fault, FaultKind, Hold, Lane, Message, MessageId, MessageKey, Outcome, Quarantined, QueueKind, Settlement,
 };
-use crate::reading::{Batch, Found, Position, Range, ReadAnswer, Rescan, Rescanned};
+use crate::reading::{Batch, Found, Position, Range, ReadAnswer, Rescan, Rescanned, Snapshot};
 use crate::sqs::{Composed, compose};
 
 /// What an item takes besides its body and attributes.
@@ -71,12 +71,6 @@ fn is_all_of_group(wanted: &ReadOn, batch: &Batch) -> bool {
     batch.messages.len() < wanted.position.most && !batch.is_cut && batch.lanes_with_more.is_empty()
 }
 
-/// Where the reads of groups began that came to the end of their group.
-fn ended(groups: &[ReadOn], batches: &[Batch]) -> Vec<MessageKey> {
-    let ended = groups.iter().zip(batches).filter(|(wanted, batch)| is_all_of_group(wanted, batch));
-    ended.map(|(wanted, _)| wanted.position.after).collect()
-}
-
 /// Groups of which the lanes, read under a later snapshot, show more: what was committed before that may be missing.
 fn shown_after(groups: &[ReadOn], answer: &ReadAnswer) -> HashSet<Arc<str>> {
     let ended = groups.iter().zip(&answer.groups).filter(|(wanted, batch)| is_all_of_group(wanted, batch));
@@ -86,6 +80,17 @@ fn shown_after(groups: &[ReadOn], answer: &ReadAnswer) -> HashSet<Arc<str>> {
     }
     let shown = answer.lanes.messages.iter().filter_map(|message| message.group.as_ref());
     shown.filter(|group| ended.contains(group)).cloned().collect()
+}
+
+/// The ranges in which a look has found everything.
+fn covered<'a>(rescan: &'a Rescan, rescanned: &'a Rescanned) -> impl Iterator<Item = &'a Range> {
+    let count = |lane: Lane| rescanned.found.iter().filter(|found| found.key.lane == lane).count();
+    rescan.ranges.iter().filter(move |range| count(range.lane) < rescan.most)
+}
+
+/// Whether more of a group of this lane was read.
+fn reads_groups_of(work: &ReadWork, lane: Lane) -> bool {
+    work.groups.iter().any(|wanted| wanted.position.after.lane == lane)
 }
 
 /// Whether a look at a gap began at the bottom.
@@ -115,8 +120,10 @@ impl Admission<'_> {
                 self.schedule.not_read_on(&work.groups);
                 return true;
             }
-            let view = View { snapshot: &rescanned.snapshot, began_at: work.began_at };
-            late = self.gap(rescan, rescanned, view, &ended(&work.groups, &answer.groups));
+            late = self.gap(&work, rescan, rescanned, answer.before.as_ref());
+            if is_from_bottom(rescan) {
+                self.seen_from_bottom(&work, rescan, rescanned, shows_late);
+            }
             is_new = !late.is_empty();
         }
         let watermarks = &self.standing.knowledge.watermarks;
@@ -154,32 +161,37 @@ impl Admission<'_> {
     }
 
     /// Applies a look at the gap: watermarks move up over what it settles, and back below what it found; returns the lanes
-    /// where it found something. It left out what was known to wait in the table. Of groups that were read to their end in the same
-    /// answer, under an earlier snapshot, more may have come since; of those it says nothing above where that read began.
-    fn gap(&mut self, rescan: &Rescan, rescanned: &Rescanned, view: View<'_>, ended: &[MessageKey]) -> Vec<Lane> {
-        let is_said = |lane: Lane| ended.iter().all(|after| after.lane != lane);
-        let said_to = |range: &Range| {
-            let of_lane = ended.iter().filter(|after| after.lane == range.lane);
-            of_lane.map(|after| after.id).fold(range.upto, MessageId::min)
-        };
-        let count = |lane: Lane| rescanned.found.iter().filter(|found| found.key.lane == lane).count();
-        let is_complete = |lane: Lane| count(lane) < rescan.most;
-        let covered: Vec<(Lane, MessageId)> = rescan
-            .ranges
-            .iter()
-            .filter(|range| is_complete(range.lane))
-            .map(|range| (range.lane, said_to(range)))
-            .collect();
-        let knowledge = &mut self.standing.knowledge;
-        knowledge.watermarks.rescanned(&covered, view, self.now);
-        if is_from_bottom(rescan) {
-            knowledge.scan.was_at_once(&rescan.ranges, rescanned.took);
-            let epoch = knowledge.watermarks.epoch();
-            for (lane, _) in covered.iter().filter(|(lane, _)| is_said(*lane)) {
-                knowledge.watermarks.rescanned_from_the_bottom(*lane, epoch);
-            }
+    /// where it found something. It leaves out what is known to wait in the table, and of groups that were read in the same
+    /// answer that is known from before that read: of their lanes it settles what had ended by then.
+    fn gap(
+        &mut self,
+        work: &ReadWork,
+        rescan: &Rescan,
+        rescanned: &Rescanned,
+        before_groups: Option<&Snapshot>,
+    ) -> Vec<Lane> {
+        let seen = covered(rescan, rescanned).map(|range| (range.lane, range.upto));
+        let (with_groups, others): (Vec<_>, Vec<_>) = seen.partition(|(lane, _)| reads_groups_of(work, *lane));
+        let watermarks = &mut self.standing.knowledge.watermarks;
+        let began_at = work.began_at;
+        watermarks.rescanned(&others, View { snapshot: &rescanned.snapshot, began_at }, self.now);
+        if let Some(snapshot) = before_groups {
+            watermarks.rescanned(&with_groups, View { snapshot, began_at }, self.now);
         }
         self.find_late(&rescanned.found)
+    }
+
+    /// A look at the gap began at the bottom. If it shows that a writer has ended who was overtaken, his messages are missing
+    /// where groups were read in the same answer, if he ended after that.
+    fn seen_from_bottom(&mut self, work: &ReadWork, rescan: &Rescan, rescanned: &Rescanned, shows_late: bool) {
+        let knowledge = &mut self.standing.knowledge;
+        knowledge.scan.was_at_once(&rescan.ranges, rescanned.took);
+        let epoch = knowledge.watermarks.epoch();
+        for range in covered(rescan, rescanned) {
+            if !(shows_late && reads_groups_of(work, range.lane)) {
+                knowledge.watermarks.rescanned_from_the_bottom(range.lane, epoch);
+            }
+        }
     }
 
     /// Sets lanes back below what a rescan found and nobody knew; returns them.
@@ -337,3 +349,6 @@ impl Admission<'_> {
         self.refused.unreadable.push(message);
     }
 }
+
+#[cfg(test)]
+mod tests;

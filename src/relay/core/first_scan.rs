@@ -4,8 +4,8 @@
 //! remove, because some session holds the horizon back. So they are walked in chunks of ids. Pure.
 
 use super::work::{FirstLook, RescanWork, Work};
-use crate::message::{Lane, MessageId};
-use crate::reading::{ByLane, ChunkWidth, Range, Rescan, Rescanned};
+use crate::message::MessageId;
+use crate::reading::{ByLane, FloorWalk, Rescanned};
 
 /// What is known at the end of the first scan.
 #[derive(Debug)]
@@ -31,9 +31,7 @@ pub(super) enum FirstScan {
 #[derive(Debug)]
 pub(super) struct Scanning {
     first: FirstLook,
-    floors: ByLane<Option<MessageId>>,
-    above: MessageId,
-    width: ChunkWidth,
+    walk: FloorWalk,
 }
 
 impl FirstScan {
@@ -47,12 +45,7 @@ impl FirstScan {
         match self {
             Self::NotBegun => Some(Work::FirstLook),
             Self::Scanning(scanning) => {
-                let upto = scanning.width.end(scanning.above).min(scanning.first.last_id);
-                let missing = Lane::all().filter(|lane| scanning.floors[*lane].is_none());
-                let ranges = missing.map(|lane| Range { lane, above: scanning.above, upto }).collect();
-                // What is held up counts: it has to be read to be known.
-                let limit = scanning.width.limit();
-                let rescan = Rescan { ranges, most: 1, limit, ..Rescan::default() };
+                let (_, rescan) = scanning.walk.next_look()?;
                 Some(Work::Rescan(RescanWork { rescan, proof: None, statement: 0 }))
             }
             Self::Done => None,
@@ -61,42 +54,26 @@ impl FirstScan {
 
     /// What is known before the scan has come.
     pub(super) fn looked(&mut self, first: FirstLook) -> Option<Scanned> {
-        let floors = ByLane::default();
-        let scanning = Scanning { first, floors, above: MessageId::NONE, width: ChunkWidth::default() };
-        *self = Self::Scanning(Box::new(scanning));
+        let walk = FloorWalk::new(first.last_id);
+        *self = Self::Scanning(Box::new(Scanning { first, walk }));
         self.finish()
     }
 
-    /// A chunk was cut short: the next begins where it began, and is narrower.
-    pub(super) fn cut_short(&mut self, work: &RescanWork) {
-        if let Self::Scanning(scanning) = self {
-            scanning.width.was_cut_short(work.rescan.width());
-        }
-    }
-
-    /// A chunk has come.
-    pub(super) fn rescanned(&mut self, work: &RescanWork, rescanned: &Rescanned) -> Option<Scanned> {
+    /// A chunk has come; nothing when it was cut short.
+    pub(super) fn rescanned(&mut self, rescanned: Option<&Rescanned>) -> Option<Scanned> {
         let Self::Scanning(scanning) = self else { return None };
-        scanning.width.took(work.rescan.width(), rescanned.took);
-        for found in &rescanned.found {
-            scanning.floors[found.key.lane].get_or_insert(found.key.id.previous());
-        }
-        let upto = work.rescan.ranges.first().map_or(scanning.first.last_id, |range| range.upto);
-        scanning.above = scanning.above.max(upto);
+        // Only one is asked for at a time.
+        let (chunk, _) = scanning.walk.next_look()?;
+        scanning.walk.answered(&chunk, rescanned);
         self.finish()
     }
 
     fn finish(&mut self) -> Option<Scanned> {
         let Self::Scanning(scanning) = self else { return None };
-        let is_missing = scanning.floors.iter().any(|(_, floor)| floor.is_none());
-        if is_missing && scanning.above < scanning.first.last_id {
+        if scanning.walk.next_look().is_some() {
             return None;
         }
         let Self::Scanning(scanning) = std::mem::replace(self, Self::Done) else { return None };
-        let mut floors = ByLane::all(scanning.first.last_id);
-        for (lane, floor) in scanning.floors.iter() {
-            floors[lane] = floor.unwrap_or(scanning.first.last_id);
-        }
-        Some(Scanned { floors, first: scanning.first })
+        Some(Scanned { floors: scanning.walk.floors(), first: scanning.first })
     }
 }

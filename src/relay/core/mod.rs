@@ -17,6 +17,7 @@ mod flight;
 mod group;
 mod intake;
 mod item;
+mod leftovers;
 mod limits;
 mod outcomes;
 mod parked;

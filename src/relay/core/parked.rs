@@ -5,7 +5,7 @@
 //! many groups are remembered one by one; of further ones only that they are parked, and the lane is read again for them.
 
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
 
@@ -19,105 +19,6 @@ use crate::reading::{ByLane, GroupPosition, HeldGroup, Range};
 
 /// Groups that are remembered one by one while they wait in the table.
 pub(super) const MAX_PARKED: usize = 10_000;
-
-/// A group of which messages were left in the table when a claim ended. Remembered, so that the next claim neither reads
-/// nor walks them again until the group may go on. It stays true if another relay has the lane in between: what that relay
-/// has delivered is not pending any more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Remembered {
-    /// The group.
-    pub(super) group: Arc<str>,
-    /// Its lane.
-    pub(super) lane: Lane,
-    /// Nothing of the group up to here is left but its deferred head.
-    pub(super) after: MessageId,
-    /// The highest id that was seen.
-    pub(super) upto: MessageId,
-    /// When it goes on.
-    pub(super) goes_on: GoesOn,
-}
-
-impl Remembered {
-    /// What holds the group up, after that was asked.
-    pub(super) fn hear(&mut self, held: &HeldGroup, now: Time) {
-        match (self.goes_on, held.by, held.head) {
-            (GoesOn::Now | GoesOn::After(Deferred::Until(_)), ..) => {}
-            (_, Some(by), _) => {
-                self.after = self.after.min(by.previous());
-                self.goes_on = GoesOn::WithoutBlock(by);
-            }
-            (GoesOn::After(Deferred::Head { id, .. }), None, Some((head, wait))) if head == id => {
-                self.goes_on = GoesOn::After(Deferred::Head { id, due: wait.map(|wait| now + wait) });
-            }
-            (GoesOn::WithoutBlock(id) | GoesOn::After(Deferred::Head { id, .. }), None, head) => {
-                let first = head.map_or(id, |(head, _)| head.min(id));
-                self.after = self.after.min(first.previous());
-                self.upto = self.upto.max(first);
-                self.goes_on = GoesOn::Now;
-            }
-        }
-    }
-}
-
-/// When a group that was left in the table goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum GoesOn {
-    /// At once.
-    Now,
-    /// When what it waits for is over.
-    After(Deferred),
-    /// When this message does not hold it up any more.
-    WithoutBlock(MessageId),
-}
-
-impl GoesOn {
-    /// When a claim would find something to send, as far as time tells.
-    pub(super) fn at(self, now: Time) -> Option<Time> {
-        match self {
-            Self::Now => Some(now),
-            Self::After(deferred) => deferred.ends_at(),
-            Self::WithoutBlock(_) => None,
-        }
-    }
-
-    /// Whether a claim would find something to send.
-    pub(super) fn is_now(self, now: Time) -> bool {
-        self.at(now).is_some_and(|at| at <= now)
-    }
-
-    /// Whether to ask what holds the group up.
-    pub(super) fn is_doubtful(self, now: Time) -> bool {
-        match self {
-            Self::Now => false,
-            Self::After(deferred) => deferred.is_far(now),
-            Self::WithoutBlock(_) => true,
-        }
-    }
-}
-
-/// A message that was in memory when a claim ended.
-#[derive(Debug)]
-pub(super) struct Leftover {
-    /// The message.
-    pub(super) item: Item,
-    /// When it was to be tried again, if it waited for a retry.
-    pub(super) until: Option<Time>,
-    /// Whether nothing of its group comes before it.
-    pub(super) is_head: bool,
-}
-
-/// What was not sent when a claim ended.
-#[derive(Debug, Default)]
-pub(super) struct Leftovers {
-    /// Messages in memory.
-    pub(super) items: Vec<Leftover>,
-    /// Groups that were left in part or whole.
-    pub(super) remembered: Vec<Remembered>,
-    /// From where lanes have to be read again for groups that were not remembered one by one.
-    pub(super) lanes: Vec<(Lane, MessageId)>,
-    /// Lanes of which looks from the bottom may have left something out.
-    pub(super) half_seen: Vec<Lane>,
-}
 
 /// What a read of the rest of a group has brought.
 #[derive(Debug, Default)]
@@ -196,10 +97,20 @@ impl Parked {
         ended
     }
 
-    fn note_end(&mut self, deferred: Deferred, name: &Arc<str>) {
+    pub(super) fn note_end(&mut self, deferred: Deferred, name: &Arc<str>) {
         if let Some(end) = deferred.ends_at() {
             self.ends.insert((end, Arc::clone(name)));
         }
+    }
+
+    /// Lanes of groups that were not remembered one by one, and from where they have to be read again.
+    pub(super) fn crowded_lanes(&self) -> Vec<(Lane, MessageId)> {
+        self.crowds.iter().filter_map(|(lane, crowd)| Some((lane, crowd.from?))).collect()
+    }
+
+    /// Lanes that have, or had, such groups: looks may have left something of them out.
+    pub(super) fn half_seen_lanes(&self) -> Vec<Lane> {
+        self.crowds.iter().filter(|(_, crowd)| crowd.has_been).map(|(lane, _)| lane).collect()
     }
 
     fn has_in_crowd(&self, lane: Lane, name: &Arc<str>) -> bool {
@@ -366,22 +277,6 @@ impl Schedule {
         }
     }
 
-    /// An earlier claim left messages of this group in the table.
-    pub(super) fn remember(&mut self, remembered: &Remembered) {
-        let Remembered { group: name, lane, after, upto, goes_on } = remembered;
-        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(*lane));
-        match goes_on {
-            GoesOn::Now => {}
-            GoesOn::After(deferred) => {
-                group.defer(*deferred, *after);
-                self.parked.note_end(*deferred, name);
-            }
-            GoesOn::WithoutBlock(by) => group.state = State::Blocked { by: *by },
-        }
-        group.leave(*after, *upto);
-        self.look_after(name);
-    }
-
     /// A message of this group lets nothing go. Whatever is in memory of the group is forgotten and stays in the table, and so
     /// does what comes back from a request.
     pub(super) fn block(&mut self, name: &Arc<str>, by: MessageKey) {
@@ -495,65 +390,5 @@ impl Schedule {
             items.into_iter().for_each(|item| self.admit(item));
         }
         self.look_after(name);
-    }
-
-    /// Gives back everything that was not sent and forgets it. Nothing may be in flight.
-    pub(super) fn take_leftovers(&mut self, now: Time) -> Leftovers {
-        let lanes = self.parked.crowds.iter().filter_map(|(lane, crowd)| Some((lane, crowd.from?))).collect();
-        let half_seen = self.parked.crowds.iter().filter(|(_, crowd)| crowd.has_been).map(|(lane, _)| lane).collect();
-        let mut leftovers = Leftovers { lanes, half_seen, ..Leftovers::default() };
-        let (free, delayed, groups) = self.take_all();
-        let mut waits: HashMap<Arc<str>, Time> = HashMap::new();
-        let alone = |item, until| Leftover { item, until, is_head: true };
-        leftovers.items.extend(free.into_iter().map(|item| alone(item, None)));
-        for ((until, _), delayed) in delayed {
-            match delayed {
-                Delayed::Item(item) => leftovers.items.push(alone(*item, Some(until))),
-                Delayed::Group(name) => drop(waits.insert(name, until)),
-            }
-        }
-        for (name, group) in groups {
-            let until = waits.get(&name).copied().filter(|_| group.state == State::Delayed);
-            leftovers.remembered.extend(group.remembered(name, until, now));
-            let has_rest = group.rest_to_remember(until).is_some();
-            let items = group.waiting.into_iter().enumerate();
-            let items = items.map(|(index, item)| Leftover { item, until, is_head: index == 0 });
-            // What was not charged is read again with the rest.
-            leftovers.items.extend(items.filter(|left| !has_rest || left.item.charged.is_some()));
-        }
-        // The oldest first, and always in the same order: a hash map has none.
-        leftovers.items.sort_unstable_by_key(|left| left.item.key());
-        leftovers.remembered.sort_unstable_by_key(|group| (group.after, group.upto));
-        leftovers
-    }
-}
-
-impl Group {
-    /// The part that is in the table only when the claim has ended. A group that waits for a retry is left as a whole: set back
-    /// for its sake, its lane would be read again and again for as long as the retry fails.
-    fn rest_to_remember(&self, until: Option<Time>) -> Option<Rest> {
-        let is_charged = self.waiting.front().is_some_and(|head| head.charged.is_some());
-        let last = self.waiting.back().filter(|_| until.is_some() && !is_charged);
-        self.rest.or_else(|| last.map(|last| Rest::new(last.id(), last.id())))
-    }
-
-    /// What the next claim has to know of the part that was left in the table.
-    fn remembered(&self, name: Arc<str>, until: Option<Time>, now: Time) -> Option<Remembered> {
-        let rest = self.rest_to_remember(until)?;
-        // A head that failed is recorded as such and found where it is recorded; everything behind it is read again.
-        let recorded = self.waiting.front().filter(|head| head.charged.is_some()).map(Item::id);
-        let next = self.waiting.get(usize::from(recorded.is_some()));
-        let after = next.map_or(rest.after, |item| rest.after.min(item.id().previous()));
-        let (after, goes_on) = match (self.state, recorded, until) {
-            // Nothing was seen behind the head.
-            (State::Deferred(_), ..) if rest.upto <= rest.after => return None,
-            (State::Blocked { by }, ..) => (after.min(by.previous()), GoesOn::WithoutBlock(by)),
-            (State::Deferred(deferred), ..) => (after, GoesOn::After(deferred)),
-            // Its turn may have come since, but recorded it is all the same.
-            (_, Some(id), until) => (after, GoesOn::After(Deferred::Head { id, due: Some(until.unwrap_or(now)) })),
-            (_, None, Some(until)) => (after, GoesOn::After(Deferred::Until(until))),
-            (_, None, None) => (after, GoesOn::Now),
-        };
-        Some(Remembered { group: name, lane: self.lane, after, upto: rest.upto, goes_on })
     }
 }

@@ -13,6 +13,7 @@ mod database;
 mod process;
 mod queue;
 mod scenario;
+mod trace;
 mod world;
 
 use std::time::Duration;

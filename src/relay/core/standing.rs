@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::breaker::Breaker;
+use super::leftovers::{GoesOn, Remembered};
 use super::limits::{ConcurrencyLimit, MemoryShare, WriteRate};
 use super::outcomes::Outcomes;
-use super::parked::{GoesOn, Remembered};
 use super::scan::Scan;
 use super::watermark::Watermarks;
 use crate::clock::Time;

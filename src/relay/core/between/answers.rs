@@ -85,18 +85,13 @@ impl Core {
     }
 
     fn rescanned(&mut self, work: &RescanWork, rescanned: Option<Rescanned>, now: Time) {
-        let Some(rescanned) = rescanned else {
-            if self.between.first_scan.is_done() {
-                self.standing.knowledge.scan.cut_short(&work.rescan, now);
-            } else {
-                self.between.first_scan.cut_short(work);
-            }
-            return;
-        };
         if !self.between.first_scan.is_done() {
-            let scanned = self.between.first_scan.rescanned(work, &rescanned);
+            let scanned = self.between.first_scan.rescanned(rescanned.as_ref());
             return self.start(scanned, now);
         }
+        let Some(rescanned) = rescanned else {
+            return self.standing.knowledge.scan.cut_short(&work.rescan, now);
+        };
         let knowledge = &mut self.standing.knowledge;
         let mut late = 0;
         for found in &rescanned.found {

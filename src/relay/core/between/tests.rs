@@ -2,11 +2,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::limits::MemoryBudget;
-use super::super::work::{Completion, FirstLook};
+use super::super::work::{Completion, FirstLook, Work};
 use super::super::{Control, Core, Until};
 use super::*;
 use crate::config::Tuning;
-use crate::message::TransactionId;
+use crate::message::{QueueKind, TransactionId};
 use crate::reading::{ByLane, Look, Rescanned, Snapshot, Writers};
 
 /// A core of a quiet database in which all lanes have messages and are held by others.

@@ -145,7 +145,7 @@ impl Surroundings<'_> {
         Stepped::Again(Box::new(Work::FirstLook), partial)
     }
 
-    /// Groups, then lanes, then the gap, each under a snapshot of its own; whether that was all.
+    /// What has ended, then groups, then lanes, then the gap, each under a snapshot of its own; whether that was all.
     fn read(&mut self, work: &super::super::work::ReadWork, partial: &mut Partial) -> Result<bool, OutboxError> {
         let request = &work.request;
         match self.claim {
@@ -153,19 +153,20 @@ impl Surroundings<'_> {
             None => return Err(OutboxError::ClaimLost),
         }
         match partial.steps {
-            1 => {
+            1 => partial.read.before = (!request.groups.is_empty()).then(|| self.database.snapshot(self.own)),
+            2 => {
                 for position in &request.groups {
                     partial.read.groups.push(self.database.read_group(position, request, self.now)?);
                 }
             }
-            2 if !request.lanes.is_empty() => {
+            3 if !request.lanes.is_empty() => {
                 let cut = if self.dice.u8(0..20) == 0 { self.dice.usize(1..4) } else { usize::MAX };
                 partial.read.lanes = self.database.read_lanes(request, cut, self.now)?;
             }
-            3 => partial.read.gap = request.gap.as_ref().map(|gap| self.database.rescan(gap, self.own)),
+            4 => partial.read.gap = request.gap.as_ref().map(|gap| self.database.rescan(gap, self.own)),
             _ => {}
         }
-        Ok(partial.steps == 3)
+        Ok(partial.steps == 4)
     }
 
     fn in_one(&mut self, work: Work) -> Completion {

@@ -2,17 +2,20 @@
 //!
 //! Nothing in it sleeps: it goes from event to event. The same scenario always runs the same way.
 
+mod jobs;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::work::{Completion, Work};
+use super::super::work::Work;
 use super::super::{Control, Report};
 use super::database::{Database, Row};
-use super::process::{self, Job, JobState, Process, Stepped, Surroundings};
+use super::process::{Job, JobState, Process};
 use super::queue::{Queue, QueueFault, Sent};
 use super::scenario::{Action, Scenario};
+use super::trace::shown;
 use crate::clock::Time;
 use crate::config::Tuning;
 use crate::message::{Lane, MessageId, MessageKey, QueueKind, TransactionId};
@@ -282,164 +285,6 @@ impl World {
         }
     }
 
-    // Statements.
-
-    fn statement(&mut self, number: u64) {
-        let Some(mut job) = self.jobs.remove(&number) else { return };
-        let JobState::Statements { work, claim, partial } = job.state else { return };
-        let is_old = job.connections != self.connections;
-        let gives_up_at = job.began_at + STATEMENT_TIMEOUT;
-        if self.stalled_until > self.now && self.now < gives_up_at {
-            let wait = self.stalled_until.min(gives_up_at).since(self.now);
-            job.state = JobState::Statements { work, claim, partial };
-            self.jobs.insert(number, job);
-            return self.plan(wait, Event::Statement { job: number });
-        }
-        if is_old || self.database_fails || self.now >= gives_up_at {
-            job.state = JobState::Answered(Box::new(process::failed(*work, broken())));
-            self.jobs.insert(number, job);
-            return self.answer_later(number);
-        }
-        let own = self.processes[job.process].own.clone();
-        let mut surroundings = Surroundings {
-            database: &mut self.database,
-            own: &own,
-            claim: claim.as_ref(),
-            began_at: job.began_at,
-            now: self.now,
-            dice: &mut self.dice,
-        };
-        match surroundings.step(*work, partial) {
-            Stepped::Again(work, partial) => {
-                job.state = JobState::Statements { work, claim, partial };
-                self.jobs.insert(number, job);
-                self.commit_between_statements();
-                let next = Duration::from_micros(self.dice.u64(10..1000)) + self.slow_by / 4;
-                self.plan(next, Event::Statement { job: number });
-            }
-            Stepped::Done(completion) => {
-                if let Completion::Claimed(Ok(Some(claimed))) = &*completion {
-                    let claim = claimed.proof.transaction_id;
-                    self.plan(Duration::from_millis(1), Event::ClaimChecked { claim });
-                }
-                job.state = JobState::Answered(completion);
-                self.jobs.insert(number, job);
-                self.answer_later(number);
-            }
-        }
-    }
-
-    fn answer_later(&mut self, job: u64) {
-        let way = self.way();
-        self.plan(way, Event::Answered { job });
-    }
-
-    fn check_claim(&mut self, claim: TransactionId) {
-        let Some(open) = self.database.claims.get(&claim) else { return };
-        let ends_at = open.heard_at + open.limit;
-        if ends_at > self.now {
-            let wait = ends_at.since(self.now);
-            return self.plan(wait, Event::ClaimChecked { claim });
-        }
-        self.note(|| format!("the server ends claim {}", claim.0));
-        self.database.end_claim(claim);
-        self.notice_lost_claims();
-    }
-
-    /// Relays whose claims are gone will see that soon.
-    pub(super) fn notice_lost_claims(&mut self) {
-        let notices_at = self.now + Duration::from_millis(self.dice.u64(0..50));
-        for process in &mut self.processes {
-            let lives = process.claim.as_ref().is_none_or(|proof| self.database.is_claimed(Some(proof)).is_ok());
-            if !lives {
-                process.notices_at.get_or_insert(notices_at);
-            }
-        }
-    }
-
-    // Requests.
-
-    fn written(&mut self, number: u64) {
-        let Some(job) = self.jobs.get_mut(&number) else { return };
-        let frozen_until = self.processes[job.process].frozen_until;
-        if frozen_until > self.now {
-            let wait = frozen_until.since(self.now);
-            return self.plan(wait, Event::Written { job: number });
-        }
-        let JobState::Request { work, published } = &mut job.state else { return };
-        let Work::Publish { items, until, .. } = &**work else { return };
-        let entries = items.len();
-        if self.now >= *until {
-            *published = Some(process::too_late(entries));
-            return self.plan(Duration::ZERO, Event::Answered { job: number });
-        }
-        self.requests.insert(number, process::sent(work));
-        let timeout = tuning(&self.scenario).request_timeout;
-        let deadline = (job.began_at + timeout).since(self.now);
-        let way = if self.dice.u8(0..200) == 0 { self.way_to_queue() * 20 } else { self.way_to_queue() };
-        self.plan(way, Event::Arrived { job: number });
-        self.plan(deadline, Event::Answered { job: number });
-    }
-
-    fn arrived(&mut self, number: u64) {
-        let Some(sent) = self.requests.remove(&number) else { return };
-        let (answer, new) = self.queue.arrive(&sent, &mut self.dice);
-        for message in &new {
-            self.accepted(message, &sent);
-        }
-        let way = self.way_to_queue();
-        let Some(Job { state: JobState::Request { published, .. }, .. }) = self.jobs.get_mut(&number) else { return };
-        *published = process::published(answer, sent.len(), way * 2);
-        if published.is_some() {
-            self.plan(way, Event::Answered { job: number });
-        }
-    }
-
-    // Answers.
-
-    fn answered(&mut self, number: u64) {
-        let Some(job) = self.jobs.get(&number) else { return };
-        let (index, frozen_until) = (job.process, self.processes[job.process].frozen_until);
-        if frozen_until > self.now {
-            let wait = frozen_until.since(self.now);
-            return self.plan(wait, Event::Answered { job: number });
-        }
-        let Some(job) = self.jobs.remove(&number) else { return };
-        let completion = match job.state {
-            JobState::Answered(completion) if job.connections != self.connections => {
-                process::lost(*completion, broken())
-            }
-            JobState::Answered(completion) => *completion,
-            JobState::Request { work, published } => {
-                let Work::Publish { items, .. } = *work else { return };
-                let published = published.unwrap_or_else(|| process::timed_out(items.len()));
-                Completion::Published { items, published }
-            }
-            JobState::Statements { .. } => return,
-        };
-        self.complete(index, number, completion);
-    }
-
-    fn complete(&mut self, index: usize, number: u64, completion: Completion) {
-        if let Some(shown) = answer_shown(&completion) {
-            self.note(|| format!("relay {index} gets {number}: {shown}"));
-        }
-        let process = &mut self.processes[index];
-        if let Completion::Claimed(Ok(Some(claimed))) = &completion {
-            process.claim = Some(claimed.proof.clone());
-            process.own.insert(claimed.proof.transaction_id);
-            self.notice_lost_claims();
-        }
-        if matches!(completion, Completion::Released(_)) {
-            self.processes[index].own.clear();
-        }
-        let next = self.processes[index].core.apply(completion, self.now);
-        if let Some(work) = next {
-            self.begin(index, work);
-        }
-        self.step(index);
-    }
-
     fn watched(&mut self, index: usize) {
         self.plan(WATCH_EVERY, Event::Watched { process: index });
         let is_frozen = self.processes[index].frozen_until > self.now;
@@ -538,67 +383,4 @@ pub(super) fn tuning(scenario: &Scenario) -> Tuning {
 
 fn broken() -> OutboxError {
     OutboxError::Timeout { statement: "simulated", place: String::new() }
-}
-
-/// What is worth a line of a work that begins.
-fn shown(work: &Work) -> Option<String> {
-    let text = match work {
-        Work::Publish { items, until, .. } => {
-            let ids: Vec<i64> = items.iter().map(|item| item.key().id.0).collect();
-            format!("publish {ids:?} until {until:?}")
-        }
-        Work::Settle { settlements, .. } => {
-            let ids: Vec<_> = settlements.iter().map(|one| (one.key.id.0, &one.outcome)).collect();
-            format!("settle {ids:?}")
-        }
-        Work::Read(work) if !work.request.groups.is_empty() => format!("reads on {:?}", work.groups),
-        Work::Release | Work::SetAside { .. } | Work::Extend { .. } => format!("{work:?}").chars().take(200).collect(),
-        _ => return None,
-    };
-    Some(text)
-}
-
-/// What is worth a line of an answer.
-fn answer_shown(completion: &Completion) -> Option<String> {
-    let text = match completion {
-        Completion::Read(work, Ok(answer)) => {
-            let ids = |messages: &[crate::message::Message]| {
-                messages.iter().map(|one| (one.key.id.0, one.hold, one.wait)).collect::<Vec<_>>()
-            };
-            let gap = answer.gap.as_ref().filter(|gap| !gap.found.is_empty());
-            if answer.lanes.messages.is_empty() && answer.groups.is_empty() && gap.is_none() {
-                return None;
-            }
-            let lanes: Vec<_> =
-                work.request.lanes.iter().map(|one| (one.lane.number(), one.above.0)).filter(|one| one.0 < 3).collect();
-            let groups = work.request.groups.iter().zip(&answer.groups);
-            let groups: Vec<_> =
-                groups.map(|(one, batch)| (&one.group, one.after.id.0, ids(&batch.messages))).collect();
-            let gap = gap.map(|gap| gap.found.iter().map(|found| found.key.id.0).collect::<Vec<_>>());
-            format!("read {lanes:?} {:?} groups {groups:?} gap {gap:?}", ids(&answer.lanes.messages))
-        }
-        Completion::Claimed(Ok(None)) => return None,
-        Completion::Claimed(Ok(Some(claimed))) => {
-            let lanes: Vec<i16> = claimed.lanes.iter().map(|(lane, _)| lane.number()).collect();
-            format!("claims {lanes:?} by {}", claimed.proof.transaction_id.0)
-        }
-        Completion::DueRead { answer: Ok(batch), .. } if batch.messages.is_empty() => return None,
-        Completion::DueRead { answer: Ok(batch), .. } => {
-            format!("due {:?}", batch.messages.iter().map(|one| one.key.id.0).collect::<Vec<_>>())
-        }
-        Completion::Rescanned(_, Ok(Some(rescanned))) if rescanned.found.is_empty() => return None,
-        Completion::Looked(Ok(look)) if look.ready.is_empty() && look.due.is_empty() => return None,
-        Completion::Looked(Ok(look)) => format!("looked {:?} {:?}", look.ready, look.due),
-        Completion::Rescanned(work, Ok(Some(rescanned))) => {
-            let found: Vec<i64> = rescanned.found.iter().map(|found| found.key.id.0).collect();
-            format!("rescan {:?} waiting {:?} found {found:?}", work.rescan.ranges.first(), work.rescan.waiting)
-        }
-        Completion::Published { items, published } => {
-            let ids: Vec<i64> = items.iter().map(|item| item.key().id.0).collect();
-            format!("published {ids:?} {:?}", published.results)
-        }
-        Completion::Settled { answer, .. } => format!("settled {answer:?}"),
-        other => format!("{other:?}"),
-    };
-    Some(text.chars().take(600).collect())
 }

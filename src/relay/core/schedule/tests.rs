@@ -3,12 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use super::super::group::Deferred;
+use super::super::leftovers::{GoesOn, Remembered};
 use super::super::limits::MemoryBudget;
-use super::super::parked::{GoesOn, ReadOnAnswer, Remembered};
+use super::super::parked::ReadOnAnswer;
 use super::super::work::ReadOn;
 use super::*;
 use crate::message::{Content, Event, EventPosition, Hold, Lane, Message, Origin, QueueKind};
-use crate::reading::HeldGroup;
+use crate::reading::{HeldGroup, Range};
 use crate::relay::core::compose_item;
 
 const STRICT: Shape = Shape { request_size: 10, per_group: 1, window: 4 };
@@ -312,6 +313,34 @@ fn a_remembered_group_without_a_head_is_read_on_at_once() {
     read(&mut schedule, 10, Some("a"), None);
     assert!(schedule.next_request().is_none(), "10 must not overtake 6 to 9");
     assert_eq!(wanted(&mut schedule).unwrap().position.after, key(5));
+}
+
+#[test]
+fn a_group_is_read_up_to_what_is_known_to_be_left_or_to_where_its_lane_was_read() {
+    let upto = |read_to: i64| {
+        let mut schedule = Schedule::new(STRICT);
+        let (after, upto) = (MessageId(5), MessageId(9));
+        schedule.remember(&Remembered { group: a(), lane: key(0).lane, after, upto, goes_on: GoesOn::Now });
+        schedule.next_to_read_on(1, &|_| MessageId(read_to)).pop().map(|wanted| wanted.position.upto.0)
+    };
+    assert_eq!(upto(4), None, "a message below 6 may come late");
+    assert_eq!(upto(5), Some(9));
+    assert_eq!(upto(20), Some(20), "what was passed since is read with it");
+}
+
+#[test]
+fn behind_a_deferred_head_nothing_is_known_to_wait_until_something_was_seen() {
+    let mut schedule = Schedule::new(STRICT);
+    let head = Deferred::Head { id: MessageId(5), due: Some(at(100)) };
+    let (after, upto) = (MessageId(5), MessageId(5));
+    schedule.remember(&Remembered { group: a(), lane: key(0).lane, after, upto, goes_on: GoesOn::After(head) });
+    let all = [Range { lane: key(0).lane, above: MessageId::NONE, upto: MessageId::MAX }];
+    assert_eq!(schedule.waiting_in_table(&all), [], "7 may be committed late, and only a look shows it");
+    assert!(!schedule.is_left(key(7), Some(&a())));
+    let behind = Hold::Behind { head: MessageId(5), last: MessageId(5), wait: Some(Duration::from_secs(100)) };
+    read(&mut schedule, 7, Some("a"), Some(behind));
+    assert_eq!(schedule.waiting_in_table(&all), [(a(), MessageId(5))]);
+    assert!(schedule.is_left(key(7), Some(&a())) && schedule.is_left(key(8), Some(&a())));
 }
 
 #[test]
