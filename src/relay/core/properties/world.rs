@@ -313,6 +313,12 @@ impl World {
     /// Kills a process and starts another one. What it has sent arrives all the same.
     pub(super) fn kill(&mut self, index: usize) {
         self.close_claim(index);
+        // One that it was releasing ends with its connection as well.
+        for claim in std::mem::take(&mut self.processes[index].own) {
+            if self.database.claims.contains_key(&claim) {
+                self.database.end_claim(claim);
+            }
+        }
         let was_killed = |job: &Job| job.process == index;
         self.jobs.retain(|_, job| !was_killed(job) || matches!(job.state, JobState::Statements { .. }));
         // A statement that was sent may run; nobody reads its answer.
