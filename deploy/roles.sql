@@ -61,7 +61,7 @@ GRANT SELECT ON outbox.pauses, outbox.settings TO outbox_relay;
 GRANT UPDATE (status, attempts, available_at, delivered_at, dead_at, sqs_message_id, last_error), DELETE
     ON outbox.messages TO outbox_relay;
 -- From the sequences it learns whether there is anything new: messages, and what operators have done to them.
-GRANT SELECT ON SEQUENCE outbox.messages_id_seq, outbox.actions_id_seq TO outbox_relay;
+GRANT SELECT ON SEQUENCE outbox.messages_id_seq, outbox.audit_log_id_seq TO outbox_relay;
 -- What cannot be recorded or read is set aside, and recorded when that is possible.
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.quarantine TO outbox_relay;
 GRANT EXECUTE ON FUNCTION outbox.read_event TO outbox_relay;
@@ -76,10 +76,11 @@ GRANT SELECT ON ALL SEQUENCES IN SCHEMA outbox TO outbox_operator;
 GRANT UPDATE (status, attempts, available_at, dead_at, last_error) ON outbox.messages TO outbox_operator;
 -- The right to update is for the row lock alone.
 GRANT UPDATE (status), DELETE ON outbox.messages_dead TO outbox_operator;
-GRANT INSERT (action, actor, filter, messages, message_ids) ON outbox.actions TO outbox_operator;
+GRANT INSERT (action, actor, filter, messages, message_ids) ON outbox.audit_log TO outbox_operator;
 GRANT DELETE ON outbox.quarantine TO outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.dead_find, outbox.dead_list, outbox.dead_show, outbox.dead_filter, outbox.dead_choose,
-    outbox.dead_redrive, outbox.dead_discard, outbox.release, outbox.pause, outbox.resume, outbox.set TO outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.find_message, outbox.dead_find, outbox.dead_list, outbox.dead_show, outbox.dead_filter,
+    outbox.dead_choose,
+    outbox.dead_redrive, outbox.dead_discard, outbox.release, outbox.pause, outbox.resume, outbox.set_setting TO outbox_operator;
 GRANT INSERT, UPDATE, DELETE ON outbox.pauses, outbox.settings TO outbox_operator;
 -- A replay makes new messages of events that are there; the operator writes no events.
 GRANT INSERT (destination, event_position, group_id) ON outbox.messages TO outbox_operator;
@@ -92,8 +93,8 @@ GRANT EXECUTE ON FUNCTION outbox.position_at, outbox.safe_position, outbox.repla
 -- The reader sees everything, payloads included, and changes nothing.
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_reader;
 GRANT SELECT ON ALL SEQUENCES IN SCHEMA outbox TO outbox_reader;
-GRANT EXECUTE ON FUNCTION outbox.dead_find, outbox.dead_list, outbox.dead_show, outbox.position_at, outbox.replay_matches,
-    outbox.replay_plan, outbox.replay_count, outbox.replay_unfinished, outbox.check_stream, outbox.check_most,
+GRANT EXECUTE ON FUNCTION outbox.find_message, outbox.dead_find, outbox.dead_list, outbox.dead_show, outbox.position_at,
+    outbox.replay_matches, outbox.replay_plan, outbox.replay_count, outbox.replay_unfinished, outbox.check_stream, outbox.check_most,
     outbox.read_stream, outbox.read_all, outbox.safe_position, outbox.stream_version TO outbox_reader;
 
 -- A consumer notes what it has accepted and how far it has come, in the database of its effect. A projection, which reads the

@@ -8,53 +8,6 @@
 -- A replay is a row of outbox.replays, which moves on in the transaction that writes its messages. So it can stop at any
 -- moment and go on later, and no event is published twice by it.
 
-ALTER TABLE outbox.events ADD COLUMN destinations jsonb;
--- Not validated against old rows, which have none, so that adding it does not read the table.
-ALTER TABLE outbox.events
-    ADD CONSTRAINT events_destinations_is_object CHECK (jsonb_typeof(destinations) = 'object') NOT VALID;
-
--- Whoever may write the columns that were there may write this one, so that nothing breaks between this migration and the
--- next run of deploy/roles.sql.
-DO $$
-DECLARE
-    grantee text;
-BEGIN
-    FOR grantee IN
-        SELECT CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END
-        FROM pg_attribute AS a, aclexplode(a.attacl) AS g
-        WHERE a.attrelid = 'outbox.events'::regclass AND a.attname = 'metadata' AND g.privilege_type = 'INSERT'
-    LOOP
-        EXECUTE format('GRANT INSERT (destinations) ON outbox.events TO %s', grantee);
-    END LOOP;
-END
-$$;
-
-COMMENT ON COLUMN outbox.events.destinations IS
-    'Where the event was sent when it was written: an object of destination and group (or null). Messages are pruned, so this '
-    'is what a replay goes by. Null when the application did not say.';
-
-CREATE OR REPLACE FUNCTION outbox.enqueue(
-    destination text,
-    event_type  text,
-    payload     jsonb,
-    group_id    text DEFAULT NULL,
-    metadata    jsonb DEFAULT '{}'
-) RETURNS bigint
-LANGUAGE sql VOLATILE
-AS $$
-    WITH event AS (
-        INSERT INTO outbox.events (event_type, payload, metadata, destinations)
-        VALUES (
-            enqueue.event_type, enqueue.payload, coalesce(enqueue.metadata, '{}'),
-            jsonb_build_object(enqueue.destination, enqueue.group_id)
-        )
-        RETURNING position
-    )
-    INSERT INTO outbox.messages (destination, event_position, group_id)
-    SELECT enqueue.destination, event.position, enqueue.group_id FROM event
-    RETURNING id
-$$;
-
 CREATE TABLE outbox.replays (
     id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     begun_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -246,7 +199,7 @@ DECLARE
     begun bigint;
 BEGIN
     -- Two at a time would begin the same replay twice.
-    PERFORM pg_advisory_xact_lock(hashtext('outbox-relay replay'));
+    PERFORM pg_advisory_xact_lock(x'6F75FFFFFFFFFF02'::bigint);
     begun := outbox.replay_unfinished($1, $2, $3, $4, $5, $6, $7, $8, $9);
     IF begun IS NOT NULL THEN
         RETURN begun;
@@ -260,7 +213,7 @@ BEGIN
         p.first_position, p.stop_position, p.start_position, p.position, p.last_position
     FROM outbox.replay_plan($1, $2, $3, $4, $5, $6, $7, $8, $9) AS p
     RETURNING r.id INTO begun;
-    INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
+    INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
     SELECT
         'replay', r.actor,
         jsonb_strip_nulls(to_jsonb(r)) - '{begun_at,moved_at,actor,role,stream_version,messages}'::text[],
@@ -276,7 +229,7 @@ COMMENT ON FUNCTION outbox.replay_begin(
 ) IS
     'Begins a replay of the events that went to the source, to that destination or another, and returns its id; one with the '
     'same arguments that has not ended goes on. all_events takes events as well that are not known to have gone to the '
-    'source. Leaves a row in outbox.actions.';
+    'source. Leaves a row in outbox.audit_log.';
 
 CREATE FUNCTION outbox.replay_unfinished(
     source         text,
@@ -326,7 +279,7 @@ COMMENT ON FUNCTION outbox.replay_group(jsonb, text, text) IS
 CREATE FUNCTION outbox.replay_step(
     replay   bigint,
     most     bigint DEFAULT 1000,
-    in_haste boolean DEFAULT false,
+    skip_running boolean DEFAULT false,
     looks    bigint DEFAULT 5000
 ) RETURNS TABLE (
     messages bigint, all_messages bigint, start_position bigint, position_done bigint, last_position bigint,
@@ -353,7 +306,7 @@ BEGIN
         RETURN;
     END IF;
     -- Writers that were running when the replay began may still commit events of its range.
-    upto := CASE WHEN in_haste THEN r.last_position ELSE least(r.last_position, outbox.safe_position()) END;
+    upto := CASE WHEN skip_running THEN r.last_position ELSE least(r.last_position, outbox.safe_position()) END;
     -- Within a stream the order is that of versions, so nothing of it is known to be there before all is.
     IF upto < r.last_position AND (upto <= r.position OR r.stream_id IS NOT NULL) THEN
         RETURN QUERY SELECT 0::bigint, r.messages, r.start_position, r.position, r.last_position, false, true;
@@ -421,7 +374,7 @@ BEGIN
     WHERE p.id = r.id
     RETURNING p.* INTO r;
     IF r.ended_at IS NOT NULL THEN
-        INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
+        INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
         VALUES ('replay', r.actor, jsonb_build_object('id', r.id, 'has_ended', true), r.messages, '{}');
     END IF;
     RETURN QUERY
@@ -434,7 +387,7 @@ $$;
 COMMENT ON FUNCTION outbox.replay_step(bigint, bigint, boolean, bigint) IS
     'Goes on with a replay: looks at the next events, so many at most, and writes a message for each that matches, so many at '
     'most. must_wait says that nothing was done, because a transaction runs that has written events of its range, or will; '
-    'in_haste goes on all the same, without what such a transaction has not committed.';
+    'skip_running goes on all the same, without what such a transaction has not committed.';
 
 CREATE FUNCTION outbox.replay_end(replay bigint, actor text DEFAULT session_user) RETURNS boolean
 LANGUAGE sql VOLATILE
@@ -443,7 +396,7 @@ AS $$
         UPDATE outbox.replays AS r SET ended_at = clock_timestamp() WHERE r.id = $1 AND r.ended_at IS NULL
         RETURNING r.id, r.messages
     ), action AS (
-        INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
+        INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
         SELECT 'replay', coalesce($2, session_user), jsonb_build_object('id', e.id, 'is_given_up', true), e.messages, '{}'
         FROM ended AS e
     )
@@ -452,5 +405,3 @@ $$;
 
 COMMENT ON FUNCTION outbox.replay_end(bigint, text) IS
     'Gives a replay up. What it has written is published all the same. Returns whether there was something to give up.';
-
-COMMENT ON COLUMN outbox.actions.action IS 'What: redrive, discard, pause, resume, set or replay.';

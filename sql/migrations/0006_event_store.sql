@@ -1,25 +1,5 @@
--- The event store: events are appended to streams with an expected version, read back, and kept from being changed.
+-- The event store: events are appended to streams with an expected version, read back, and purged when they are old.
 -- docs/event-sourcing.md tells how an application is built on it.
-
--- A seat belt, not a right: who may update at all is for deploy/roles.sql to say.
-CREATE FUNCTION outbox.protect() RETURNS trigger
-LANGUAGE plpgsql
-AS $$
-BEGIN
-    IF coalesce(current_setting('outbox.maintenance', true), '') <> 'on' THEN
-        RAISE EXCEPTION 'events are facts and are not changed: % on outbox.events', TG_OP
-            USING ERRCODE = 'restrict_violation',
-                HINT = 'Append an event that corrects it; CALL outbox.forget(before) deletes old ones. For maintenance: '
-                    'SET LOCAL outbox.maintenance = ''on''.';
-    END IF;
-    RETURN NULL;
-END
-$$;
-
-COMMENT ON FUNCTION outbox.protect() IS 'Refuses to change events, unless outbox.maintenance is on.';
-
-CREATE TRIGGER protect BEFORE UPDATE OR DELETE OR TRUNCATE ON outbox.events
-    FOR EACH STATEMENT EXECUTE FUNCTION outbox.protect();
 
 CREATE FUNCTION outbox.check_stream(stream_id text) RETURNS void
 LANGUAGE plpgsql IMMUTABLE
@@ -170,6 +150,7 @@ CREATE FUNCTION outbox.append(
 ) RETURNS TABLE (event_id uuid, stream_version bigint, event_position bigint, was_stored boolean)
 LANGUAGE plpgsql VOLATILE
 AS $$
+#variable_conflict use_column
 DECLARE
     given     uuid[];
     wanted    bigint;
@@ -185,7 +166,7 @@ BEGIN
     wanted := jsonb_array_length($3);
     -- Writers of a stream wait for each other, so that positions and message ids come in the order of versions. Streams whose
     -- hashes are the same wait needlessly.
-    PERFORM pg_advisory_xact_lock(hashtext('outbox.append'), hashtext($1));
+    PERFORM pg_advisory_xact_lock(x'6F750001'::int, hashtext($1));
     given := ARRAY(SELECT (e.event ->> 'event_id')::uuid FROM jsonb_array_elements($3) AS e (event) WHERE e.event ? 'event_id');
     IF given <> '{}' THEN
         SELECT
@@ -229,7 +210,7 @@ BEGIN
             FROM jsonb_array_elements($3) WITH ORDINALITY AS e (event, n)
             ORDER BY e.n
             -- Somebody who inserts without this function may come first.
-            ON CONFLICT ON CONSTRAINT events_stream_id_stream_version_key DO NOTHING
+            ON CONFLICT (stream_id, stream_version) WHERE stream_id IS NOT NULL DO NOTHING
             RETURNING events.event_id, events.stream_version, events.position
         ), message AS (
             INSERT INTO outbox.messages (destination, event_position, group_id)
@@ -326,8 +307,8 @@ COMMENT ON FUNCTION outbox.read_all(bigint, integer) IS
     'All events after a position, in order, up to where no writer can come in between any more. The last position returned is '
     'the checkpoint to go on from; nothing is ever skipped. Under READ COMMITTED, on the primary.';
 
-CREATE FUNCTION outbox.forget_events(before timestamptz, after bigint DEFAULT 0, looks bigint DEFAULT 10000)
-RETURNS TABLE (forgotten bigint, position_done bigint, has_ended boolean)
+CREATE FUNCTION outbox.purge_events(before timestamptz, after bigint DEFAULT 0, looks bigint DEFAULT 10000)
+RETURNS TABLE (purged bigint, position_done bigint, has_ended boolean)
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
@@ -338,7 +319,7 @@ BEGIN
     IF before IS NULL OR before > now() THEN
         RAISE EXCEPTION 'before must be a time in the past' USING ERRCODE = 'invalid_parameter_value';
     ELSIF after IS NULL OR after < 0 THEN
-        RAISE EXCEPTION 'events are not forgotten after position %', after
+        RAISE EXCEPTION 'events are not purged after position %', after
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Begin after 0, and go on from position_done.';
     ELSIF coalesce(looks, 0) < 1 THEN
         RAISE EXCEPTION 'a step of % events', looks
@@ -349,7 +330,7 @@ BEGIN
             USING ERRCODE = 'invalid_transaction_state', HINT = 'Use READ COMMITTED, which is the default.';
     END IF;
     -- No replay begins meanwhile; one that has begun keeps its events.
-    PERFORM pg_advisory_xact_lock(hashtext('outbox-relay replay'));
+    PERFORM pg_advisory_xact_lock(x'6F75FFFFFFFFFF02'::bigint);
     upto := outbox.position_at(before + interval '1 minute');
     SELECT max(w.position) AS last, count(*) AS looked INTO found
     FROM (
@@ -379,18 +360,18 @@ BEGIN
             ))
         RETURNING 1
     )
-    SELECT count(*) INTO forgotten FROM gone;
+    SELECT count(*) INTO purged FROM gone;
     PERFORM set_config('outbox.maintenance', mode, true);
     RETURN NEXT;
 END
 $$;
 
-COMMENT ON FUNCTION outbox.forget_events(timestamptz, bigint, bigint) IS
+COMMENT ON FUNCTION outbox.purge_events(timestamptz, bigint, bigint) IS
     'Deletes events recorded before a time, for those who do not want history for ever: looks at the next events after a position, '
     'so many at most, and says where to go on. Keeps every event of which a message is pending or dead, what an unfinished '
     'replay needs, and the last event of each stream. It does not ask how far projections have come.';
 
-CREATE PROCEDURE outbox.forget(before timestamptz)
+CREATE PROCEDURE outbox.purge(before timestamptz)
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -398,7 +379,7 @@ DECLARE
     at   bigint := 0;
 BEGIN
     LOOP
-        SELECT f.position_done, f.has_ended INTO step FROM outbox.forget_events(before, at) AS f;
+        SELECT f.position_done, f.has_ended INTO step FROM outbox.purge_events(before, at) AS f;
         COMMIT;
         EXIT WHEN step.has_ended;
         at := step.position_done;
@@ -406,6 +387,6 @@ BEGIN
 END
 $$;
 
-COMMENT ON PROCEDURE outbox.forget(timestamptz) IS
-    'Deletes all events recorded before a time that outbox.forget_events() may delete, each step a transaction of its own: '
-    'CALL outbox.forget(now() - interval ''90 days'').';
+COMMENT ON PROCEDURE outbox.purge(timestamptz) IS
+    'Deletes all events recorded before a time that outbox.purge_events() may delete, each step a transaction of its own: '
+    'CALL outbox.purge(now() - interval ''90 days'').';

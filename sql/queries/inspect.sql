@@ -43,14 +43,14 @@ SELECT
             ('EXECUTE on outbox.read_event',
                 has_function_privilege(to_regprocedure('outbox.read_event(bigint, bigint)'), 'EXECUTE')),
             ('SELECT on outbox.messages_id_seq', has_sequence_privilege(to_regclass('outbox.messages_id_seq'), 'SELECT')),
-            ('SELECT on outbox.actions_id_seq', has_sequence_privilege(to_regclass('outbox.actions_id_seq'), 'SELECT'))
+            ('SELECT on outbox.audit_log_id_seq', has_sequence_privilege(to_regclass('outbox.audit_log_id_seq'), 'SELECT'))
         ) AS r (what, has)
         WHERE r.has IS NOT TRUE
     ) AS missing_rights,
     ARRAY(
         SELECT w.name
         FROM (VALUES
-            ('events_pkey'), ('events_event_id_key'), ('events_stream_id_stream_version_key'), ('messages_pending_pkey'),
+            ('events_pkey'), ('events_event_id_key'), ('events_stream'), ('messages_pending_pkey'),
             ('messages_delivered_pkey'), ('messages_dead_pkey'), ('messages_pending_deferred'),
             ('messages_pending_deferred_groups'), ('messages_dead_groups'), ('lanes_pkey'), ('quarantine_pkey'),
             ('quarantine_groups')

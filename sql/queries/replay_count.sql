@@ -4,7 +4,7 @@
 -- $5 stream, $6 since, $7 until, $8 first and $9 last position, $10 how many events to look at.
 -- Guarantees: one row a type, and one without a type when there is no event; "others" would be published with $3 only; no more
 -- than $10 events are looked at, however few of them match, and "may_be_more" says whether there may be others.
--- Index: events_pkey between two positions, or events_stream_id_stream_version_key for a stream.
+-- Index: events_pkey between two positions, or events_stream for a stream.
 SELECT
     c.event_type, coalesce(c.matching, 0) AS matching, coalesce(c.others, 0) AS others,
     (p.plan).last_position - (p.plan).position > $10 AS may_be_more

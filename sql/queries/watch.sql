@@ -19,6 +19,6 @@ SELECT
         ) AS d
     ) AS latest_due,
     coalesce(CASE
-        WHEN has_sequence_privilege('outbox.actions_id_seq', 'SELECT')
-        THEN pg_sequence_last_value('outbox.actions_id_seq'::regclass)
+        WHEN has_sequence_privilege('outbox.audit_log_id_seq', 'SELECT')
+        THEN pg_sequence_last_value('outbox.audit_log_id_seq'::regclass)
     END, 0) AS last_action

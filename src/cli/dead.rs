@@ -1,7 +1,7 @@
 //! `outbox-relay dead …`: what operators do with messages that were given up.
 //!
 //! Every verb takes ids or the same filters. What changes something says first how much it is about, asks, and leaves a row
-//! in `outbox.actions`. docs/operations.md tells when to use which.
+//! in `outbox.audit_log`. docs/operations.md tells when to use which.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -103,7 +103,7 @@ pub(super) struct Consent {
     /// Say what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Who does it, for outbox.actions
+    /// Who does it, for outbox.audit_log
     #[arg(long, value_name = "NAME", env = "USER", default_value = "unknown")]
     actor: String,
 }

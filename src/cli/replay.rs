@@ -75,7 +75,7 @@ pub(super) struct Replay {
     rate: Option<u32>,
     /// Do not wait for transactions that have written events and not committed when it begins: leave those events out
     #[arg(long)]
-    in_haste: bool,
+    skip_running: bool,
     /// Begin anew, and give up what is left of one that was interrupted
     #[arg(long)]
     restart: bool,
@@ -155,7 +155,7 @@ pub(super) async fn run(flags: &Flags, mut replay: Replay) -> Result<(), Failure
     }
     let id = outbox.replay_begin(&of, &replay.who.actor).await.map_err(anyhow::Error::from)?;
     let end = tokio::select! {
-        end = steps(&outbox, id, replay.rate, replay.in_haste) => end?,
+        end = steps(&outbox, id, replay.rate, replay.skip_running) => end?,
         _ = tokio::signal::ctrl_c() => {
             return Err(anyhow::anyhow!("replay {id} was interrupted; the same command goes on with it").into());
         }
@@ -271,13 +271,13 @@ impl Counted {
 }
 
 /// Goes on to the end, at the rate that was asked for.
-async fn steps(outbox: &Outbox, id: i64, rate: Option<u32>, in_haste: bool) -> Result<ReplayStep, Failure> {
+async fn steps(outbox: &Outbox, id: i64, rate: Option<u32>, skip_running: bool) -> Result<ReplayStep, Failure> {
     let most = i64::from(rate.map_or(CHUNK, |rate| rate.min(CHUNK)));
     let mut progress = Progress::new();
     let mut waiting_since = None;
     loop {
         let started = Instant::now();
-        let step = persistently(outbox, id, most, in_haste).await;
+        let step = persistently(outbox, id, most, skip_running).await;
         let step = step.with_context(|| format!("replay {id} stopped; the same command goes on with it"))?;
         progress.show(id, &step);
         if step.has_ended {
@@ -293,7 +293,7 @@ async fn steps(outbox: &Outbox, id: i64, rate: Option<u32>, in_haste: bool) -> R
                 return Err(anyhow::anyhow!(
                     "replay {id} stopped at position {position} of {last}: a transaction that has written events behind it is \
                      still open. End it (docs/event-sourcing.md shows which one it is), and the same command goes on; \
-                     --in-haste goes on without its events"
+                     --skip-running goes on without its events"
                 )
                 .into());
             }
@@ -310,11 +310,11 @@ async fn steps(outbox: &Outbox, id: i64, rate: Option<u32>, in_haste: bool) -> R
 }
 
 /// A step, which may be repeated: a failover must not end a replay of hours.
-async fn persistently(outbox: &Outbox, id: i64, most: i64, in_haste: bool) -> Result<ReplayStep, OutboxError> {
+async fn persistently(outbox: &Outbox, id: i64, most: i64, skip_running: bool) -> Result<ReplayStep, OutboxError> {
     let started = Instant::now();
     let mut pauses = Delays::new(RETRY_PAUSES.0, RETRY_PAUSES.1);
     loop {
-        match outbox.replay_step(id, most, in_haste).await {
+        match outbox.replay_step(id, most, skip_running).await {
             Err(error) if !error.is_final() && !error.is_denied() && started.elapsed() < RETRY_FOR => {
                 complain(&format!("{error}; trying again"));
                 tokio::time::sleep(pauses.next_delay(&mut fastrand::Rng::new())).await;

@@ -1,7 +1,7 @@
 //! `outbox-relay pause|resume|set|config`: what operators decide while relays run, and what is in force.
 //!
 //! It is kept in the database, so every relay follows, and a restart forgets nothing: a pause within two seconds, a setting when
-//! the claim is over that it meets. The same as SQL: `outbox.pause()`, `outbox.resume()`, `outbox.set()`.
+//! the claim is over that it meets. The same as SQL: `outbox.pause()`, `outbox.resume()`, `outbox.set_setting()`.
 
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ pub(super) struct Set {
 /// Who answers for it.
 #[derive(Args)]
 pub(super) struct Who {
-    /// Who does it, for outbox.actions
+    /// Who does it, for outbox.audit_log
     #[arg(long, value_name = "NAME", env = "USER", default_value = "unknown")]
     pub(super) actor: String,
 }
@@ -140,7 +140,7 @@ pub(super) async fn set(flags: &Flags, set: Set) -> Result<(), Failure> {
         }
     }
     let destination = known(&outbox, destination.as_deref()).await?;
-    outbox.set(&destination, &name, value.as_deref(), &who.actor).await.map_err(anyhow::Error::from)?;
+    outbox.set_setting(&destination, &name, value.as_deref(), &who.actor).await.map_err(anyhow::Error::from)?;
     if value.is_none() {
         let steering = outbox.steering().await.map_err(anyhow::Error::from)?;
         let is_left = |setting: &&Setting| {

@@ -1,5 +1,5 @@
 //! Dead messages: what operators do with them. The SQL functions behind this are in
-//! `sql/migrations/0002_dead_letters.sql`.
+//! `sql/migrations/0003_dead_letters.sql`.
 
 use std::time::{Duration, SystemTime};
 
@@ -180,7 +180,7 @@ impl Outbox {
     }
 
     /// Redrives or discards up to `most` of the dead messages that were counted, the lowest ids first; returns how many
-    /// those were. `outbox.actions` tells of it.
+    /// those were. `outbox.audit_log` tells of it.
     ///
     /// # Errors
     ///

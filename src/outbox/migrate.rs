@@ -36,12 +36,12 @@ impl Migration {
     }
 }
 
-/// All migrations, in order. A released one is never changed.
+/// All migrations, in order. A released one is never changed. These seven are the schema of the first release, by topic.
 pub const MIGRATIONS: [Migration; 7] = [
-    Migration { version: 1, name: "outbox", sql: include_str!("../../sql/migrations/0001_outbox.sql") },
-    Migration { version: 2, name: "dead_letters", sql: include_str!("../../sql/migrations/0002_dead_letters.sql") },
-    Migration { version: 3, name: "steering", sql: include_str!("../../sql/migrations/0003_steering.sql") },
-    Migration { version: 4, name: "safe_order", sql: include_str!("../../sql/migrations/0004_safe_order.sql") },
+    Migration { version: 1, name: "events", sql: include_str!("../../sql/migrations/0001_events.sql") },
+    Migration { version: 2, name: "messages", sql: include_str!("../../sql/migrations/0002_messages.sql") },
+    Migration { version: 3, name: "dead_letters", sql: include_str!("../../sql/migrations/0003_dead_letters.sql") },
+    Migration { version: 4, name: "steering", sql: include_str!("../../sql/migrations/0004_steering.sql") },
     Migration { version: 5, name: "replay", sql: include_str!("../../sql/migrations/0005_replay.sql") },
     Migration { version: 6, name: "event_store", sql: include_str!("../../sql/migrations/0006_event_store.sql") },
     Migration { version: 7, name: "consumers", sql: include_str!("../../sql/migrations/0007_consumers.sql") },
@@ -86,9 +86,10 @@ const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '2s'";
 /// First and longest pause before a migration tries again whose lock somebody held.
 const LOCK_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
-/// One lock for everybody who migrates. Within the transaction, so that it works behind PgBouncer and cannot be forgotten.
-const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext('outbox-relay migrate'))";
-const TRY_LOCK: &str = "SELECT pg_try_advisory_xact_lock(hashtext('outbox-relay migrate'))";
+/// One lock for everybody who migrates. Within the transaction, so that it works behind PgBouncer and cannot be forgotten. Its
+/// key is listed at the top of `sql/migrations/0001_events.sql`.
+const LOCK: &str = "SELECT pg_advisory_xact_lock(x'6F75FFFFFFFFFF01'::bigint)";
+const TRY_LOCK: &str = "SELECT pg_try_advisory_xact_lock(x'6F75FFFFFFFFFF01'::bigint)";
 
 /// What a person who runs the script has to know.
 const HINT: &str = "-- It waits for the lock of a table that is in use for two seconds, so that no writer waits longer behind it. \
@@ -114,6 +115,15 @@ impl Outbox {
     ///
     /// When the database is newer, a recorded migration differs, or a statement fails; then nothing has changed.
     pub async fn migrate(&self) -> Result<Vec<Migration>, OutboxError> {
+        self.migrate_to(&MIGRATIONS).await
+    }
+
+    /// The same to another list of migrations, which begins as this program's does: what the next release will do.
+    ///
+    /// # Errors
+    ///
+    /// As [`Outbox::migrate`].
+    pub async fn migrate_to(&self, migrations: &[Migration]) -> Result<Vec<Migration>, OutboxError> {
         // Before a connection is taken: there may be one only.
         self.check_suitable().await?;
         let started = Instant::now();
@@ -122,7 +132,7 @@ impl Outbox {
         loop {
             let connection = self.connection().await?;
             // A failure leaves the transaction open, and closing the connection rolls it back.
-            let result = self.migrate_with(&connection).await;
+            let result = self.migrate_with(&connection, migrations).await;
             match self.keep_if_ok(connection, result).await {
                 Err(error) if error.is_in_the_way() && started.elapsed() < MIGRATION_TIMEOUT => {
                     if !std::mem::replace(&mut is_told, true) {
@@ -135,9 +145,9 @@ impl Outbox {
         }
     }
 
-    async fn migrate_with(&self, connection: &Object) -> Result<Vec<Migration>, OutboxError> {
-        let known = MIGRATIONS.last().map(|migration| migration.version);
-        if self.recorded(connection).await? == known {
+    async fn migrate_with(&self, connection: &Object, migrations: &[Migration]) -> Result<Vec<Migration>, OutboxError> {
+        let last = migrations.last().map(|migration| migration.version);
+        if self.recorded(connection, migrations).await? == last {
             return Ok(Vec::new());
         }
         // Under a stricter isolation, what another one did while this one waited for the lock would not be seen.
@@ -151,13 +161,13 @@ impl Outbox {
             self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(LOCK)).await?;
         }
         self.bounded(MIGRATE, connection.batch_execute(LOCK_TIMEOUT)).await?;
-        let recorded = self.recorded(connection).await?;
+        let recorded = self.recorded(connection, migrations).await?;
         if recorded.is_none() {
             let records = format!("{SCHEMA}{RECORDS}");
             self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(&records)).await?;
         }
         let missing: Vec<Migration> =
-            MIGRATIONS.into_iter().filter(|migration| Some(migration.version) > recorded).collect();
+            migrations.iter().copied().filter(|migration| Some(migration.version) > recorded).collect();
         for migration in &missing {
             self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(migration.sql)).await?;
             self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(&migration.record())).await?;
@@ -167,7 +177,7 @@ impl Outbox {
     }
 
     /// The version that is recorded, or none when there are no records yet.
-    async fn recorded(&self, connection: &Object) -> Result<Option<i32>, OutboxError> {
+    async fn recorded(&self, connection: &Object, migrations: &[Migration]) -> Result<Option<i32>, OutboxError> {
         // Asked of the catalog: to_regclass may still answer from before the wait for the lock.
         let exists = "SELECT EXISTS (
             SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -179,7 +189,7 @@ impl Outbox {
         }
         let recorded = "SELECT version, name, checksum, needs FROM outbox.migrations ORDER BY version";
         let recorded = self.bounded(MIGRATE, connection.query_typed(recorded, &[])).await?;
-        self.check_recorded(&recorded).map(Some)
+        self.check_recorded(&recorded, migrations).map(Some)
     }
 
     /// Whether this program can work with the schema, and with the database at all.
@@ -207,12 +217,12 @@ impl Outbox {
         Ok(())
     }
 
-    fn check_recorded(&self, rows: &[tokio_postgres::Row]) -> Result<i32, OutboxError> {
-        let known = MIGRATIONS.last().map_or(0, |migration| migration.version);
+    fn check_recorded(&self, rows: &[tokio_postgres::Row], migrations: &[Migration]) -> Result<i32, OutboxError> {
+        let known = migrations.last().map_or(0, |migration| migration.version);
         let mut applied = 0;
         for row in rows {
             let version: i32 = column(MIGRATE, row, 0)?;
-            let Some(migration) = MIGRATIONS.iter().find(|migration| migration.version == version) else {
+            let Some(migration) = migrations.iter().find(|migration| migration.version == version) else {
                 let needed: i32 = column(MIGRATE, row, 3)?;
                 if needed > known {
                     return Err(OutboxError::TooNew { place: self.place.to_string(), found: version, needed, known });

@@ -135,15 +135,15 @@ impl Outbox {
         column(NAME, &self.query_one(NAME, REPLAY_BEGIN, &parameters).await?, 0)
     }
 
-    /// Goes on with a replay: writes at most `most` messages for the next events that match. With `in_haste` it does not
+    /// Goes on with a replay: writes at most `most` messages for the next events that match. With `skip_running` it does not
     /// wait for transactions that may have written some before the replay began.
     ///
     /// # Errors
     ///
     /// When the statement fails; then nothing was written, or all of the step was.
-    pub async fn replay_step(&self, id: i64, most: i64, in_haste: bool) -> Result<ReplayStep, OutboxError> {
+    pub async fn replay_step(&self, id: i64, most: i64, skip_running: bool) -> Result<ReplayStep, OutboxError> {
         const NAME: &str = "go on with a replay";
-        let parameters: [Parameter<'_>; 3] = [(&id, Type::INT8), (&most, Type::INT8), (&in_haste, Type::BOOL)];
+        let parameters: [Parameter<'_>; 3] = [(&id, Type::INT8), (&most, Type::INT8), (&skip_running, Type::BOOL)];
         let connection = self.connection().await?;
         let work = async {
             // Whatever the database's default is.

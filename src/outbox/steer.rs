@@ -164,7 +164,7 @@ impl Outbox {
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn set(
+    pub async fn set_setting(
         &self,
         destination: &str,
         name: &str,

@@ -145,7 +145,7 @@ async fn a_consumer_with_the_rights_of_the_template_accepts_reads_and_prunes() -
     for statement in [
         "DELETE FROM outbox.messages",
         "SELECT outbox.enqueue('t', 'T', '{}')",
-        "SELECT FROM outbox.actions",
+        "SELECT FROM outbox.audit_log",
         "SELECT FROM outbox.read_all()",
     ] {
         let error = consumer.batch_execute(statement).await.err().with_context(|| format!("{statement} went well"))?;

@@ -54,7 +54,7 @@ async fn dead_ids(bed: &Bed) -> Result<Vec<i64>> {
 /// Action, actor, count, ids and filter of every action on record.
 async fn actions(bed: &Bed) -> Result<Vec<String>> {
     let query = "SELECT concat_ws(' ', action, actor, messages, message_ids, filter - 'since' - 'upto')
-                 FROM outbox.actions ORDER BY id";
+                 FROM outbox.audit_log ORDER BY id";
     Ok(bed.client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 

@@ -201,11 +201,11 @@ async fn events_are_neither_changed_nor_deleted_except_for_maintenance() -> Resu
     append(&bed.client, "s", None, 1).await??;
     refused(&bed.client, "DELETE FROM outbox.events").await?;
     // The function's own permission ends with it.
-    let forget = "BEGIN; SELECT outbox.forget_events(now()); DELETE FROM outbox.events";
-    let strict = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT outbox.forget_events(now())";
+    let purge = "BEGIN; SELECT outbox.purge_events(now()); DELETE FROM outbox.events";
+    let strict = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT outbox.purge_events(now())";
     ensure!(refused(&bed.client, strict).await?.code().code() == "25000");
     bed.client.batch_execute("ROLLBACK").await?;
-    ensure!(refused(&bed.client, forget).await?.code().code() == "23001");
+    ensure!(refused(&bed.client, purge).await?.code().code() == "23001");
     Ok(())
 }
 
@@ -308,9 +308,9 @@ async fn a_null_or_a_senseless_number_is_refused_instead_of_looking_like_the_end
         ("outbox.read_all(NULL)", "after position"),
         ("outbox.read_all(-1)", "after position -1"),
         ("outbox.read_all(0, -1)", "most is -1"),
-        ("outbox.forget_events(NULL)", "a time in the past"),
-        ("outbox.forget_events(now(), 0, 0)", "a step of 0"),
-        ("outbox.forget_events(now(), NULL)", "after position"),
+        ("outbox.purge_events(NULL)", "a time in the past"),
+        ("outbox.purge_events(now(), 0, 0)", "a step of 0"),
+        ("outbox.purge_events(now(), NULL)", "after position"),
         ("outbox.prune_inbox(NULL)", "keep"),
         ("outbox.prune_inbox('-1 day')", "keep"),
         ("outbox.prune_inbox('1 day', 0)", "most is 0"),
@@ -422,24 +422,24 @@ async fn a_writer_of_events_is_waited_for_and_a_writer_of_other_things_is_not() 
 }
 
 #[tokio::test]
-async fn forgetting_keeps_the_end_of_each_stream_and_what_a_replay_needs() -> Result<()> {
+async fn purging_keeps_the_end_of_each_stream_and_what_a_replay_needs() -> Result<()> {
     let bed = Bed::new().await?;
     for n in 1..=6 {
         append(&bed.client, if n % 2 == 0 { "a" } else { "b" }, None, n).await??;
     }
     bed.client.batch_execute("DELETE FROM outbox.messages").await?;
     let begun = "SELECT messages FROM outbox.replay_begin('tickets', stop_position => 3) AS id,
-        outbox.replay_step(id, most => 1, in_haste => true)";
+        outbox.replay_step(id, most => 1, skip_running => true)";
     ensure!(bed.count(begun).await? == 1);
     bed.client.batch_execute("DELETE FROM outbox.messages").await?;
-    let forget = "SELECT forgotten FROM outbox.forget_events(now())";
+    let purge = "SELECT purged FROM outbox.purge_events(now())";
     let left = async || {
         let rows = bed.client.query("SELECT position FROM outbox.events ORDER BY position", &[]).await?;
         anyhow::Ok(rows.iter().map(|row| row.get(0)).collect::<Vec<i64>>())
     };
-    ensure!(bed.count(forget).await? == 2 && left().await? == [2, 3, 5, 6], "{:?}", left().await?);
+    ensure!(bed.count(purge).await? == 2 && left().await? == [2, 3, 5, 6], "{:?}", left().await?);
     ensure!(bed.client.query_one("SELECT outbox.replay_end(1)", &[]).await?.get::<_, bool>(0));
-    ensure!(bed.count(forget).await? == 2 && left().await? == [5, 6], "{:?}", left().await?);
+    ensure!(bed.count(purge).await? == 2 && left().await? == [5, 6], "{:?}", left().await?);
     ensure!(append(&bed.client, "a", Some(3), 7).await? == Ok(4), "versions go on from where they were");
     Ok(())
 }

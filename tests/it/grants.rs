@@ -100,13 +100,13 @@ async fn an_operator_decides_about_dead_messages_and_nothing_else() -> Result<()
         operator.output(&arguments).await?.ensure_success()?;
     }
     ensure!(bed.pending().await? == 6 && bed.count("SELECT count(*) FROM outbox.messages_dead").await? == 3);
-    ensure!(bed.count("SELECT count(*) FROM outbox.actions WHERE role LIKE 'operator%'").await? == 2);
+    ensure!(bed.count("SELECT count(*) FROM outbox.audit_log WHERE role LIKE 'operator%'").await? == 2);
     let operator = connect(&roles.operator_url).await?;
     for statement in [
         "UPDATE outbox.events SET payload = '{}'",
         "DELETE FROM outbox.messages",
-        "DELETE FROM outbox.actions",
-        "UPDATE outbox.actions SET actor = 'nobody'",
+        "DELETE FROM outbox.audit_log",
+        "UPDATE outbox.audit_log SET actor = 'nobody'",
         "INSERT INTO outbox.events (event_type, payload) VALUES ('Forged', '{}')",
         "INSERT INTO outbox.messages (destination, event_position, attempts) VALUES ('audit', 1, 1)",
     ] {
@@ -125,7 +125,7 @@ async fn a_reader_sees_everything_and_changes_nothing() -> Result<()> {
     let roles = Roles::create(&bed).await?;
     bed.enqueue("audit", "{}", None).await?;
     let reader = connect(&roles.reader_url).await?;
-    for table in ["events", "messages", "lanes", "actions", "migrations", "pauses", "settings", "replays"] {
+    for table in ["events", "messages", "lanes", "audit_log", "migrations", "pauses", "settings", "replays"] {
         reader
             .batch_execute(&format!("SELECT count(*) FROM outbox.{table}"))
             .await
@@ -173,7 +173,7 @@ async fn neither_role_may_do_what_is_not_its_business() -> Result<()> {
         "UPDATE outbox.messages SET destination = 'elsewhere'",
         "UPDATE outbox.messages SET event_position = 1",
         "SELECT outbox.pause()",
-        "SELECT FROM outbox.actions",
+        "SELECT FROM outbox.audit_log",
         "DROP TABLE outbox.messages",
     ] {
         ensure_denied(&relay, statement).await?;

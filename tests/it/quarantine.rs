@@ -122,7 +122,7 @@ async fn a_message_that_postgresql_cannot_read_stops_its_group_only_and_goes_onc
     ensure!(all.len() == 202, "{} messages", all.len());
     let small: Vec<_> = all.into_iter().filter(|message| message.body.len() < 1000).collect();
     ensure!(numbers(&small)?.len() == 201);
-    let actions = bed.count("SELECT count(*) FROM outbox.actions WHERE action = 'release'").await?;
+    let actions = bed.count("SELECT count(*) FROM outbox.audit_log WHERE action = 'release'").await?;
     ensure!(actions == 1, "{actions} releases are recorded");
     Ok(())
 }

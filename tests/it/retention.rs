@@ -142,7 +142,7 @@ async fn messages_are_pruned_once_the_retention_is_over() -> Result<()> {
 }
 
 #[tokio::test]
-async fn old_events_that_no_message_needs_are_forgotten_when_somebody_asks() -> Result<()> {
+async fn old_events_that_no_message_needs_are_purged_when_somebody_asks() -> Result<()> {
     let bed = Bed::new().await?;
     bed.enqueue_many("audit", 6, 0).await?;
     let changes = "UPDATE outbox.messages SET status = 'delivered', delivered_at = now() WHERE id IN (1, 2);
@@ -152,7 +152,7 @@ async fn old_events_that_no_message_needs_are_forgotten_when_somebody_asks() -> 
         UPDATE outbox.events SET recorded_at = now() - interval '1 year' WHERE position <> 6";
     bed.client.batch_execute(changes).await?;
     for _ in 0..2 {
-        bed.client.batch_execute("CALL outbox.forget(now() - interval '90 days')").await?;
+        bed.client.batch_execute("CALL outbox.purge(now() - interval '90 days')").await?;
         let query = "SELECT position FROM outbox.events ORDER BY position";
         let left: Vec<i64> = bed.client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect();
         // The third waits for an operator, the fourth for the relay; the sixth is young.

@@ -173,7 +173,7 @@ async fn resuming_all_ends_every_pause_and_resuming_one_says_what_still_holds() 
     ensure!(bed.count("SELECT count(*) FROM outbox.pauses").await? == 0);
     let unknown = bed.relay().output(&["pause", "audti"]).await?;
     ensure!(unknown.code == Some(1) && unknown.stderr.contains("there are: audit"), "{}", unknown.stderr);
-    let actions = "SELECT count(*) FROM outbox.actions WHERE action IN ('pause', 'resume')";
+    let actions = "SELECT count(*) FROM outbox.audit_log WHERE action IN ('pause', 'resume')";
     ensure!(bed.count(actions).await? == 5, "each change is on record");
     Ok(())
 }
@@ -191,7 +191,7 @@ async fn a_setting_wins_over_the_environment_without_a_restart_until_it_is_unset
     bed.relay().output(&["set", "max-in-flight=7"]).await?.ensure_success()?;
     bed.relay().output(&["set", "max-in-flight=9", "--destination", "audit"]).await?.ensure_success()?;
     bed.relay().output(&["set", "request-size=1"]).await?.ensure_success()?;
-    bed.client.batch_execute("SELECT outbox.set('batch-size', 'lots')").await?;
+    bed.client.batch_execute("SELECT outbox.set_setting('batch-size', 'lots')").await?;
     relay.wait_for_log("batch-size=\"lots\" is not allowed").await?;
     relay.wait_for_metric(&limit("audit"), 9.0).await?;
     relay.wait_for_metric(&limit("tickets"), 7.0).await?;
@@ -242,7 +242,9 @@ async fn config_shows_every_value_with_its_origin_and_no_secret() -> Result<()> 
     let has = |parts: &[&str]| text.stdout.lines().any(|line| line.split_whitespace().eq(parts.iter().copied()));
     ensure!(has(&["batch-size", "all", "123", "database,", "set", "by", "ada"]), "{}", text.stdout);
     ensure!(has(&["retry-max", "all", "2m", "environment"]), "{}", text.stdout);
-    bed.client.batch_execute("SELECT outbox.set('max-attempts', 'many'), outbox.set('max-atempts', '3')").await?;
+    bed.client
+        .batch_execute("SELECT outbox.set_setting('max-attempts', 'many'), outbox.set_setting('max-atempts', '3')")
+        .await?;
     let odd = command.output(&["config"]).await?.stdout;
     ensure!(odd.contains("many (not followed)") && odd.contains("3 (not followed)"), "{odd}");
     command.output(&["set", "--unset", "max-atempts"]).await?.ensure_success()?;

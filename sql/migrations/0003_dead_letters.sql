@@ -1,7 +1,7 @@
 -- Dead messages: finding them, sending them again, and giving them up for good. The verbs of `outbox-relay dead`, as
--- functions, so that psql is enough. Each change leaves a row in outbox.actions.
+-- functions, so that psql is enough. Each change leaves a row in outbox.audit_log.
 
-CREATE TABLE outbox.actions (
+CREATE TABLE outbox.audit_log (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     taken_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     action      text NOT NULL CHECK (action <> ''),
@@ -12,15 +12,15 @@ CREATE TABLE outbox.actions (
     message_ids bigint[] NOT NULL
 );
 
-COMMENT ON TABLE outbox.actions IS 'What operators did to messages. Only ever added to; delete old rows as you like.';
-COMMENT ON COLUMN outbox.actions.id IS 'Order of the actions.';
-COMMENT ON COLUMN outbox.actions.taken_at IS 'When.';
-COMMENT ON COLUMN outbox.actions.action IS 'What: redrive, discard or release.';
-COMMENT ON COLUMN outbox.actions.actor IS 'Who, as the command said; else the role.';
-COMMENT ON COLUMN outbox.actions.role IS 'The role that was logged in.';
-COMMENT ON COLUMN outbox.actions.filter IS 'Which messages were asked for: the arguments that were not null.';
-COMMENT ON COLUMN outbox.actions.messages IS 'How many messages were changed.';
-COMMENT ON COLUMN outbox.actions.message_ids IS 'Their ids.';
+COMMENT ON TABLE outbox.audit_log IS 'What operators did to messages. Only ever added to; delete old rows as you like.';
+COMMENT ON COLUMN outbox.audit_log.id IS 'Order of the actions.';
+COMMENT ON COLUMN outbox.audit_log.taken_at IS 'When.';
+COMMENT ON COLUMN outbox.audit_log.action IS 'What: redrive, discard, release, pause, resume, set or replay.';
+COMMENT ON COLUMN outbox.audit_log.actor IS 'Who, as the command said; else the role.';
+COMMENT ON COLUMN outbox.audit_log.role IS 'The role that was logged in.';
+COMMENT ON COLUMN outbox.audit_log.filter IS 'Which messages were asked for: the arguments that were not null.';
+COMMENT ON COLUMN outbox.audit_log.messages IS 'How many messages were changed.';
+COMMENT ON COLUMN outbox.audit_log.message_ids IS 'Their ids.';
 
 -- Messages that are set aside one by one, so that they stop nobody else: SQS accepted them and the database refuses to record
 -- that, or the database cannot read them. They stay pending in outbox.messages and no relay sends them.
@@ -103,7 +103,7 @@ AS $$
             AND m.event_position = r.event_position AND m.enqueued_at = r.enqueued_at
             AND m.group_id IS NOT NULL AND m.available_at IS NULL
     ), action AS (
-        INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
+        INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
         SELECT 'release', session_user, jsonb_build_object('destination', release.destination), 1, ARRAY[r.message_id]
         FROM released AS r
     )
@@ -112,7 +112,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.release(text, bigint) IS
     'Gives a message in quarantine back to the relays, which send it, once more if they had sent it; returns how many were '
-    'given back. Leaves a row in outbox.actions.';
+    'given back. Leaves a row in outbox.audit_log.';
 
 CREATE FUNCTION outbox.dead_find(
     ids         bigint[] DEFAULT NULL,
@@ -207,7 +207,7 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.dead_filter(bigint[], text, text, text, text, timestamptz, timestamptz) IS
-    'The arguments that are not null, for outbox.actions; refuses to take none of them for all messages.';
+    'The arguments that are not null, for outbox.audit_log; refuses to take none of them for all messages.';
 
 CREATE FUNCTION outbox.dead_choose(
     ids bigint[], destination text, event_type text, group_id text, reason text, since timestamptz, upto timestamptz,
@@ -235,7 +235,7 @@ BEGIN
         RETURN QUERY
             SELECT d.*
             FROM outbox.messages_dead AS d
-            -- The time, because one that was redriven meanwhile and died again is another one to whoever asks.
+            -- dead_at tells a later death of the same message, which was redriven meanwhile, from the one that was found.
             WHERE d.destination = one.destination AND d.lane = one.lane AND d.id = one.id AND d.dead_at = one.dead_at
             FOR UPDATE SKIP LOCKED;
         IF FOUND THEN
@@ -269,7 +269,7 @@ DECLARE
     chosen  record;
 BEGIN
     FOR chosen IN SELECT c.* FROM outbox.dead_choose($1, $2, $3, $4, $5, $6, $7, $8) AS c LOOP
-        -- Relays find them as they find what was committed late: each looks from the bottom at once when outbox.actions grows.
+        -- Relays find them as they find what was committed late: each looks from the bottom at once when outbox.audit_log grows.
         -- In a group they are due now instead of never deferred: so no relay sends what stands behind them first, even one that
         -- reads above them and does not know them yet.
         UPDATE outbox.messages AS m
@@ -282,7 +282,7 @@ BEGIN
         END IF;
     END LOOP;
     IF changed <> '{}' THEN
-        INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
+        INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
         VALUES ('redrive', coalesce($9, session_user), filter, cardinality(changed), changed);
     END IF;
     IF latest > clock_timestamp() - interval '5 minutes' THEN
@@ -295,7 +295,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.dead_redrive(bigint[], text, text, text, text, timestamptz, timestamptz, bigint, text) IS
     'Makes dead messages pending again, with no attempts charged; at most "most" of them, the lowest ids first. Arguments as '
-    'outbox.dead_find. Returns how many. Leaves a row in outbox.actions.';
+    'outbox.dead_find. Returns how many. Leaves a row in outbox.audit_log.';
 
 CREATE FUNCTION outbox.dead_discard(
     ids         bigint[] DEFAULT NULL,
@@ -324,7 +324,7 @@ BEGIN
         END IF;
     END LOOP;
     IF changed <> '{}' THEN
-        INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
+        INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
         VALUES ('discard', coalesce($9, session_user), filter, cardinality(changed), changed);
     END IF;
     RETURN cardinality(changed);
@@ -333,4 +333,4 @@ $$;
 
 COMMENT ON FUNCTION outbox.dead_discard(bigint[], text, text, text, text, timestamptz, timestamptz, bigint, text) IS
     'Deletes dead messages for good; their events stay. Arguments as outbox.dead_find. Returns how many. Leaves a row in '
-    'outbox.actions.';
+    'outbox.audit_log.';

@@ -1,63 +1,5 @@
--- The outbox: immutable events, slim messages partitioned by status, and the lanes that relays claim.
+-- Messages: an event's delivery to one destination, partitioned by status, and the lanes that relays claim.
 -- docs/decisions/0002-slim-messages-partitioned-by-status.md tells why the tables look as they do.
-
--- Where the schema was made beforehand, the role that migrates needs no right to make one.
-DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'outbox') THEN CREATE SCHEMA outbox; END IF; END $$;
-
--- RFC 9562 version 7: 48 bits of milliseconds, then random bits. PostgreSQL has uuidv7() from version 18 only,
--- and a time-ordered default keeps the unique index on event_id local and small.
-CREATE FUNCTION outbox.time_ordered_uuid() RETURNS uuid
-LANGUAGE sql VOLATILE PARALLEL SAFE
-AS $$
-    SELECT encode(
-        set_bit(
-            set_bit(
-                overlay(
-                    uuid_send(gen_random_uuid())
-                    PLACING substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3)
-                    FROM 1 FOR 6
-                ),
-                52, 1
-            ),
-            53, 1
-        ),
-        'hex'
-    )::uuid
-$$;
-
-COMMENT ON FUNCTION outbox.time_ordered_uuid() IS
-    'A UUID of version 7 (RFC 9562): ordered by time of creation, so that its index grows at one end.';
-
-CREATE TABLE outbox.events (
-    position       bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
-    recorded_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
-    stream_version bigint CHECK (stream_version >= 1),
-    transaction_id xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    event_id       uuid NOT NULL DEFAULT outbox.time_ordered_uuid() UNIQUE,
-    stream_id      text COLLATE "C" CHECK (stream_id <> ''),
-    event_type     text NOT NULL CHECK (event_type <> ''),
-    payload        jsonb NOT NULL,
-    metadata       jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
-    UNIQUE (stream_id, stream_version),
-    CONSTRAINT events_stream_has_version CHECK ((stream_id IS NULL) = (stream_version IS NULL))
-);
-
-COMMENT ON TABLE outbox.events IS
-    'Immutable facts. Never updated; a payload is stored here once, whatever the number of destinations.';
-COMMENT ON COLUMN outbox.events.position IS
-    'Order of insertion. CACHE 1, so that writers that wait for each other get their positions in that order.';
-COMMENT ON COLUMN outbox.events.recorded_at IS 'When the row was written (clock_timestamp, not the start of the transaction).';
-COMMENT ON COLUMN outbox.events.stream_version IS
-    'Number of the event in its stream, from 1; null when the event belongs to no stream.';
-COMMENT ON COLUMN outbox.events.transaction_id IS
-    'The writing transaction, for readers that must not pass one that is still running.';
-COMMENT ON COLUMN outbox.events.event_id IS
-    'Identity of the fact for consumers, sent as the attribute event_id; time-ordered unless the application sets it.';
-COMMENT ON COLUMN outbox.events.stream_id IS 'The aggregate the event belongs to, if any.';
-COMMENT ON COLUMN outbox.events.event_type IS 'Name of the fact, for example TicketPurchased; sent as an attribute.';
-COMMENT ON COLUMN outbox.events.payload IS 'The body of the published message, sent as payload::text byte for byte.';
-COMMENT ON COLUMN outbox.events.metadata IS
-    'A flat object; its members are sent as message attributes (traceparent, correlation_id and the like).';
 
 CREATE TABLE outbox.messages (
     id             bigint GENERATED ALWAYS AS IDENTITY (CACHE 1),
@@ -123,6 +65,9 @@ CREATE INDEX messages_pending_deferred_groups ON outbox.messages_pending (destin
 -- Whether a group has a dead message, which holds it up with OUTBOX_RELAY_ON_DEAD=block.
 CREATE INDEX messages_dead_groups ON outbox.messages_dead (destination, group_id, id) WHERE group_id IS NOT NULL;
 
+-- An operator has the id, and not the lane.
+CREATE INDEX messages_dead_ids ON outbox.messages_dead (id);
+
 COMMENT ON TABLE outbox.messages IS
     'An event''s delivery to one destination. UPDATE ... SET status moves a row between the partitions.';
 COMMENT ON COLUMN outbox.messages.id IS
@@ -169,6 +114,21 @@ COMMENT ON COLUMN outbox.lanes.lane IS '0 to 15, as outbox.messages.lane.';
 COMMENT ON COLUMN outbox.lanes.incarnation IS
     'Another one after every crash, promotion or restore of the database: what a relay remembers is valid under one only.';
 
+CREATE FUNCTION outbox.find_message(destination text, id bigint) RETURNS SETOF outbox.messages
+LANGUAGE sql STABLE
+AS $$
+    SELECT m.*
+    FROM generate_series(0, 15) AS l (lane)
+    CROSS JOIN LATERAL (
+        SELECT o.*
+        FROM outbox.messages AS o
+        WHERE o.destination = find_message.destination AND o.lane = l.lane::smallint AND o.id = find_message.id
+    ) AS m
+$$;
+
+COMMENT ON FUNCTION outbox.find_message(text, bigint) IS
+    'A message by its id, whatever became of it. Keys begin with the lane, so each lane is looked at: 16 probes of an index.';
+
 CREATE FUNCTION outbox.enqueue(
     destination text,
     event_type  text,
@@ -179,8 +139,11 @@ CREATE FUNCTION outbox.enqueue(
 LANGUAGE sql VOLATILE
 AS $$
     WITH event AS (
-        INSERT INTO outbox.events (event_type, payload, metadata)
-        VALUES (enqueue.event_type, enqueue.payload, coalesce(enqueue.metadata, '{}'))
+        INSERT INTO outbox.events (event_type, payload, metadata, destinations)
+        VALUES (
+            enqueue.event_type, enqueue.payload, coalesce(enqueue.metadata, '{}'),
+            jsonb_build_object(enqueue.destination, enqueue.group_id)
+        )
         RETURNING position
     )
     INSERT INTO outbox.messages (destination, event_position, group_id)

@@ -1,5 +1,5 @@
 -- Steering without a restart: what is paused, and which settings differ from the environment's. Relays look once a second.
--- The functions are the verbs of `outbox-relay pause|resume|set`, so that psql is enough. Each leaves a row in outbox.actions.
+-- The functions are the verbs of `outbox-relay pause|resume|set`, so that psql is enough. Each leaves a row in outbox.audit_log.
 
 CREATE TABLE outbox.pauses (
     destination text PRIMARY KEY CHECK (destination <> ''),
@@ -46,7 +46,7 @@ AS $$
     SET ends_at = excluded.ends_at, reason = excluded.reason, actor = excluded.actor,
         -- A pause that had ended begins anew.
         paused_at = CASE WHEN pauses.ends_at <= clock_timestamp() THEN excluded.paused_at ELSE pauses.paused_at END;
-    INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
+    INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
     VALUES (
         'pause', pause.actor,
         jsonb_strip_nulls(
@@ -67,7 +67,7 @@ AS $$
         WHERE resume.destination = '*' OR p.destination = resume.destination
         RETURNING p.ends_at
     ), action AS (
-        INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
+        INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
         SELECT 'resume', resume.actor, jsonb_build_object('destination', resume.destination), 0, '{}'
     )
     SELECT count(*) FILTER (WHERE ends_at IS NULL OR ends_at > clock_timestamp()) FROM ended
@@ -76,7 +76,7 @@ $$;
 COMMENT ON FUNCTION outbox.resume(text, text) IS
     'Ends the pause of a destination, or all pauses (*); returns how many were in force.';
 
-CREATE FUNCTION outbox.set(
+CREATE FUNCTION outbox.set_setting(
     name        text,
     value       text,
     destination text DEFAULT '*',
@@ -85,22 +85,20 @@ CREATE FUNCTION outbox.set(
 LANGUAGE sql VOLATILE
 AS $$
     DELETE FROM outbox.settings AS s
-    WHERE set.value IS NULL AND s.destination = set.destination AND s.name = set.name;
+    WHERE set_setting.value IS NULL AND s.destination = set_setting.destination AND s.name = set_setting.name;
     INSERT INTO outbox.settings (destination, name, value, actor)
-    SELECT set.destination, set.name, set.value, set.actor WHERE set.value IS NOT NULL
+    SELECT set_setting.destination, set_setting.name, set_setting.value, set_setting.actor WHERE set_setting.value IS NOT NULL
     ON CONFLICT ON CONSTRAINT settings_pkey DO UPDATE
     SET value = excluded.value, set_at = excluded.set_at, actor = excluded.actor;
-    INSERT INTO outbox.actions (action, actor, filter, messages, message_ids)
+    INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
     VALUES (
-        'set', set.actor,
+        'set', set_setting.actor,
         jsonb_strip_nulls(
-            jsonb_build_object('destination', set.destination, 'name', set.name, 'value', set.value)
+            jsonb_build_object('destination', set_setting.destination, 'name', set_setting.name, 'value', set_setting.value)
         ),
         0, '{}'
     );
 $$;
 
-COMMENT ON FUNCTION outbox.set(text, text, text, text) IS
+COMMENT ON FUNCTION outbox.set_setting(text, text, text, text) IS
     'Lets a setting win over the environment, for a destination or for all (*); null takes that back.';
-
-COMMENT ON COLUMN outbox.actions.action IS 'What: redrive, discard, release, pause, resume or set.';

@@ -1,0 +1,153 @@
+-- Events: immutable facts, in which order they may be read, and what keeps them from being changed.
+-- docs/decisions/0002-slim-messages-partitioned-by-status.md tells why events and messages are two tables.
+--
+-- Advisory locks of outbox-relay, in all files. Their keys begin with 0x6F75 ("ou"), in the upper 16 bits of the first number:
+--     shared     0x6F75 and 48 bits, a position     outbox.fence(): a transaction writes events above this position
+--     exclusive  0x6F75FFFFFFFFFF01                 `outbox-relay migrate`
+--     exclusive  0x6F75FFFFFFFFFF02                 a replay begins, or events are purged
+--     exclusive  (0x6F750001, hash of the stream)   outbox.append(): writers of a stream wait for each other
+
+-- Where the schema was made beforehand, the role that migrates needs no right to make one.
+DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'outbox') THEN CREATE SCHEMA outbox; END IF; END $$;
+
+-- RFC 9562 version 7: 48 bits of milliseconds, then random bits. PostgreSQL has uuidv7() from version 18 only,
+-- and a time-ordered default keeps the unique index on event_id local and small.
+CREATE FUNCTION outbox.time_ordered_uuid() RETURNS uuid
+LANGUAGE sql VOLATILE PARALLEL SAFE
+AS $$
+    SELECT encode(
+        set_bit(
+            set_bit(
+                overlay(
+                    uuid_send(gen_random_uuid())
+                    PLACING substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3)
+                    FROM 1 FOR 6
+                ),
+                52, 1
+            ),
+            53, 1
+        ),
+        'hex'
+    )::uuid
+$$;
+
+COMMENT ON FUNCTION outbox.time_ordered_uuid() IS
+    'A UUID of version 7 (RFC 9562): ordered by time of creation, so that its index grows at one end.';
+
+CREATE TABLE outbox.events (
+    position       bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
+    recorded_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    stream_version bigint CHECK (stream_version >= 1),
+    event_id       uuid NOT NULL DEFAULT outbox.time_ordered_uuid() UNIQUE,
+    stream_id      text COLLATE "C" CHECK (stream_id <> ''),
+    event_type     text NOT NULL CHECK (event_type <> ''),
+    payload        jsonb NOT NULL,
+    metadata       jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
+    destinations   jsonb CONSTRAINT events_destinations_is_object CHECK (jsonb_typeof(destinations) = 'object'),
+    CONSTRAINT events_stream_has_version CHECK ((stream_id IS NULL) = (stream_version IS NULL))
+);
+
+-- An event that belongs to no stream takes no room in it.
+CREATE UNIQUE INDEX events_stream ON outbox.events (stream_id, stream_version) WHERE stream_id IS NOT NULL;
+
+COMMENT ON TABLE outbox.events IS
+    'Immutable facts. Never updated; a payload is stored here once, whatever the number of destinations.';
+COMMENT ON COLUMN outbox.events.position IS
+    'Order of insertion. CACHE 1, so that writers that wait for each other get their positions in that order.';
+COMMENT ON COLUMN outbox.events.recorded_at IS 'When the row was written (clock_timestamp, not the start of the transaction).';
+COMMENT ON COLUMN outbox.events.stream_version IS
+    'Number of the event in its stream, from 1; null when the event belongs to no stream.';
+COMMENT ON COLUMN outbox.events.event_id IS
+    'Identity of the fact for consumers, sent as the attribute event_id; time-ordered unless the application sets it.';
+COMMENT ON COLUMN outbox.events.stream_id IS 'The aggregate the event belongs to, if any.';
+COMMENT ON COLUMN outbox.events.event_type IS 'Name of the fact, for example TicketPurchased; sent as an attribute.';
+COMMENT ON COLUMN outbox.events.payload IS 'The body of the published message, sent as payload::text byte for byte.';
+COMMENT ON COLUMN outbox.events.metadata IS
+    'A flat object; its members are sent as message attributes (traceparent, correlation_id and the like).';
+COMMENT ON COLUMN outbox.events.destinations IS
+    'Where the event was sent when it was written: an object of destination and group (or null). Messages are pruned, so this '
+    'is what a replay goes by. Null when the application did not say.';
+
+-- The safe order: up to which position every event is committed, or will never be. docs/decisions/0005-the-fence.md tells of
+-- the other ways and why this one.
+--
+-- Positions are given before transactions commit, so a reader that has seen position 7 may find 6 later. Therefore each
+-- transaction that writes events holds a shared advisory lock, the fence, whose key tells the position above which all of its
+-- events are. It blocks nobody. Whoever reads looks at the sequence first, then at the fences, then at the events.
+
+-- With the owner's rights, so that whoever may insert events needs none on their sequence.
+CREATE FUNCTION outbox.fence() RETURNS trigger
+LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    writer  text := pg_current_xact_id()::text;
+    nothing text;
+BEGIN
+    -- One for each transaction: the first is the lowest. Lock and mark are undone together when a subtransaction is rolled
+    -- back. Assignments, because PERFORM would run the executor.
+    IF current_setting('outbox.fenced', true) IS DISTINCT FROM writer THEN
+        -- The keys of advisory locks are listed at the top of this file; 48 bits are left for the position.
+        nothing := pg_advisory_xact_lock_shared(
+            x'6F75000000000000'::bigint + coalesce(pg_sequence_last_value('outbox.events_position_seq'::regclass), 0)
+        );
+        nothing := set_config('outbox.fenced', writer, true);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.fence() IS
+    'Before events get their positions: a shared advisory lock that tells above which position this transaction writes.';
+
+-- For the statement, not for each row, and before rows get their positions.
+CREATE TRIGGER fence BEFORE INSERT ON outbox.events FOR EACH STATEMENT EXECUTE FUNCTION outbox.fence();
+
+CREATE FUNCTION outbox.safe_position() RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    last   bigint;
+    fenced bigint;
+BEGIN
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'a standby does not know which writers are running on its primary'
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Ask the primary.';
+    ELSIF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'the isolation level is %, whose snapshot is older than the answer',
+            current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state', HINT = 'Use READ COMMITTED, which is the default.';
+    END IF;
+    -- In this order. Whoever sets a fence after the second look gets positions above what the first look saw.
+    SELECT CASE WHEN s.is_called THEN s.last_value ELSE s.last_value - 1 END INTO last FROM outbox.events_position_seq AS s;
+    SELECT min(((l.classid::bigint & 65535) << 32) | l.objid::bigint) INTO fenced
+    FROM pg_locks AS l
+    WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ShareLock' AND l.classid::bigint >> 16 = x'6F75'::int
+        AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database());
+    RETURN least(last, fenced);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.safe_position() IS
+    'Up to this position every event is committed, or will never be. To be asked before the events are read, by a statement '
+    'of its own, under READ COMMITTED.';
+
+-- A seat belt, not a right: who may update at all is for deploy/roles.sql to say.
+CREATE FUNCTION outbox.protect() RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF coalesce(current_setting('outbox.maintenance', true), '') <> 'on' THEN
+        RAISE EXCEPTION 'events are facts and are not changed: % on outbox.events', TG_OP
+            USING ERRCODE = 'restrict_violation',
+                HINT = 'Append an event that corrects it; CALL outbox.purge(before) deletes old ones. For maintenance: '
+                    'SET LOCAL outbox.maintenance = ''on''.';
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.protect() IS 'Refuses to change events, unless outbox.maintenance is on.';
+
+CREATE TRIGGER protect BEFORE UPDATE OR DELETE OR TRUNCATE ON outbox.events
+    FOR EACH STATEMENT EXECUTE FUNCTION outbox.protect();
