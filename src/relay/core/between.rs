@@ -273,9 +273,9 @@ impl Core {
             return Some(now);
         }
         let knowledge = &self.standing.knowledge;
-        let is_doubtful = knowledge.remembered.iter().any(|group| group.goes_on.is_doubtful(now));
+        let is_doubtful = knowledge.parked.iter().any(|group| group.goes_on.is_doubtful(now));
         let held_check = is_doubtful.then(|| self.between.held_check.due_at());
-        let goes_on = knowledge.remembered.iter().filter_map(|group| group.goes_on.at(now));
+        let goes_on = knowledge.parked.iter().filter_map(|group| group.goes_on.at(now));
         goes_on.chain(held_check).chain([knowledge.scan.due_at()]).min()
     }
 

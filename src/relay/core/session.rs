@@ -164,10 +164,10 @@ impl Session {
         lanes.iter().for_each(|lane| standing.knowledge.watermarks.open(*lane));
         self.intake.open(lanes, now);
         let schedule = &mut self.schedule;
-        standing.knowledge.remembered.retain(|remembered| {
-            let is_here = lanes.contains(&remembered.lane);
+        standing.knowledge.parked.retain(|parked| {
+            let is_here = lanes.contains(&parked.lane);
             if is_here {
-                schedule.remember(remembered);
+                schedule.take_over(parked);
             }
             !is_here
         });
@@ -296,8 +296,8 @@ impl Session {
 
     /// Records what waits for a retry, and remembers what stays in the table.
     fn leave(&mut self, standing: &mut Standing, now: Time) {
-        let leftovers = self.schedule.take_leftovers(now);
-        for left in leftovers.items {
+        let handover = self.schedule.hand_over(now);
+        for left in handover.items {
             let key = left.item.key();
             if left.item.charged.is_some() && left.is_head {
                 if !left.item.is_recorded {
@@ -309,11 +309,11 @@ impl Session {
                 standing.knowledge.watermarks.rewind(key.lane, key.id);
             }
         }
-        for (lane, from) in leftovers.lanes {
+        for (lane, from) in handover.lanes {
             standing.knowledge.watermarks.rewind(lane, from);
         }
-        standing.knowledge.watermarks.doubt(&leftovers.half_seen);
-        standing.knowledge.remember(leftovers.remembered);
+        standing.knowledge.watermarks.doubt(&handover.half_seen);
+        standing.knowledge.park(handover.parked);
     }
 
     /// How the session ended, once it has.

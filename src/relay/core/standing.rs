@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::breaker::Breaker;
-use super::leftovers::{GoesOn, Remembered};
+use super::handover::{GoesOn, ParkedGroup};
 use super::limits::{ConcurrencyLimit, MemoryShare, WriteRate};
 use super::outcomes::Outcomes;
 use super::scan::Scan;
@@ -17,7 +17,7 @@ use crate::outbox::{OutboxError, Settled};
 use crate::reading::{ByLane, HeldGroup, Incarnation, Order};
 
 /// Groups remembered from claim to claim; beyond that they are read again from the table.
-pub(super) const MAX_REMEMBERED: usize = 10_000;
+pub(super) const MAX_PARKED_GROUPS: usize = 10_000;
 
 /// What was learnt of the database, which is dropped as a whole when it may be about another history.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(super) struct Knowledge {
     pub(super) watermarks: Watermarks,
     pub(super) scan: Scan,
     /// Groups of which messages below the low watermarks wait in the table.
-    pub(super) remembered: Vec<Remembered>,
+    pub(super) parked: Vec<ParkedGroup>,
     /// The history that each lane belonged to.
     incarnations: ByLane<Option<Incarnation>>,
 }
@@ -33,7 +33,7 @@ pub(super) struct Knowledge {
 impl Knowledge {
     /// What is known after the first scan.
     pub(super) fn new(watermarks: Watermarks, incarnations: ByLane<Option<Incarnation>>, now: Time) -> Self {
-        Self { watermarks, scan: Scan::new(now), remembered: Vec::new(), incarnations }
+        Self { watermarks, scan: Scan::new(now), parked: Vec::new(), incarnations }
     }
 
     /// Whether this is about the history that these lanes belong to. A lane of which nothing is known was made meanwhile.
@@ -42,10 +42,10 @@ impl Knowledge {
     }
 
     /// Remembers groups that a claim left in the table; lanes go back for those that are too many.
-    pub(super) fn remember(&mut self, groups: Vec<Remembered>) {
+    pub(super) fn park(&mut self, groups: Vec<ParkedGroup>) {
         for group in groups {
-            if self.remembered.len() < MAX_REMEMBERED {
-                self.remembered.push(group);
+            if self.parked.len() < MAX_PARKED_GROUPS {
+                self.parked.push(group);
             } else {
                 self.watermarks.rewind(group.lane, group.after.next());
             }
@@ -55,7 +55,7 @@ impl Knowledge {
     /// Groups were asked about: each goes on, or not, as that says.
     pub(super) fn hear(&mut self, held: &[HeldGroup], now: Time) {
         let held: HashMap<&Arc<str>, &HeldGroup> = held.iter().map(|held| (&held.group, held)).collect();
-        for group in &mut self.remembered {
+        for group in &mut self.parked {
             if let Some(held) = held.get(&group.group) {
                 group.hear(held, now);
             }
@@ -111,7 +111,7 @@ impl Standing {
         self.breaker.set_delays(tuning.retry_initial, tuning.retry_max);
         if !self.order().is_blocked_by_dead() {
             // What is in quarantine holds its group up all the same, and says so when it is read.
-            for group in &mut self.knowledge.remembered {
+            for group in &mut self.knowledge.parked {
                 if matches!(group.goes_on, GoesOn::WithoutBlock(_)) {
                     group.goes_on = GoesOn::Now;
                 }

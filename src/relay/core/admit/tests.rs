@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::super::leftovers::{GoesOn, Remembered};
+use super::super::handover::{GoesOn, ParkedGroup};
 use super::super::limits::MemoryBudget;
 use super::super::schedule::Shape;
 use super::super::standing::Knowledge;
@@ -68,8 +68,8 @@ impl Claim {
         standing.knowledge = Knowledge::new(watermarks, ByLane::default(), now);
         let mut schedule = Schedule::new(Shape { request_size: 10, per_group: 1, window: 10 });
         let (after, upto) = (MessageId(20), MessageId(25));
-        let left = Remembered { group: Arc::from("a"), lane: lane(1), after, upto, goes_on: GoesOn::Now };
-        schedule.remember(&left);
+        let left = ParkedGroup { group: Arc::from("a"), lane: lane(1), after, upto, goes_on: GoesOn::Now };
+        schedule.take_over(&left);
         Self { intake: Intake::new(now), schedule, standing }
     }
 

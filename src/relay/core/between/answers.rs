@@ -128,7 +128,7 @@ impl Core {
         knowledge.watermarks.shows_late(&look.snapshot);
         let empty = Lane::all().filter(|lane| !look.ready.contains(lane));
         knowledge.watermarks.looked(empty, look, now);
-        let goes_on = knowledge.remembered.iter().filter(|group| group.goes_on.is_now(now)).map(|group| group.lane);
+        let goes_on = knowledge.parked.iter().filter(|group| group.goes_on.is_now(now)).map(|group| group.lane);
         let mut ready: Vec<Lane> = look.ready.iter().chain(&look.due).copied().chain(goes_on).collect();
         ready.sort_unstable();
         ready.dedup();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::leftovers::Remembered;
+use super::super::handover::ParkedGroup;
 use super::super::session::claim_limit;
 use super::super::work::{RescanWork, Work};
 use super::super::{Control, Core, GaveUp, Until};
@@ -88,8 +88,8 @@ impl Core {
 
     fn rest(&mut self, now: Time) -> Option<Work> {
         let knowledge = &self.standing.knowledge;
-        let goes_on = knowledge.remembered.iter().any(|group| group.goes_on.is_now(now));
-        let is_doubtful = knowledge.remembered.iter().any(|group| group.goes_on.is_doubtful(now));
+        let goes_on = knowledge.parked.iter().any(|group| group.goes_on.is_now(now));
+        let is_doubtful = knowledge.parked.iter().any(|group| group.goes_on.is_doubtful(now));
         if goes_on || (is_doubtful && now >= self.between.held_check.due_at()) {
             self.between.plan = Plan::Look;
             return self.look(now);
@@ -128,8 +128,8 @@ impl Core {
         if !order.is_kept() {
             return None;
         }
-        let remembered = &self.standing.knowledge.remembered;
-        let doubtful = remembered.iter().filter(|group| group.goes_on.is_doubtful(now)).map(|group| &group.group);
+        let parked = &self.standing.knowledge.parked;
+        let doubtful = parked.iter().filter(|group| group.goes_on.is_doubtful(now)).map(|group| &group.group);
         let work = self.between.held_check.due(doubtful, order, self.standing.outcomes.deaths(), now)?;
         self.ask("checks which groups are held up", work)
     }
@@ -154,10 +154,10 @@ impl Core {
         let all: Vec<Lane> = Lane::all().collect();
         let ranges = knowledge.scan.chunk(&all, |lane| watermarks.low(lane), watermarks.epoch(), now);
         let is_there = |lane: Lane| ranges.iter().find(|range| range.lane == lane);
-        let waits = |group: &&Remembered| {
+        let waits = |group: &&ParkedGroup| {
             is_there(group.lane).is_some_and(|range| group.upto > range.above && group.after < range.upto)
         };
-        let waiting = knowledge.remembered.iter().filter(waits);
+        let waiting = knowledge.parked.iter().filter(waits);
         let rescan = Rescan {
             waiting: waiting.map(|group| (Arc::clone(&group.group), group.after)).collect(),
             limit: knowledge.scan.limit(&ranges),

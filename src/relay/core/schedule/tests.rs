@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::super::group::Deferred;
-use super::super::leftovers::{GoesOn, Remembered};
+use super::super::handover::{GoesOn, ParkedGroup};
 use super::super::limits::MemoryBudget;
 use super::super::parked::ReadOnAnswer;
 use super::super::work::ReadOn;
@@ -263,23 +263,19 @@ fn a_group_whose_deferred_head_does_not_come_is_read_without_it_after_a_while() 
 }
 
 #[test]
-fn leftovers_are_everything_that_was_not_sent() {
+fn what_is_handed_over_is_everything_that_was_not_sent() {
     let mut schedule = with(STRICT, &[(1, None), (2, Some("a")), (3, Some("a"))]);
     let request = schedule.next_request().unwrap();
     assert_eq!(ids(&request), [1, 2]);
     let [first, second] = <[Item; 2]>::try_from(request).unwrap();
     schedule.finish(&[], vec![(first, Some(at(1))), (second, Some(at(1)))]);
     schedule.admit(item(9, None));
-    let leftovers = schedule.take_leftovers(at(0));
-    let left: Vec<_> = leftovers.items.iter().map(|left| (left.item.id().0, left.until.is_some())).collect();
+    let handover = schedule.hand_over(at(0));
+    let left: Vec<_> = handover.items.iter().map(|left| (left.item.id().0, left.until.is_some())).collect();
     assert_eq!(left, [(1, true), (9, false)]);
     let until = GoesOn::After(Deferred::Until(at(1)));
-    let remembered: Vec<_> = leftovers.remembered.iter().map(|left| (left.after, left.upto, left.goes_on)).collect();
-    assert_eq!(
-        remembered,
-        [(MessageId(1), MessageId(3), until)],
-        "3 was left behind 2, which is not recorded as a retry"
-    );
+    let parked: Vec<_> = handover.parked.iter().map(|left| (left.after, left.upto, left.goes_on)).collect();
+    assert_eq!(parked, [(MessageId(1), MessageId(3), until)], "3 was left behind 2, which is not recorded as a retry");
     assert!(schedule.next_request().is_none());
 }
 
@@ -292,11 +288,11 @@ fn a_recorded_retry_and_what_is_behind_it_are_remembered_apart() {
     failed.charged = Some("InternalError".to_owned());
     schedule.finish(&[], vec![(failed, Some(due))]);
     assert!(schedule.only_waits_beyond(due) && !schedule.only_waits_beyond(due + Duration::from_millis(1)));
-    let leftovers = schedule.take_leftovers(at(0));
-    assert_eq!(leftovers.items.len(), 1, "2 is to be recorded");
-    assert_eq!(leftovers.remembered[0].after, MessageId(2));
+    let handover = schedule.hand_over(at(0));
+    assert_eq!(handover.items.len(), 1, "2 is to be recorded");
+    assert_eq!(handover.parked[0].after, MessageId(2));
     // The next claim opens the lane: what is remembered first, then the recorded retry when it is due.
-    schedule.remember(&leftovers.remembered[0]);
+    schedule.take_over(&handover.parked[0]);
     assert!(wanted(&mut schedule).is_none(), "nothing is read behind a head that waits");
     schedule.admit_head(item(2, Some("a")), MessageId(3));
     assert_eq!(deliver(&mut schedule), [2]);
@@ -309,7 +305,7 @@ fn a_recorded_retry_and_what_is_behind_it_are_remembered_apart() {
 fn a_remembered_group_without_a_head_is_read_on_at_once() {
     let mut schedule = Schedule::new(STRICT);
     let (after, upto) = (MessageId(5), MessageId(9));
-    schedule.remember(&Remembered { group: a(), lane: key(0).lane, after, upto, goes_on: GoesOn::Now });
+    schedule.take_over(&ParkedGroup { group: a(), lane: key(0).lane, after, upto, goes_on: GoesOn::Now });
     read(&mut schedule, 10, Some("a"), None);
     assert!(schedule.next_request().is_none(), "10 must not overtake 6 to 9");
     assert_eq!(wanted(&mut schedule).unwrap().position.after, key(5));
@@ -320,7 +316,7 @@ fn a_group_is_read_up_to_what_is_known_to_be_left_or_to_where_its_lane_was_read(
     let upto = |read_to: i64| {
         let mut schedule = Schedule::new(STRICT);
         let (after, upto) = (MessageId(5), MessageId(9));
-        schedule.remember(&Remembered { group: a(), lane: key(0).lane, after, upto, goes_on: GoesOn::Now });
+        schedule.take_over(&ParkedGroup { group: a(), lane: key(0).lane, after, upto, goes_on: GoesOn::Now });
         schedule.next_to_read_on(1, &|_| MessageId(read_to)).pop().map(|wanted| wanted.position.upto.0)
     };
     assert_eq!(upto(4), None, "a message below 6 may come late");
@@ -333,7 +329,7 @@ fn behind_a_deferred_head_nothing_is_known_to_wait_until_something_was_seen() {
     let mut schedule = Schedule::new(STRICT);
     let head = Deferred::Head { id: MessageId(5), due: Some(at(100)) };
     let (after, upto) = (MessageId(5), MessageId(5));
-    schedule.remember(&Remembered { group: a(), lane: key(0).lane, after, upto, goes_on: GoesOn::After(head) });
+    schedule.take_over(&ParkedGroup { group: a(), lane: key(0).lane, after, upto, goes_on: GoesOn::After(head) });
     let all = [Range { lane: key(0).lane, above: MessageId::NONE, upto: MessageId::MAX }];
     assert_eq!(schedule.waiting_in_table(&all), [], "7 may be committed late, and only a look shows it");
     assert!(!schedule.is_left(key(7), Some(&a())));
@@ -389,9 +385,9 @@ fn what_comes_back_to_a_blocked_group_stays_in_the_table() {
     let [first, second] = <[Item; 2]>::try_from(request).unwrap();
     schedule.finish(&[first], vec![(second, None)]);
     assert!(schedule.next_request().is_none());
-    let leftovers = schedule.take_leftovers(at(0));
-    assert!(leftovers.items.is_empty());
-    let Remembered { after, upto, goes_on, .. } = leftovers.remembered[0];
+    let handover = schedule.hand_over(at(0));
+    assert!(handover.items.is_empty());
+    let ParkedGroup { after, upto, goes_on, .. } = handover.parked[0];
     assert_eq!((after, upto, goes_on), (MessageId(1), MessageId(2), GoesOn::WithoutBlock(MessageId(3))));
 }
 
@@ -446,7 +442,7 @@ fn a_group_whose_failed_head_is_recorded_waits_for_it_even_if_its_turn_had_come(
     failed.charged = Some("InternalError".to_owned());
     schedule.finish(&[], vec![(failed, Some(at(1)))]);
     schedule.wake(at(1));
-    let leftovers = schedule.take_leftovers(at(1));
+    let handover = schedule.hand_over(at(1));
     let head = Deferred::Head { id: MessageId(2), due: Some(at(1)) };
-    assert_eq!(leftovers.remembered[0].goes_on, GoesOn::After(head));
+    assert_eq!(handover.parked[0].goes_on, GoesOn::After(head));
 }

@@ -11,11 +11,11 @@ use crate::clock::Time;
 use crate::message::{Lane, MessageId};
 use crate::reading::HeldGroup;
 
-/// A group of which messages were left in the table when a claim ended. Remembered, so that the next claim neither reads
+/// A group of which messages were left in the table when a claim ended. It is kept, so that the next claim neither reads
 /// nor walks them again until the group may go on. It stays true if another relay has the lane in between: what that relay
 /// has delivered is not pending any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Remembered {
+pub(super) struct ParkedGroup {
     /// The group.
     pub(super) group: Arc<str>,
     /// Its lane.
@@ -28,7 +28,7 @@ pub(super) struct Remembered {
     pub(super) goes_on: GoesOn,
 }
 
-impl Remembered {
+impl ParkedGroup {
     /// What holds the group up, after that was asked.
     pub(super) fn hear(&mut self, held: &HeldGroup, now: Time) {
         match (self.goes_on, held.by, held.head) {
@@ -88,7 +88,7 @@ impl GoesOn {
 
 /// A message that was in memory when a claim ended.
 #[derive(Debug)]
-pub(super) struct Leftover {
+pub(super) struct Unsent {
     /// The message.
     pub(super) item: Item,
     /// When it was to be tried again, if it waited for a retry.
@@ -99,11 +99,11 @@ pub(super) struct Leftover {
 
 /// What was not sent when a claim ended.
 #[derive(Debug, Default)]
-pub(super) struct Leftovers {
+pub(super) struct Handover {
     /// Messages in memory.
-    pub(super) items: Vec<Leftover>,
+    pub(super) items: Vec<Unsent>,
     /// Groups that were left in part or whole.
-    pub(super) remembered: Vec<Remembered>,
+    pub(super) parked: Vec<ParkedGroup>,
     /// From where lanes have to be read again for groups that were not remembered one by one.
     pub(super) lanes: Vec<(Lane, MessageId)>,
     /// Lanes of which looks from the bottom may have left something out.
@@ -112,8 +112,8 @@ pub(super) struct Leftovers {
 
 impl Schedule {
     /// An earlier claim left messages of this group in the table.
-    pub(super) fn remember(&mut self, remembered: &Remembered) {
-        let Remembered { group: name, lane, after, upto, goes_on } = remembered;
+    pub(super) fn take_over(&mut self, parked: &ParkedGroup) {
+        let ParkedGroup { group: name, lane, after, upto, goes_on } = parked;
         let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(*lane));
         match goes_on {
             GoesOn::Now => {}
@@ -128,47 +128,47 @@ impl Schedule {
     }
 
     /// Gives back everything that was not sent and forgets it. Nothing may be in flight.
-    pub(super) fn take_leftovers(&mut self, now: Time) -> Leftovers {
+    pub(super) fn hand_over(&mut self, now: Time) -> Handover {
         let (lanes, half_seen) = (self.parked.crowded_lanes(), self.parked.half_seen_lanes());
-        let mut leftovers = Leftovers { lanes, half_seen, ..Leftovers::default() };
+        let mut handover = Handover { lanes, half_seen, ..Handover::default() };
         let (free, delayed, groups) = self.take_all();
         let mut waits: HashMap<Arc<str>, Time> = HashMap::new();
-        let alone = |item, until| Leftover { item, until, is_head: true };
-        leftovers.items.extend(free.into_iter().map(|item| alone(item, None)));
+        let alone = |item, until| Unsent { item, until, is_head: true };
+        handover.items.extend(free.into_iter().map(|item| alone(item, None)));
         for ((until, _), delayed) in delayed {
             match delayed {
-                Delayed::Item(item) => leftovers.items.push(alone(*item, Some(until))),
+                Delayed::Item(item) => handover.items.push(alone(*item, Some(until))),
                 Delayed::Group(name) => drop(waits.insert(name, until)),
             }
         }
         for (name, group) in groups {
             let until = waits.get(&name).copied().filter(|_| group.state == State::Delayed);
-            leftovers.remembered.extend(group.remembered(name, until, now));
-            let has_rest = group.rest_to_remember(until).is_some();
+            handover.parked.extend(group.handed_over(name, until, now));
+            let has_rest = group.rest_to_hand_over(until).is_some();
             let items = group.waiting.into_iter().enumerate();
-            let items = items.map(|(index, item)| Leftover { item, until, is_head: index == 0 });
+            let items = items.map(|(index, item)| Unsent { item, until, is_head: index == 0 });
             // What was not charged is read again with the rest.
-            leftovers.items.extend(items.filter(|left| !has_rest || left.item.charged.is_some()));
+            handover.items.extend(items.filter(|left| !has_rest || left.item.charged.is_some()));
         }
         // The oldest first, and always in the same order: a hash map has none.
-        leftovers.items.sort_unstable_by_key(|left| left.item.key());
-        leftovers.remembered.sort_unstable_by_key(|group| (group.after, group.upto));
-        leftovers
+        handover.items.sort_unstable_by_key(|left| left.item.key());
+        handover.parked.sort_unstable_by_key(|group| (group.after, group.upto));
+        handover
     }
 }
 
 impl Group {
     /// The part that is in the table only when the claim has ended. A group that waits for a retry is left as a whole: set back
     /// for its sake, its lane would be read again and again for as long as the retry fails.
-    fn rest_to_remember(&self, until: Option<Time>) -> Option<Rest> {
+    fn rest_to_hand_over(&self, until: Option<Time>) -> Option<Rest> {
         let is_charged = self.waiting.front().is_some_and(|head| head.charged.is_some());
         let last = self.waiting.back().filter(|_| until.is_some() && !is_charged);
         self.rest.or_else(|| last.map(|last| Rest::new(last.id(), last.id())))
     }
 
     /// What the next claim has to know of the part that was left in the table.
-    fn remembered(&self, name: Arc<str>, until: Option<Time>, now: Time) -> Option<Remembered> {
-        let rest = self.rest_to_remember(until)?;
+    fn handed_over(&self, name: Arc<str>, until: Option<Time>, now: Time) -> Option<ParkedGroup> {
+        let rest = self.rest_to_hand_over(until)?;
         // A head that failed is recorded as such and found where it is recorded; everything behind it is read again.
         let recorded = self.waiting.front().filter(|head| head.charged.is_some()).map(Item::id);
         let next = self.waiting.get(usize::from(recorded.is_some()));
@@ -183,6 +183,6 @@ impl Group {
             (_, None, Some(until)) => (after, GoesOn::After(Deferred::Until(until))),
             (_, None, None) => (after, GoesOn::Now),
         };
-        Some(Remembered { group: name, lane: self.lane, after, upto: rest.upto, goes_on })
+        Some(ParkedGroup { group: name, lane: self.lane, after, upto: rest.upto, goes_on })
     }
 }
