@@ -226,6 +226,8 @@ pub struct Rescan {
     /// told. Of all other lanes everything counts: who leaves out what waits behind a deferred message will not know of it when
     /// that one goes.
     pub ready_only: Vec<Lane>,
+    /// Groups of those lanes of which everything counts all the same.
+    pub known: Vec<Arc<str>>,
     /// What holds groups up.
     pub order: Order,
     /// After what time the server is to cut it short.

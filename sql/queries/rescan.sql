@@ -4,7 +4,7 @@
 -- $1 destination, $2 lanes, $3 and $4 the ids (exclusive, inclusive) between which to look in each lane, $5 how many of
 -- each lane at most, $6 groups of which messages are known to wait in the table, $7 and above which id those of each are, $8
 -- lanes of which those are left out whose group is held up (with $9 by dead messages too) or whose group's deferred message has
--- to go first, $10 and $11 as $9 and $10 of read.sql or null.
+-- to go first, $10 and $11 as $9 and $10 of read.sql or null, $12 groups of those lanes that are not left out.
 -- Guarantees: the row with a snapshot says under which all others were seen, and is_claimed as in read.sql (true without a
 -- claim); within a lane the lowest ids come; none in quarantine; the row with "took" comes last and says how many
 -- milliseconds the server has worked, whatever the network takes.
@@ -14,6 +14,7 @@ WITH s AS MATERIALIZED (
     SELECT
         pg_current_snapshot() AS snapshot,
         jsonb_object($6::text[], $7::text[]) AS waiting,
+        jsonb_object($12::text[], $12::text[]) AS known,
         EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine,
         cardinality($8::smallint[]) > 0 AND EXISTS (
             SELECT FROM outbox.messages_pending AS d WHERE d.destination = $1 AND d.available_at IS NOT NULL
@@ -45,13 +46,13 @@ CROSS JOIN LATERAL (
             SELECT FROM outbox.quarantine AS z
             WHERE z.destination = $1 AND z.lane = m.lane AND (
                 z.message_id = m.id AND z.event_position = m.event_position AND z.enqueued_at = m.enqueued_at
-                OR h.is_ready_only AND z.group_id = m.group_id
+                OR h.is_ready_only AND z.group_id = m.group_id AND NOT s.known ? m.group_id
             )
         ))
-        AND NOT (m.group_id IS NOT NULL AND h.is_ready_only AND s.has_dead AND EXISTS (
+        AND NOT (m.group_id IS NOT NULL AND h.is_ready_only AND s.has_dead AND NOT s.known ? m.group_id AND EXISTS (
             SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1 AND d.group_id = m.group_id
         ))
-        AND NOT (m.group_id IS NOT NULL AND h.is_ready_only AND s.has_deferred AND EXISTS (
+        AND NOT (m.group_id IS NOT NULL AND h.is_ready_only AND s.has_deferred AND NOT s.known ? m.group_id AND EXISTS (
             SELECT FROM outbox.messages_pending AS d
             WHERE d.destination = $1 AND d.group_id = m.group_id AND d.id < m.id AND d.available_at IS NOT NULL
         ))

@@ -159,7 +159,8 @@ impl Outbox {
         let (ready_only, is_blocked) = (numbers(rescan.ready_only.iter().copied()), rescan.order.is_blocked_by_dead());
         let transaction_id = proof.map(|proof| proof.transaction_id.0.to_string());
         let server = proof.map(|proof| proof.server.as_str());
-        let parameters: [Parameter<'_>; 11] = [
+        let known: Vec<&str> = rescan.known.iter().map(AsRef::as_ref).collect();
+        let parameters: [Parameter<'_>; 12] = [
             (&destination, Type::TEXT),
             (&of_lanes, Type::INT2_ARRAY),
             (&above, Type::INT8_ARRAY),
@@ -171,6 +172,7 @@ impl Outbox {
             (&is_blocked, Type::BOOL),
             (&transaction_id, Type::TEXT),
             (&server, Type::TEXT),
+            (&known, Type::TEXT_ARRAY),
         ];
         let rows = self.bounded(NAME, connection.query_typed(RESCAN, &parameters)).await?;
         let (mut seen, mut found, mut took) = (None, Vec::with_capacity(rows.len()), Duration::ZERO);

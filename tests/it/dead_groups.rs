@@ -8,7 +8,7 @@ use crate::support::bed::{Bed, enqueue_range, numbers};
 use crate::support::postgres::{Cluster, Options};
 use crate::support::proxy::{Choice, Fault, Proxy};
 use crate::support::relay::Command;
-use crate::support::{chosen_major, eventually};
+use crate::support::{at_last, chosen_major, eventually};
 
 /// SQS can never take the messages with these numbers.
 fn refuse(proxy: &Proxy, refused: &'static [i64]) {
@@ -310,4 +310,30 @@ async fn many_redriven_messages_behind_one_that_failed_again_are_delivered_in_or
     bed.until_drained().await?;
     relay.stop().await?;
     bed.ensure_arrived_in_order(&queue, COUNT).await
+}
+
+/// More groups than are remembered one by one, with more behind them than can be read in one claim.
+#[tokio::test]
+async fn others_go_on_beside_any_number_of_blocked_groups_and_so_do_those_that_somebody_lets_go() -> Result<()> {
+    const GROUPS: i64 = 12_000;
+    const BEHIND: i64 = 20 * GROUPS;
+    let bed = Bed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    bed.enqueue_many("tickets", GROUPS, GROUPS).await?;
+    let die = "UPDATE outbox.messages SET status = 'dead', dead_at = now(), last_error = 'a bad release'";
+    bed.client.batch_execute(die).await?;
+    enqueue_range(&bed.client, "tickets", GROUPS + 1..=GROUPS + BEHIND, GROUPS).await?;
+    bed.enqueue("tickets", "{\"n\": 0}", Some("healthy")).await?;
+    let relay = blocking(&bed).start().await?;
+    at_last("the healthy group is delivered", || async { Ok(bed.pending().await? == BEHIND) }).await?;
+    // Those that were read last are not among the first that are remembered.
+    let discard =
+        "SELECT outbox.dead_discard(ids => ARRAY(SELECT id FROM outbox.messages_dead ORDER BY id DESC LIMIT 100))";
+    ensure!(bed.count(discard).await? == 100);
+    let rest = BEHIND - 100 * (BEHIND / GROUPS);
+    at_last("those that were let go are delivered", || async { Ok(bed.pending().await? == rest) }).await?;
+    relay.stop().await?;
+    let arrived = arrived_of_group(&bed, &queue, &format!("g{}", GROUPS - 1)).await?;
+    ensure!(arrived.is_sorted() && arrived.len() as i64 == BEHIND / GROUPS, "{arrived:?}");
+    Ok(())
 }

@@ -102,8 +102,8 @@ const STATEMENTS: [Planned; 14] = [
     Planned {
         name: "rescan",
         sql: query!("rescan"),
-        types: "text, smallint[], bigint[], bigint[], bigint, text[], text[], smallint[], boolean, text, text",
-        arguments: "'audit', LANES, CURSORS, TOPS, 100, '{g1,g2}', '{5,6}', LANES, true, '1', ''",
+        types: "text, smallint[], bigint[], bigint[], bigint, text[], text[], smallint[], boolean, text, text, text[]",
+        arguments: "'audit', LANES, CURSORS, TOPS, 100, '{g1,g2}', '{5,6}', LANES, true, '1', '', '{g1}'",
         pending: &[ABOVE, OF_GROUP, ANY_DEFERRED, ANY_DEFERRED_GROUP],
     },
     Planned {

@@ -1,5 +1,6 @@
 //! Reading finds everything and walks no dead rows: late commits, many writers, long transactions elsewhere.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
@@ -247,6 +248,36 @@ async fn a_chunk_of_too_many_dead_rows_is_cut_short_and_a_narrower_one_comes_bac
     let found = narrow.context("a hundred rows take over five seconds")?.found;
     ensure!(found.iter().map(|found| found.key.id.0).collect::<Vec<_>>() == [id], "{found:?}");
     ensure!(bed.count(session).await? == before, "it was given another connection");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_look_that_leaves_out_what_is_held_up_shows_it_of_groups_that_are_known() -> Result<()> {
+    let bed = Bed::new().await?;
+    for group in ["a", "b"] {
+        for n in 1..=2 {
+            bed.enqueue("tickets", &format!("{{\"n\": {n}}}"), Some(group)).await?;
+        }
+    }
+    // The first of each is deferred, and so holds up the second.
+    bed.client
+        .batch_execute("UPDATE outbox.messages SET available_at = now() + interval '1 hour' WHERE id IN (1, 3)")
+        .await?;
+    let flags = Flags { database_url: Some(bed.url().to_owned()), ..Flags::default() };
+    let outbox = Outbox::new(&flags.database()?, 1)?;
+    let range = |lane| Range { lane, above: MessageId::NONE, upto: MessageId(100) };
+    let look = async |ready_only: bool, known: &[&str]| {
+        let ready_only = if ready_only { Lane::all().collect() } else { Vec::new() };
+        let known = known.iter().copied().map(std::sync::Arc::from).collect();
+        let order = outbox_relay::reading::Order::Groups;
+        let ranges = Lane::all().map(range).collect();
+        let rescan = Rescan { ranges, most: 10, ready_only, known, order, ..Rescan::default() };
+        let found = outbox.rescan("tickets", &rescan, None).await?.context("it was cut short")?.found;
+        anyhow::Ok(found.iter().map(|found| found.key.id.0).collect::<BTreeSet<_>>())
+    };
+    ensure!(look(false, &[]).await? == BTreeSet::from([2, 4]));
+    ensure!(look(true, &[]).await?.is_empty());
+    ensure!(look(true, &["b"]).await? == BTreeSet::from([4]));
     Ok(())
 }
 

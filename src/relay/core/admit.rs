@@ -199,9 +199,10 @@ impl Admission<'_> {
         let mut late = Vec::new();
         for Found { key, group } in found {
             let is_known = self.schedule.knows(*key) || self.schedule.is_left(*key, group.as_ref());
-            if !is_known {
-                let from = self.schedule.dissolve_crowd(key.lane, key.id);
-                self.standing.knowledge.watermarks.rewind(key.lane, from);
+            if !is_known && self.schedule.leave_crowd(*key, group.as_ref()) {
+                self.intake.happened();
+            } else if !is_known {
+                self.standing.knowledge.watermarks.rewind(key.lane, key.id);
                 self.intake.read_to_end[key.lane] = false;
                 late.push(key.lane);
             }

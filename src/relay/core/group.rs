@@ -88,11 +88,13 @@ pub(super) struct Group {
     pub(super) state: State,
     pub(super) waiting: VecDeque<Item>,
     pub(super) rest: Option<Rest>,
+    /// Whether a request with messages of it is under way, whatever has become of the group since.
+    pub(super) is_in_flight: bool,
 }
 
 impl Group {
     pub(super) fn new(lane: Lane) -> Self {
-        Self { lane, state: State::Idle, waiting: VecDeque::new(), rest: None }
+        Self { lane, state: State::Idle, waiting: VecDeque::new(), rest: None, is_in_flight: false }
     }
 
     /// Items and bytes that count as read ahead. A delayed group does not count, or a few of them would keep the relay
@@ -240,8 +242,9 @@ impl Group {
         }
     }
 
-    /// The rest was read behind `after` up to `last`, where a deferred head stopped it if there is one; `is_all` when that snapshot showed no more. Ignored unless the group
-    /// still asks for just that: it may have been delayed or blocked meanwhile, and may have asked again since.
+    /// The rest was read behind `after` up to `last`, where a deferred head stopped it if there is one; `is_all` when that
+    /// snapshot showed no more. Ignored unless the group still asks for just that: it may have been delayed or blocked
+    /// meanwhile, and may have asked again since.
     pub(super) fn has_read_on(
         &mut self,
         after: MessageId,

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::crowd::Crowds;
 use super::group::{Deferred, Group, Rest, State};
 use super::item::Item;
 use super::schedule::{Delayed, Schedule};
@@ -71,6 +72,11 @@ impl GoesOn {
         }
     }
 
+    /// Whether it waits for another message.
+    pub(super) fn is_held(self) -> bool {
+        matches!(self, Self::WithoutBlock(_) | Self::After(Deferred::Head { .. }))
+    }
+
     /// Whether a claim would find something to send.
     pub(super) fn is_now(self, now: Time) -> bool {
         self.at(now).is_some_and(|at| at <= now)
@@ -104,8 +110,8 @@ pub(super) struct Handover {
     pub(super) items: Vec<Unsent>,
     /// Groups that were left in part or whole.
     pub(super) parked: Vec<ParkedGroup>,
-    /// From where lanes have to be read again for groups that were not remembered one by one.
-    pub(super) lanes: Vec<(Lane, MessageId)>,
+    /// Those of which there are too many.
+    pub(super) crowds: Crowds,
     /// Lanes of which looks from the bottom may have left something out.
     pub(super) half_seen: Vec<Lane>,
 }
@@ -114,23 +120,24 @@ impl Schedule {
     /// An earlier claim left messages of this group in the table.
     pub(super) fn take_over(&mut self, parked: &ParkedGroup) {
         let ParkedGroup { group: name, lane, after, upto, goes_on } = parked;
-        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(*lane));
+        let group = self.group(name, *lane);
         match goes_on {
             GoesOn::Now => {}
-            GoesOn::After(deferred) => {
-                group.defer(*deferred, *after);
-                self.parked.note_end(*deferred, name);
-            }
+            GoesOn::After(deferred) => group.defer(*deferred, *after),
             GoesOn::WithoutBlock(by) => group.state = State::Blocked { by: *by },
         }
         group.leave(*after, *upto);
+        if let GoesOn::After(deferred) = goes_on {
+            self.parked.note_end(*deferred, name);
+        }
         self.look_after(name);
     }
 
     /// Gives back everything that was not sent and forgets it. Nothing may be in flight.
     pub(super) fn hand_over(&mut self, now: Time) -> Handover {
-        let (lanes, half_seen) = (self.parked.crowded_lanes(), self.parked.half_seen_lanes());
-        let mut handover = Handover { lanes, half_seen, ..Handover::default() };
+        let mut crowds = std::mem::take(&mut self.parked.crowds);
+        let half_seen = crowds.take_left();
+        let mut handover = Handover { crowds, half_seen, ..Handover::default() };
         let (free, delayed, groups) = self.take_all();
         let mut waits: HashMap<Arc<str>, Time> = HashMap::new();
         let alone = |item, until| Unsent { item, until, is_head: true };

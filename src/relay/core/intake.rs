@@ -392,7 +392,9 @@ impl Intake {
 /// A look at these ranges, without what is known to wait in the table.
 pub(super) fn rescan_of(ranges: Vec<Range>, schedule: &Schedule, order: Order) -> Rescan {
     let waiting = schedule.waiting_in_table(&ranges);
-    let ready_only = ranges.iter().map(|range| range.lane).filter(|lane| schedule.has_crowd(*lane)).collect();
+    let crowded = ranges.iter().map(|range| range.lane).filter(|lane| schedule.parked.crowds.is_crowded(*lane));
+    let ready_only: Vec<Lane> = crowded.collect();
+    let known = schedule.groups_of(&ready_only).cloned().collect();
     // Room for all that is known and some that is not, so that the known cannot hide the unknown.
-    Rescan { ranges, most: schedule.known() + 100, waiting, ready_only, order, limit: None }
+    Rescan { ranges, most: schedule.known() + 100, waiting, ready_only, known, order, limit: None }
 }

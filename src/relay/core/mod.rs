@@ -11,6 +11,7 @@ mod admit;
 mod apply;
 mod between;
 mod breaker;
+mod crowd;
 mod ending;
 mod first_scan;
 mod flight;

@@ -1,14 +1,13 @@
 //! What of a claim's groups is in the table only: the rest of a hot group, a group whose deferred head has to go first, one
-//! that a dead message holds up, and what a claim leaves to the next one.
+//! that a dead message holds up. [`super::handover`] has what a claim leaves to the next one.
 //!
 //! Nothing is asked about groups before they are read: each message that is read tells whether its group is held up. Only so
-//! many groups are remembered one by one; of further ones only that they are parked, and the lane is read again for them.
+//! many groups are remembered one by one; the others are a [`super::crowd`].
 
-use std::collections::hash_map::RandomState;
-use std::collections::{BTreeSet, HashSet, VecDeque};
-use std::hash::BuildHasher as _;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use super::crowd::Crowds;
 use super::group::{Deferred, FAR, Group, Rest, State};
 use super::item::Item;
 use super::schedule::{Delayed, Schedule};
@@ -17,7 +16,7 @@ use crate::clock::Time;
 use crate::message::{Hold, Lane, MessageId, MessageKey};
 use crate::reading::{ByLane, GroupPosition, HeldGroup, Range};
 
-/// Groups that are remembered one by one while they wait in the table.
+/// How many groups are remembered one by one while they wait in the table.
 pub(super) const MAX_PARKED: usize = 10_000;
 
 /// What a read of the rest of a group has brought.
@@ -33,17 +32,6 @@ pub(super) struct ReadOnAnswer {
     pub(super) is_all: bool,
 }
 
-/// Groups that are parked without being remembered one by one.
-#[derive(Clone, Debug, Default)]
-struct Crowd {
-    /// Hashes of their names.
-    groups: HashSet<u64>,
-    /// The lowest message of them that was seen.
-    from: Option<MessageId>,
-    /// Whether there are some, or were: looks may have left out what waits behind a deferred message since.
-    has_been: bool,
-}
-
 /// Bookkeeping of the groups that wait in the table.
 #[derive(Debug, Default)]
 pub(super) struct Parked {
@@ -52,8 +40,7 @@ pub(super) struct Parked {
     too_early: ByLane<BTreeSet<(MessageId, Arc<str>)>>,
     /// Groups that go on by themselves, by the time.
     ends: BTreeSet<(Time, Arc<str>)>,
-    hasher: RandomState,
-    crowds: ByLane<Crowd>,
+    pub(super) crowds: Crowds,
 }
 
 impl Parked {
@@ -102,32 +89,24 @@ impl Parked {
             self.ends.insert((end, Arc::clone(name)));
         }
     }
-
-    /// Lanes of groups that were not remembered one by one, and from where they have to be read again.
-    pub(super) fn crowded_lanes(&self) -> Vec<(Lane, MessageId)> {
-        self.crowds.iter().filter_map(|(lane, crowd)| Some((lane, crowd.from?))).collect()
-    }
-
-    /// Lanes that have, or had, such groups: looks may have left something of them out.
-    pub(super) fn half_seen_lanes(&self) -> Vec<Lane> {
-        self.crowds.iter().filter(|(_, crowd)| crowd.has_been).map(|(lane, _)| lane).collect()
-    }
-
-    fn has_in_crowd(&self, lane: Lane, name: &Arc<str>) -> bool {
-        let groups = &self.crowds[lane].groups;
-        !groups.is_empty() && groups.contains(&self.hasher.hash_one(name))
-    }
-
-    fn join_crowd(&mut self, name: &Arc<str>, key: MessageKey) {
-        let hash = self.hasher.hash_one(name);
-        let crowd = &mut self.crowds[key.lane];
-        crowd.groups.insert(hash);
-        crowd.has_been = true;
-        crowd.from = Some(crowd.from.map_or(key.id, |from| from.min(key.id)));
-    }
 }
 
 impl Schedule {
+    /// The group, which from now on is remembered by itself.
+    pub(super) fn group(&mut self, name: &Arc<str>, lane: Lane) -> &mut Group {
+        let from = self.parked.crowds.leave(lane, name);
+        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(lane));
+        if let Some(from) = from {
+            group.leave(from.previous(), from);
+        }
+        group
+    }
+
+    /// Of these lanes, the groups that are remembered one by one.
+    pub(super) fn groups_of<'a>(&'a self, lanes: &'a [Lane]) -> impl Iterator<Item = &'a Arc<str>> {
+        self.groups.iter().filter(|(_, group)| lanes.contains(&group.lane)).map(|(name, _)| name)
+    }
+
     /// Groups of which messages were left in the table within these ranges, each with the id above which that is so.
     pub(super) fn waiting_in_table(&self, ranges: &[Range]) -> Vec<(Arc<str>, MessageId)> {
         let is_there = |lane: Lane, rest: &Rest| {
@@ -146,15 +125,26 @@ impl Schedule {
         let Some(name) = group else { return false };
         // Behind a deferred head of which nothing else was seen there may be anything.
         let has_rest = |group: &Group| group.rest.is_some_and(|rest| key.id > rest.after && rest.upto > rest.after);
-        self.groups.get(name).is_some_and(has_rest) || self.parked.has_in_crowd(key.lane, name)
+        self.groups.get(name).is_some_and(has_rest)
+    }
+
+    /// Nothing holds this message of a group up. If the group is one of a crowd it goes on; returns whether it was.
+    pub(super) fn leave_crowd(&mut self, key: MessageKey, group: Option<&Arc<str>>) -> bool {
+        let Some(name) = group.filter(|name| self.parked.crowds.has(key.lane, name)) else { return false };
+        self.group(name, key.lane).leave(key.id.previous(), key.id);
+        self.look_after(name);
+        true
     }
 
     /// Whether this message of the group has to stay in the table for now; then that is remembered. `hold` is what the
     /// database said of the group.
     pub(super) fn leaves_in_table(&mut self, name: &Arc<str>, key: MessageKey, hold: Option<Hold>, now: Time) -> bool {
-        let is_one_too_many = || self.groups.len() >= MAX_PARKED && !self.groups.contains_key(name);
-        if self.parked.has_in_crowd(key.lane, name) || hold.is_some() && is_one_too_many() {
-            self.parked.join_crowd(name, key);
+        let is_one_too_many = || self.groups.len() >= self.shape.max_parked && !self.groups.contains_key(name);
+        if hold.is_some() && (self.parked.crowds.has(key.lane, name) || is_one_too_many()) {
+            self.parked.crowds.join(name, key);
+            return true;
+        }
+        if self.leave_crowd(key, Some(name)) {
             return true;
         }
         match hold {
@@ -177,7 +167,7 @@ impl Schedule {
 
     /// A message of this group has to wait behind a deferred one, which is in the table.
     fn wait_behind(&mut self, name: &Arc<str>, key: MessageKey, deferred: Deferred, head: MessageId) {
-        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(key.lane));
+        let group = self.group(name, key.lane);
         let becomes_head = match group.state {
             State::Idle => group.waiting.is_empty() && group.rest.is_none(),
             State::Deferred(Deferred::Head { id: known, .. }) => head < known,
@@ -186,18 +176,19 @@ impl Schedule {
         let is_deferred = matches!(group.state, State::Deferred(Deferred::Head { .. }));
         if becomes_head {
             group.defer(deferred, head);
-            self.parked.note_end(deferred, name);
         }
         // Else what is in memory goes first, and then the head is read with what follows it.
         let after = if becomes_head || is_deferred { MessageId::MAX } else { head.previous() };
         group.leave(after, key.id);
+        if becomes_head {
+            self.parked.note_end(deferred, name);
+        }
         self.look_after(name);
     }
 
     /// A message of this group comes after others in the table, which come after this one.
     fn leave_behind(&mut self, name: &Arc<str>, key: MessageKey, after: MessageId) {
-        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(key.lane));
-        group.leave(after, key.id);
+        self.group(name, key.lane).leave(after, key.id);
         self.look_after(name);
     }
 
@@ -214,26 +205,12 @@ impl Schedule {
     /// A deferred message is due, which is the head of its group. What follows it up to `read_to` may have been passed.
     pub(super) fn admit_head(&mut self, item: Item, read_to: MessageId) {
         let (key, group) = (item.key(), item.group.clone());
-        self.admit(item);
-        let Some(name) = group.filter(|_| self.parked.crowds[key.lane].has_been) else { return };
-        let hash = self.parked.hasher.hash_one(&name);
-        self.parked.crowds[key.lane].groups.remove(&hash);
-        if let Some(group) = self.groups.get_mut(&name) {
-            group.leave(key.id, read_to.max(key.id));
+        // A look may have left out what stands behind it.
+        let was_crowded = self.parked.crowds.was_crowded(key.lane);
+        if let Some(name) = group.filter(|_| was_crowded) {
+            self.group(&name, key.lane).leave(key.id, read_to.max(key.id));
         }
-    }
-
-    /// A lane is read again from this id on, or from lower for the sake of groups that were not remembered one by one; returns
-    /// from where.
-    pub(super) fn dissolve_crowd(&mut self, lane: Lane, id: MessageId) -> MessageId {
-        let crowd = &mut self.parked.crowds[lane];
-        crowd.groups.clear();
-        crowd.from.take().map_or(id, |from| from.min(id))
-    }
-
-    /// Whether groups of a lane are parked without being remembered one by one.
-    pub(super) fn has_crowd(&self, lane: Lane) -> bool {
-        self.parked.crowds[lane].from.is_some()
+        self.admit(item);
     }
 
     /// A message of this group became pending again, or came late, and others may come before it that are not in memory: the
@@ -242,7 +219,7 @@ impl Schedule {
         if self.knows(message) {
             return false;
         }
-        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(message.lane));
+        let group = self.group(name, message.lane);
         group.start_over(message.id, read_to);
         let waits = matches!(group.state, State::Blocked { .. } | State::Deferred(_) | State::Delayed);
         self.look_after(name);
@@ -265,8 +242,9 @@ impl Schedule {
     pub(super) fn look_after(&mut self, name: &Arc<str>) {
         let Some(group) = self.groups.get_mut(name) else { return };
         let is_empty = group.state == State::Idle && group.waiting.is_empty();
-        if let Some(head @ Deferred::Head { id, .. }) = group.rest.and_then(|rest| rest.head).filter(|_| is_empty) {
-            group.defer(head, id);
+        // From where the rest begins, not from the head: what came late before it was left out by looks.
+        if let Some((head, after)) = group.rest.and_then(|rest| Some((rest.head?, rest.after))).filter(|_| is_empty) {
+            group.defer(head, after);
             self.parked.note_end(head, name);
             return;
         }
@@ -280,12 +258,12 @@ impl Schedule {
     /// A message of this group lets nothing go. Whatever is in memory of the group is forgotten and stays in the table, and so
     /// does what comes back from a request.
     pub(super) fn block(&mut self, name: &Arc<str>, by: MessageKey) {
-        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(by.lane));
-        let before = group.counted();
-        if group.state == State::Delayed {
+        let group = self.group(name, by.lane);
+        let (before, was_delayed) = (group.counted(), group.state == State::Delayed);
+        let left = group.block(by.id);
+        if was_delayed {
             self.delayed.retain(|_, delayed| !matches!(delayed, Delayed::Group(other) if other == name));
         }
-        let left = group.block(by.id);
         self.leave_all(left);
         self.recount(name, before);
     }
@@ -309,9 +287,15 @@ impl Schedule {
     /// What holds up a group that was asked about; returns whether it goes on. Then it goes on from the message that held it
     /// up, if that is still there.
     pub(super) fn hear(&mut self, held: &HeldGroup, now: Time) -> bool {
+        let is_known = match self.groups.get(&held.group).map(|group| (group.lane, group.state)) {
+            Some((lane, State::Blocked { by })) => self.knows(MessageKey { lane, id: by }),
+            _ => false,
+        };
         let Some(group) = self.groups.get_mut(&held.group) else { return false };
         match (group.state, held.by, held.head) {
             (State::Blocked { .. }, Some(_), _) => return false,
+            // What holds it up is not recorded yet, or something of it may still arrive: it is asked about again.
+            (State::Blocked { .. }, ..) if is_known || group.is_in_flight => return false,
             (State::Blocked { .. }, None, _) => group.unblock(),
             (State::Deferred(Deferred::Head { .. }), Some(by), _) => {
                 let key = MessageKey { lane: group.lane, id: by };

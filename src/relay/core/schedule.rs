@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::group::{Deferred, Group, State};
 use super::item::Item;
-use super::parked::Parked;
+use super::parked::{MAX_PARKED, Parked};
 use crate::clock::Time;
 use crate::config::FifoMode;
 use crate::message::{MessageId, MessageKey};
@@ -34,15 +34,18 @@ pub(in crate::relay) struct Shape {
     pub(super) per_group: usize,
     /// Messages of one group in memory.
     pub(super) window: usize,
+    /// Groups that are remembered one by one while they wait in the table.
+    pub(super) max_parked: usize,
 }
 
 impl Shape {
     /// What is configured.
     pub(in crate::relay) fn new(request_size: usize, fifo_mode: FifoMode) -> Self {
-        match fifo_mode {
-            FifoMode::Strict => Self { request_size, per_group: 1, window: STRICT_WINDOW },
-            FifoMode::Batched => Self { request_size, per_group: request_size, window: BATCHED_WINDOW },
-        }
+        let (per_group, window) = match fifo_mode {
+            FifoMode::Strict => (1, STRICT_WINDOW),
+            FifoMode::Batched => (request_size, BATCHED_WINDOW),
+        };
+        Self { request_size, per_group, window, max_parked: MAX_PARKED }
     }
 }
 
@@ -94,6 +97,8 @@ impl Schedule {
     pub(super) fn pass_over(&mut self, key: MessageKey, group: Option<&Arc<str>>) {
         self.known.insert(key);
         let Some(name) = group else { return };
+        // What stands behind it may go now.
+        self.leave_crowd(MessageKey { id: key.id.next(), ..key }, Some(name));
         if let Some(group) = self.groups.get_mut(name)
             && group.waits_for(key.id)
         {
@@ -133,9 +138,11 @@ impl Schedule {
             self.free.push_back(item);
             return;
         };
-        let group = self.groups.entry(Arc::clone(&name)).or_insert_with(|| Group::new(key.lane));
-        if group.leaves_in_table(key.id, self.shape.window) {
+        let window = self.shape.window;
+        let group = self.group(&name, key.lane);
+        if group.leaves_in_table(key.id, window) {
             self.known.remove(&key);
+            self.look_after(&name);
             return;
         }
         // One that comes before what waits in the table: what follows it is read in order.
@@ -189,6 +196,7 @@ impl Schedule {
                     break;
                 }
                 group.state = State::InFlight;
+                group.is_in_flight = true;
                 self.ready.pop_front();
                 take_of_group(group, self.shape.per_group, &mut load, &mut items);
             } else {
@@ -220,8 +228,7 @@ impl Schedule {
                 }
                 (Some(name), until) => {
                     let lane = item.key().lane;
-                    let group = self.groups.entry(Arc::clone(&name)).or_insert_with(|| Group::new(lane));
-                    group.insert(item);
+                    self.group(&name, lane).insert(item);
                     self.count(1, bytes);
                     let wait = concerned.entry(name).or_default();
                     *wait = (*wait).max(until.map(|until| (until, id)));
@@ -236,6 +243,7 @@ impl Schedule {
     /// A group has no request in flight any more; it waits, or may go on.
     fn set_free(&mut self, name: &Arc<str>, wait: Option<(Time, MessageId)>) {
         let Some(group) = self.groups.get_mut(name) else { return };
+        group.is_in_flight = false;
         let before = group.counted();
         match wait {
             _ if matches!(group.state, State::Blocked { .. }) => {

@@ -133,11 +133,15 @@ impl Session {
         let request_timeout = standing.tuning.request_timeout;
         let lease = Lease::new(claimed, request_timeout, now);
         let extend = lease.is_extending.then(|| Lease::extension(claimed, request_timeout, now));
+        let shape = Shape::new(standing.tuning.request_size, standing.tuning.fifo_mode);
+        let shape = Shape { max_parked: standing.max_parked, ..shape };
+        let mut schedule = Schedule::new(shape);
+        schedule.parked.crowds = std::mem::take(&mut standing.knowledge.crowds);
         let mut session = Self {
             lease,
             lanes: Vec::new(),
             intake: Intake::new(now),
-            schedule: Schedule::new(Shape::new(standing.tuning.request_size, standing.tuning.fifo_mode)),
+            schedule,
             flight: Flight::default(),
             closing: None,
             ending: Ending::default(),
@@ -309,11 +313,9 @@ impl Session {
                 standing.knowledge.watermarks.rewind(key.lane, key.id);
             }
         }
-        for (lane, from) in handover.lanes {
-            standing.knowledge.watermarks.rewind(lane, from);
-        }
+        standing.knowledge.crowds = handover.crowds;
         standing.knowledge.watermarks.doubt(&handover.half_seen);
-        standing.knowledge.park(handover.parked);
+        standing.knowledge.park(handover.parked, standing.max_parked);
     }
 
     /// How the session ended, once it has.

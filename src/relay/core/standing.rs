@@ -5,19 +5,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::breaker::Breaker;
+use super::crowd::Crowds;
 use super::handover::{GoesOn, ParkedGroup};
 use super::limits::{ConcurrencyLimit, MemoryShare, WriteRate};
 use super::outcomes::Outcomes;
+use super::parked::MAX_PARKED;
 use super::scan::Scan;
 use super::watermark::Watermarks;
 use crate::clock::Time;
 use crate::config::{OnDead, Tuning};
 use crate::message::{Fault, FaultKind, Lane, MessageKey, Quarantined, QueueKind, Settlement};
 use crate::outbox::{OutboxError, Settled};
-use crate::reading::{ByLane, HeldGroup, Incarnation, Order};
-
-/// Groups remembered from claim to claim; beyond that they are read again from the table.
-pub(super) const MAX_PARKED_GROUPS: usize = 10_000;
+use crate::reading::{ByLane, Found, HeldGroup, Incarnation, Order};
 
 /// What was learnt of the database, which is dropped as a whole when it may be about another history.
 #[derive(Debug)]
@@ -26,6 +25,8 @@ pub(super) struct Knowledge {
     pub(super) scan: Scan,
     /// Groups of which messages below the low watermarks wait in the table.
     pub(super) parked: Vec<ParkedGroup>,
+    /// Those of which there are too many.
+    pub(super) crowds: Crowds,
     /// The history that each lane belonged to.
     incarnations: ByLane<Option<Incarnation>>,
 }
@@ -33,7 +34,7 @@ pub(super) struct Knowledge {
 impl Knowledge {
     /// What is known after the first scan.
     pub(super) fn new(watermarks: Watermarks, incarnations: ByLane<Option<Incarnation>>, now: Time) -> Self {
-        Self { watermarks, scan: Scan::new(now), parked: Vec::new(), incarnations }
+        Self { watermarks, scan: Scan::new(now), parked: Vec::new(), crowds: Crowds::default(), incarnations }
     }
 
     /// Whether this is about the history that these lanes belong to. A lane of which nothing is known was made meanwhile.
@@ -41,15 +42,27 @@ impl Knowledge {
         lanes.iter().all(|(lane, incarnation)| self.incarnations[*lane].as_ref() == Some(incarnation))
     }
 
-    /// Remembers groups that a claim left in the table; lanes go back for those that are too many.
-    pub(super) fn park(&mut self, groups: Vec<ParkedGroup>) {
+    /// Remembers groups that a claim left in the table. Of those that are too many the ones that are held up join the crowd, and
+    /// lanes go back for the others.
+    pub(super) fn park(&mut self, groups: Vec<ParkedGroup>, most: usize) {
         for group in groups {
-            if self.parked.len() < MAX_PARKED_GROUPS {
+            if self.parked.len() < most {
                 self.parked.push(group);
+            } else if group.goes_on.is_held() {
+                self.crowds.join(&group.group, MessageKey { lane: group.lane, id: group.after.next() });
             } else {
                 self.watermarks.rewind(group.lane, group.after.next());
             }
         }
+    }
+
+    /// Nothing holds this message up. If its group is one of a crowd it goes on; returns whether it was.
+    pub(super) fn leaves_crowd(&mut self, found: &Found) -> bool {
+        let Found { key, group: Some(group) } = found else { return false };
+        let Some(from) = self.crowds.leave(key.lane, group) else { return false };
+        let (after, group) = (from.min(key.id).previous(), Arc::clone(group));
+        self.parked.push(ParkedGroup { group, lane: key.lane, after, upto: key.id, goes_on: GoesOn::Now });
+        true
     }
 
     /// Groups were asked about: each goes on, or not, as that says.
@@ -76,6 +89,8 @@ pub(super) struct Standing {
     pub(super) memory: MemoryShare,
     pub(super) dice: fastrand::Rng,
     pub(super) reports: Vec<Report>,
+    /// How many groups that wait in the table are remembered one by one; of others their lanes are read again.
+    pub(super) max_parked: usize,
 }
 
 impl Standing {
@@ -92,6 +107,7 @@ impl Standing {
             memory,
             dice,
             reports: Vec::new(),
+            max_parked: MAX_PARKED,
         }
     }
 

@@ -62,16 +62,31 @@ pub fn emulator() -> Result<&'static Emulator> {
 }
 
 /// Asks again and again until the answer is yes; what was awaited is named when it never is.
-pub async fn eventually<F>(what: &str, mut reached: impl FnMut() -> F) -> Result<()>
+pub async fn eventually<F>(what: &str, reached: impl FnMut() -> F) -> Result<()>
 where
     F: Future<Output = Result<bool>>,
 {
-    let deadline = Instant::now() + PATIENCE;
+    within(PATIENCE, Duration::from_millis(5), what, reached).await
+}
+
+/// The same for what takes long on a busy machine, and asks a question that is not cheap.
+pub async fn at_last<F>(what: &str, reached: impl FnMut() -> F) -> Result<()>
+where
+    F: Future<Output = Result<bool>>,
+{
+    within(PATIENCE * 8, Duration::from_millis(250), what, reached).await
+}
+
+async fn within<F>(patience: Duration, pause: Duration, what: &str, mut reached: impl FnMut() -> F) -> Result<()>
+where
+    F: Future<Output = Result<bool>>,
+{
+    let deadline = Instant::now() + patience;
     while !reached().await? {
         if Instant::now() > deadline {
-            bail!("waited {PATIENCE:?} in vain until {what}");
+            bail!("waited {patience:?} in vain until {what}");
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(pause).await;
     }
     Ok(())
 }

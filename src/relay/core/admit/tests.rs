@@ -66,7 +66,7 @@ impl Claim {
         let mut watermarks = Watermarks::start(&ByLane::all(MessageId(20)), &first);
         watermarks.read(lane(1), READ_TO, TransactionId(WRITER.0 + 1), READ_TO, now);
         standing.knowledge = Knowledge::new(watermarks, ByLane::default(), now);
-        let mut schedule = Schedule::new(Shape { request_size: 10, per_group: 1, window: 10 });
+        let mut schedule = Schedule::new(Shape { request_size: 10, per_group: 1, window: 10, max_parked: 10 });
         let (after, upto) = (MessageId(20), MessageId(25));
         let left = ParkedGroup { group: Arc::from("a"), lane: lane(1), after, upto, goes_on: GoesOn::Now };
         schedule.take_over(&left);

@@ -95,6 +95,9 @@ impl Core {
         let knowledge = &mut self.standing.knowledge;
         let mut late = 0;
         for found in &rescanned.found {
+            if knowledge.leaves_crowd(found) {
+                continue;
+            }
             late += u64::from(found.key.id <= knowledge.watermarks.low(found.key.lane));
             knowledge.watermarks.rewind(found.key.lane, found.key.id);
         }

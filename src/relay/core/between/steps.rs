@@ -158,6 +158,9 @@ impl Core {
             is_there(group.lane).is_some_and(|range| group.upto > range.above && group.after < range.upto)
         };
         let waiting = knowledge.parked.iter().filter(waits);
+        let crowded = ranges.iter().map(|range| range.lane).filter(|lane| knowledge.crowds.is_crowded(*lane));
+        let ready_only: Vec<Lane> = crowded.collect();
+        let known = knowledge.parked.iter().filter(|group| ready_only.contains(&group.lane));
         let rescan = Rescan {
             waiting: waiting.map(|group| (Arc::clone(&group.group), group.after)).collect(),
             limit: knowledge.scan.limit(&ranges),
@@ -165,7 +168,8 @@ impl Core {
             // The lowest of each lane is enough: the claim that follows reads on from there.
             most: 1,
             // What is held up counts too, until it is remembered.
-            ready_only: Vec::new(),
+            known: known.map(|group| Arc::clone(&group.group)).collect(),
+            ready_only,
             order,
         };
         self.ask("looks from the bottom", Work::Rescan(RescanWork { rescan, proof: None, statement: 0 }))

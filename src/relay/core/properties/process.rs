@@ -17,6 +17,9 @@ use crate::sqs::Published;
 /// Below this id the server cuts one chunk in forty short that may be.
 const DEAR: MessageId = MessageId(1 << 20);
 
+/// How many groups a relay remembers one by one; the days have no more than six.
+const MOST_PARKED: [usize; 3] = [10_000, 3, 1];
+
 /// One relay of the destination.
 pub(super) struct Process {
     pub(super) core: Core,
@@ -36,6 +39,7 @@ impl Process {
     pub(super) fn new(kind: QueueKind, tuning: Tuning, memory: usize, seed: u64, now: Time) -> Self {
         let share = MemoryBudget::new(memory).share();
         let mut core = Core::new(kind, tuning, Until::Drained, share, fastrand::Rng::with_seed(seed), now);
+        core.standing.max_parked = MOST_PARKED[seed as usize % MOST_PARKED.len()];
         core.control(Control::Running, now);
         Self { core, claim: None, own: BTreeSet::new(), notices_at: None, frozen_until: now, generation: 0, begun: 0 }
     }

@@ -12,8 +12,8 @@ use crate::message::{Content, Event, EventPosition, Hold, Lane, Message, Origin,
 use crate::reading::{HeldGroup, Range};
 use crate::relay::core::compose_item;
 
-const STRICT: Shape = Shape { request_size: 10, per_group: 1, window: 4 };
-const BATCHED: Shape = Shape { request_size: 10, per_group: 10, window: 40 };
+const STRICT: Shape = Shape { request_size: 10, per_group: 1, window: 4, max_parked: 3 };
+const BATCHED: Shape = Shape { request_size: 10, per_group: 10, window: 40, max_parked: 3 };
 
 fn key(id: i64) -> MessageKey {
     MessageKey { lane: Lane::new(1).unwrap(), id: MessageId(id) }
@@ -369,6 +369,8 @@ fn a_blocked_group_keeps_nothing_in_memory_and_others_go_on() {
     assert!(!schedule.knows(key(2)) && !schedule.knows(key(5)), "they are in the table");
     assert!(wanted(&mut schedule).is_none());
     let held = |by| HeldGroup { group: a(), by, head: None };
+    // Its death is recorded.
+    schedule.forget(key(1));
     assert!(!schedule.hear(&held(Some(MessageId(1))), at(0)) && schedule.hear(&held(None), at(0)));
     let from = wanted(&mut schedule).expect("it goes on from the dead message");
     assert_eq!(from.position.after, key(0));
@@ -392,19 +394,77 @@ fn what_comes_back_to_a_blocked_group_stays_in_the_table() {
 }
 
 #[test]
-fn groups_beyond_those_that_are_remembered_are_parked_as_a_crowd_and_found_again() {
+fn groups_that_are_held_up_and_too_many_are_a_crowd_until_something_of_them_may_go() {
     let mut schedule = Schedule::new(STRICT);
     let hold = |by| Some(Hold::Group { by: MessageId(by) });
-    let many = super::super::parked::MAX_PARKED as i64;
+    let many = STRICT.max_parked as i64;
     for id in 1..=many + 5 {
         read(&mut schedule, id, Some(&format!("g{id}")), hold(id));
     }
     assert_eq!(schedule.groups.len(), many as usize);
-    assert!(schedule.has_crowd(key(0).lane));
-    read(&mut schedule, many + 9, Some(&format!("g{}", many + 2)), None);
-    assert!(!schedule.has_ready(), "of a group in the crowd nothing overtakes what was left");
-    assert_eq!(schedule.dissolve_crowd(key(0).lane, MessageId(many + 9)), MessageId(many + 1));
-    assert!(!schedule.has_crowd(key(0).lane));
+    assert!(schedule.parked.crowds.is_crowded(key(0).lane));
+    // It is kept from claim to claim.
+    let handover = schedule.hand_over(at(0));
+    assert_eq!((handover.parked.len(), handover.half_seen), (many as usize, Vec::new()));
+    let mut schedule = Schedule::new(STRICT);
+    schedule.parked.crowds = handover.crowds;
+    // A message that nothing holds up: all of its group may go, from the lowest one that may be there.
+    let name: Arc<str> = Arc::from(format!("g{}", many + 2));
+    read(&mut schedule, many + 9, Some(&name), None);
+    assert!(!schedule.has_ready(), "nothing overtakes what was left");
+    let from = wanted(&mut schedule).expect("it is read on");
+    assert_eq!((from.position.group, from.position.after), (name, key(many)));
+}
+
+#[test]
+fn a_group_that_has_left_its_crowd_is_known_by_what_of_it_is_left() {
+    let mut schedule = Schedule::new(STRICT);
+    let (name, behind) = (a(), Some(Hold::Behind { head: MessageId(10), last: MessageId(10), wait: None }));
+    for (id, group) in [(1, "b"), (2, "c"), (3, "d"), (28, "a"), (30, "a")] {
+        let hold = if group == "a" { behind } else { Some(Hold::Group { by: MessageId(id) }) };
+        read(&mut schedule, id, Some(group), hold);
+    }
+    assert!(schedule.parked.crowds.has(key(0).lane, &name));
+    // Somebody lets 10 go.
+    assert!(schedule.start_over(&name, key(10), MessageId(30)));
+    let from = wanted(&mut schedule).unwrap();
+    assert_eq!(from.position.after, key(9));
+    schedule.read_on(&from, of_a([10, 28, 30], true));
+    assert!(!schedule.is_left(key(26), Some(&name)), "26 came late");
+}
+
+#[test]
+fn a_blocked_group_goes_on_only_when_what_blocks_it_is_recorded_and_its_request_has_come_back() {
+    let free = HeldGroup { group: a(), by: None, head: None };
+    let mut schedule = with(STRICT, &[(10, Some("a"))]);
+    let request = schedule.next_request().unwrap();
+    // 11 cannot be read. That is known here before it is in the table.
+    schedule.pass_over(key(11), Some(&a()));
+    schedule.block(&a(), key(11));
+    assert!(!schedule.hear(&free, at(0)), "11 is not recorded");
+    schedule.forget(key(11));
+    assert!(!schedule.hear(&free, at(0)), "10 is under way");
+    schedule.finish(&request, Vec::new());
+    assert!(schedule.hear(&free, at(0)));
+}
+
+#[test]
+fn what_came_late_before_a_deferred_message_of_the_rest_goes_with_it() {
+    let mut schedule = with(STRICT, &[(1, Some("a")), (2, Some("a")), (3, Some("a")), (4, Some("a")), (5, Some("a"))]);
+    for id in 1..=2 {
+        assert_eq!(deliver(&mut schedule), [id]);
+    }
+    let from = wanted(&mut schedule).expect("5 is left");
+    // 9 is held back, and 7 is committed after this read.
+    let head = Some(Deferred::Head { id: MessageId(9), due: Some(at(1)) });
+    schedule.read_on(&from, ReadOnAnswer { head, ..of_a([5], false) });
+    for id in 3..=5 {
+        assert_eq!(deliver(&mut schedule), [id]);
+    }
+    schedule.admit_head(item(9, Some("a")), MessageId(20));
+    assert_eq!(deliver(&mut schedule), [9], "it was committed before 7");
+    let from = wanted(&mut schedule).expect("there is more");
+    assert_eq!(from.position.after, key(5), "what is before 9 was left out of looks");
 }
 
 #[test]

@@ -96,7 +96,10 @@ impl Database {
                     |group: &Arc<str>| rescan.waiting.iter().find(|(name, _)| name == group).map(|(_, after)| *after);
                 row.group.as_ref().and_then(after).is_some_and(|after| row.key.id > after)
             };
-            let counts = |row: &Row| !rescan.ready_only.contains(&range.lane) || self.is_ready(row, rescan.order);
+            let is_known_group = |row: &Row| row.group.as_ref().is_some_and(|group| rescan.known.contains(group));
+            let counts = |row: &Row| {
+                !rescan.ready_only.contains(&range.lane) || is_known_group(row) || self.is_ready(row, rescan.order)
+            };
             let next = MessageKey { lane: range.lane, id: range.above.next() };
             let last = MessageKey { lane: range.lane, id: range.upto.max(next.id) };
             let rows = self.pending.range(next..=last).map(|(_, row)| row);

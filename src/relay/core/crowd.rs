@@ -1,0 +1,69 @@
+//! Groups that are held up and too many to be remembered one by one: of each lane a set of hashes, and the lowest message.
+//!
+//! They are kept from claim to claim, so that nobody reads their messages over and over. A group leaves its crowd when something
+//! of it may go: its deferred head falls due, a message of it is read that nothing holds up, or a look, which leaves out what is
+//! held up, shows one. Then it is read from the lowest message on. Pure.
+
+use std::collections::HashSet;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
+
+use crate::message::{Lane, MessageId, MessageKey};
+use crate::reading::ByLane;
+
+#[derive(Clone, Debug, Default)]
+struct Crowd {
+    /// Hashes of their names.
+    groups: HashSet<u64>,
+    /// The lowest message of them that was seen.
+    from: Option<MessageId>,
+}
+
+/// The crowds of all lanes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Crowds {
+    hasher: RandomState,
+    lanes: ByLane<Crowd>,
+}
+
+impl Crowds {
+    /// Whether this group is one of them.
+    pub(super) fn has(&self, lane: Lane, name: &str) -> bool {
+        let groups = &self.lanes[lane].groups;
+        !groups.is_empty() && groups.contains(&self.hasher.hash_one(name))
+    }
+
+    /// Whether the lane has any.
+    pub(super) fn is_crowded(&self, lane: Lane) -> bool {
+        !self.lanes[lane].groups.is_empty()
+    }
+
+    /// Whether the lane has any, or had some of late: looks may have left out what stands behind a deferred message since.
+    pub(super) fn was_crowded(&self, lane: Lane) -> bool {
+        self.lanes[lane].from.is_some()
+    }
+
+    /// This message of a group is held up.
+    pub(super) fn join(&mut self, name: &str, key: MessageKey) {
+        let hash = self.hasher.hash_one(name);
+        let crowd = &mut self.lanes[key.lane];
+        crowd.groups.insert(hash);
+        crowd.from = Some(crowd.from.map_or(key.id, |from| from.min(key.id)));
+    }
+
+    /// The group is remembered by itself from now on, if it was one of them; returns the lowest message that may be one of it.
+    pub(super) fn leave(&mut self, lane: Lane, name: &str) -> Option<MessageId> {
+        let crowd = &mut self.lanes[lane];
+        let was_there = !crowd.groups.is_empty() && crowd.groups.remove(&self.hasher.hash_one(name));
+        crowd.from.filter(|_| was_there)
+    }
+
+    /// Lanes that have none any more; looks may have left something of them out.
+    pub(super) fn take_left(&mut self) -> Vec<Lane> {
+        let has_left =
+            |(lane, crowd): (Lane, &Crowd)| (crowd.groups.is_empty() && crowd.from.is_some()).then_some(lane);
+        let left: Vec<Lane> = self.lanes.iter().filter_map(has_left).collect();
+        left.iter().for_each(|lane| self.lanes[*lane] = Crowd::default());
+        left
+    }
+}
