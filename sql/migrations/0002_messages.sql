@@ -65,9 +65,6 @@ CREATE INDEX messages_pending_deferred_groups ON outbox.messages_pending (destin
 -- Whether a group has a dead message, which holds it up with OUTBOX_RELAY_ON_DEAD=block.
 CREATE INDEX messages_dead_groups ON outbox.messages_dead (destination, group_id, id) WHERE group_id IS NOT NULL;
 
--- An operator has the id, and not the lane.
-CREATE INDEX messages_dead_ids ON outbox.messages_dead (id);
-
 COMMENT ON TABLE outbox.messages IS
     'An event''s delivery to one destination. UPDATE ... SET status moves a row between the partitions.';
 COMMENT ON COLUMN outbox.messages.id IS

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::handover::ParkedGroup;
-use super::super::session::claim_limit;
 use super::super::work::{RescanWork, Work};
 use super::super::{Control, Core, GaveUp, Until};
 use super::{FIRST_CONTROL, PAUSED_EVERY, Plan, Turn};
 use crate::clock::Time;
 use crate::message::{LANES, Lane, QueueKind};
 use crate::reading::Rescan;
+use crate::relay::core::session::claim_limit;
 
 impl Core {
     /// What to ask next, if nothing is being asked.
