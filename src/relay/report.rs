@@ -78,6 +78,8 @@ impl Reporter {
             Report::DatabaseAnswered => self.database_answered(),
             Report::DatabaseFailed { error, unsettled } => self.database_failed(&error, unsettled),
             Report::AnotherHistory => {
+                // Another server, behind a pooler that kept the connections, may have given the ids of claims to writers.
+                self.destination.outbox.forget_connections();
                 tracing::warn!(
                     destination = %self.destination.name,
                     "the database goes on from another state than before (failover, crash or restore); everything learnt of it is dropped"
