@@ -14,6 +14,7 @@ mod consumer;
 mod emulator;
 mod experiment;
 mod folder;
+mod interrupts;
 mod ledger;
 #[path = "../../tests/it/support/postgres.rs"]
 mod postgres;
@@ -29,8 +30,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
-
+use interrupts::Interrupts;
 use screen::grouped;
 use shop::Season;
 use stage::Stage;
@@ -135,16 +135,22 @@ async fn main() -> ExitCode {
         // Not by returning: a thread may still wait for the standard input.
         std::process::exit(code);
     }
+    let mut interrupts = match Interrupts::install() {
+        Ok(interrupts) => interrupts,
+        Err(error) => {
+            eprintln!("lottery: signals cannot be received: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let performed = tokio::select! {
         performed = perform(&flags) => performed,
-        interrupted = interrupted() => {
-            let word = if interrupted.is_ok() { "interrupted" } else { "signals cannot be received" };
-            eprintln!("\n{word}; everything is put away");
+        () = interrupts.next() => {
+            eprintln!("\ninterrupted; everything is put away");
             return ExitCode::from(130);
         }
     };
     let ended = match performed {
-        Ok((stage, passed)) => leave(&flags, stage, passed).await.map(|()| passed),
+        Ok((stage, passed)) => leave(&flags, stage, passed, &mut interrupts).await.map(|()| passed),
         Err(error) => Err(error),
     };
     match ended {
@@ -160,7 +166,10 @@ async fn main() -> ExitCode {
 /// One of the application's own processes, or all of them; says whether all was well.
 async fn perform_as(verb: Verb, flags: &Flags) -> Result<bool> {
     match verb {
-        Verb::Serve(serve) => app::serve::run(&serve, &flags.folder()?, flags.relay()?).await,
+        Verb::Serve(serve) => {
+            let mut interrupts = Interrupts::install().context("signals cannot be received")?;
+            app::serve::run(&serve, &flags.folder()?, flags.relay()?, &mut interrupts).await
+        }
         Verb::Experiment(experiment) => experiment::run(&experiment, &flags.folder()?, flags.relay()?).await,
         Verb::Commands(commands) => app::commands::run(commands).await.map(|()| true),
         Verb::View(view) => app::views::run(view).await.map(|()| true),
@@ -192,11 +201,11 @@ async fn perform(flags: &Flags) -> Result<(Stage, bool)> {
 }
 
 /// Puts everything away, when the user has seen enough.
-async fn leave(flags: &Flags, mut stage: Stage, passed: bool) -> Result<()> {
+async fn leave(flags: &Flags, mut stage: Stage, passed: bool, interrupts: &mut Interrupts) -> Result<()> {
     if flags.keep {
         println!();
         stage.print_urls();
-        interrupted().await?;
+        interrupts.next().await;
         println!();
     }
     stage.strike().await?;
@@ -204,19 +213,6 @@ async fn leave(flags: &Flags, mut stage: Stage, passed: bool) -> Result<()> {
         stage.forget_log();
     } else {
         println!("The relay's log is {}", stage.relay_log().display());
-    }
-    Ok(())
-}
-
-/// Returns when the process is told to end.
-async fn interrupted() -> Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        _ = hang_up.recv() => {}
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sqs::types::QueueAttributeName;
 use axum::Router;
 use axum::body::Bytes;
@@ -23,6 +23,7 @@ use super::processes::Process;
 use super::views;
 use crate::emulator::{Emulator, Queues};
 use crate::folder::Folder;
+use crate::interrupts::Interrupts;
 use crate::postgres::{Cluster, Options, free_port};
 use crate::relay::{Recipe, Relay, run_to_the_end};
 use crate::screen::grouped;
@@ -84,7 +85,12 @@ struct House {
 }
 
 /// Sells, draws, pays, audits, builds the read models anew and audits again; says whether all was well.
-pub async fn run(serve: &Serve, folder: &std::path::Path, relay: PathBuf) -> Result<bool> {
+pub async fn run(
+    serve: &Serve,
+    folder: &std::path::Path,
+    relay: PathBuf,
+    interrupts: &mut Interrupts,
+) -> Result<bool> {
     let mut house = House::build(serve, folder, relay).await?;
     let balancer = Balancer::new(house.instances.iter().map(|instance| instance.address.clone()).collect());
     let page = house.show(serve.listen, &balancer).await?;
@@ -99,19 +105,18 @@ pub async fn run(serve: &Serve, folder: &std::path::Path, relay: PathBuf) -> Res
     while serve.purchases == 0 || tally.bought() < serve.purchases {
         tokio::select! {
             () = tokio::time::sleep(PAUSE) => {}
-            _ = tokio::signal::ctrl_c() => break,
+            () = interrupts.next() => break,
         }
     }
     stop.cancel();
     while buyers.join_next().await.is_some() {}
-    for draw in 0..serve.draws {
-        must(&balancer, &format!("/draws/{}/draw", draw_name(draw)), &json!({})).await?;
-        must(&balancer, &format!("/draws/{}/payout", draw_name(draw)), &json!({})).await?;
-    }
-    let broken = house.settle(&tally).await?;
+    let broken = tokio::select! {
+        broken = house.finish(serve.draws, &balancer, &tally) => broken?,
+        () = interrupts.next() => bail!("interrupted a second time, before everything was audited"),
+    };
     if serve.stay {
         println!("Everything stays up until Ctrl-C.");
-        tokio::signal::ctrl_c().await?;
+        interrupts.next().await;
     }
     house.strike().await?;
     if broken.is_empty() {
@@ -207,6 +212,15 @@ impl House {
         // Ends with the program.
         tokio::spawn(async move { axum::serve(listener, routes).await });
         Ok(address)
+    }
+
+    /// Draws what is left, pays, and audits; says what is broken.
+    async fn finish(&mut self, draws: u64, balancer: &Balancer, tally: &Tally) -> Result<Vec<String>> {
+        for draw in 0..draws {
+            must(balancer, &format!("/draws/{}/draw", draw_name(draw)), &json!({})).await?;
+            must(balancer, &format!("/draws/{}/payout", draw_name(draw)), &json!({})).await?;
+        }
+        self.settle(tally).await
     }
 
     /// Waits for the read models, audits them, builds each anew from history, and audits again.
