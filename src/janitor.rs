@@ -229,10 +229,15 @@ impl Janitor {
     /// The cause may have been mended: tries again to record what SQS has accepted.
     async fn record_quarantined(&self, name: &Arc<str>) -> Result<(), OutboxError> {
         let keep = if self.retention.is_zero() { Keep::Nothing } else { Keep::Delivered };
-        let mut recorded = 0;
-        for (_, line) in self.outbox.quarantined(Some(name), QUARANTINE_CHUNK).await? {
-            recorded += u64::from(self.outbox.record_quarantined(name, keep, &line.message).await?);
-            self.heartbeat.tick();
+        let (mut recorded, mut after) = (0, None);
+        loop {
+            let messages = self.outbox.unrecorded(name, after, QUARANTINE_CHUNK).await?;
+            let Some(last) = messages.last() else { break };
+            after = Some(last.key);
+            for message in &messages {
+                recorded += u64::from(self.outbox.record_quarantined(name, keep, message).await?);
+                self.heartbeat.tick();
+            }
         }
         if recorded > 0 {
             tracing::info!(destination = %name, messages = recorded, "messages have left the quarantine: what became of them is recorded");

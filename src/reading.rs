@@ -204,9 +204,23 @@ pub struct Range {
     pub above: MessageId,
     /// Up to and including this one.
     pub upto: MessageId,
+    /// Up to and including this one only those count that nothing of their group holds up, because more of them is known to
+    /// wait than can be told. Of all others everything counts: who leaves out what waits behind a deferred message will not
+    /// know of it when that one goes.
+    pub ready_upto: MessageId,
 }
 
 impl Range {
+    /// A range in which everything counts.
+    pub fn new(lane: Lane, above: MessageId, upto: MessageId) -> Self {
+        Self { lane, above, upto, ready_upto: MessageId::NONE }
+    }
+
+    /// Whether what is held up is left out in some of it.
+    pub fn leaves_out(&self) -> bool {
+        self.ready_upto > self.above
+    }
+
     /// How many ids it has.
     pub fn width(&self) -> i64 {
         self.upto.0.saturating_sub(self.above.0)
@@ -222,11 +236,7 @@ pub struct Rescan {
     pub most: usize,
     /// Groups that are known to have messages in the table, and above which id; those do not count.
     pub waiting: Vec<(Arc<str>, MessageId)>,
-    /// Lanes of which only those count that nothing of their group holds up, because more of them is known to wait than can be
-    /// told. Of all other lanes everything counts: who leaves out what waits behind a deferred message will not know of it when
-    /// that one goes.
-    pub ready_only: Vec<Lane>,
-    /// Groups of those lanes of which everything counts all the same.
+    /// Groups of which everything counts also where what is held up is left out.
     pub known: Vec<Arc<str>>,
     /// What holds groups up.
     pub order: Order,

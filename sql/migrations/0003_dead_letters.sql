@@ -34,8 +34,13 @@ CREATE TABLE outbox.quarantine (
     quarantined_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     outcome        text CHECK (outcome IN ('delivered', 'dead')),
     sqs_message_id text,
+    attempts       smallint,
+    last_error     text,
     reason         text NOT NULL,
     PRIMARY KEY (destination, lane, message_id),
+    CONSTRAINT quarantine_dead_has_error CHECK (
+        (coalesce(outcome, '') = 'dead') = (attempts IS NOT NULL AND last_error IS NOT NULL)
+    ),
     CONSTRAINT quarantine_delivered_has_sqs_id CHECK ((outcome = 'delivered') = (sqs_message_id IS NOT NULL))
 );
 
@@ -55,6 +60,8 @@ COMMENT ON COLUMN outbox.quarantine.quarantined_at IS 'When.';
 COMMENT ON COLUMN outbox.quarantine.outcome IS
     'What could not be recorded: delivered or dead; null for a message that cannot be read and was not sent.';
 COMMENT ON COLUMN outbox.quarantine.sqs_message_id IS 'The MessageId that SQS answered, when it accepted the message.';
+COMMENT ON COLUMN outbox.quarantine.attempts IS 'How often a message that is dead was sent.';
+COMMENT ON COLUMN outbox.quarantine.last_error IS 'Why a message that is dead was given up, as it will stand in outbox.messages.';
 COMMENT ON COLUMN outbox.quarantine.reason IS 'What PostgreSQL said.';
 
 -- For reads that failed on a row: the same for one event at a time, with an error as text instead of an end to the statement.

@@ -3,8 +3,8 @@
 --
 -- $1 destination, $2 lanes, $3 and $4 the ids (exclusive, inclusive) between which to look in each lane, $5 how many of
 -- each lane at most, $6 groups of which messages are known to wait in the table, $7 and above which id those of each are, $8
--- lanes of which those are left out whose group is held up (with $9 by dead messages too) or whose group's deferred message has
--- to go first, $10 and $11 as $9 and $10 of read.sql or null, $12 groups of those lanes that are not left out.
+-- up to which id of each lane those are left out whose group is held up (with $9 by dead messages too) or whose group's deferred
+-- message has to go first, $10 and $11 as $9 and $10 of read.sql or null, $12 groups of which none are left out for that.
 -- Guarantees: the row with a snapshot says under which all others were seen, and is_claimed as in read.sql (true without a
 -- claim); within a lane the lowest ids come; none in quarantine; the row with "took" comes last and says how many
 -- milliseconds the server has worked, whatever the network takes.
@@ -16,10 +16,10 @@ WITH s AS MATERIALIZED (
         jsonb_object($6::text[], $7::text[]) AS waiting,
         jsonb_object($12::text[], $12::text[]) AS known,
         EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine,
-        cardinality($8::smallint[]) > 0 AND EXISTS (
+        0 < ANY ($8::bigint[]) AND EXISTS (
             SELECT FROM outbox.messages_pending AS d WHERE d.destination = $1 AND d.available_at IS NOT NULL
         ) AS has_deferred,
-        cardinality($8) > 0 AND $9 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead
+        0 < ANY ($8) AND $9 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead
 )
 SELECT
     s.snapshot::text AS snapshot,
@@ -32,10 +32,7 @@ FROM s
 UNION ALL
 SELECT NULL, NULL, p.lane, p.id, p.group_id, NULL
 FROM s
-CROSS JOIN (
-    SELECT u.*, u.lane = ANY ($8) AS is_ready_only
-    FROM unnest($2::smallint[], $3::bigint[], $4::bigint[]) AS u (lane, above, upto)
-) AS h
+CROSS JOIN unnest($2::smallint[], $3::bigint[], $4::bigint[], $8) AS h (lane, above, upto, ready_upto)
 CROSS JOIN LATERAL (
     SELECT m.lane, m.id, m.group_id
     FROM outbox.messages AS m
@@ -46,13 +43,13 @@ CROSS JOIN LATERAL (
             SELECT FROM outbox.quarantine AS z
             WHERE z.destination = $1 AND z.lane = m.lane AND (
                 z.message_id = m.id AND z.event_position = m.event_position AND z.enqueued_at = m.enqueued_at
-                OR h.is_ready_only AND z.group_id = m.group_id AND NOT s.known ? m.group_id
+                OR m.id <= h.ready_upto AND z.group_id = m.group_id AND NOT s.known ? m.group_id
             )
         ))
-        AND NOT (m.group_id IS NOT NULL AND h.is_ready_only AND s.has_dead AND NOT s.known ? m.group_id AND EXISTS (
+        AND NOT (m.group_id IS NOT NULL AND m.id <= h.ready_upto AND s.has_dead AND NOT s.known ? m.group_id AND EXISTS (
             SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1 AND d.group_id = m.group_id
         ))
-        AND NOT (m.group_id IS NOT NULL AND h.is_ready_only AND s.has_deferred AND NOT s.known ? m.group_id AND EXISTS (
+        AND NOT (m.group_id IS NOT NULL AND m.id <= h.ready_upto AND s.has_deferred AND NOT s.known ? m.group_id AND EXISTS (
             SELECT FROM outbox.messages_pending AS d
             WHERE d.destination = $1 AND d.group_id = m.group_id AND d.id < m.id AND d.available_at IS NOT NULL
         ))

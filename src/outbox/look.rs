@@ -156,7 +156,8 @@ impl Outbox {
         let most = i64::try_from(rescan.most).unwrap_or(i64::MAX);
         let groups: Vec<&str> = rescan.waiting.iter().map(|(group, _)| group.as_ref()).collect();
         let afters: Vec<String> = rescan.waiting.iter().map(|(_, after)| after.0.to_string()).collect();
-        let (ready_only, is_blocked) = (numbers(rescan.ready_only.iter().copied()), rescan.order.is_blocked_by_dead());
+        let ready_upto: Vec<i64> = rescan.ranges.iter().map(|range| range.ready_upto.0).collect();
+        let is_blocked = rescan.order.is_blocked_by_dead();
         let transaction_id = proof.map(|proof| proof.transaction_id.0.to_string());
         let server = proof.map(|proof| proof.server.as_str());
         let known: Vec<&str> = rescan.known.iter().map(AsRef::as_ref).collect();
@@ -168,7 +169,7 @@ impl Outbox {
             (&most, Type::INT8),
             (&groups, Type::TEXT_ARRAY),
             (&afters, Type::TEXT_ARRAY),
-            (&ready_only, Type::INT2_ARRAY),
+            (&ready_upto, Type::INT8_ARRAY),
             (&is_blocked, Type::BOOL),
             (&transaction_id, Type::TEXT),
             (&server, Type::TEXT),

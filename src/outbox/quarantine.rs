@@ -1,5 +1,6 @@
 //! Quarantine: messages that are set aside one by one, so that they stop nobody else.
 
+use std::borrow::Cow;
 use std::time::SystemTime;
 
 use tokio_postgres::types::Type;
@@ -10,6 +11,7 @@ use crate::message::{EventPosition, FaultKind, MessageId, MessageKey, Origin, Ou
 
 const QUARANTINE: &str = include_str!("../../sql/queries/quarantine.sql");
 const QUARANTINED: &str = include_str!("../../sql/queries/quarantined.sql");
+const UNRECORDED: &str = include_str!("../../sql/queries/unrecorded.sql");
 const UNQUARANTINE: &str = include_str!("../../sql/queries/unquarantine.sql");
 const RELEASE: &str = include_str!("../../sql/queries/release.sql");
 
@@ -22,12 +24,48 @@ pub struct QuarantinedLine {
     pub since: String,
 }
 
-fn outcome_of(outcome: Option<&Outcome>) -> (Option<&'static str>, Option<&str>) {
-    match outcome {
-        Some(Outcome::Delivered { sqs_message_id }) => (Some("delivered"), Some(sqs_message_id)),
-        Some(Outcome::Dead { .. }) => (Some("dead"), None),
-        Some(Outcome::Deferred { .. }) | None => (None, None),
+/// What could not be recorded, column by column.
+#[derive(Default)]
+struct Unrecorded<'a> {
+    outcome: Option<&'static str>,
+    sqs_message_id: Option<&'a str>,
+    attempts: Option<i16>,
+    last_error: Option<Cow<'a, str>>,
+}
+
+impl<'a> Unrecorded<'a> {
+    fn of(message: &'a Quarantined) -> Self {
+        let new = Self::default();
+        match &message.outcome {
+            Some(Outcome::Delivered { sqs_message_id }) => {
+                Self { outcome: Some("delivered"), sqs_message_id: Some(sqs_message_id), ..new }
+            }
+            Some(Outcome::Dead { attempts, error, .. }) => {
+                Self { outcome: Some("dead"), attempts: Some(*attempts), last_error: Some(shorten(error)), ..new }
+            }
+            Some(Outcome::Deferred { .. }) | None => new,
+        }
     }
+}
+
+/// A message in quarantine, from the columns that all lists of them begin with.
+fn message(name: &'static str, row: &tokio_postgres::Row) -> Result<Quarantined, OutboxError> {
+    let outcome = match column::<Option<&str>>(name, row, 6)? {
+        Some("delivered") => Some(Outcome::Delivered { sqs_message_id: column(name, row, 7)? }),
+        Some("dead") => {
+            // Of which kind the fault was nobody has to know any more.
+            let kind = FaultKind::MessagePermanent;
+            Some(Outcome::Dead { attempts: column(name, row, 8)?, kind, error: column(name, row, 9)? })
+        }
+        _ => None,
+    };
+    Ok(Quarantined {
+        key: MessageKey { lane: lane(name, row, 1)?, id: MessageId(column(name, row, 2)?) },
+        origin: Origin { event_position: EventPosition(column(name, row, 3)?), enqueued_at: column(name, row, 4)? },
+        group: column::<Option<&str>>(name, row, 5)?.map(Into::into),
+        outcome,
+        reason: column(name, row, 10)?,
+    })
 }
 
 impl Outbox {
@@ -42,10 +80,13 @@ impl Outbox {
         let positions: Vec<i64> = messages.iter().map(|message| message.origin.event_position.0).collect();
         let times: Vec<SystemTime> = messages.iter().map(|message| message.origin.enqueued_at).collect();
         let groups: Vec<Option<&str>> = messages.iter().map(|message| message.group.as_deref()).collect();
-        let outcomes = messages.iter().map(|message| outcome_of(message.outcome.as_ref()));
-        let (outcomes, sqs_ids): (Vec<Option<&str>>, Vec<Option<&str>>) = outcomes.unzip();
+        let unrecorded: Vec<Unrecorded<'_>> = messages.iter().map(Unrecorded::of).collect();
+        let outcomes: Vec<Option<&str>> = unrecorded.iter().map(|unrecorded| unrecorded.outcome).collect();
+        let sqs_ids: Vec<Option<&str>> = unrecorded.iter().map(|unrecorded| unrecorded.sqs_message_id).collect();
+        let attempts: Vec<Option<i16>> = unrecorded.iter().map(|unrecorded| unrecorded.attempts).collect();
+        let errors: Vec<Option<&str>> = unrecorded.iter().map(|unrecorded| unrecorded.last_error.as_deref()).collect();
         let reasons: Vec<_> = messages.iter().map(|message| shorten(&message.reason)).collect();
-        let parameters: [Parameter<'_>; 9] = [
+        let parameters: [Parameter<'_>; 11] = [
             (&destination, Type::TEXT),
             (&lanes, Type::INT2_ARRAY),
             (&ids, Type::INT8_ARRAY),
@@ -54,6 +95,8 @@ impl Outbox {
             (&groups, Type::TEXT_ARRAY),
             (&outcomes, Type::TEXT_ARRAY),
             (&sqs_ids, Type::TEXT_ARRAY),
+            (&attempts, Type::INT2_ARRAY),
+            (&errors, Type::TEXT_ARRAY),
             (&reasons, Type::TEXT_ARRAY),
         ];
         self.execute("quarantine", QUARANTINE, &parameters).await.map(drop)
@@ -72,28 +115,28 @@ impl Outbox {
         const NAME: &str = "list the quarantine";
         let parameters: [Parameter<'_>; 2] = [(&destination, Type::TEXT), (&most, Type::INT8)];
         let line = |row: &tokio_postgres::Row| {
-            let reason: String = column(NAME, row, 8)?;
-            let outcome = match column::<Option<&str>>(NAME, row, 6)? {
-                Some("delivered") => Some(Outcome::Delivered { sqs_message_id: column(NAME, row, 7)? }),
-                Some("dead") => {
-                    let kind = FaultKind::MessagePermanent;
-                    Some(Outcome::Dead { attempts: 0, kind, error: reason.clone() })
-                }
-                _ => None,
-            };
-            let message = Quarantined {
-                key: MessageKey { lane: lane(NAME, row, 1)?, id: MessageId(column(NAME, row, 2)?) },
-                origin: Origin {
-                    event_position: EventPosition(column(NAME, row, 3)?),
-                    enqueued_at: column(NAME, row, 4)?,
-                },
-                group: column::<Option<&str>>(NAME, row, 5)?.map(Into::into),
-                outcome,
-                reason,
-            };
-            Ok((column(NAME, row, 0)?, QuarantinedLine { message, since: column(NAME, row, 9)? }))
+            let line = QuarantinedLine { message: message(NAME, row)?, since: column(NAME, row, 11)? };
+            Ok((column(NAME, row, 0)?, line))
         };
         self.query(NAME, QUARANTINED, &parameters).await?.iter().map(line).collect()
+    }
+
+    /// Messages in quarantine whose outcome could not be recorded, in the order of lanes and ids; those behind one of them.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn unrecorded(
+        &self,
+        destination: &str,
+        after: Option<MessageKey>,
+        most: i64,
+    ) -> Result<Vec<Quarantined>, OutboxError> {
+        const NAME: &str = "list what was not recorded";
+        let (lane, id) = after.map_or((i16::MIN, i64::MIN), |key| (key.lane.number(), key.id.0));
+        let parameters: [Parameter<'_>; 4] =
+            [(&destination, Type::TEXT), (&lane, Type::INT2), (&id, Type::INT8), (&most, Type::INT8)];
+        self.query(NAME, UNRECORDED, &parameters).await?.iter().map(|row| message(NAME, row)).collect()
     }
 
     /// Tries again to record what became of a message in quarantine; returns whether that is done, and it is not there any more.

@@ -175,7 +175,7 @@ mod tests {
     use crate::message::Lane;
 
     fn range(above: MessageId, upto: MessageId) -> [Range; 1] {
-        [Range { lane: Lane::all().next().unwrap(), above, upto }]
+        [Range::new(Lane::all().next().unwrap(), above, upto)]
     }
 
     /// What a chunk takes where three million dead ids lie above these.

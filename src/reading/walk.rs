@@ -77,7 +77,7 @@ impl FloorWalk {
     pub fn next_look(&self) -> Option<(Chunk, Rescan)> {
         let missing: Vec<Lane> = Lane::all().filter(|lane| self.floors[*lane].is_none()).collect();
         let chunk = self.walk.next_chunk().filter(|_| !missing.is_empty())?;
-        let range = |lane| Range { lane, above: chunk.above, upto: chunk.upto };
+        let range = |lane| Range::new(lane, chunk.above, chunk.upto);
         // What is held up counts: it has to be read to be known.
         let ranges = missing.into_iter().map(range).collect();
         Some((chunk, Rescan { ranges, most: 1, limit: chunk.limit, ..Rescan::default() }))

@@ -126,3 +126,56 @@ async fn a_message_that_postgresql_cannot_read_stops_its_group_only_and_goes_onc
     ensure!(actions == 1, "{actions} releases are recorded");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_whole_batch_that_postgresql_refuses_to_record_stops_nobody_and_is_sent_once() -> Result<()> {
+    let bed = Bed::new().await?;
+    let queue = bed.standard("tickets").await?;
+    let (_, refuse, mend) = REFUSALS[0];
+    bed.client.batch_execute(refuse).await?;
+    // Of one group and so neighbours in one lane; nothing else is there at first.
+    let insert =
+        "SELECT outbox.enqueue('tickets', 'T', jsonb_build_object('n', n), 'odd') FROM generate_series(1, 60) AS n";
+    bed.client.batch_execute(insert).await?;
+    let relay = bed.relay().start().await?;
+    relay.wait_for_metric(r#"quarantined_messages{destination="tickets"}"#, 60.0).await?;
+    bed.enqueue_many("tickets", 200, 20).await?;
+    let others = "SELECT count(*) FROM outbox.messages_pending WHERE group_id <> 'odd'";
+    eventually("the others are delivered", || async { Ok(bed.count(others).await? == 0) }).await?;
+    bed.client.batch_execute(mend).await?;
+    relay.stop().await?;
+    let relay = bed.relay().start().await?;
+    bed.until_nothing_is_pending().await?;
+    relay.stop().await?;
+    let all = bed.queues.contents(&queue).await?;
+    ensure!(all.len() == 260, "{} messages", all.len());
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_can_be_recorded_leaves_the_quarantine_however_much_stays_and_a_death_keeps_its_reason() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.fifo("tickets").await?;
+    let id = bed.enqueue("tickets", "{}", Some("a")).await?;
+    // None of the others was sent, so there is nothing to be recorded of them.
+    let unreadable =
+        "INSERT INTO outbox.quarantine (destination, lane, message_id, event_position, enqueued_at, reason)
+        SELECT 'tickets', 0, -n, 1, now(), 'unreadable' FROM generate_series(1, 300) AS n";
+    bed.client.batch_execute(unreadable).await?;
+    let dead = format!(
+        "INSERT INTO outbox.quarantine (destination, lane, message_id, event_position, enqueued_at, group_id, outcome,
+             attempts, last_error, reason)
+         SELECT destination, lane, id, event_position, enqueued_at, group_id, 'dead', 3, 'InternalError: of SQS', 'refused'
+         FROM outbox.messages WHERE id = {id}"
+    );
+    bed.client.batch_execute(&dead).await?;
+    let relay = bed.relay().start().await?;
+    let recorded = format!(
+        "SELECT count(*) FROM outbox.messages
+         WHERE id = {id} AND status = 'dead' AND attempts = 3 AND last_error = 'InternalError: of SQS'"
+    );
+    eventually("the death is recorded", || async { Ok(bed.count(&recorded).await? == 1) }).await?;
+    relay.wait_for_metric(r#"quarantined_messages{destination="tickets"}"#, 300.0).await?;
+    relay.stop().await?;
+    Ok(())
+}

@@ -236,7 +236,7 @@ async fn a_chunk_of_too_many_dead_rows_is_cut_short_and_a_narrower_one_comes_bac
     let flags = Flags { database_url: Some(bed.url().to_owned()), ..Flags::default() };
     let outbox = Outbox::new(&flags.database()?, 1)?;
     let all = |above, upto, limit| {
-        let range = |lane| Range { lane, above: MessageId(above), upto: MessageId(upto) };
+        let range = |lane| Range::new(lane, MessageId(above), MessageId(upto));
         Rescan { ranges: Lane::all().map(range).collect(), most: 1, limit, ..Rescan::default() }
     };
     let limit = Some(Duration::from_millis(1));
@@ -265,19 +265,19 @@ async fn a_look_that_leaves_out_what_is_held_up_shows_it_of_groups_that_are_know
         .await?;
     let flags = Flags { database_url: Some(bed.url().to_owned()), ..Flags::default() };
     let outbox = Outbox::new(&flags.database()?, 1)?;
-    let range = |lane| Range { lane, above: MessageId::NONE, upto: MessageId(100) };
-    let look = async |ready_only: bool, known: &[&str]| {
-        let ready_only = if ready_only { Lane::all().collect() } else { Vec::new() };
+    let look = async |ready_upto: MessageId, known: &[&str]| {
+        let range = |lane| Range { ready_upto, ..Range::new(lane, MessageId::NONE, MessageId(100)) };
         let known = known.iter().copied().map(std::sync::Arc::from).collect();
         let order = outbox_relay::reading::Order::Groups;
         let ranges = Lane::all().map(range).collect();
-        let rescan = Rescan { ranges, most: 10, ready_only, known, order, ..Rescan::default() };
+        let rescan = Rescan { ranges, most: 10, known, order, ..Rescan::default() };
         let found = outbox.rescan("tickets", &rescan, None).await?.context("it was cut short")?.found;
         anyhow::Ok(found.iter().map(|found| found.key.id.0).collect::<BTreeSet<_>>())
     };
-    ensure!(look(false, &[]).await? == BTreeSet::from([2, 4]));
-    ensure!(look(true, &[]).await?.is_empty());
-    ensure!(look(true, &["b"]).await? == BTreeSet::from([4]));
+    ensure!(look(MessageId::NONE, &[]).await? == BTreeSet::from([2, 4]));
+    ensure!(look(MessageId(100), &[]).await?.is_empty());
+    ensure!(look(MessageId(2), &[]).await? == BTreeSet::from([4]), "only up to there");
+    ensure!(look(MessageId(100), &["b"]).await? == BTreeSet::from([4]));
     Ok(())
 }
 

@@ -85,12 +85,7 @@ struct House {
 }
 
 /// Sells, draws, pays, audits, builds the read models anew and audits again; says whether all was well.
-pub async fn run(
-    serve: &Serve,
-    folder: &std::path::Path,
-    relay: PathBuf,
-    interrupts: &mut Interrupts,
-) -> Result<bool> {
+pub async fn run(serve: &Serve, folder: &std::path::Path, relay: PathBuf, interrupts: &mut Interrupts) -> Result<bool> {
     let mut house = House::build(serve, folder, relay).await?;
     let balancer = Balancer::new(house.instances.iter().map(|instance| instance.address.clone()).collect());
     let page = house.show(serve.listen, &balancer).await?;

@@ -82,10 +82,14 @@ fn shown_after(groups: &[ReadOn], answer: &ReadAnswer) -> HashSet<Arc<str>> {
     shown.filter(|group| ended.contains(group)).cloned().collect()
 }
 
+/// Whether a look has found everything in this range.
+fn is_covered(range: &Range, rescan: &Rescan, rescanned: &Rescanned) -> bool {
+    rescanned.found.iter().filter(|found| found.key.lane == range.lane).count() < rescan.most
+}
+
 /// The ranges in which a look has found everything.
 fn covered<'a>(rescan: &'a Rescan, rescanned: &'a Rescanned) -> impl Iterator<Item = &'a Range> {
-    let count = |lane: Lane| rescanned.found.iter().filter(|found| found.key.lane == lane).count();
-    rescan.ranges.iter().filter(move |range| count(range.lane) < rescan.most)
+    rescan.ranges.iter().filter(move |range| is_covered(range, rescan, rescanned))
 }
 
 /// Whether more of a group of this lane was read.
@@ -161,7 +165,7 @@ impl Admission<'_> {
     }
 
     /// Applies a look at the gap: watermarks move up over what it settles, and back below what it found; returns the lanes
-    /// where it found something. It leaves out what is known to wait in the table, and of groups that were read in the same
+    /// where it found something, or more than it may show, so that something may be hidden. It leaves out what is known to wait in the table, and of groups that were read in the same
     /// answer that is known from before that read: of their lanes it settles what had ended by then.
     fn gap(
         &mut self,
@@ -178,7 +182,10 @@ impl Admission<'_> {
         if let Some(snapshot) = before_groups {
             watermarks.rescanned(&with_groups, View { snapshot, began_at }, self.now);
         }
-        self.find_late(&rescanned.found)
+        let mut late = self.find_late(rescan, &rescanned.found);
+        let hidden = rescan.ranges.iter().filter(|range| !is_covered(range, rescan, rescanned));
+        late.extend(hidden.map(|range| range.lane));
+        late
     }
 
     /// A look at the gap began at the bottom. If it shows that a writer has ended who was overtaken, his messages are missing
@@ -195,11 +202,15 @@ impl Admission<'_> {
     }
 
     /// Sets lanes back below what a rescan found and nobody knew; returns them.
-    pub(super) fn find_late(&mut self, found: &[Found]) -> Vec<Lane> {
+    pub(super) fn find_late(&mut self, rescan: &Rescan, found: &[Found]) -> Vec<Lane> {
         let mut late = Vec::new();
         for Found { key, group } in found {
-            let is_known = self.schedule.knows(*key) || self.schedule.is_left(*key, group.as_ref());
-            if !is_known && self.schedule.leave_crowd(*key, group.as_ref()) {
+            let ready_upto = rescan.ranges.iter().find(|range| range.lane == key.lane).map(|range| range.ready_upto);
+            let is_ready = ready_upto.is_some_and(|ready_upto| key.id <= ready_upto);
+            let is_known = self.schedule.knows(*key)
+                || self.schedule.is_left(*key, group.as_ref())
+                || !is_ready && self.has_joined(*key, group.as_ref());
+            if !is_known && is_ready && self.schedule.leave_crowd(*key, group.as_ref()) {
                 self.intake.happened();
             } else if !is_known {
                 self.standing.knowledge.watermarks.rewind(key.lane, key.id);
@@ -213,6 +224,14 @@ impl Admission<'_> {
             self.intake.happened();
         }
         late
+    }
+
+    /// Whether this message was read, and its group is one of a crowd. The low watermark may have passed it since it was asked
+    /// for, which it does only when all before it was seen.
+    fn has_joined(&self, key: MessageKey, group: Option<&Arc<str>>) -> bool {
+        let crowds = &self.schedule.parked.crowds;
+        let is_passed = key.id <= self.standing.knowledge.watermarks.low(key.lane);
+        crowds.has_seen(key) || is_passed && group.is_some_and(|group| crowds.has(key.lane, group))
     }
 
     fn group(&mut self, wanted: &ReadOn, batch: Batch, is_all: bool, memory: &mut Reserved) {

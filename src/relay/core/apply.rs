@@ -169,16 +169,14 @@ impl Session {
         match answer {
             Ok(None) => standing.knowledge.scan.cut_short(&work.rescan, now),
             Ok(Some(rescanned)) => {
-                self.admission(standing, now).find_late(&rescanned.found);
+                self.admission(standing, now).find_late(&work.rescan, &rescanned.found);
                 let knowledge = &mut standing.knowledge;
                 let watermarks = &knowledge.watermarks;
                 let top = |lane: Lane| watermarks.position(lane);
                 // A lane in which there was too much goes no further before that is read.
                 let count = |lane: Lane| rescanned.found.iter().filter(|found| found.key.lane == lane).count();
-                let is_complete = |lane: Lane| count(lane) < work.rescan.most;
-                let ranges: Vec<_> =
-                    work.rescan.ranges.iter().copied().filter(|range| is_complete(range.lane)).collect();
-                let done = knowledge.scan.came_back(&ranges, top, rescanned.took, now);
+                let is_whole = |lane: Lane| count(lane) < work.rescan.most;
+                let done = knowledge.scan.came_back(&work.rescan.ranges, is_whole, top, rescanned.took, now);
                 for (lane, epoch) in done {
                     knowledge.watermarks.rescanned_from_the_bottom(lane, epoch);
                 }
@@ -253,9 +251,8 @@ impl Session {
         }
         self.record_early(&mut again, standing, now);
         self.schedule.finish(&done, again);
-        if standing.order().is_blocked_by_dead() {
-            dead.iter().for_each(|(group, key)| self.schedule.block(group, *key));
-        }
+        // Until its death is recorded a message may be sent once more by another relay, so what follows waits for that at least.
+        dead.iter().for_each(|(group, key)| self.schedule.block(group, *key));
         if accepted > 0 && fault.is_none() {
             standing.concurrency.accepted();
         }
@@ -301,6 +298,9 @@ impl Session {
                 let is_over = |settlement: &&Settlement| !matches!(settlement.outcome, Outcome::Deferred { .. });
                 let keys = settlements.iter().filter(is_over).map(|settlement| settlement.key).collect();
                 self.intake.statements.settled(keys, &mut self.schedule);
+                if !standing.order().is_blocked_by_dead() {
+                    self.skip_dead(&settlements, now);
+                }
                 standing.recorded(settlements, settled);
                 let messages = standing.outcomes.take_culprits(true);
                 (!messages.is_empty()).then_some(Work::SetAside { messages })
@@ -311,6 +311,15 @@ impl Session {
                     self.close(Closing::Broken(error));
                 }
                 None
+            }
+        }
+    }
+
+    /// The deaths of these messages are recorded, and their groups go on.
+    fn skip_dead(&mut self, settlements: &[Settlement], now: Time) {
+        for Settlement { key, group, .. } in settlements.iter().filter(|settlement| settlement.is_dead()) {
+            if group.as_ref().is_some_and(|group| self.schedule.unblock(group, *key)) {
+                self.happened(now);
             }
         }
     }

@@ -4,9 +4,10 @@
 //! of it may go: its deferred head falls due, a message of it is read that nothing holds up, or a look, which leaves out what is
 //! held up, shows one. Then it is read from the lowest message on. Pure.
 
-use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
+use std::collections::{BTreeSet, HashSet};
 use std::hash::BuildHasher as _;
+use std::ops::Bound;
 
 use crate::message::{Lane, MessageId, MessageKey};
 use crate::reading::ByLane;
@@ -17,6 +18,8 @@ struct Crowd {
     groups: HashSet<u64>,
     /// The lowest message of them that was seen.
     from: Option<MessageId>,
+    /// Their messages that were read above the low watermark.
+    seen: BTreeSet<MessageId>,
 }
 
 /// The crowds of all lanes.
@@ -48,7 +51,31 @@ impl Crowds {
         let hash = self.hasher.hash_one(name);
         let crowd = &mut self.lanes[key.lane];
         crowd.groups.insert(hash);
+        crowd.seen.insert(key.id);
         crowd.from = Some(crowd.from.map_or(key.id, |from| from.min(key.id)));
+    }
+
+    /// Whether this message of the gap was read, and its group held up.
+    pub(super) fn has_seen(&self, key: MessageKey) -> bool {
+        self.lanes[key.lane].seen.contains(&key.id)
+    }
+
+    /// How many messages above this one were read of groups that are held up.
+    pub(super) fn seen_above(&self, lane: Lane, id: MessageId) -> usize {
+        self.lanes[lane].seen.range((Bound::Excluded(id), Bound::Unbounded)).count()
+    }
+
+    /// The low watermark has passed these, and looks leave them out from now on.
+    pub(super) fn pass(&mut self, lane: Lane, low: MessageId) {
+        let seen = &mut self.lanes[lane].seen;
+        if seen.first().is_some_and(|first| *first <= low) {
+            *seen = seen.split_off(&low.next());
+        }
+    }
+
+    /// The lane is read again from the low watermark on.
+    pub(super) fn begin_again(&mut self, lane: Lane) {
+        self.lanes[lane].seen.clear();
     }
 
     /// The group is remembered by itself from now on, if it was one of them; returns the lowest message that may be one of it.

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use super::gap::rescan_of;
 use super::limits::Reserved;
 use super::positions::positions;
 use super::schedule::Schedule;
@@ -16,7 +17,7 @@ use super::statements::Statements;
 use super::work::{ReadOn, ReadWork, RescanWork, Work};
 use crate::clock::Time;
 use crate::message::{Lane, MessageId, QueueKind};
-use crate::reading::{ByLane, ClaimProof, DueRequest, Lookup, Order, READ_BYTES, Range, ReadRequest, Rescan};
+use crate::reading::{ByLane, ClaimProof, DueRequest, Lookup, READ_BYTES, Range, ReadRequest, Rescan};
 
 /// How soon to read again after a read that was not full: commits are seen within this time while traffic flows.
 const ACTIVE_POLL: Duration = Duration::from_millis(5);
@@ -251,6 +252,9 @@ impl Intake {
             Vec::new()
         };
         self.is_reading = true;
+        for lane in &self.open {
+            schedule.parked.crowds.pass(*lane, watermarks.low(*lane));
+        }
         self.quiet.read_began = self.quiet.happened;
         self.quiet.reads = lanes.iter().map(|position| position.lane).collect();
         let request = ReadRequest {
@@ -296,20 +300,19 @@ impl Intake {
         self.next_gap_rescan = now + if self.full.is_empty() { GAP_RESCAN } else { GAP_RESCAN_BUSY };
         let is_from_bottom = self.must_rescan(standing);
         let low = |lane| if is_from_bottom { MessageId::NONE } else { watermarks.low(lane) };
-        let range = |lane: &Lane| Range { lane: *lane, above: low(*lane), upto: watermarks.position(*lane) };
+        let range = |lane: &Lane| Range::new(*lane, low(*lane), watermarks.position(*lane));
         let ranges: Vec<Range> = self.open.iter().map(range).collect();
-        Some(rescan_of(ranges, schedule, standing.order()))
+        Some(rescan_of(ranges, schedule, standing))
     }
 
     /// The next chunk of the look from the bottom.
     fn rescan(&mut self, schedule: &Schedule, standing: &mut Standing, proof: &ClaimProof, now: Time) -> Work {
         self.is_rescanning = true;
-        let order = standing.order();
         let knowledge = &mut standing.knowledge;
         let watermarks = &knowledge.watermarks;
         let ranges = knowledge.scan.chunk(&self.open, |lane| watermarks.position(lane), watermarks.epoch(), now);
         let limit = knowledge.scan.limit(&ranges);
-        let rescan = Rescan { limit, ..rescan_of(ranges, schedule, order) };
+        let rescan = Rescan { limit, ..rescan_of(ranges, schedule, standing) };
         let statement = self.statements.begin();
         Work::Rescan(RescanWork { rescan, proof: Some(proof.clone()), statement })
     }
@@ -387,14 +390,4 @@ impl Intake {
     pub(super) fn looks_up_one_by_one(&self, now: Time) -> bool {
         self.lookup(now) == Lookup::OneByOne
     }
-}
-
-/// A look at these ranges, without what is known to wait in the table.
-pub(super) fn rescan_of(ranges: Vec<Range>, schedule: &Schedule, order: Order) -> Rescan {
-    let waiting = schedule.waiting_in_table(&ranges);
-    let crowded = ranges.iter().map(|range| range.lane).filter(|lane| schedule.parked.crowds.is_crowded(*lane));
-    let ready_only: Vec<Lane> = crowded.collect();
-    let known = schedule.groups_of(&ready_only).cloned().collect();
-    // Room for all that is known and some that is not, so that the known cannot hide the unknown.
-    Rescan { ranges, most: schedule.known() + 100, waiting, ready_only, known, order, limit: None }
 }

@@ -15,6 +15,7 @@ mod crowd;
 mod ending;
 mod first_scan;
 mod flight;
+mod gap;
 mod group;
 mod handover;
 mod intake;

@@ -1,8 +1,8 @@
 //! Outcomes that wait to be written back, and what to do when PostgreSQL refuses one of them.
 //!
 //! Where a transaction fails because of a row (a constraint, a trigger, a right), its outcomes are written again in halves
-//! until the culprits are alone. A culprit is set aside once others were written, so that one row stops nobody; where nothing
-//! can be written, it is the database that fails, and nothing is set aside. Pure.
+//! until the culprits are alone. They are set aside once others were written or nothing else is left, so that no row stops
+//! others; where very many are refused and none is written, it is the database that fails. Pure.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -22,8 +22,9 @@ pub(super) const WAIT: Duration = Duration::from_millis(5);
 /// costs as much as a hundred rows of it.
 pub(super) const WAIT_BUSY: Duration = Duration::from_millis(20);
 
-/// So many culprits without one outcome that was written are no culprits: the database writes nothing.
-const MAX_CULPRITS: usize = 10;
+/// So many culprits without one outcome that was written are no culprits: the database writes nothing. More than a batch
+/// (see [`ENOUGH`]), because all of it may be of one group, and what that is about may be what PostgreSQL refuses.
+const MAX_CULPRITS: usize = 2 * ENOUGH;
 
 /// What is known of outcomes that could not be written alone.
 #[derive(Debug)]
@@ -169,10 +170,11 @@ impl Outcomes {
     }
 
     /// Everything that was not written waits again, before what came meanwhile: of two outcomes of one message the later counts.
+    /// Culprits are the last of it, so that the next attempt begins with others.
     fn put_back(&mut self, settlements: Vec<Settlement>, now: Time) {
         let culprits = self.culprits.drain(..).map(|culprit| culprit.settlement);
         let parts = self.parts.drain(..).rev().flatten();
-        let all: Vec<Settlement> = culprits.chain(settlements).chain(parts).collect();
+        let all: Vec<Settlement> = settlements.into_iter().chain(parts).chain(culprits).collect();
         all.into_iter().rev().for_each(|settlement| self.waiting.push_front(settlement));
         if !self.waiting.is_empty() {
             self.oldest.get_or_insert(now);
@@ -225,5 +227,71 @@ impl Culprit {
         // A deferral that cannot be recorded: the message waits here instead of in its row.
         let outcome = (!matches!(outcome, Outcome::Deferred { .. })).then_some(outcome);
         Quarantined { key, origin, group, outcome, reason: self.reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::message::{EventPosition, Lane, MessageId, MessageKey, Origin};
+
+    fn delivered(id: i64) -> Settlement {
+        Settlement {
+            key: MessageKey { lane: Lane::new(1).unwrap(), id: MessageId(id) },
+            origin: Origin { event_position: EventPosition(id), enqueued_at: SystemTime::UNIX_EPOCH },
+            group: None,
+            outcome: Outcome::Delivered { sqs_message_id: id.to_string() },
+        }
+    }
+
+    /// A database that refuses some rows; returns the ids that it wrote, those that were set aside, and what it said at the
+    /// end.
+    fn run(count: i64, refuses: impl Fn(i64) -> bool) -> (Vec<i64>, Vec<i64>, bool) {
+        let now = Time::default();
+        let mut outcomes = Outcomes::default();
+        (0..count).for_each(|id| outcomes.push(delivered(id), now));
+        let (mut written, mut aside) = (Vec::new(), Vec::new());
+        while let Some(batch) = outcomes.take_due(&WriteRate::default(), WAIT, true, now) {
+            let is_refused = batch.iter().any(|settlement| refuses(settlement.key.id.0));
+            let answer = if is_refused { Err(OutboxError::of_code("P0001")) } else { Ok(Settled::default()) };
+            let is_written = match outcomes.written(batch, answer, now) {
+                Written::Done(settlements, _) => {
+                    written.extend(settlements.iter().map(|settlement| settlement.key.id.0));
+                    true
+                }
+                Written::Divided => false,
+                Written::Failed(_) => return (written, aside, false),
+            };
+            let messages = outcomes.take_culprits(is_written);
+            aside.extend(messages.iter().map(|message| message.key.id.0));
+            outcomes.set_aside(&messages, true, now);
+        }
+        written.sort_unstable();
+        aside.sort_unstable();
+        (written, aside, outcomes.is_empty())
+    }
+
+    #[test]
+    fn however_many_neighbours_are_refused_they_are_set_aside_and_all_others_are_written() {
+        for refused in [1, 9, 10, 11, 100, 499, 500] {
+            let (written, aside, is_over) = run(600, |id| (50..50 + refused).contains(&id));
+            assert!(is_over, "with {refused}");
+            assert_eq!(aside, (50..50 + refused).collect::<Vec<_>>());
+            assert_eq!(written.len() as i64, 600 - refused);
+        }
+    }
+
+    #[test]
+    fn a_group_of_which_all_is_refused_is_set_aside_though_nothing_else_is_there() {
+        let (written, aside, is_over) = run(40, |_| true);
+        assert_eq!((written.len(), aside.len(), is_over), (0, 40, true));
+    }
+
+    #[test]
+    fn where_very_many_are_refused_and_none_is_written_the_database_fails() {
+        let (written, aside, is_over) = run(3 * MAX_CULPRITS as i64, |_| true);
+        assert_eq!((written.len(), aside.len(), is_over), (0, 0, false));
     }
 }

@@ -268,6 +268,17 @@ impl Schedule {
         self.recount(name, before);
     }
 
+    /// This message lets its group go on, if it was what held it up; returns whether it was.
+    pub(super) fn unblock(&mut self, name: &Arc<str>, by: MessageKey) -> bool {
+        let Some(group) = self.groups.get_mut(name) else { return false };
+        let was_blocked = matches!(group.state, State::Blocked { by: known } if known == by.id) && !group.is_in_flight;
+        if was_blocked {
+            group.unblock();
+            self.look_after(name);
+        }
+        was_blocked
+    }
+
     /// The blocked groups.
     pub(super) fn blocked(&self) -> impl Iterator<Item = &Arc<str>> {
         let is_blocked = |group: &Group| matches!(group.state, State::Blocked { .. });

@@ -121,17 +121,19 @@ impl Scan {
             }
             if !pass.is_done {
                 let upto = self.width.end(pass.upto).min(top(*lane)).max(pass.upto);
-                ranges.push(Range { lane: *lane, above: pass.upto, upto });
+                ranges.push(Range::new(*lane, pass.upto, upto));
             }
         }
         self.restarts += u32::from(is_any_cut_short && self.restarts < MOST_RESTARTS);
         ranges
     }
 
-    /// A chunk came back after this time; returns the lanes whose pass is done, and in which epoch it began.
+    /// A chunk came back after this time; returns the lanes whose pass is done, and in which epoch it began. A lane that was
+    /// not seen as a whole goes no further.
     pub(super) fn came_back(
         &mut self,
         ranges: &[Range],
+        is_whole: impl Fn(Lane) -> bool,
         top: impl Fn(Lane) -> MessageId,
         cost: Duration,
         now: Time,
@@ -139,7 +141,7 @@ impl Scan {
         self.width.took(ranges, cost);
         self.has_come_back = true;
         let mut done = Vec::new();
-        for range in ranges {
+        for range in ranges.iter().filter(|range| is_whole(range.lane)) {
             let pass = &mut self.passes[range.lane];
             // Begun again meanwhile.
             if pass.upto != range.above || pass.is_done {
@@ -174,7 +176,7 @@ mod tests {
     /// A scan of which the first chunk was cut short.
     fn narrow(now: Time) -> Scan {
         let mut scan = Scan::new(now);
-        let ranges = vec![Range { lane: lanes()[0], above: MessageId::NONE, upto: MessageId(1 << 24) }];
+        let ranges = vec![Range::new(lanes()[0], MessageId::NONE, MessageId(1 << 24))];
         scan.cut_short(&Rescan { ranges, ..Rescan::default() }, now);
         scan
     }
@@ -185,7 +187,11 @@ mod tests {
         let mut scan = narrow(now);
         let top = |lane: Lane| MessageId(if lane.index() == 0 { 100 } else { 1 << 30 });
         let first = scan.chunk(&lanes(), top, 0, now);
-        assert_eq!(scan.came_back(&first, top, SHORT, now), [(lanes()[0], 0)], "lane 0 ends with the first chunk");
+        assert_eq!(
+            scan.came_back(&first, |_| true, top, SHORT, now),
+            [(lanes()[0], 0)],
+            "lane 0 ends with the first chunk"
+        );
         let second = scan.chunk(&lanes(), top, 0, now);
         assert_eq!((second.len(), second[0].lane, second[0].above), (1, lanes()[1], first[1].upto));
         // The claim is over; between claims all lanes are looked at, and the others begin.
@@ -202,7 +208,7 @@ mod tests {
         let mut scan = narrow(now);
         let top = |_| MessageId(1 << 30);
         let chunk = scan.chunk(&lanes(), top, 0, now);
-        scan.came_back(&chunk, top, SHORT, now);
+        scan.came_back(&chunk, |_| true, top, SHORT, now);
         let again = scan.chunk(&lanes(), top, 1, now);
         assert!(again.iter().all(|range| range.above == MessageId::NONE));
     }
@@ -216,7 +222,7 @@ mod tests {
         assert!(!scan.is_at_once(tops()), "one chunk is not enough");
         let is_over = (0..100).any(|epoch| {
             let chunk = scan.chunk(&lanes(), top, epoch, now);
-            let is_over = !scan.came_back(&chunk, top, SHORT, now).is_empty();
+            let is_over = !scan.came_back(&chunk, |_| true, top, SHORT, now).is_empty();
             assert!(is_over || scan.is_at_once(tops()) == (epoch >= u64::from(MOST_RESTARTS)), "{epoch}");
             is_over
         });
@@ -230,7 +236,7 @@ mod tests {
         let top = |_| MessageId(1 << 22);
         let is_over = (0..100).any(|_| {
             let chunk = scan.chunk(&lanes(), top, 0, now);
-            let is_over = !scan.came_back(&chunk, top, SHORT, now).is_empty();
+            let is_over = !scan.came_back(&chunk, |_| true, top, SHORT, now).is_empty();
             scan.hurry(now);
             is_over
         });
@@ -243,7 +249,7 @@ mod tests {
         let mut scan = Scan::new(now);
         let top = |_| MessageId(100);
         let chunk = scan.chunk(&lanes(), top, 3, now);
-        assert_eq!(scan.came_back(&chunk, top, SHORT, now), [(lanes()[0], 3), (lanes()[1], 3)]);
+        assert_eq!(scan.came_back(&chunk, |_| true, top, SHORT, now), [(lanes()[0], 3), (lanes()[1], 3)]);
     }
 
     #[test]
@@ -252,10 +258,10 @@ mod tests {
         let mut scan = Scan::new(now);
         let top = |_| MessageId(100);
         let chunk = scan.chunk(&lanes(), top, 0, now);
-        scan.came_back(&chunk, top, Duration::from_millis(1), now);
+        scan.came_back(&chunk, |_| true, top, Duration::from_millis(1), now);
         assert_eq!(scan.due_at().since(now), EVERY);
         let chunk = scan.chunk(&lanes(), top, 0, now);
-        scan.came_back(&chunk, top, SHORT, now);
+        scan.came_back(&chunk, |_| true, top, SHORT, now);
         assert_eq!(scan.due_at().since(now), SHORT * SHARE);
         scan.hurry(now);
         assert_eq!(scan.due_at(), now);

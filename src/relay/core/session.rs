@@ -165,7 +165,10 @@ impl Session {
     /// Lanes are held: reading begins, from what is remembered of them.
     pub(super) fn open(&mut self, lanes: &[Lane], standing: &mut Standing, now: Time) {
         self.lanes.extend_from_slice(lanes);
-        lanes.iter().for_each(|lane| standing.knowledge.watermarks.open(*lane));
+        for lane in lanes {
+            standing.knowledge.watermarks.open(*lane);
+            self.schedule.parked.crowds.begin_again(*lane);
+        }
         self.intake.open(lanes, now);
         let schedule = &mut self.schedule;
         standing.knowledge.parked.retain(|parked| {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::breaker::Breaker;
 use super::crowd::Crowds;
+use super::gap::MAX_UNKNOWN;
 use super::handover::{GoesOn, ParkedGroup};
 use super::limits::{ConcurrencyLimit, MemoryShare, WriteRate};
 use super::outcomes::Outcomes;
@@ -91,6 +92,8 @@ pub(super) struct Standing {
     pub(super) reports: Vec<Report>,
     /// How many groups that wait in the table are remembered one by one; of others their lanes are read again.
     pub(super) max_parked: usize,
+    /// How many messages of a lane that nobody knew of a look under a claim shows.
+    pub(super) max_unknown: usize,
 }
 
 impl Standing {
@@ -108,6 +111,7 @@ impl Standing {
             dice,
             reports: Vec::new(),
             max_parked: MAX_PARKED,
+            max_unknown: MAX_UNKNOWN,
         }
     }
 

@@ -76,7 +76,7 @@ impl Claim {
     /// A read of what was left of group a, of lane 1 above 27, and a look at the gap from here up.
     fn work(&mut self, gap_above: MessageId) -> ReadWork {
         let groups = self.schedule.next_to_read_on(1, &|_| READ_TO);
-        let ranges = [1, 2].map(|number| Range { lane: lane(number), above: gap_above, upto: READ_TO });
+        let ranges = [1, 2].map(|number| Range::new(lane(number), gap_above, READ_TO));
         let request = ReadRequest {
             groups: groups.iter().map(|wanted| wanted.position.clone()).collect(),
             lanes: vec![Position { lane: lane(1), above: READ_TO, most: 10 }],
@@ -140,4 +140,28 @@ fn a_look_from_the_bottom_has_not_seen_what_ended_after_a_group_of_the_lane_was_
     let work = ReadWork { groups: Vec::new(), ..claim.work(MessageId::NONE) };
     claim.read(work, ReadAnswer { before: None, groups: Vec::new(), ..answer(batch([])) });
     assert_eq!(must_rescan(&claim), [false, false]);
+}
+
+#[test]
+fn where_a_look_shows_no_more_than_it_may_nothing_that_was_read_of_the_lane_is_taken_in() {
+    let mut claim = Claim::new(Vec::new());
+    // Of a crowd, of which nothing is late.
+    (21..=23).for_each(|id| claim.standing.knowledge.crowds.join(&format!("crowd-{id}"), message(id).key));
+    claim.schedule.parked.crowds = std::mem::take(&mut claim.standing.knowledge.crowds);
+    let found = |id| Found { key: message(id).key, group: Some(Arc::from(format!("crowd-{id}"))) };
+    let look = |claim: &mut Claim, found| {
+        let mut work = ReadWork { groups: Vec::new(), ..claim.work(MessageId(20)) };
+        work.request.groups.clear();
+        work.request.gap = work.request.gap.map(|gap| Rescan { most: 2, ..gap });
+        let gap = Rescanned { snapshot: snapshot("60:60:"), found, took: Duration::ZERO };
+        let mut lanes = batch([28]);
+        lanes.messages.iter_mut().for_each(|message| message.group = Some(Arc::from("b")));
+        (work, ReadAnswer { before: None, groups: Vec::new(), lanes, gap: Some(gap) })
+    };
+    let (work, answer) = look(&mut claim, vec![found(21), found(22)]);
+    claim.read(work, answer);
+    assert!(!claim.knows(28), "a third message may be hidden, which has to go first");
+    let (work, answer) = look(&mut claim, vec![found(23)]);
+    claim.read(work, answer);
+    assert!(claim.knows(28));
 }

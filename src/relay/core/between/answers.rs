@@ -93,9 +93,11 @@ impl Core {
             return self.standing.knowledge.scan.cut_short(&work.rescan, now);
         };
         let knowledge = &mut self.standing.knowledge;
-        let mut late = 0;
+        let (mut late, mut hidden) = (0, Vec::new());
         for found in &rescanned.found {
             if knowledge.leaves_crowd(found) {
+                // Only the lowest of the lane was asked for, so there may be others.
+                hidden.push(found.key.lane);
                 continue;
             }
             late += u64::from(found.key.id <= knowledge.watermarks.low(found.key.lane));
@@ -103,7 +105,9 @@ impl Core {
         }
         // Where something was found the lane is read from there, and that is all there is.
         let watermarks = &knowledge.watermarks;
-        let done = knowledge.scan.came_back(&work.rescan.ranges, |lane| watermarks.low(lane), rescanned.took, now);
+        let is_whole = |lane: Lane| !hidden.contains(&lane);
+        let low = |lane: Lane| watermarks.low(lane);
+        let done = knowledge.scan.came_back(&work.rescan.ranges, is_whole, low, rescanned.took, now);
         let done_any = !done.is_empty();
         for (lane, epoch) in done {
             knowledge.watermarks.rescanned_from_the_bottom(lane, epoch);

@@ -9,7 +9,7 @@ use super::super::{Control, Core, GaveUp, Until};
 use super::{FIRST_CONTROL, PAUSED_EVERY, Plan, Turn};
 use crate::clock::Time;
 use crate::message::{LANES, Lane, QueueKind};
-use crate::reading::Rescan;
+use crate::reading::{Range, Rescan};
 use crate::relay::core::session::claim_limit;
 
 impl Core {
@@ -147,29 +147,33 @@ impl Core {
     }
 
     /// One chunk of a look at all lanes from the bottom: for what was committed below a low watermark.
-    fn rescan(&mut self, now: Time) -> Option<Work> {
+    pub(super) fn rescan(&mut self, now: Time) -> Option<Work> {
         let order = self.standing.order();
         let knowledge = &mut self.standing.knowledge;
         let watermarks = &knowledge.watermarks;
         let all: Vec<Lane> = Lane::all().collect();
-        let ranges = knowledge.scan.chunk(&all, |lane| watermarks.low(lane), watermarks.epoch(), now);
+        let mut ranges = knowledge.scan.chunk(&all, |lane| watermarks.low(lane), watermarks.epoch(), now);
+        let limit = knowledge.scan.limit(&ranges);
+        for range in ranges.iter_mut().filter(|range| knowledge.crowds.is_crowded(range.lane)) {
+            range.ready_upto = range.upto;
+        }
         let is_there = |lane: Lane| ranges.iter().find(|range| range.lane == lane);
         let waits = |group: &&ParkedGroup| {
             is_there(group.lane).is_some_and(|range| group.upto > range.above && group.after < range.upto)
         };
         let waiting = knowledge.parked.iter().filter(waits);
-        let crowded = ranges.iter().map(|range| range.lane).filter(|lane| knowledge.crowds.is_crowded(*lane));
-        let ready_only: Vec<Lane> = crowded.collect();
-        let known = knowledge.parked.iter().filter(|group| ready_only.contains(&group.lane));
+        let leaves_out = |lane: Lane| is_there(lane).is_some_and(Range::leaves_out);
+        let known = knowledge.parked.iter().filter(|group| leaves_out(group.lane));
+        let known = known.map(|group| Arc::clone(&group.group)).collect();
+        let waiting = waiting.map(|group| (Arc::clone(&group.group), group.after)).collect();
         let rescan = Rescan {
-            waiting: waiting.map(|group| (Arc::clone(&group.group), group.after)).collect(),
-            limit: knowledge.scan.limit(&ranges),
+            waiting,
+            limit,
             ranges,
             // The lowest of each lane is enough: the claim that follows reads on from there.
             most: 1,
             // What is held up counts too, until it is remembered.
-            known: known.map(|group| Arc::clone(&group.group)).collect(),
-            ready_only,
+            known,
             order,
         };
         self.ask("looks from the bottom", Work::Rescan(RescanWork { rescan, proof: None, statement: 0 }))

@@ -6,8 +6,8 @@ use super::super::work::{Completion, FirstLook, Work};
 use super::super::{Control, Core, Until};
 use super::*;
 use crate::config::Tuning;
-use crate::message::{QueueKind, TransactionId};
-use crate::reading::{ByLane, Look, Rescanned, Snapshot, Writers};
+use crate::message::{MessageKey, QueueKind, TransactionId};
+use crate::reading::{ByLane, Found, Look, Rescanned, Snapshot, Writers};
 
 /// A core of a quiet database in which all lanes have messages and are held by others.
 fn answer(work: Work) -> Completion {
@@ -57,4 +57,29 @@ fn while_others_hold_the_lanes_every_step_says_so() {
         now = core.wake_at(now).max(now + Duration::from_millis(1));
     }
     assert!(steps.len() >= 4, "it prepares, looks, looks from the bottom and claims");
+}
+
+#[test]
+fn a_look_that_shows_a_message_of_a_crowd_has_not_seen_what_stands_above_it() {
+    let now = Time::default();
+    let memory = MemoryBudget::new(1 << 20).share();
+    let dice = fastrand::Rng::with_seed(1);
+    let mut core = Core::new(QueueKind::Fifo, Tuning::default(), Until::Drained, memory, dice, now);
+    core.control(Control::Running, now);
+    while !core.between.first_scan.is_done() {
+        for work in core.due(now) {
+            core.apply(answer(work), now);
+        }
+    }
+    let lane = Lane::all().next().unwrap();
+    let key = MessageKey { lane, id: MessageId(15) };
+    let knowledge = &mut core.standing.knowledge;
+    knowledge.crowds.join("k", key);
+    knowledge.watermarks.doubt(&[lane]);
+    core.between.asking = None;
+    let Some(Work::Rescan(work)) = core.rescan(now) else { unreachable!("it does not look") };
+    let found = vec![Found { key, group: Some(Arc::from("k")) }];
+    let rescanned = Rescanned { snapshot: Snapshot::parse("100:100:").unwrap(), found, took: Duration::ZERO };
+    core.apply(Completion::Rescanned(work, Ok(Some(rescanned))), now);
+    assert!(core.standing.knowledge.watermarks.must_rescan(lane), "only the lowest message of the lane was asked for");
 }

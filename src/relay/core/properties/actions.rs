@@ -210,9 +210,10 @@ impl World {
                     self.database.actions += 1;
                 }
             }
-            Action::Refuse { nth } => {
+            Action::Refuse { nth, count } => {
                 if let Some(row) = self.nth_pending(nth) {
-                    self.database.refused.insert(row.uid);
+                    let rows = self.database.pending.range(row.key..).take(usize::from(count));
+                    self.database.refused.extend(rows.map(|(_, row)| row.uid));
                 }
             }
             Action::Unreadable { nth } => {

@@ -26,13 +26,9 @@ impl World {
             |other: &Row| other.key.id < row.key.id && other.committed < row.committed && other.group == row.group;
         let blocks = self.scenario.on_dead == OnDead::Block;
         let is_batched = self.scenario.fifo_mode == FifoMode::Batched;
-        // What was given up counts as done before that is recorded, unless it holds up its group.
-        let most = tuning(&self.scenario).max_attempts as u32;
-        let may_be_given_up =
-            |other: &Row| !blocks && self.queue.failures.get(&other.uid).is_some_and(|times| *times >= most);
         // An entry of a request can fail and the next one not: batched mode says so.
         let may_fail_alone = |other: &Row| is_batched && request.iter().any(|sent| sent.uid == other.uid);
-        let is_settled = |other: &Row| may_be_given_up(other) || self.queue.accepted.contains_key(&other.uid);
+        let is_settled = |other: &Row| self.queue.accepted.contains_key(&other.uid);
         let keeps_order = |other: &Row| blocks || !other.is_redriven;
         let waits =
             |other: &&Row| was_before(other) && keeps_order(other) && !is_settled(other) && !may_fail_alone(other);

@@ -20,6 +20,9 @@ const DEAR: MessageId = MessageId(1 << 20);
 /// How many groups a relay remembers one by one; the days have no more than six.
 const MOST_PARKED: [usize; 3] = [10_000, 3, 1];
 
+/// How many messages that it did not know of a look shows a relay.
+const MOST_UNKNOWN: [usize; 2] = [100, 1];
+
 /// One relay of the destination.
 pub(super) struct Process {
     pub(super) core: Core,
@@ -40,6 +43,7 @@ impl Process {
         let share = MemoryBudget::new(memory).share();
         let mut core = Core::new(kind, tuning, Until::Drained, share, fastrand::Rng::with_seed(seed), now);
         core.standing.max_parked = MOST_PARKED[seed as usize % MOST_PARKED.len()];
+        core.standing.max_unknown = MOST_UNKNOWN[(seed >> 8) as usize % MOST_UNKNOWN.len()];
         core.control(Control::Running, now);
         Self { core, claim: None, own: BTreeSet::new(), notices_at: None, frozen_until: now, generation: 0, begun: 0 }
     }

@@ -31,8 +31,8 @@ pub(super) enum Action {
     Redrive { nth: u8 },
     /// An operator gives a dead message up for good.
     Discard { nth: u8 },
-    /// The database refuses what becomes of a pending message.
-    Refuse { nth: u8 },
+    /// The database refuses what becomes of a pending message and of so many that follow it.
+    Refuse { nth: u8, count: u8 },
     /// The database cannot read a pending message.
     Unreadable { nth: u8 },
     /// SQS can never accept a pending message.
@@ -166,7 +166,7 @@ fn messages_at_fault() -> impl Strategy<Value = Action> {
     prop_oneof![
         2 => any::<u8>().prop_map(|nth| Action::Poison { nth }),
         3 => (any::<u8>(), 1..8_u8).prop_map(|(nth, times)| Action::Failing { nth, times }),
-        1 => any::<u8>().prop_map(|nth| Action::Refuse { nth }),
+        1 => (any::<u8>(), 1..40_u8).prop_map(|(nth, count)| Action::Refuse { nth, count }),
         1 => any::<u8>().prop_map(|nth| Action::Unreadable { nth }),
     ]
 }

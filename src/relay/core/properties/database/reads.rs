@@ -97,9 +97,8 @@ impl Database {
                 row.group.as_ref().and_then(after).is_some_and(|after| row.key.id > after)
             };
             let is_known_group = |row: &Row| row.group.as_ref().is_some_and(|group| rescan.known.contains(group));
-            let counts = |row: &Row| {
-                !rescan.ready_only.contains(&range.lane) || is_known_group(row) || self.is_ready(row, rescan.order)
-            };
+            let counts =
+                |row: &Row| row.key.id > range.ready_upto || is_known_group(row) || self.is_ready(row, rescan.order);
             let next = MessageKey { lane: range.lane, id: range.above.next() };
             let last = MessageKey { lane: range.lane, id: range.upto.max(next.id) };
             let rows = self.pending.range(next..=last).map(|(_, row)| row);

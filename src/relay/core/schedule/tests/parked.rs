@@ -70,7 +70,7 @@ fn behind_a_deferred_head_nothing_is_known_to_wait_until_something_was_seen() {
     let head = Deferred::Head { id: MessageId(5), due: Some(at(100)) };
     let (after, upto) = (MessageId(5), MessageId(5));
     schedule.take_over(&ParkedGroup { group: a(), lane: key(0).lane, after, upto, goes_on: GoesOn::After(head) });
-    let all = [Range { lane: key(0).lane, above: MessageId::NONE, upto: MessageId::MAX }];
+    let all = [Range::new(key(0).lane, MessageId::NONE, MessageId::MAX)];
     assert_eq!(schedule.waiting_in_table(&all), [], "7 may be committed late, and only a look shows it");
     assert!(!schedule.is_left(key(7), Some(&a())));
     let behind = Hold::Behind { head: MessageId(5), last: MessageId(5), wait: Some(Duration::from_secs(100)) };
