@@ -299,7 +299,7 @@ impl Session {
                 let keys = settlements.iter().filter(is_over).map(|settlement| settlement.key).collect();
                 self.intake.statements.settled(keys, &mut self.schedule);
                 if !standing.order().is_blocked_by_dead() {
-                    self.skip_dead(&settlements, now);
+                    self.skip_dead(&settlements, standing, now);
                 }
                 standing.recorded(settlements, settled);
                 let messages = standing.outcomes.take_culprits(true);
@@ -315,10 +315,12 @@ impl Session {
         }
     }
 
-    /// The deaths of these messages are recorded, and their groups go on.
-    fn skip_dead(&mut self, settlements: &[Settlement], now: Time) {
-        for Settlement { key, group, .. } in settlements.iter().filter(|settlement| settlement.is_dead()) {
-            if group.as_ref().is_some_and(|group| self.schedule.unblock(group, *key)) {
+    /// The deaths of these messages are recorded, and their groups go on. A group that a message in quarantine holds up is told so
+    /// by what is read of it.
+    fn skip_dead(&mut self, settlements: &[Settlement], standing: &Standing, now: Time) {
+        let dead = settlements.iter().filter(|settlement| settlement.is_dead());
+        for group in dead.filter_map(|settlement| settlement.group.as_ref()) {
+            if !standing.outcomes.is_dying(group) && self.schedule.unblock(group) {
                 self.happened(now);
             }
         }

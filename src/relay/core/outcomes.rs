@@ -90,6 +90,13 @@ impl Outcomes {
         self.dying
     }
 
+    /// Whether a dead message of this group is not recorded yet.
+    pub(super) fn is_dying(&self, group: &str) -> bool {
+        let culprits = self.culprits.iter().map(|culprit| &culprit.settlement);
+        let all = self.waiting.iter().chain(self.parts.iter().flatten()).chain(culprits);
+        self.dying > 0 && all.filter(|settlement| settlement.is_dead()).any(|dead| dead.group.as_deref() == Some(group))
+    }
+
     /// How many messages have died; an answer from before another one died is worth nothing.
     pub(super) fn deaths(&self) -> u64 {
         self.deaths

@@ -268,10 +268,10 @@ impl Schedule {
         self.recount(name, before);
     }
 
-    /// This message lets its group go on, if it was what held it up; returns whether it was.
-    pub(super) fn unblock(&mut self, name: &Arc<str>, by: MessageKey) -> bool {
+    /// Nothing that is not recorded holds this group up any more; returns whether it goes on.
+    pub(super) fn unblock(&mut self, name: &Arc<str>) -> bool {
         let Some(group) = self.groups.get_mut(name) else { return false };
-        let was_blocked = matches!(group.state, State::Blocked { by: known } if known == by.id) && !group.is_in_flight;
+        let was_blocked = matches!(group.state, State::Blocked { .. }) && !group.is_in_flight;
         if was_blocked {
             group.unblock();
             self.look_after(name);

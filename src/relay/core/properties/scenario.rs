@@ -95,9 +95,12 @@ impl Scenario {
             _ => 1,
         };
         let messages: u32 = self.actions.iter().map(|(_, action)| count(action)).sum();
+        // What is refused is written again in halves.
+        let refused = |action: &Action| if let Action::Refuse { count, .. } = action { u32::from(*count) } else { 0 };
+        let refused: u32 = self.actions.iter().map(|(_, action)| refused(action)).sum();
         let relays = u32::from(self.relays);
         let batches = relays * messages / u32::try_from(self.batch_size).unwrap_or(1);
-        let database = Duration::from_millis(u64::from(self.database_millis)) * (80 + 3 * batches);
+        let database = Duration::from_millis(u64::from(self.database_millis)) * (80 + 3 * batches + 4 * refused);
         let queue = Duration::from_millis(u64::from(self.queue_millis)) * (10 + messages);
         Duration::from_secs(60) + database + queue
     }
