@@ -6,7 +6,8 @@
 -- Guarantees: one row; never counts more than $4 rows of a kind; the lag is 0 when nothing waits; "firsts" are the lowest
 -- ids of the lanes in "lanes", for the next floors. What lies below the floors is not walked. What an operator holds back
 -- (available_at ahead, no attempt) and what is in quarantine counts as pending and not for the lag. "ready_lag" is the age of
--- the oldest message that nothing holds up, among the first 100 of each lane and the 100 latest that fell due.
+-- the oldest message that nothing holds up, among the first and the last 100 of each lane (where the first are all held up,
+-- what stands still is among the last) and the 100 latest that fell due.
 -- Index: messages_pending_pkey (head of each lane, then a bounded walk), messages_pending_deferred, messages_dead_pkey.
 WITH s AS MATERIALIZED (
     SELECT
@@ -41,6 +42,16 @@ WITH s AS MATERIALIZED (
         FROM outbox.messages AS p
         WHERE p.status = 'pending' AND p.destination = $1 AND p.lane = h.lane AND p.id > h.floor AND p.available_at IS NULL
         ORDER BY p.id
+        LIMIT 100
+    ) AS m
+    UNION ALL
+    SELECT m.lane, m.id, m.group_id, m.enqueued_at, m.available_at
+    FROM unnest($2::smallint[], $3::bigint[]) AS h (lane, floor)
+    CROSS JOIN LATERAL (
+        SELECT p.lane, p.id, p.group_id, p.enqueued_at, p.available_at
+        FROM outbox.messages AS p
+        WHERE p.status = 'pending' AND p.destination = $1 AND p.lane = h.lane AND p.id > h.floor AND p.available_at IS NULL
+        ORDER BY p.id DESC
         LIMIT 100
     ) AS m
     UNION ALL

@@ -4,6 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
+use outbox_relay::config::Flags;
+use outbox_relay::message::MessageId;
+use outbox_relay::outbox::Outbox;
+use outbox_relay::reading::{ByLane, Order};
+
 use crate::support::bed::Bed;
 
 const STALLED: &str = "stalled{destination=\"tickets\"}";
@@ -37,4 +42,29 @@ async fn a_session_that_holds_the_lanes_and_delivers_nothing_is_told_of_until_it
     let (_, says) = relay.get("/readyz").await?;
     ensure!(says == "ready\n", "{says}");
     relay.stop().await.map(drop)
+}
+
+#[tokio::test]
+async fn what_may_go_is_measured_however_much_of_its_lane_is_held_up_before_it() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.fifo("tickets").await?;
+    let only_held_and_one_behind = "
+        SELECT outbox.enqueue('tickets', 'T', '{}', 'held') FROM generate_series(1, 300);
+        UPDATE outbox.messages SET status = 'dead', dead_at = now(), last_error = 'by hand'
+            WHERE id = (SELECT min(id) FROM outbox.messages);
+        SELECT outbox.enqueue('tickets', 'T', '{}', 'g' || n) FROM generate_series(1, 200) AS n;
+        DELETE FROM outbox.messages WHERE group_id <> 'held'
+            AND lane <> (SELECT min(lane) FROM outbox.messages WHERE group_id = 'held')";
+    bed.client.batch_execute(only_held_and_one_behind).await?;
+    ensure!(bed.count("SELECT count(DISTINCT lane) FROM outbox.messages").await? == 1);
+    ensure!(bed.count("SELECT count(*) FROM outbox.messages WHERE group_id <> 'held'").await? > 0);
+    let flags = Flags { database_url: Some(bed.url().to_owned()), ..Flags::default() };
+    let outbox = Outbox::new(&flags.database()?, 1)?;
+    let floors = ByLane::all(MessageId::NONE);
+    let ready_lag = outbox.backlog("tickets", &floors, Order::GroupsBlockedByDead).await?.ready_lag;
+    ensure!(ready_lag > 0.0, "nothing seems to be due");
+    let free = bed.client.execute("DELETE FROM outbox.messages WHERE group_id <> 'held'", &[]).await?;
+    let ready_lag = outbox.backlog("tickets", &floors, Order::GroupsBlockedByDead).await?.ready_lag;
+    ensure!(ready_lag == 0.0, "{free} messages are gone, and what is held up seems to be due");
+    Ok(())
 }
