@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::admit::{Admission, Refused};
 use super::item::Item;
+use super::lease::Closing;
 use super::outcomes::Written;
-use super::session::{Closing, Session, defer};
+use super::session::{Session, defer};
 use super::standing::{Report, Standing};
 use super::verdict::{Judgement, Verdict, judge};
 use super::work::{Answer, Completion, ReadWork, RescanWork, Work};

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::session::{Closing, Lease};
+use super::lease::{Closing, Lease};
 use super::standing::Standing;
 use super::work::Work;
 use crate::clock::Time;

@@ -5,9 +5,6 @@ use super::standing::Standing;
 use crate::message::Lane;
 use crate::reading::{Range, Rescan};
 
-/// How many messages of a lane that nobody knew of a look shows; where there are more, the lane is looked at again.
-pub(super) const MAX_UNKNOWN: usize = 100;
-
 /// A look at these ranges, without what is known to wait in the table.
 pub(super) fn rescan_of(mut ranges: Vec<Range>, schedule: &Schedule, standing: &Standing) -> Rescan {
     let waiting = schedule.waiting_in_table(&ranges);
@@ -30,7 +27,7 @@ mod tests {
 
     use super::super::limits::MemoryBudget;
     use super::super::schedule::Shape;
-    use super::super::standing::Knowledge;
+    use super::super::standing::{Knowledge, MAX_UNKNOWN};
     use super::super::watermark::Watermarks;
     use super::super::work::FirstLook;
     use super::*;

@@ -20,6 +20,7 @@ mod group;
 mod handover;
 mod intake;
 mod item;
+mod lease;
 mod limits;
 mod outcomes;
 mod parked;
@@ -52,7 +53,8 @@ pub(in crate::relay) use schedule::{Schedule, Shape};
 pub(in crate::relay) use standing::Report;
 
 use between::Between;
-use session::{Closing, Ended as SessionEnded, Session};
+use lease::Closing;
+use session::{Ended as SessionEnded, Session};
 use standing::Standing;
 use work::{Completion, Work};
 

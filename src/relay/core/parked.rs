@@ -1,5 +1,5 @@
 //! What of a claim's groups is in the table only: the rest of a hot group, a group whose deferred head has to go first, one
-//! that a dead message holds up. [`super::handover`] has what a claim leaves to the next one.
+//! that a dead message holds up. [`super::schedule`] says what becomes of it, [`super::handover`] has what a claim leaves to the next.
 //!
 //! Nothing is asked about groups before they are read: each message that is read tells whether its group is held up. Only so
 //! many groups are remembered one by one; the others are a [`super::crowd`].
@@ -8,13 +8,11 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::crowd::Crowds;
-use super::group::{Deferred, FAR, Group, Rest, State};
+use super::group::Deferred;
 use super::item::Item;
-use super::schedule::{Delayed, Schedule};
-use super::work::ReadOn;
 use crate::clock::Time;
-use crate::message::{Hold, Lane, MessageId, MessageKey};
-use crate::reading::{ByLane, GroupPosition, HeldGroup, Range};
+use crate::message::{Lane, MessageId};
+use crate::reading::ByLane;
 
 /// How many groups are remembered one by one while they wait in the table.
 pub(super) const MAX_PARKED: usize = 10_000;
@@ -35,9 +33,9 @@ pub(super) struct ReadOnAnswer {
 /// Bookkeeping of the groups that wait in the table.
 #[derive(Debug, Default)]
 pub(super) struct Parked {
-    to_read_on: VecDeque<Arc<str>>,
+    pub(super) to_read_on: VecDeque<Arc<str>>,
     /// Groups whose rest begins above what was read of their lane, by where it begins.
-    too_early: ByLane<BTreeSet<(MessageId, Arc<str>)>>,
+    pub(super) too_early: ByLane<BTreeSet<(MessageId, Arc<str>)>>,
     /// Groups that go on by themselves, by the time.
     ends: BTreeSet<(Time, Arc<str>)>,
     pub(super) crowds: Crowds,
@@ -58,7 +56,7 @@ impl Parked {
     }
 
     /// Groups that had to wait until their lane was read to where their rest begins, and have not to any more, ask again.
-    fn no_longer_too_early(&mut self, read_to: &impl Fn(Lane) -> MessageId) {
+    pub(super) fn no_longer_too_early(&mut self, read_to: &impl Fn(Lane) -> MessageId) {
         for lane in Lane::all() {
             while let Some((after, name)) = self.too_early[lane].pop_first() {
                 if after > read_to(lane) {
@@ -88,302 +86,5 @@ impl Parked {
         if let Some(end) = deferred.ends_at() {
             self.ends.insert((end, Arc::clone(name)));
         }
-    }
-}
-
-impl Schedule {
-    /// The group, which from now on is remembered by itself.
-    pub(super) fn group(&mut self, name: &Arc<str>, lane: Lane) -> &mut Group {
-        let from = self.parked.crowds.leave(lane, name);
-        let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group::new(lane));
-        if let Some(from) = from {
-            group.leave(from.previous(), from);
-        }
-        group
-    }
-
-    /// Of these lanes, the groups that are remembered one by one.
-    pub(super) fn groups_of<'a>(&'a self, lanes: &'a [Lane]) -> impl Iterator<Item = &'a Arc<str>> {
-        self.groups.iter().filter(|(_, group)| lanes.contains(&group.lane)).map(|(name, _)| name)
-    }
-
-    /// Groups of which messages were left in the table within these ranges, each with the id above which that is so.
-    pub(super) fn waiting_in_table(&self, ranges: &[Range]) -> Vec<(Arc<str>, MessageId)> {
-        let is_there = |lane: Lane, rest: &Rest| {
-            let is_in = |range: &Range| rest.upto > range.above && rest.after < range.upto;
-            rest.upto > rest.after && ranges.iter().any(|range| range.lane == lane && is_in(range))
-        };
-        let waits = |(name, group): (&Arc<str>, &Group)| {
-            let rest = group.rest.filter(|rest| is_there(group.lane, rest))?;
-            Some((Arc::clone(name), rest.after))
-        };
-        self.groups.iter().filter_map(waits).collect()
-    }
-
-    /// Whether a message of this group is one of those that were left in the table.
-    pub(super) fn is_left(&self, key: MessageKey, group: Option<&Arc<str>>) -> bool {
-        let Some(name) = group else { return false };
-        // Behind a deferred head of which nothing else was seen there may be anything.
-        let has_rest = |group: &Group| group.rest.is_some_and(|rest| key.id > rest.after && rest.upto > rest.after);
-        self.groups.get(name).is_some_and(has_rest)
-    }
-
-    /// Nothing holds this message of a group up. If the group is one of a crowd it goes on; returns whether it was.
-    pub(super) fn leave_crowd(&mut self, key: MessageKey, group: Option<&Arc<str>>) -> bool {
-        let Some(name) = group.filter(|name| self.parked.crowds.has(key.lane, name)) else { return false };
-        self.group(name, key.lane).leave(key.id.previous(), key.id);
-        self.look_after(name);
-        true
-    }
-
-    /// Whether this message of the group has to stay in the table for now; then that is remembered. `hold` is what the
-    /// database said of the group.
-    pub(super) fn leaves_in_table(&mut self, name: &Arc<str>, key: MessageKey, hold: Option<Hold>, now: Time) -> bool {
-        let is_one_too_many = || self.groups.len() >= self.shape.max_parked && !self.groups.contains_key(name);
-        if hold.is_some() && (self.parked.crowds.has(key.lane, name) || is_one_too_many()) {
-            self.parked.crowds.join(name, key);
-            return true;
-        }
-        if self.leave_crowd(key, Some(name)) {
-            return true;
-        }
-        match hold {
-            Some(Hold::Group { by }) => self.block(name, MessageKey { lane: key.lane, id: by }),
-            // One that is in memory, or was just settled, comes first anyway; of several the others are read in their turn.
-            Some(Hold::Behind { head, last, .. }) if self.knows(MessageKey { lane: key.lane, id: head }) => {
-                if head != last {
-                    self.leave_behind(name, key, head);
-                    return true;
-                }
-            }
-            Some(Hold::Behind { head, wait, .. }) => {
-                self.wait_behind(name, key, Deferred::Head { id: head, due: wait.map(|wait| now + wait) }, head);
-                return true;
-            }
-            None => self.notice_that_nothing_is_deferred(name),
-        }
-        self.groups.get_mut(name).is_some_and(|group| group.leaves_in_table(key.id, self.shape.window))
-    }
-
-    /// A message of this group has to wait behind a deferred one, which is in the table.
-    fn wait_behind(&mut self, name: &Arc<str>, key: MessageKey, deferred: Deferred, head: MessageId) {
-        let group = self.group(name, key.lane);
-        let becomes_head = match group.state {
-            State::Idle => group.waiting.is_empty() && group.rest.is_none(),
-            State::Deferred(Deferred::Head { id: known, .. }) => head < known,
-            _ => false,
-        };
-        let is_deferred = matches!(group.state, State::Deferred(Deferred::Head { .. }));
-        if becomes_head {
-            group.defer(deferred, head);
-        }
-        // Else what is in memory goes first, and then the head is read with what follows it.
-        let after = if becomes_head || is_deferred { MessageId::MAX } else { head.previous() };
-        group.leave(after, key.id);
-        if becomes_head {
-            self.parked.note_end(deferred, name);
-        }
-        self.look_after(name);
-    }
-
-    /// A message of this group comes after others in the table, which come after this one.
-    fn leave_behind(&mut self, name: &Arc<str>, key: MessageKey, after: MessageId) {
-        self.group(name, key.lane).leave(after, key.id);
-        self.look_after(name);
-    }
-
-    /// If the group was deferred because of a message in the table: the database says that there is none any more.
-    fn notice_that_nothing_is_deferred(&mut self, name: &Arc<str>) {
-        if let Some(group) = self.groups.get_mut(name)
-            && matches!(group.state, State::Deferred(Deferred::Head { .. }))
-        {
-            group.stop_deferring();
-            self.look_after(name);
-        }
-    }
-
-    /// A deferred message is due, which is the head of its group. What follows it up to `read_to` may have been passed.
-    pub(super) fn admit_head(&mut self, item: Item, read_to: MessageId) {
-        let (key, group) = (item.key(), item.group.clone());
-        // A look may have left out what stands behind it.
-        let was_crowded = self.parked.crowds.was_crowded(key.lane);
-        if let Some(name) = group.filter(|_| was_crowded) {
-            self.group(&name, key.lane).leave(key.id, read_to.max(key.id));
-        }
-        self.admit(item);
-    }
-
-    /// A message of this group became pending again, or came late, and others may come before it that are not in memory: the
-    /// group is read from below it, or from where its lane was read to, whichever is lower. Returns whether it is read now.
-    pub(super) fn start_over(&mut self, name: &Arc<str>, message: MessageKey, read_to: MessageId) -> bool {
-        if self.knows(message) {
-            return false;
-        }
-        let group = self.group(name, message.lane);
-        group.start_over(message.id, read_to);
-        let waits = matches!(group.state, State::Blocked { .. } | State::Deferred(_) | State::Delayed);
-        self.look_after(name);
-        !waits
-    }
-
-    /// Groups of which a message that is due is not wanted: those with a rest, whose messages are read in their turn, and those
-    /// whose head waits for long, which goes before any other. What is blocked the database knows.
-    pub(super) fn read_in_turn(&self, now: Time) -> Vec<Arc<str>> {
-        let is_elsewhere = |group: &Group| match group.state {
-            State::Blocked { .. } => false,
-            State::Deferred(deferred @ Deferred::Head { .. }) => deferred.is_far(now),
-            _ => group.rest.is_some(),
-        };
-        self.groups.iter().filter(|(_, group)| is_elsewhere(group)).map(|(name, _)| Arc::clone(name)).collect()
-    }
-
-    /// Asks for more of a group that runs low, and lets go of one that has nothing left. One whose next message is a deferred
-    /// one waits for that.
-    pub(super) fn look_after(&mut self, name: &Arc<str>) {
-        let Some(group) = self.groups.get_mut(name) else { return };
-        let is_empty = group.state == State::Idle && group.waiting.is_empty();
-        // From where the rest begins, not from the head: what came late before it was left out by looks.
-        if let Some((head, after)) = group.rest.and_then(|rest| Some((rest.head?, rest.after))).filter(|_| is_empty) {
-            group.defer(head, after);
-            self.parked.note_end(head, name);
-            return;
-        }
-        if group.begins_to_read_on(self.shape.window) {
-            self.parked.to_read_on.push_back(Arc::clone(name));
-        } else if group.state == State::Idle && group.rest.is_none() {
-            self.groups.remove(name);
-        }
-    }
-
-    /// A message of this group lets nothing go. Whatever is in memory of the group is forgotten and stays in the table, and so
-    /// does what comes back from a request.
-    pub(super) fn block(&mut self, name: &Arc<str>, by: MessageKey) {
-        let group = self.group(name, by.lane);
-        let (before, was_delayed) = (group.counted(), group.state == State::Delayed);
-        let left = group.block(by.id);
-        if was_delayed {
-            self.delayed.retain(|_, delayed| !matches!(delayed, Delayed::Group(other) if other == name));
-        }
-        self.leave_all(left);
-        self.recount(name, before);
-    }
-
-    /// Nothing that is not recorded holds this group up any more; returns whether it goes on.
-    pub(super) fn unblock(&mut self, name: &Arc<str>) -> bool {
-        let Some(group) = self.groups.get_mut(name) else { return false };
-        let was_blocked = matches!(group.state, State::Blocked { .. }) && !group.is_in_flight;
-        if was_blocked {
-            group.unblock();
-            self.look_after(name);
-        }
-        was_blocked
-    }
-
-    /// The blocked groups.
-    pub(super) fn blocked(&self) -> impl Iterator<Item = &Arc<str>> {
-        let is_blocked = |group: &Group| matches!(group.state, State::Blocked { .. });
-        self.groups.iter().filter(move |(_, group)| is_blocked(group)).map(|(name, _)| name)
-    }
-
-    /// The groups to ask about: those that are blocked, and those whose deferred head waits for long.
-    pub(super) fn doubtful(&self, now: Time) -> impl Iterator<Item = &Arc<str>> {
-        let is_doubtful = move |group: &Group| match group.state {
-            State::Blocked { .. } => true,
-            State::Deferred(deferred) => deferred.is_far(now),
-            _ => false,
-        };
-        self.groups.iter().filter(move |(_, group)| is_doubtful(group)).map(|(name, _)| name)
-    }
-
-    /// What holds up a group that was asked about; returns whether it goes on. Then it goes on from the message that held it
-    /// up, if that is still there.
-    pub(super) fn hear(&mut self, held: &HeldGroup, now: Time) -> bool {
-        let is_known = match self.groups.get(&held.group).map(|group| (group.lane, group.state)) {
-            Some((lane, State::Blocked { by })) => self.knows(MessageKey { lane, id: by }),
-            _ => false,
-        };
-        let Some(group) = self.groups.get_mut(&held.group) else { return false };
-        match (group.state, held.by, held.head) {
-            (State::Blocked { .. }, Some(_), _) => return false,
-            // What holds it up is not recorded yet, or something of it may still arrive: it is asked about again.
-            (State::Blocked { .. }, ..) if is_known || group.is_in_flight => return false,
-            (State::Blocked { .. }, None, _) => group.unblock(),
-            (State::Deferred(Deferred::Head { .. }), Some(by), _) => {
-                let key = MessageKey { lane: group.lane, id: by };
-                self.block(&held.group, key);
-                return false;
-            }
-            (State::Deferred(Deferred::Head { id, due }), None, Some((head, wait))) if head == id => {
-                let heard = wait.map(|wait| now + wait);
-                // Clocks drift; only another time is another time.
-                if heard.is_none() != due.is_none() || heard.zip(due).is_some_and(|(heard, due)| heard + FAR < due) {
-                    let deferred = Deferred::Head { id, due: heard };
-                    group.state = State::Deferred(deferred);
-                    self.parked.note_end(deferred, &held.group);
-                }
-                return false;
-            }
-            (State::Deferred(Deferred::Head { .. }), None, head) => {
-                group.stop_deferring();
-                if let Some((head, _)) = head {
-                    group.leave(head.previous(), head);
-                }
-            }
-            _ => return false,
-        }
-        self.look_after(&held.group);
-        true
-    }
-
-    /// The next groups that run low and have more in the table, where lanes were read to these ids; the answers go to
-    /// [`Schedule::read_on`]. Below where a lane was read to everything is known. Above that a message of the group may have
-    /// been committed late, before what follows in its rest, so a rest that begins there has to wait.
-    pub(super) fn next_to_read_on(&mut self, most: usize, read_to: &impl Fn(Lane) -> MessageId) -> Vec<ReadOn> {
-        self.parked.no_longer_too_early(read_to);
-        let mut wanted = Vec::new();
-        while wanted.len() < most {
-            let Some(name) = self.parked.to_read_on.pop_front() else { break };
-            let Some(group) = self.groups.get(&name) else { continue };
-            // A group that was delayed since does not ask any more.
-            if let Some((rest, upto)) = group.rest.and_then(|rest| Some((rest, rest.asked_upto?))) {
-                if rest.after > read_to(group.lane) {
-                    self.parked.too_early[group.lane].insert((rest.after, name));
-                    continue;
-                }
-                let after = MessageKey { lane: group.lane, id: rest.after };
-                // The rest of the lane may be long, and none of this group.
-                let read_upto = upto.max(read_to(group.lane));
-                let position = GroupPosition { group: name, after, upto: read_upto, most: self.shape.window };
-                wanted.push(ReadOn { position, upto });
-            }
-        }
-        wanted
-    }
-
-    /// These groups were not read after all, and ask again.
-    pub(super) fn not_read_on(&mut self, wanted: &[ReadOn]) {
-        for ReadOn { position, upto } in wanted {
-            if let Some(group) = self.groups.get_mut(&position.group)
-                && let Some(rest) = &mut group.rest
-                && rest.after == position.after.id
-                && rest.asked_upto == Some(*upto)
-            {
-                rest.asked_upto = None;
-            }
-            self.look_after(&position.group);
-        }
-    }
-
-    /// A group's next messages were read.
-    pub(super) fn read_on(&mut self, from: &ReadOn, read: ReadOnAnswer) {
-        let name = &from.position.group;
-        let ReadOnAnswer { items, last, head, is_all } = read;
-        let group = self.groups.get_mut(name);
-        let is_wanted =
-            group.is_some_and(|group| group.has_read_on(from.position.after.id, from.upto, last, head, is_all));
-        if is_wanted {
-            items.into_iter().for_each(|item| self.admit(item));
-        }
-        self.look_after(name);
     }
 }

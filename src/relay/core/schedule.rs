@@ -5,8 +5,10 @@
 //! the table: the schedule remembers where it stopped and asks for more when it runs low, so that neither a hot group nor a
 //! blocked one fills the memory.
 //!
-//! [`super::parked`] is about what stays in the table. Messages without order (a standard queue, or no group) take part as
+//! [`parking`] is about what stays in the table. Messages without order (a standard queue, or no group) take part as
 //! groups of one without the bookkeeping.
+
+mod parking;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use super::breaker::Breaker;
 use super::crowd::Crowds;
-use super::gap::MAX_UNKNOWN;
 use super::handover::{GoesOn, ParkedGroup};
 use super::limits::{ConcurrencyLimit, MemoryShare, WriteRate};
 use super::outcomes::Outcomes;
@@ -18,6 +17,9 @@ use crate::config::{OnDead, Tuning};
 use crate::message::{Fault, FaultKind, Lane, MessageKey, Quarantined, QueueKind, Settlement};
 use crate::outbox::{OutboxError, Settled};
 use crate::reading::{ByLane, Found, HeldGroup, Incarnation, Order};
+
+/// How many messages of a lane that nobody knew of a look under a claim shows; where there are more, the lane is looked at again.
+pub(super) const MAX_UNKNOWN: usize = 100;
 
 /// What was learnt of the database, which is dropped as a whole when it may be about another history.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use super::{FIRST_CONTROL, PAUSED_EVERY, Plan, Turn};
 use crate::clock::Time;
 use crate::message::{LANES, Lane, QueueKind};
 use crate::reading::{Range, Rescan};
-use crate::relay::core::session::claim_limit;
+use crate::relay::core::lease::claim_limit;
 
 impl Core {
     /// What to ask next, if nothing is being asked.
