@@ -19,6 +19,7 @@ mod group;
 mod handover;
 mod intake;
 mod item;
+mod keys;
 mod limits;
 mod outcomes;
 mod parked;

@@ -8,11 +8,12 @@
 //! [`super::parked`] is about what stays in the table. Messages without order (a standard queue, or no group) take part as
 //! groups of one without the bookkeeping.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::group::{Deferred, Group, State};
 use super::item::Item;
+use super::keys::KeySet;
 use super::parked::{MAX_PARKED, Parked};
 use crate::clock::Time;
 use crate::config::FifoMode;
@@ -64,7 +65,7 @@ pub(in crate::relay) struct Schedule {
     ready: VecDeque<Arc<str>>,
     pub(super) delayed: BTreeMap<(Time, MessageId), Delayed>,
     pub(super) parked: Parked,
-    known: HashSet<MessageKey>,
+    known: KeySet,
     waiting: usize,
     waiting_bytes: usize,
     /// Messages with a failed attempt that were left in the table.
@@ -81,7 +82,7 @@ impl Schedule {
             ready: VecDeque::new(),
             delayed: BTreeMap::new(),
             parked: Parked::default(),
-            known: HashSet::new(),
+            known: KeySet::default(),
             waiting: 0,
             waiting_bytes: 0,
             charged: Vec::new(),
