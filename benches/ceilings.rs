@@ -141,9 +141,9 @@ async fn stream(
             // As long as the ids of SQS, which are UUIDs.
             let outcome = |key: MessageKey| Outcome::Delivered { sqs_message_id: format!("{:036}", key.id.0) };
             let settlement = |(key, origin)| Settlement { key, origin, group: None, outcome: outcome(key) };
-            let mut settlements: Vec<Settlement> = read_keys.drain(..many).map(settlement).collect();
+            let settlements: Vec<Settlement> = read_keys.drain(..many).map(settlement).collect();
             let settle = async move {
-                outbox.settle(DESTINATION, Keep::Delivered, &mut settlements, Some(proof)).await.map(|_| many)
+                outbox.settle(DESTINATION, Keep::Delivered, &settlements, Some(proof)).await.map(|_| many)
             };
             settling = Some(settle.boxed().fuse());
         }

@@ -7,6 +7,8 @@
 -- in quarantine. "has_more" says of the last of a lane that $4 would have allowed more. The bytes are those that PostgreSQL
 -- stores, so that nothing is unpacked that is not sent; the first message always comes. A message that is larger than $6
 -- comes without its text, with "bytes" instead.
+-- "holds" is null for a message that nothing holds up, as nearly all are, and else has "held_by", "behind", "behind_wait",
+-- "behind_last" and "wait", of which the last is always null here.
 -- "held_by" is the lowest dead message (with $8) or message in quarantine of the group: nothing of it may go, and it comes
 -- without its text. "behind" is the lowest deferred message of the group below this one, which has to go first, and
 -- "behind_wait" the time until that is due in milliseconds, null when it is, the largest number when nobody knows (infinity);
@@ -18,45 +20,55 @@
 -- "is_claimed" says whether the claim's transaction runs on the very server that answers. Another server is not asked for its
 -- status: one that has not come so far yet would call the id one of the future, and fail. "hides_events" says that a message
 -- whose event is missing says nothing, because row level security is in force on outbox.events.
--- These five are the same in all rows, and null in all but the first of each lane.
+-- "said" has what is the same in all rows: "next_xid", the server's time in microseconds since 1970, "is_claimed" and
+-- "hides_events" as 0 or 1, and "last_id". It is null in all rows but the first of each lane. Neither is spread over columns
+-- of its own, because a column costs server and relay something in each row.
 -- An event is looked up in a subquery of its own (OFFSET 0), which leaves nothing but a probe a message: in a join the
 -- planner would rather walk all events wherever there were none when they were analyzed.
 -- Index: messages_pending_pkey once a lane, events_pkey once a message; messages_pending_deferred_groups, messages_dead_groups
 -- and quarantine_groups once a message where there are any of these.
 SELECT
-    CASE WHEN m.bytes_before = 0 THEN s.next_xid END AS next_xid,
-    CASE WHEN m.bytes_before = 0 THEN s.now END AS now,
-    CASE WHEN m.bytes_before = 0 THEN s.is_claimed END AS is_claimed,
-    CASE WHEN m.bytes_before = 0 THEN s.hides_events END AS hides_events,
+    CASE WHEN m.bytes_before = 0 THEN s.said END AS said,
     m.lane, m.id, m.event_position, m.enqueued_at, m.attempts, m.group_id,
-    NULL::bigint AS wait, m.held_by, m.behind[1] AS behind, m.behind[2] AS behind_wait, m.has_more,
+    CASE WHEN $7 AND (m.held_by IS NOT NULL OR m.behind IS NOT NULL) THEN ARRAY[
+        m.held_by, m.behind[1], m.behind[2],
+        CASE WHEN m.behind IS NOT NULL THEN (
+            SELECT max(d.id) FROM outbox.messages_pending AS d
+            WHERE d.destination = $1 AND d.group_id = m.group_id AND d.id < m.id AND d.available_at IS NOT NULL
+        ) END,
+        NULL
+    ] END AS holds,
+    m.has_more,
     m.event_id::text, m.event_type, m.stream_id, m.stream_version,
     CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $6 THEN m.payload_sent END AS payload,
     CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $6 THEN m.metadata_sent END AS metadata,
     coalesce(m.bytes, octet_length(m.payload_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
     m.unreadable,
-    0 AS part,
-    CASE WHEN m.bytes_before = 0 THEN s.last_id END AS last_id,
-    CASE WHEN m.behind IS NOT NULL THEN (
-        SELECT max(d.id) FROM outbox.messages_pending AS d
-        WHERE d.destination = $1 AND d.group_id = m.group_id AND d.id < m.id AND d.available_at IS NOT NULL
-    ) END AS behind_last
+    0 AS part
 FROM (
     SELECT
-        pg_snapshot_xmin(x.snapshot)::text::bigint + age(pg_snapshot_xmin(x.snapshot)::xid) AS next_xid,
-        clock_timestamp() AS now,
-        coalesce(
-            CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $10
-                THEN pg_xact_status($9::text::xid8) = 'in progress' END, false
-        ) AS is_claimed,
-        row_security_active('outbox.events'::regclass) AS hides_events,
-        (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
-        $7 AND EXISTS (
-            SELECT FROM outbox.messages_pending AS d WHERE d.destination = $1 AND d.available_at IS NOT NULL
-        ) AS has_deferred,
-        $8 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead,
-        EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine
-    FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS x
+        t.now, t.has_deferred, t.has_dead, t.has_quarantine,
+        ARRAY[
+            t.next_xid, (extract(epoch FROM t.now) * 1000000)::bigint, t.is_claimed::integer, t.hides_events::integer, t.last_id
+        ] AS said
+    FROM (
+        SELECT
+            pg_snapshot_xmin(x.snapshot)::text::bigint + age(pg_snapshot_xmin(x.snapshot)::xid) AS next_xid,
+            clock_timestamp() AS now,
+            coalesce(
+                CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $10
+                    THEN pg_xact_status($9::text::xid8) = 'in progress' END, false
+            ) AS is_claimed,
+            row_security_active('outbox.events'::regclass) AS hides_events,
+            (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
+            $7 AND EXISTS (
+                SELECT FROM outbox.messages_pending AS d WHERE d.destination = $1 AND d.available_at IS NOT NULL
+            ) AS has_deferred,
+            $8 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead,
+            EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine
+        FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS x
+        OFFSET 0
+    ) AS t
     OFFSET 0
 ) AS s
 CROSS JOIN unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[]) AS h (lane, above, most, bytes)
@@ -70,8 +82,9 @@ CROSS JOIN LATERAL (
         SELECT
             p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata, e.payload_text,
             e.metadata_text, e.bytes, e.stored, e.unreadable,
-            -- Behind a CASE, so that nothing is run for each message where there is none of these at all.
-            CASE WHEN s.has_dead OR $7 AND s.has_quarantine THEN least(
+            -- Behind a CASE, so that nothing is run for each message where there is none of these at all; with $7 and $8 in it,
+            -- which the planner knows, so that for a queue without order it is not even planned, which takes as long as the read.
+            CASE WHEN $8 AND s.has_dead OR $7 AND s.has_quarantine THEN least(
                 (
                     SELECT min(d.id) FROM outbox.messages_dead AS d
                     WHERE s.has_dead AND d.destination = $1 AND d.group_id = p.group_id
@@ -81,7 +94,7 @@ CROSS JOIN LATERAL (
                     WHERE $7 AND s.has_quarantine AND z.destination = $1 AND z.group_id = p.group_id
                 )
             ) END AS held_by,
-            CASE WHEN s.has_deferred THEN (
+            CASE WHEN $7 AND s.has_deferred THEN (
                 SELECT ARRAY[
                     d.id,
                     CASE WHEN d.available_at > s.now AND isfinite(d.available_at)

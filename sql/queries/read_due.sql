@@ -10,33 +10,36 @@
 -- Index: messages_pending_deferred, from both ends; messages_pending_deferred_groups and events_pkey once a message. now() is this statement's start and, unlike
 -- clock_timestamp(), can use the index.
 SELECT
-    CASE WHEN m.bytes_before = 0 THEN s.next_xid END AS next_xid,
-    CASE WHEN m.bytes_before = 0 THEN s.now END AS now,
-    CASE WHEN m.bytes_before = 0 THEN s.is_claimed END AS is_claimed,
-    CASE WHEN m.bytes_before = 0 THEN s.hides_events END AS hides_events,
+    CASE WHEN m.bytes_before = 0 THEN s.said END AS said,
     m.lane, m.id, m.event_position, m.enqueued_at, m.attempts, m.group_id,
-    NULL::bigint AS wait, NULL::bigint AS held_by, NULL::bigint AS behind, NULL::bigint AS behind_wait, m.has_more,
+    NULL::bigint[] AS holds, m.has_more,
     m.event_id::text, m.event_type, m.stream_id, m.stream_version,
     CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $6 THEN m.payload_sent END AS payload,
     CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $6 THEN m.metadata_sent END AS metadata,
     coalesce(m.bytes, octet_length(m.payload_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
     m.unreadable,
-    0 AS part,
-    CASE WHEN m.bytes_before = 0 THEN s.last_id END AS last_id,
-    NULL::bigint AS behind_last
+    0 AS part
 FROM (
     SELECT
-        pg_snapshot_xmin(x.snapshot)::text::bigint + age(pg_snapshot_xmin(x.snapshot)::xid) AS next_xid,
-        clock_timestamp() AS now,
-        coalesce(
-            CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $10
-                THEN pg_xact_status($9::text::xid8) = 'in progress' END, false
-        ) AS is_claimed,
-        row_security_active('outbox.events'::regclass) AS hides_events,
-        (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
-        $8 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead,
-        EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine
-    FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS x
+        t.now, t.has_dead, t.has_quarantine,
+        ARRAY[
+            t.next_xid, (extract(epoch FROM t.now) * 1000000)::bigint, t.is_claimed::integer, t.hides_events::integer, t.last_id
+        ] AS said
+    FROM (
+        SELECT
+            pg_snapshot_xmin(x.snapshot)::text::bigint + age(pg_snapshot_xmin(x.snapshot)::xid) AS next_xid,
+            clock_timestamp() AS now,
+            coalesce(
+                CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $10
+                    THEN pg_xact_status($9::text::xid8) = 'in progress' END, false
+            ) AS is_claimed,
+            row_security_active('outbox.events'::regclass) AS hides_events,
+            (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
+            $8 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead,
+            EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine
+        FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS x
+        OFFSET 0
+    ) AS t
     OFFSET 0
 ) AS s
 CROSS JOIN LATERAL (

@@ -5,39 +5,45 @@
 -- transaction id, $10 its server, $11 whether to read event by event; these as in read.sql. $12 the id of each group up to
 -- which to look.
 -- Guarantees: the ids of a group ascend and none of it that this snapshot shows is left out between two of them, not even one
--- that waits for a retry, but for those in quarantine; "wait" says how long in milliseconds, and is null for a message that
+-- that waits for a retry, but for those in quarantine; "wait" of "holds" says how long in milliseconds, and is null for one that
 -- is due. "part" is the place of the group in $3, from 1. The other columns as in read.sql.
 -- Index: messages_pending_pkey, from $4 to $12 once a group; events_pkey once a message.
 SELECT
-    CASE WHEN m.bytes_before = 0 THEN 0::bigint END AS next_xid,
-    CASE WHEN m.bytes_before = 0 THEN s.now END AS now,
-    CASE WHEN m.bytes_before = 0 THEN s.is_claimed END AS is_claimed,
-    CASE WHEN m.bytes_before = 0 THEN s.hides_events END AS hides_events,
+    CASE WHEN m.bytes_before = 0 THEN s.said END AS said,
     m.lane, m.id, m.event_position, m.enqueued_at, m.attempts, m.group_id,
-    CASE
-        WHEN m.available_at = 'infinity' THEN 9223372036854775807
-        WHEN m.available_at > s.now THEN (extract(epoch FROM m.available_at - s.now) * 1000)::bigint
-    END AS wait,
-    m.held_by, NULL::bigint AS behind, NULL::bigint AS behind_wait, m.has_more,
+    CASE WHEN m.held_by IS NOT NULL OR m.available_at > s.now THEN ARRAY[
+        m.held_by, NULL, NULL, NULL,
+        CASE
+            WHEN m.available_at = 'infinity' THEN 9223372036854775807
+            WHEN m.available_at > s.now THEN (extract(epoch FROM m.available_at - s.now) * 1000)::bigint
+        END
+    ] END AS holds,
+    m.has_more,
     m.event_id::text, m.event_type, m.stream_id, m.stream_version,
     CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $7 THEN m.payload_sent END AS payload,
     CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $7 THEN m.metadata_sent END AS metadata,
     coalesce(m.bytes, octet_length(m.payload_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
     m.unreadable,
-    h.part::integer AS part,
-    CASE WHEN m.bytes_before = 0 THEN s.last_id END AS last_id,
-    NULL::bigint AS behind_last
+    h.part::integer AS part
 FROM (
     SELECT
-        clock_timestamp() AS now,
-        coalesce(
-            CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $10
-                THEN pg_xact_status($9::text::xid8) = 'in progress' END, false
-        ) AS is_claimed,
-        row_security_active('outbox.events'::regclass) AS hides_events,
-        (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
-        $8 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead,
-        EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine
+        t.now, t.has_dead, t.has_quarantine,
+        ARRAY[
+            0, (extract(epoch FROM t.now) * 1000000)::bigint, t.is_claimed::integer, t.hides_events::integer, t.last_id
+        ] AS said
+    FROM (
+        SELECT
+            clock_timestamp() AS now,
+            coalesce(
+                CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $10
+                    THEN pg_xact_status($9::text::xid8) = 'in progress' END, false
+            ) AS is_claimed,
+            row_security_active('outbox.events'::regclass) AS hides_events,
+            (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
+            $8 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead,
+            EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine
+        OFFSET 0
+    ) AS t
     OFFSET 0
 ) AS s
 CROSS JOIN unnest($2::smallint[], $3::text[], $4::bigint[], $12::bigint[], $5::bigint[], $6::bigint[])

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio_postgres::types::Type;
 
-use super::read::{Said, message};
+use super::row::{Said, message};
 use super::{Outbox, OutboxError, Parameter, column};
 use crate::message::Message;
 
@@ -171,11 +171,11 @@ impl Outbox {
         let Some(row) = rows.first() else { return Ok(None) };
         Ok(Some(DeadMessage {
             message: message(NAME, row, Said::of(NAME, row, &mut None)?)?,
-            json: column(NAME, row, 25)?,
-            destination: column(NAME, row, 26)?,
-            reason: column(NAME, row, 27)?,
-            died: column(NAME, row, 28)?,
-            enqueued: column(NAME, row, 29)?,
+            json: column(NAME, row, 18)?,
+            destination: column(NAME, row, 19)?,
+            reason: column(NAME, row, 20)?,
+            died: column(NAME, row, 21)?,
+            enqueued: column(NAME, row, 22)?,
         }))
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use deadpool_postgres::Object;
 use tokio_postgres::types::Type;
 
-use super::read::wait;
+use super::row::wait;
 use super::{Outbox, OutboxError, Parameter, column, lane};
 use crate::message::{Lane, MessageId, MessageKey, TransactionId};
 use crate::reading::{

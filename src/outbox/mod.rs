@@ -16,6 +16,7 @@ mod migrate;
 mod quarantine;
 mod read;
 mod replay;
+mod row;
 mod settle;
 mod steer;
 mod suitable;

@@ -151,8 +151,8 @@ impl Outbox {
         message: &Quarantined,
     ) -> Result<bool, OutboxError> {
         let Quarantined { key, origin, group, outcome: Some(outcome), .. } = message.clone() else { return Ok(false) };
-        let mut settlement = [Settlement { key, origin, group, outcome }];
-        match self.settle(destination, keep, &mut settlement, None).await {
+        let settlement = [Settlement { key, origin, group, outcome }];
+        match self.settle(destination, keep, &settlement, None).await {
             Ok(_) => {}
             Err(error) if error.is_about_a_row() => return Ok(false),
             Err(error) => return Err(error),

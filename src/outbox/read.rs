@@ -1,19 +1,13 @@
 //! Reading: what waits in claimed lanes, without taking anything. [`super::look`] asks whether there is any.
 
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
-
 use deadpool_postgres::Object;
 use futures_util::{StreamExt as _, pin_mut};
-use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::look::numbers;
-use super::{Outbox, OutboxError, Parameter, STATEMENT_TIMEOUT, column, lane};
-use crate::clock::Time;
-use crate::message::{
-    Content, Event, EventPosition, Hold, MAX_MESSAGE_BYTES, Message, MessageId, MessageKey, Origin, TransactionId,
-};
+use super::row::{Said, part, take_row};
+use super::{Outbox, OutboxError, Parameter, STATEMENT_TIMEOUT};
+use crate::message::MAX_MESSAGE_BYTES;
 use crate::reading::{Batch, ClaimProof, DueRequest, Lookup, ReadAnswer, ReadRequest};
 
 const READ: &str = include_str!("../../sql/queries/read.sql");
@@ -217,14 +211,14 @@ impl Outbox {
             let (mut bytes, mut said) = (0, None);
             while let Some(row) = rows.next().await {
                 let row = row.map_err(|error| OutboxError::of_statement(statement, &self.place, &error))?;
-                let part: i32 = column(statement, &row, PART)?;
+                let part = part(statement, &row)?;
                 let part = usize::try_from(part.saturating_sub(1)).unwrap_or(0);
                 let Some(batch) = batches.get_mut(part) else { continue };
                 let said = Said::of(statement, &row, &mut said)?;
                 bytes += take_row(statement, (&row, said), batch, bytes, max_bytes)?;
             }
             // Lanes come one after the other; the oldest message of all is to go first.
-            batches.iter_mut().for_each(|batch| batch.messages.sort_by_key(|message| message.key.id));
+            batches.iter_mut().for_each(|batch| batch.messages.sort_by_cached_key(|message| message.key.id));
             Ok(batches)
         };
         match tokio::time::timeout(STATEMENT_TIMEOUT, work).await {
@@ -232,148 +226,4 @@ impl Outbox {
             Err(_) => Err(OutboxError::Timeout { statement, place: self.place.to_string() }),
         }
     }
-}
-
-/// Where the columns of all reading statements are, as `sql/queries/read.sql` has them.
-const HAS_MORE: usize = 14;
-const PART: usize = 23;
-const LAST_ID: usize = 24;
-const BEHIND_LAST: usize = 25;
-
-/// What a reading statement says of itself, with the first row and now and then again.
-#[derive(Clone, Copy)]
-pub(super) struct Said {
-    next_xid: TransactionId,
-    now: SystemTime,
-    hides_events: bool,
-    last_id: MessageId,
-    read_at: Time,
-}
-
-impl Said {
-    /// What this row says, or one before it did.
-    ///
-    /// # Errors
-    ///
-    /// When the claim is gone.
-    pub(super) fn of(statement: &'static str, row: &Row, said: &mut Option<Said>) -> Result<Said, OutboxError> {
-        if let Some(said) = said {
-            return Ok(*said);
-        }
-        if !column::<bool>(statement, row, 2)? {
-            return Err(OutboxError::ClaimLost);
-        }
-        let new = Said {
-            next_xid: TransactionId(column(statement, row, 0)?),
-            now: column(statement, row, 1)?,
-            hides_events: column(statement, row, 3)?,
-            last_id: MessageId(column(statement, row, LAST_ID)?),
-            read_at: Time::now(),
-        };
-        Ok(*said.insert(new))
-    }
-}
-
-/// Adds a row to its batch, unless there is no room; returns the bytes that it brought.
-fn take_row(
-    statement: &'static str,
-    (row, said): (&Row, Said),
-    batch: &mut Batch,
-    bytes: usize,
-    max_bytes: usize,
-) -> Result<usize, OutboxError> {
-    let message = message(statement, row, said)?;
-    let own = match &message.content {
-        Content::Event(event) => event.payload.len() + event.metadata.len(),
-        _ => 0,
-    };
-    let of_lane = message.key.lane;
-    batch.next_xid = Some(said.next_xid);
-    batch.last_id = said.last_id;
-    batch.lanes_with_more.retain(|other| *other != of_lane);
-    if column(statement, row, HAS_MORE)? {
-        batch.lanes_with_more.push(of_lane);
-    }
-    // The first message always fits, or it would never be read; what follows one that did not fit is read with it.
-    if batch.is_cut || (bytes + own > max_bytes && bytes > 0) {
-        batch.is_cut = true;
-        return Ok(0);
-    }
-    batch.messages.push(message);
-    Ok(own)
-}
-
-fn millis(millis: i64) -> Duration {
-    // What waits for ever waits for a century; sums with a time stay within what a time can be.
-    const CENTURY: i64 = 100 * 366 * 86_400 * 1000;
-    Duration::from_millis(u64::try_from(millis.min(CENTURY)).unwrap_or(0))
-}
-
-/// How long a deferred message waits, from what the statements say; `None` when nobody knows.
-pub(super) fn wait(milliseconds: Option<i64>) -> Option<Duration> {
-    match milliseconds {
-        None => Some(Duration::ZERO),
-        Some(i64::MAX) => None,
-        Some(wait) => Some(millis(wait)),
-    }
-}
-
-fn hold(statement: &'static str, row: &Row) -> Result<Option<Hold>, OutboxError> {
-    if let Some(by) = column::<Option<i64>>(statement, row, 11)? {
-        return Ok(Some(Hold::Group { by: MessageId(by) }));
-    }
-    let Some(head) = column::<Option<i64>>(statement, row, 12)? else { return Ok(None) };
-    let wait = wait(column(statement, row, 13)?);
-    let last = column::<Option<i64>>(statement, row, BEHIND_LAST)?.unwrap_or(head);
-    Ok(Some(Hold::Behind { head: MessageId(head), last: MessageId(last), wait }))
-}
-
-fn content(statement: &'static str, row: &Row, hold: Option<Hold>, said: Said) -> Result<Content, OutboxError> {
-    if matches!(hold, Some(Hold::Group { .. })) {
-        return Ok(Content::Held);
-    }
-    if let Some(reason) = column::<Option<String>>(statement, row, 22)? {
-        return Ok(Content::Unreadable { reason });
-    }
-    let Some(event_id) = column::<Option<String>>(statement, row, 15)? else {
-        return match said.hides_events {
-            false => Ok(Content::Missing),
-            true => Err(OutboxError::Answer {
-                statement,
-                problem: "an event is missing while row level security is in force on outbox.events".to_owned(),
-            }),
-        };
-    };
-    let (payload, metadata) = (column::<Option<String>>(statement, row, 19)?, column(statement, row, 20)?);
-    let (Some(payload), Some(metadata)) = (payload, metadata) else {
-        let bytes: Option<i64> = column(statement, row, 21)?;
-        return Ok(Content::TooLarge { bytes: bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0) });
-    };
-    let stream_id: Option<String> = column(statement, row, 17)?;
-    let stream_version: Option<i64> = column(statement, row, 18)?;
-    Ok(Content::Event(Event {
-        event_id,
-        event_type: column(statement, row, 16)?,
-        stream: stream_id.zip(stream_version),
-        payload,
-        metadata,
-    }))
-}
-
-/// The columns are those of `sql/queries/read.sql`, which all reading statements share.
-pub(super) fn message(statement: &'static str, row: &Row, said: Said) -> Result<Message, OutboxError> {
-    let enqueued_at: SystemTime = column(statement, row, 7)?;
-    let hold = hold(statement, row)?;
-    Ok(Message {
-        key: MessageKey { lane: lane(statement, row, 4)?, id: MessageId(column(statement, row, 5)?) },
-        origin: Origin { event_position: EventPosition(column(statement, row, 6)?), enqueued_at },
-        group: column::<Option<&str>>(statement, row, 9)?.map(Arc::from),
-        attempts: column(statement, row, 8)?,
-        // A clock that was set back makes a message look as if it came from the future.
-        age_when_read: said.now.duration_since(enqueued_at).unwrap_or(Duration::ZERO),
-        read_at: said.read_at,
-        wait: column::<Option<i64>>(statement, row, 10)?.map(millis),
-        hold,
-        content: content(statement, row, hold, said)?,
-    })
 }

@@ -70,6 +70,18 @@ struct Columns<'a> {
 }
 
 impl Columns<'_> {
+    /// For so many delivered messages, which is what nearly all are.
+    fn with_capacity(rows: usize) -> Self {
+        Self {
+            lanes: Vec::with_capacity(rows),
+            ids: Vec::with_capacity(rows),
+            positions: Vec::with_capacity(rows),
+            times: Vec::with_capacity(rows),
+            texts: Vec::with_capacity(rows),
+            ..Self::default()
+        }
+    }
+
     fn message(&mut self, key: MessageKey, origin: Origin) {
         self.lanes.push(key.lane.number());
         self.ids.push(key.id.0);
@@ -113,10 +125,13 @@ pub struct SettlePlan<'a> {
 impl<'a> SettlePlan<'a> {
     /// Sorts outcomes into rows. All relays keep one order, so two that settle the same rows wait for each other and never
     /// deadlock.
-    pub fn of(settlements: &'a mut [Settlement]) -> Self {
-        settlements.sort_by_key(|settlement| settlement.key);
-        let mut plan = Self::default();
-        for Settlement { key, origin, outcome, .. } in &*settlements {
+    pub fn of(settlements: &'a [Settlement]) -> Self {
+        // Not the settlements themselves, which are large to be moved about.
+        let mut sorted: Vec<(MessageKey, usize)> =
+            settlements.iter().map(|settlement| settlement.key).zip(0..).collect();
+        sorted.sort_unstable();
+        let mut plan = Self { delivered: Columns::with_capacity(settlements.len()), ..Self::default() };
+        for Settlement { key, origin, outcome, .. } in sorted.iter().filter_map(|(_, at)| settlements.get(*at)) {
             match outcome {
                 Outcome::Delivered { sqs_message_id } => {
                     plan.delivered.message(*key, *origin);
@@ -157,7 +172,7 @@ impl Outbox {
         &self,
         destination: &str,
         keep: Keep,
-        settlements: &mut [Settlement],
+        settlements: &[Settlement],
         proof: Option<&ClaimProof>,
     ) -> Result<Settled, OutboxError> {
         let plan = SettlePlan::of(settlements);

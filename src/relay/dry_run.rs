@@ -46,7 +46,7 @@ pub fn dry_run(messages: Vec<Message>, kind: QueueKind) -> Result<DryRun, Fault>
         }
         schedule.finish(&items, Vec::new());
     }
-    let rows = SettlePlan::of(&mut outcomes).rows();
+    let rows = SettlePlan::of(&outcomes).rows();
     outcomes.iter().for_each(|settled| schedule.forget(settled.key));
     Ok(DryRun { requests, rows })
 }

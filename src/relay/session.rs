@@ -33,6 +33,14 @@ impl From<Completion> for Done {
 
 type Task = Pin<Box<dyn Future<Output = Done> + Send>>;
 
+/// Makes a task where it stays. `Box::pin` of a future that the SDK makes large would make it on the stack and copy all of
+/// it, because the allocation that comes in between may fail.
+fn in_place<F: Future<Output = Done> + Send + 'static>(task: impl FnOnce() -> F) -> Task {
+    let place = Box::<F>::new_uninit();
+    let task: Box<F> = Box::write(place, task());
+    Box::into_pin(task)
+}
+
 /// The works under way, and the claim that they are done under.
 pub(super) struct Worker {
     destination: Arc<Destination>,
@@ -109,7 +117,7 @@ impl Worker {
                 Box::pin(async move { of_claim(work, claim).await.into() })
             }
             // By itself, because it comes a thousand times as often as others, and one future of all kinds of work is large.
-            Work::Publish { items, until, memory } => Box::pin(async move {
+            Work::Publish { items, until, memory } => in_place(move || async move {
                 let entries: Vec<_> = items.iter().map(|item| &item.entry).collect();
                 let published = destination.queue.publish(&entries, until).await;
                 drop(memory);
@@ -117,7 +125,7 @@ impl Worker {
             }),
             work => {
                 let proof = self.claim.as_ref().map(|(_, proof)| proof.clone());
-                Box::pin(async move { destination.perform(work, proof).await.into() })
+                in_place(move || async move { destination.perform(work, proof).await.into() })
             }
         };
         self.tasks.push(task);
@@ -207,9 +215,9 @@ impl Destination {
         Ok(FirstLook { incarnations, last_id, writers })
     }
 
-    async fn settle(&self, mut settlements: Vec<Settlement>, proof: Option<ClaimProof>) -> Completion {
+    async fn settle(&self, settlements: Vec<Settlement>, proof: Option<ClaimProof>) -> Completion {
         let started = Instant::now();
-        let answer = self.outbox.settle(&self.name, self.keep, &mut settlements, proof.as_ref()).await;
+        let answer = self.outbox.settle(&self.name, self.keep, &settlements, proof.as_ref()).await;
         let took = started.elapsed();
         self.metrics.settle_duration.observe(took.as_secs_f64());
         if answer.as_ref().is_err_and(|error| !error.is_about_a_row()) {

@@ -12,7 +12,7 @@ use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
-use aws_sdk_sqs::config::{SharedHttpClient, StalledStreamProtectionConfig};
+use aws_sdk_sqs::config::{SharedHttpClient, SharedInterceptor, StalledStreamProtectionConfig};
 
 use super::writing;
 
@@ -49,8 +49,9 @@ impl Parts {
             .retry_config(RetryConfig::disabled())
             .timeout_config(timeouts)
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .interceptor(writing::Watching)
             .http_client(self.http_client.clone());
+        // Permanent: whether another one is disabled is looked up in the configuration at each of its hooks.
+        builder.push_interceptor(SharedInterceptor::permanent(writing::Watching));
         if let Some(endpoint) = &self.endpoint {
             builder = builder.endpoint_url(endpoint);
         }

@@ -18,7 +18,7 @@ use crate::clock::Time;
 use crate::message::{
     Content, Fault, FaultKind, Hold, Lane, Message, MessageId, MessageKey, Outcome, Quarantined, QueueKind, Settlement,
 };
-use crate::reading::{Batch, Found, Position, Range, ReadAnswer, Rescan, Rescanned, Snapshot};
+use crate::reading::{Batch, ByLane, Found, Position, Range, ReadAnswer, Rescan, Rescanned, Snapshot};
 use crate::sqs::{Composed, compose};
 
 /// What an item takes besides its body and attributes.
@@ -62,7 +62,11 @@ pub(super) struct Refused {
 
 /// Whether a read has brought everything that a lane had.
 fn is_all(position: &Position, batch: &Batch) -> bool {
-    let count = batch.messages.iter().filter(|message| message.key.lane == position.lane).count();
+    is_all_of(position, batch.messages.iter().filter(|message| message.key.lane == position.lane).count(), batch)
+}
+
+/// The same where it is known how many messages of the lane came.
+fn is_all_of(position: &Position, count: usize, batch: &Batch) -> bool {
     count < position.most && !batch.is_cut && !batch.lanes_with_more.contains(&position.lane)
 }
 
@@ -257,16 +261,24 @@ impl Admission<'_> {
     /// Takes in what was read of lanes that are where they were; returns whether there was anything.
     fn lanes(&mut self, in_place: &[Position], mut batch: Batch, memory: &mut Reserved) -> bool {
         self.intake.follow(batch.is_cut);
-        batch.messages.retain(|message| in_place.iter().any(|position| position.lane == message.key.lane));
+        let mut is_in_place = ByLane::all(false);
+        in_place.iter().for_each(|position| is_in_place[position.lane] = true);
+        batch.messages.retain(|message| is_in_place[message.key.lane]);
         self.intake.full.clear();
+        // How many came of each lane, and the last of them: each message is looked at once.
+        let mut came: ByLane<(usize, Option<MessageId>)> = ByLane::default();
+        for message in &batch.messages {
+            let (count, last) = &mut came[message.key.lane];
+            *count += 1;
+            *last = Some(message.key.id);
+        }
         for position in in_place {
-            let mut of_lane = batch.messages.iter().filter(|message| message.key.lane == position.lane);
-            let last = of_lane.next_back().map(|message| message.key.id);
+            let (count, last) = came[position.lane];
             if let Some((last, next_xid)) = last.zip(batch.next_xid) {
                 let watermarks = &mut self.standing.knowledge.watermarks;
                 watermarks.read(position.lane, last, next_xid, batch.last_id, self.now);
             }
-            let is_all = is_all(position, &batch);
+            let is_all = is_all_of(position, count, &batch);
             self.intake.read_to_end[position.lane] = is_all;
             if !is_all {
                 self.intake.full.push(position.lane);

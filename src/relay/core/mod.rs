@@ -20,6 +20,7 @@ mod group;
 mod handover;
 mod intake;
 mod item;
+mod keys;
 mod lease;
 mod limits;
 mod outcomes;

@@ -10,11 +10,12 @@
 
 mod parking;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::group::{Deferred, Group, State};
 use super::item::Item;
+use super::keys::KeySet;
 use super::parked::{MAX_PARKED, Parked};
 use crate::clock::Time;
 use crate::config::FifoMode;
@@ -66,7 +67,7 @@ pub(in crate::relay) struct Schedule {
     ready: VecDeque<Arc<str>>,
     pub(super) delayed: BTreeMap<(Time, MessageId), Delayed>,
     pub(super) parked: Parked,
-    known: HashSet<MessageKey>,
+    known: KeySet,
     waiting: usize,
     waiting_bytes: usize,
     /// Messages with a failed attempt that were left in the table.
@@ -83,7 +84,7 @@ impl Schedule {
             ready: VecDeque::new(),
             delayed: BTreeMap::new(),
             parked: Parked::default(),
-            known: HashSet::new(),
+            known: KeySet::default(),
             waiting: 0,
             waiting_bytes: 0,
             charged: Vec::new(),

@@ -58,7 +58,7 @@ pub(super) fn judge(
     };
     let failed_keys = items.iter().zip(&results).filter_map(failed_here).collect();
     let is_back = is_sent && breaker.note(tally, failed_keys, now);
-    let mut judgement = Judgement { is_back, ..Judgement::default() };
+    let mut judgement = Judgement { is_back, messages: Vec::with_capacity(items.len()), ..Judgement::default() };
     judgement.accepted = results.iter().filter(|result| result.is_ok()).count() as u64;
     // A whole request is refused for what one entry holds: sent one by one, only that entry is refused again.
     let is_refused = request_fault.is_some_and(|fault| fault.kind == FaultKind::MessagePermanent);
