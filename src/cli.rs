@@ -121,6 +121,12 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
+impl From<OutboxError> for Failure {
+    fn from(error: OutboxError) -> Self {
+        anyhow::Error::from(error).into()
+    }
+}
+
 /// Runs what the command line asks for.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -200,8 +206,8 @@ async fn run(flags: &Flags, until: Until) -> Result<(), Failure> {
 async fn migrate(flags: &Flags) -> Result<(), Failure> {
     let config = flags.database()?;
     install_logging(flags, drop)?;
-    let outbox = Outbox::new(&config, 1).map_err(anyhow::Error::from)?;
-    let applied = outbox.migrate().await.map_err(anyhow::Error::from)?;
+    let outbox = Outbox::new(&config, 1)?;
+    let applied = outbox.migrate().await?;
     for migration in &applied {
         say(&format!("applied migration {} ({}) to {}\n", migration.version, migration.name, config.place()));
     }

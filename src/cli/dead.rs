@@ -131,7 +131,7 @@ fn since(text: &str) -> Result<Since, String> {
 
 /// Runs one verb.
 pub(super) async fn run(flags: &Flags, verb: Verb) -> Result<(), Failure> {
-    let outbox = Outbox::new(&flags.database()?, 1).map_err(anyhow::Error::from)?;
+    let outbox = Outbox::new(&flags.database()?, 1)?;
     match verb {
         Verb::List { choice, limit, json } => list(&outbox, &choice.filter(), limit, json).await,
         Verb::Show { id, json } => show(&outbox, id, json).await,
@@ -141,9 +141,9 @@ pub(super) async fn run(flags: &Flags, verb: Verb) -> Result<(), Failure> {
 }
 
 async fn list(outbox: &Outbox, filter: &DeadFilter, limit: u32, json: bool) -> Result<(), Failure> {
-    outbox.check_schema().await.map_err(anyhow::Error::from)?;
-    let counted = outbox.dead_count(filter).await.map_err(anyhow::Error::from)?;
-    let lines = outbox.dead_list(filter, &counted, i64::from(limit)).await.map_err(anyhow::Error::from)?;
+    outbox.check_schema().await?;
+    let counted = outbox.dead_count(filter).await?;
+    let lines = outbox.dead_list(filter, &counted, i64::from(limit)).await?;
     if json {
         let objects: Vec<&str> = lines.iter().map(|line| line.json.as_str()).collect();
         say(&format!("[{}]\n", objects.join(",\n ")));
@@ -171,8 +171,8 @@ fn table(lines: &[DeadLine], counted: &DeadCount) -> String {
 }
 
 async fn show(outbox: &Outbox, id: i64, json: bool) -> Result<(), Failure> {
-    outbox.check_schema().await.map_err(anyhow::Error::from)?;
-    let found = outbox.dead_show(id).await.map_err(anyhow::Error::from)?;
+    outbox.check_schema().await?;
+    let found = outbox.dead_show(id).await?;
     let dead = found.with_context(|| format!("message {id} is not dead, or does not exist"))?;
     say(&if json { format!("{}\n", dead.json) } else { description(dead) });
     Ok(())
@@ -234,8 +234,8 @@ async fn act(
     if is_all {
         filter.since = Some(Since::Time(SystemTime::UNIX_EPOCH));
     }
-    outbox.check_schema().await.map_err(anyhow::Error::from)?;
-    let counted = outbox.dead_count(&filter).await.map_err(anyhow::Error::from)?;
+    outbox.check_schema().await?;
+    let counted = outbox.dead_count(&filter).await?;
     if counted.messages == 0 {
         say("no dead message matches\n");
         return Ok(());

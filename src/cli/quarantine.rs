@@ -44,8 +44,8 @@ pub(super) enum Verb {
 
 /// Runs one verb.
 pub(super) async fn run(flags: &Flags, verb: Verb) -> Result<(), Failure> {
-    let outbox = Outbox::new(&flags.database()?, 1).map_err(anyhow::Error::from)?;
-    outbox.check_schema().await.map_err(anyhow::Error::from)?;
+    let outbox = Outbox::new(&flags.database()?, 1)?;
+    outbox.check_schema().await?;
     match verb {
         Verb::List { destination, limit, json } => list(&outbox, destination.as_deref(), limit, json).await,
         Verb::Release { ids, yes } => release(&outbox, &ids, yes).await,
@@ -53,7 +53,7 @@ pub(super) async fn run(flags: &Flags, verb: Verb) -> Result<(), Failure> {
 }
 
 async fn list(outbox: &Outbox, destination: Option<&str>, limit: u32, json: bool) -> Result<(), Failure> {
-    let lines = outbox.quarantined(destination, i64::from(limit)).await.map_err(anyhow::Error::from)?;
+    let lines = outbox.quarantined(destination, i64::from(limit)).await?;
     if json {
         let objects: Vec<Value> = lines.iter().map(as_json).collect();
         say(&format!("{:#}\n", Value::from(objects)));
@@ -100,7 +100,7 @@ fn as_json((destination, line): &(String, QuarantinedLine)) -> Value {
 }
 
 async fn release(outbox: &Outbox, ids: &[i64], yes: bool) -> Result<(), Failure> {
-    let all = outbox.quarantined(None, i64::MAX).await.map_err(anyhow::Error::from)?;
+    let all = outbox.quarantined(None, i64::MAX).await?;
     let chosen: Vec<_> = all.iter().filter(|(_, line)| ids.contains(&line.message.key.id.0)).collect();
     let missing = ids.iter().find(|id| !chosen.iter().any(|(_, line)| line.message.key.id.0 == **id));
     if let Some(id) = missing {
@@ -118,7 +118,7 @@ async fn release(outbox: &Outbox, ids: &[i64], yes: bool) -> Result<(), Failure>
     }
     let mut released = 0;
     for (destination, line) in chosen {
-        released += outbox.release(destination, line.message.key.id.0).await.map_err(anyhow::Error::from)?;
+        released += outbox.release(destination, line.message.key.id.0).await?;
     }
     say(&format!("release: {}\n", messages(released)));
     Ok(())

@@ -138,8 +138,8 @@ pub(super) async fn run(flags: &Flags, mut replay: Replay) -> Result<(), Failure
     let of = replay.of();
     // Messages that no relay serves would wait for ever.
     known(&outbox, Some(&of.destination)).await?;
-    let mut unfinished = outbox.replays().await.map_err(anyhow::Error::from)?;
-    let id = outbox.replay_unfinished(&of).await.map_err(anyhow::Error::from)?;
+    let mut unfinished = outbox.replays().await?;
+    let id = outbox.replay_unfinished(&of).await?;
     unfinished.retain(|replay| Some(replay.id) == id);
     if replay.dry_run {
         return counted(&outbox, &of).await.map(|counted| say(&counted.shown(&of, unfinished.first(), replay.json)));
@@ -151,9 +151,9 @@ pub(super) async fn run(flags: &Flags, mut replay: Replay) -> Result<(), Failure
         return Ok(());
     }
     if let Some(id) = id.filter(|_| replay.restart) {
-        outbox.replay_end(id, &replay.who.actor).await.map_err(anyhow::Error::from)?;
+        outbox.replay_end(id, &replay.who.actor).await?;
     }
-    let id = outbox.replay_begin(&of, &replay.who.actor).await.map_err(anyhow::Error::from)?;
+    let id = outbox.replay_begin(&of, &replay.who.actor).await?;
     let end = tokio::select! {
         end = steps(&outbox, id, replay.rate, replay.skip_running) => end?,
         _ = tokio::signal::ctrl_c() => {
@@ -216,7 +216,7 @@ struct Counted {
 }
 
 async fn counted(outbox: &Outbox, of: &ReplayOf) -> Result<Counted, Failure> {
-    let (counts, may_be_more) = outbox.replay_count(of, MOST_COUNTED).await.map_err(anyhow::Error::from)?;
+    let (counts, may_be_more) = outbox.replay_count(of, MOST_COUNTED).await?;
     Ok(Counted { counts, may_be_more })
 }
 

@@ -67,8 +67,8 @@ struct Seen {
 }
 
 pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
-    let outbox = Outbox::new(&flags.database()?, 1).map_err(anyhow::Error::from)?;
-    outbox.check_schema().await.map_err(anyhow::Error::from)?;
+    let outbox = Outbox::new(&flags.database()?, 1)?;
+    outbox.check_schema().await?;
     let address = where_to_ask(flags)?;
     let mut floors = HashMap::new();
     loop {
@@ -81,7 +81,7 @@ pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
             tokio::time::sleep(WATCH_EVERY).await;
             continue;
         }
-        let seen = seen.map_err(anyhow::Error::from)?;
+        let seen = seen?;
         say(&if status.json { format!("{:#}\n", as_json(&seen)) } else { as_text(&seen) });
         return Ok(());
     }

@@ -67,15 +67,15 @@ pub(super) struct Who {
 }
 
 pub(super) async fn open(flags: &Flags) -> Result<Outbox, Failure> {
-    let outbox = Outbox::new(&flags.database()?, 1).map_err(anyhow::Error::from)?;
-    outbox.check_schema().await.map_err(anyhow::Error::from)?;
+    let outbox = Outbox::new(&flags.database()?, 1)?;
+    outbox.check_schema().await?;
     Ok(outbox)
 }
 
 /// A name that no relay has served and no message has is a mistake, and would be followed by nobody.
 pub(super) async fn known(outbox: &Outbox, destination: Option<&str>) -> Result<String, Failure> {
     let Some(name) = destination else { return Ok(ALL_DESTINATIONS.to_owned()) };
-    let known = outbox.destinations().await.map_err(anyhow::Error::from)?;
+    let known = outbox.destinations().await?;
     if known.iter().any(|one| one.name == name) {
         return Ok(name.to_owned());
     }
@@ -92,7 +92,7 @@ pub(super) async fn pause(flags: &Flags, pause: Pause) -> Result<(), Failure> {
     let outbox = open(flags).await?;
     let Pause { destination, lasting, reason, who } = pause;
     let destination = known(&outbox, destination.as_deref()).await?;
-    outbox.pause(&destination, lasting, &reason, &who.actor).await.map_err(anyhow::Error::from)?;
+    outbox.pause(&destination, lasting, &reason, &who.actor).await?;
     let until =
         lasting.map_or("until resumed".to_owned(), |lasting| format!("for {}", humantime::format_duration(lasting)));
     say(&format!("paused: {}, {until}; relays follow within two seconds\n", named(&destination)));
@@ -103,8 +103,8 @@ pub(super) async fn resume(flags: &Flags, resume: Resume) -> Result<(), Failure>
     let outbox = open(flags).await?;
     let Resume { destination, who } = resume;
     let destination = known(&outbox, destination.as_deref()).await?;
-    let ended = outbox.resume(&destination, &who.actor).await.map_err(anyhow::Error::from)?;
-    let steering = outbox.steering().await.map_err(anyhow::Error::from)?;
+    let ended = outbox.resume(&destination, &who.actor).await?;
+    let steering = outbox.steering().await?;
     if steering.pause_of(&destination).is_some() {
         // Its own pause is over, if it had one.
         let sentence =
@@ -134,15 +134,15 @@ pub(super) async fn set(flags: &Flags, set: Set) -> Result<(), Failure> {
     let outbox = open(flags).await?;
     if value.is_none() && Adjustable::named(&name).is_none() {
         // What relays warn about because they do not know it can be unset all the same.
-        let steering = outbox.steering().await.map_err(anyhow::Error::from)?;
+        let steering = outbox.steering().await?;
         if steering.settings.iter().all(|setting| setting.name != name) {
             return Err(usage(format!("{name} is not set")));
         }
     }
     let destination = known(&outbox, destination.as_deref()).await?;
-    outbox.set_setting(&destination, &name, value.as_deref(), &who.actor).await.map_err(anyhow::Error::from)?;
+    outbox.set_setting(&destination, &name, value.as_deref(), &who.actor).await?;
     if value.is_none() {
-        let steering = outbox.steering().await.map_err(anyhow::Error::from)?;
+        let steering = outbox.steering().await?;
         let is_left = |setting: &&Setting| {
             setting.name == name && (destination == ALL_DESTINATIONS || setting.destination == ALL_DESTINATIONS)
         };

@@ -1,5 +1,7 @@
-//! The arrows of the house: a module uses lower floors only, and what is foreign is known in one place.
+//! The arrows of the house: a module uses lower floors only, files of a module do not use each other in circles, and what is
+//! foreign is known in one place.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -63,6 +65,24 @@ impl Source {
         first.strip_suffix(".rs").unwrap_or(first)
     }
 
+    /// Its modules' names, as in `crate::relay::core`.
+    fn place(&self) -> Vec<String> {
+        let path = self.path.trim_end_matches(".rs");
+        path.trim_end_matches("/mod").split('/').map(str::to_owned).collect()
+    }
+
+    /// What its `use` declarations name, from the root of the crate on; tests left out.
+    fn imports(&self) -> Vec<Vec<String>> {
+        let code = self.code.split("#[cfg(test)]").next().unwrap_or_default();
+        let mut found = Vec::new();
+        for declaration in code.split(';').filter_map(|piece| piece.rsplit_once("use ").map(|(_, path)| path)) {
+            for path in spread(&declaration.split_whitespace().collect::<String>()) {
+                found.extend(absolute(&self.place(), &path));
+            }
+        }
+        found
+    }
+
     /// The modules that follow `crate::`, braces of `use crate::{…}` included.
     fn used(&self) -> Vec<String> {
         let mut used = Vec::new();
@@ -112,6 +132,75 @@ fn names_of(group: &str) -> Vec<String> {
     names.push(first_name(current.trim()));
     names.retain(|name| !name.is_empty());
     names
+}
+
+/// The paths of `a::{b, c::{d, e}}`, each by itself.
+fn spread(path: &str) -> Vec<String> {
+    let Some((before, group)) = path.split_once('{') else { return vec![path.to_owned()] };
+    let (mut depth, mut members, mut current) = (0, Vec::new(), String::new());
+    for c in group.chars() {
+        match c {
+            '}' if depth == 0 => break,
+            ',' if depth == 0 => members.push(std::mem::take(&mut current)),
+            c => {
+                depth += i32::from(c == '{') - i32::from(c == '}');
+                current.push(c);
+            }
+        }
+    }
+    members.push(current);
+    members.retain(|member| !member.is_empty());
+    members.iter().flat_map(|member| spread(&format!("{before}{member}"))).collect()
+}
+
+/// A path of a file's `use`, from the root of the crate on; nothing for what is another crate's.
+fn absolute(place: &[String], path: &str) -> Option<Vec<String>> {
+    let mut names: Vec<&str> = path.split("::").collect();
+    let mut base = match names.first()? {
+        &"crate" => Vec::new(),
+        &"super" | &"self" => place.to_vec(),
+        _ => return None,
+    };
+    if names[0] != "super" {
+        names.remove(0);
+    }
+    while names.first() == Some(&"super") {
+        base.pop();
+        names.remove(0);
+    }
+    base.extend(names.into_iter().map(str::to_owned));
+    Some(base)
+}
+
+/// The files that use each other, one of them with the others that it comes back from.
+fn circles(sources: &[Source]) -> Vec<BTreeSet<String>> {
+    let places: BTreeMap<Vec<String>, &str> =
+        sources.iter().map(|source| (source.place(), source.path.as_str())).collect();
+    let file_of = |names: &Vec<String>| (1..=names.len()).rev().find_map(|end| places.get(&names[..end]).copied());
+    let mut reached: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for source in sources {
+        let used = source.imports().iter().filter_map(file_of).filter(|used| *used != source.path).collect();
+        reached.insert(&source.path, used);
+    }
+    // Each file reaches what those reach that it reaches, until nothing is new.
+    loop {
+        let further =
+            |files: &BTreeSet<&str>| files.iter().filter_map(|file| reached.get(file)).flatten().copied().collect();
+        let next: BTreeMap<&str, BTreeSet<&str>> =
+            reached.iter().map(|(file, files)| (*file, &further(files) | files)).collect();
+        if next == reached {
+            break;
+        }
+        reached = next;
+    }
+    let comes_back = |file: &str, other: &str| reached[other].contains(file);
+    let circle = |(file, files): (&&str, &BTreeSet<&str>)| {
+        let others: BTreeSet<String> =
+            files.iter().filter(|other| comes_back(file, other)).map(|other| (*other).to_owned()).collect();
+        (others.len() > 1).then_some(others)
+    };
+    let circles: BTreeSet<BTreeSet<String>> = reached.iter().filter_map(circle).collect();
+    circles.into_iter().collect()
 }
 
 fn floor(module: &str) -> Option<u8> {
@@ -175,6 +264,32 @@ fn modules_use_lower_floors_only() -> Result<()> {
         writeln!(text, "{violation}")?;
     }
     ensure!(text.is_empty(), "{text}");
+    Ok(())
+}
+
+#[test]
+fn no_files_use_each_other() -> Result<()> {
+    let mut sources = sources()?;
+    // What only tests see may know each other.
+    sources.retain(|source| !["tests", "properties"].iter().any(|name| source.path.contains(name)));
+    let circles = circles(&sources);
+    ensure!(circles.is_empty(), "these files use each other: {circles:?}");
+    Ok(())
+}
+
+#[test]
+fn files_that_use_each_other_would_be_seen() -> Result<()> {
+    let text = |path: &str, text: &str| Source::new(path, text);
+    let sources = [
+        text("a/mod.rs", "mod b; mod c; mod d; use b::B;"),
+        text("a/b.rs", "use std::fmt; use super::{d::D, c::{self, C}};"),
+        text("a/c.rs", "pub(super) use crate::a::d::inner::D;"),
+        text("a/d.rs", "use super::b::B; #[cfg(test)] mod tests { use super::super::c::C; }"),
+    ];
+    let seen = circles(&sources);
+    let circle: BTreeSet<String> = ["a/b.rs", "a/c.rs", "a/d.rs"].map(str::to_owned).into();
+    ensure!(seen == [circle], "{seen:?}");
+    ensure!(circles(&sources[..3]).is_empty(), "only the way back closes it");
     Ok(())
 }
 
