@@ -123,6 +123,11 @@ impl From<anyhow::Error> for Failure {
 
 impl From<OutboxError> for Failure {
     fn from(error: OutboxError) -> Self {
+        if error.is_denied() {
+            let remedy =
+                "this login lacks a right; deploy/roles.sql has the roles: outbox_relay runs, outbox_operator changes";
+            return Self::Failed(anyhow::anyhow!("{error}; {remedy}"));
+        }
         anyhow::Error::from(error).into()
     }
 }

@@ -201,7 +201,7 @@ async fn join_relays(
             }
             Err(error) => {
                 // Said here as well, because the drain timeout may come before the end that tells it.
-                tracing::warn!(error = %error, "a relay gave up; the others finish what is in flight");
+                tracing::warn!(error = %error, "the relay of a destination gave up; what is in flight is finished");
                 drain.cancel();
                 failure.get_or_insert(error);
             }

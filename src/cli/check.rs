@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{Failure, say};
 use crate::config::{ConfigError, Flags, RelayConfig};
-use crate::message::QueueKind;
+use crate::message::{FaultKind, QueueKind};
 use crate::outbox::{Inspected, Outbox};
 use crate::sqs::{self, Queue};
 
@@ -291,7 +291,12 @@ async fn check_queue(name: &str, queue: &Queue, findings: &mut Findings) {
     match queue.may_send().await {
         Ok(()) => findings.good(what, "this relay may send"),
         Err(fault) => {
-            let remedy = "docs/operations.md, \"A destination is halted\"";
+            let remedy = match fault.kind {
+                FaultKind::Outage | FaultKind::ServerError | FaultKind::Ambiguous => {
+                    "docs/operations.md, \"SQS is down or cannot be reached\""
+                }
+                _ => "docs/operations.md, \"A destination is halted\"",
+            };
             findings.add(what, Verdict::Bad, format!("this relay cannot send: {fault}"), remedy);
         }
     }

@@ -27,10 +27,10 @@ pub(super) fn messages(count: i64) -> String {
 }
 
 /// Asks the person at the terminal, on standard error so that what a command prints stays clean; where there is none, nobody
-/// can have meant it.
-pub(super) fn ask(question: &str) -> Result<bool, Failure> {
+/// can have meant it. `instead` says what a script says, as "--yes".
+pub(super) fn ask(question: &str, instead: &str) -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
-        let sentence = format!("{question} Nobody can answer here; say --yes, or --dry-run to look");
+        let sentence = format!("{question} Nobody can answer here; say {instead}");
         return Err(ConfigError(vec![sentence]).into());
     }
     let shown = std::io::stderr().write_all(format!("{question} [y/N] ").as_bytes());

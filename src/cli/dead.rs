@@ -236,6 +236,11 @@ async fn act(
     }
     outbox.check_schema().await?;
     let counted = outbox.dead_count(&filter).await?;
+    if counted.messages == 0 && !filter.ids.is_empty() {
+        return Err(
+            anyhow::anyhow!("none of these messages is dead; outbox-relay dead list shows those that are").into()
+        );
+    }
     if counted.messages == 0 {
         say("no dead message matches\n");
         return Ok(());
@@ -255,7 +260,7 @@ async fn act(
         say(&format!("would {verb} {}\n", messages(counted.messages)));
         return Ok(());
     }
-    if !consent.yes && !ask(&format!("{verb} {}?", messages(counted.messages)))? {
+    if !consent.yes && !ask(&format!("{verb} {}?", messages(counted.messages)), "--yes, or --dry-run to look")? {
         return Err(anyhow::anyhow!("nothing was done").into());
     }
     let changed = in_chunks(outbox, action, &filter, &counted, &consent.actor, rate).await?;
@@ -285,11 +290,16 @@ async fn in_chunks(
     loop {
         tokio::time::sleep_until(next.into()).await;
         next += pause;
-        let most = i64::try_from(chunk).unwrap_or(i64::MAX);
+        let (most, before) = (i64::try_from(chunk).unwrap_or(i64::MAX), changed);
         let done = outbox.dead_act(action, filter, counted, most, actor).await;
-        let done = done.with_context(|| format!("{} changed before", messages(changed)))?;
-        changed += done;
-        if done == 0 || changed >= counted.messages {
+        changed += match done {
+            Ok(done) => done,
+            Err(error) if changed == 0 => return Err(error.into()),
+            Err(error) => {
+                return Err(anyhow::Error::from(error).context(format!("stopped after {}", messages(changed))).into());
+            }
+        };
+        if changed == before || changed >= counted.messages {
             return Ok(changed);
         }
     }

@@ -113,7 +113,7 @@ async fn release(outbox: &Outbox, ids: &[i64], yes: bool) -> Result<(), Failure>
     } else {
         String::new()
     };
-    if !yes && !ask(&format!("release {}?{twice}", messages(chosen.len() as i64)))? {
+    if !yes && !ask(&format!("release {}?{twice}", messages(chosen.len() as i64)), "--yes")? {
         return Err(anyhow::anyhow!("nothing was done").into());
     }
     let mut released = 0;

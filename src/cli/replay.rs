@@ -194,7 +194,7 @@ async fn agreed(
             format!("publish {}{} to {}?", counted.sign(), messages(counted.matching()), of.destination)
         }
     };
-    if replay.yes || ask(&question)? {
+    if replay.yes || ask(&question, "--yes, or --dry-run to look")? {
         return Ok(true);
     }
     Err(anyhow::anyhow!("nothing was done").into())

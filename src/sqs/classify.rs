@@ -217,6 +217,11 @@ fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// An error with its causes, as one line.
+pub(super) fn causes_of(error: &(dyn Error + 'static)) -> String {
+    shorten(&chain(error))
+}
+
 /// One line, not too long.
 fn shorten(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use aws_sdk_sqs::error::{DisplayErrorContext, ProvideErrorMetadata as _};
+use aws_sdk_sqs::error::ProvideErrorMetadata as _;
 use aws_sdk_sqs::types::{QueueAttributeName, SendMessageBatchRequestEntry};
 
 use super::{MAX_BYTES, Queue, classify};
@@ -64,7 +64,7 @@ impl Queue {
         let answer = asked.attribute_names(QueueAttributeName::All).send().await;
         let output = answer.map_err(|error| Refused {
             code: error.code().unwrap_or("NoAnswer").to_owned(),
-            detail: error.message().map_or_else(|| DisplayErrorContext(&error).to_string(), str::to_owned),
+            detail: error.message().map_or_else(|| classify::causes_of(&error), str::to_owned),
         })?;
         Ok(QueueAttributes::of(&output.attributes.unwrap_or_default()))
     }

@@ -178,6 +178,8 @@ async fn nothing_is_changed_without_consent() -> Result<()> {
         ensure!(unbounded.code == Some(2) && unbounded.stderr.contains("--all"), "{unbounded:?}");
         let nothing = succeeds(&bed, &format!("{verb} --group nobody --yes")).await?;
         ensure!(nothing.contains("no dead message matches"), "{nothing}");
+        let unknown = dead(&bed, &format!("{verb} 999999 --yes")).await?;
+        ensure!(unknown.code == Some(1) && unknown.stderr.contains("none of these messages is dead"), "{unknown:?}");
     }
     ensure!(dead_ids(&bed).await? == ids && actions(&bed).await?.is_empty());
     let all = succeeds(&bed, "discard --all --yes").await?;
