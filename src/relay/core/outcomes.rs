@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::limits::WriteRate;
 use crate::clock::Time;
-use crate::message::{Outcome, Quarantined, Settlement};
+use crate::message::{MessageKey, Outcome, Quarantined, Settlement};
 use crate::outbox::{OutboxError, Settled};
 
 /// Outcomes are written when there are this many, or when the oldest has waited [`WAIT`] or, with a backlog, [`WAIT_BUSY`].
@@ -43,6 +43,8 @@ pub(super) struct Outcomes {
     /// Parts of what PostgreSQL refused, the next last.
     parts: Vec<Vec<Settlement>>,
     culprits: Vec<Culprit>,
+    /// Culprits that are being set aside.
+    leaving: Vec<MessageKey>,
     /// Culprits since an outcome was written.
     refused_in_a_row: usize,
     /// Dead messages that are not recorded yet, and how many there have been.
@@ -77,7 +79,8 @@ impl Outcomes {
 
     /// How many messages were sent and are not written back.
     pub(super) fn under_way(&self) -> usize {
-        self.waiting.len() + self.writing + self.parts.iter().map(Vec::len).sum::<usize>() + self.culprits.len()
+        let parts: usize = self.parts.iter().map(Vec::len).sum();
+        self.waiting.len() + self.writing + parts + self.culprits.len() + self.leaving.len()
     }
 
     /// Whether nothing is left to be written or set aside.
@@ -94,7 +97,9 @@ impl Outcomes {
     pub(super) fn is_dying(&self, group: &str) -> bool {
         let culprits = self.culprits.iter().map(|culprit| &culprit.settlement);
         let all = self.waiting.iter().chain(self.parts.iter().flatten()).chain(culprits);
-        self.dying > 0 && all.filter(|settlement| settlement.is_dead()).any(|dead| dead.group.as_deref() == Some(group))
+        let is_of_group = |settlement: &Settlement| settlement.is_dead() && settlement.group.as_deref() == Some(group);
+        // What is being set aside may be one.
+        self.dying > 0 && (!self.leaving.is_empty() || all.into_iter().any(is_of_group))
     }
 
     /// How many messages have died; an answer from before another one died is worth nothing.
@@ -107,9 +112,14 @@ impl Outcomes {
         self.finished
     }
 
+    /// Whether something is being written or set aside. One statement at a time: of two outcomes of one message the later counts.
+    fn is_busy(&self) -> bool {
+        self.writing > 0 || !self.leaving.is_empty()
+    }
+
     /// When the oldest that waits has waited so long.
     pub(super) fn due_at(&self, wait: Duration) -> Option<Time> {
-        self.oldest.filter(|_| self.writing == 0).map(|oldest| oldest + wait)
+        self.oldest.filter(|_| !self.is_busy()).map(|oldest| oldest + wait)
     }
 
     /// What to write now, if it is time: there is enough, it has waited long enough, or nothing more will come soon.
@@ -120,7 +130,7 @@ impl Outcomes {
         is_quiet: bool,
         now: Time,
     ) -> Option<Vec<Settlement>> {
-        if self.writing > 0 {
+        if self.is_busy() {
             return None;
         }
         if let Some(part) = self.parts.pop() {
@@ -190,18 +200,18 @@ impl Outcomes {
 
     /// Messages that are to be set aside, because others could be written, or because nothing else is left to be written.
     pub(super) fn take_culprits(&mut self, others_were_written: bool) -> Vec<Quarantined> {
-        let is_all = self.parts.is_empty() && self.waiting.is_empty() && self.writing == 0;
+        let is_all = self.parts.is_empty() && self.waiting.is_empty() && !self.is_busy();
         if self.culprits.is_empty() || !(others_were_written || is_all) {
             return Vec::new();
         }
         let culprits = std::mem::take(&mut self.culprits);
-        self.writing = culprits.len();
+        self.leaving = culprits.iter().map(|culprit| culprit.settlement.key).collect();
         culprits.into_iter().map(Culprit::set_aside).collect()
     }
 
-    /// Messages that were set aside; if that failed, their outcomes wait again, as far as they have one.
+    /// Messages that were set aside, culprits or others; if that failed, their outcomes wait again, as far as they have one.
     pub(super) fn set_aside(&mut self, messages: &[Quarantined], is_done: bool, now: Time) {
-        self.writing = 0;
+        self.leaving.retain(|key| !messages.iter().any(|message| message.key == *key));
         let outcomes = messages.iter().filter_map(|message| {
             let Quarantined { key, origin, group, outcome, .. } = message.clone();
             Some(Settlement { key, origin, group, outcome: outcome? })
@@ -242,7 +252,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::message::{EventPosition, Lane, MessageId, MessageKey, Origin};
+    use crate::message::{EventPosition, Lane, MessageId, Origin};
 
     fn delivered(id: i64) -> Settlement {
         Settlement {
@@ -300,5 +310,19 @@ mod tests {
     fn where_very_many_are_refused_and_none_is_written_the_database_fails() {
         let (written, aside, is_over) = run(3 * MAX_CULPRITS as i64, |_| true);
         assert_eq!((written.len(), aside.len(), is_over), (0, 0, false));
+    }
+    #[test]
+    fn while_outcomes_are_written_nothing_that_is_set_aside_lets_others_be_written() {
+        let now = Time::default();
+        let mut outcomes = Outcomes::default();
+        outcomes.push(delivered(1), now);
+        assert!(outcomes.take_due(&WriteRate::default(), WAIT, true, now).is_some());
+        let Settlement { key, origin, group, .. } = delivered(2);
+        let unreadable = Quarantined { key, origin, group, outcome: None, reason: "unreadable".to_owned() };
+        outcomes.set_aside(&[unreadable], true, now);
+        outcomes.push(delivered(3), now);
+        assert!(outcomes.take_due(&WriteRate::default(), WAIT, true, now).is_none(), "two statements at once");
+        outcomes.written(vec![delivered(1)], Ok(Settled::default()), now);
+        assert!(outcomes.take_due(&WriteRate::default(), WAIT, true, now).is_some());
     }
 }
