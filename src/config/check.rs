@@ -6,29 +6,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use clap::Args as _;
 
-use super::{DestinationConfig, memory};
+use super::{DestinationConfig, Flags, memory};
 use crate::message::QueueKind;
-
-/// The variables that exist. Kept beside the parser that suggests one of them; a test compares it with the flags.
-pub(super) const KNOWN: [&str; 16] = [
-    "OUTBOX_RELAY_DESTINATIONS",
-    "OUTBOX_RELAY_BATCH_SIZE",
-    "OUTBOX_RELAY_REQUEST_SIZE",
-    "OUTBOX_RELAY_MAX_IN_FLIGHT",
-    "OUTBOX_RELAY_POLL_INTERVAL",
-    "OUTBOX_RELAY_FIFO_MODE",
-    "OUTBOX_RELAY_MAX_ATTEMPTS",
-    "OUTBOX_RELAY_ON_DEAD",
-    "OUTBOX_RELAY_RETRY_INITIAL",
-    "OUTBOX_RELAY_RETRY_MAX",
-    "OUTBOX_RELAY_REQUEST_TIMEOUT",
-    "OUTBOX_RELAY_DELIVERED_RETENTION",
-    "OUTBOX_RELAY_DRAIN_TIMEOUT",
-    "OUTBOX_RELAY_MEMORY",
-    "OUTBOX_RELAY_HTTP_LISTEN",
-    "OUTBOX_RELAY_LOG_FORMAT",
-];
 
 /// All that is wrong with the configuration, one sentence each.
 #[derive(Debug, thiserror::Error)]
@@ -207,15 +188,23 @@ fn without_secret(text: &str) -> &str {
     if text.contains('@') { "(not shown)" } else { text }
 }
 
+/// The variables of our own that the flags name.
+pub(super) fn variables() -> Vec<String> {
+    let command = Flags::augment_args(clap::Command::new("variables"));
+    let names = command.get_arguments().filter_map(|argument| argument.get_env()?.to_str());
+    names.filter(|name| name.starts_with("OUTBOX_RELAY_")).map(str::to_owned).collect()
+}
+
 /// The sentence about a variable that looks like ours and is not.
 pub(super) fn unknown_variable(name: &str) -> Option<String> {
     let rest = name.strip_prefix("OUTBOX_RELAY_")?;
     let by_kubernetes = is_of_a_service(rest);
-    if by_kubernetes || KNOWN.contains(&name) {
+    let known = variables();
+    if by_kubernetes || known.iter().any(|known| known == name) {
         return None;
     }
-    let similarity = |known: &&&str| (strsim::jaro_winkler(name, known) * 1e6) as u64;
-    let nearest = KNOWN.iter().max_by_key(similarity)?;
+    let similarity = |known: &&String| (strsim::jaro_winkler(name, known) * 1e6) as u64;
+    let nearest = known.iter().max_by_key(similarity)?;
     Some(format!("{name} is not a variable of outbox-relay; did you mean {nearest}?"))
 }
 

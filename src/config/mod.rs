@@ -260,20 +260,24 @@ impl Flags {
         })
     }
 
+    /// What was typed for a setting.
+    fn text(&self, adjustable: Adjustable) -> &Option<String> {
+        match adjustable {
+            Adjustable::BatchSize => &self.batch_size,
+            Adjustable::RequestSize => &self.request_size,
+            Adjustable::MaxInFlight => &self.max_in_flight,
+            Adjustable::FifoMode => &self.fifo_mode,
+            Adjustable::MaxAttempts => &self.max_attempts,
+            Adjustable::OnDead => &self.on_dead,
+            Adjustable::RetryInitial => &self.retry_initial,
+            Adjustable::RetryMax => &self.retry_max,
+        }
+    }
+
     fn tuning(&self, problems: &mut Problems) -> Tuning {
         let mut tuning = Tuning::default();
-        let texts = [
-            (Adjustable::BatchSize, &self.batch_size),
-            (Adjustable::RequestSize, &self.request_size),
-            (Adjustable::MaxInFlight, &self.max_in_flight),
-            (Adjustable::FifoMode, &self.fifo_mode),
-            (Adjustable::MaxAttempts, &self.max_attempts),
-            (Adjustable::OnDead, &self.on_dead),
-            (Adjustable::RetryInitial, &self.retry_initial),
-            (Adjustable::RetryMax, &self.retry_max),
-        ];
-        for (adjustable, text) in texts {
-            tuning.read((adjustable, adjustable.variable(), text.as_deref()), problems);
+        for adjustable in Adjustable::ALL {
+            tuning.read((adjustable, adjustable.variable(), self.text(adjustable).as_deref()), problems);
         }
         tuning.poll_interval = problems.duration(
             ("OUTBOX_RELAY_POLL_INTERVAL", self.poll_interval.as_deref()),

@@ -70,22 +70,12 @@ impl Flags {
             super::LogFormat::Json => "json",
         };
         let filter = present(&self.log_filter).unwrap_or(default_filter).to_owned();
-        let text = |adjustable: Adjustable| match adjustable {
-            Adjustable::BatchSize => &self.batch_size,
-            Adjustable::RequestSize => &self.request_size,
-            Adjustable::MaxInFlight => &self.max_in_flight,
-            Adjustable::FifoMode => &self.fifo_mode,
-            Adjustable::MaxAttempts => &self.max_attempts,
-            Adjustable::OnDead => &self.on_dead,
-            Adjustable::RetryInitial => &self.retry_initial,
-            Adjustable::RetryMax => &self.retry_max,
-        };
         let mut all = vec![
             shown(database, config.database.place().to_string()),
             shown(("destinations", "OUTBOX_RELAY_DESTINATIONS", &self.destinations), destinations.join(",")),
         ];
         for adjustable in Adjustable::ALL {
-            let setting = (adjustable.name(), adjustable.variable(), text(adjustable));
+            let setting = (adjustable.name(), adjustable.variable(), self.text(adjustable));
             all.push(shown(setting, tuning.shown(adjustable)));
         }
         all.extend([

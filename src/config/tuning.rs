@@ -83,29 +83,24 @@ impl Adjustable {
 
     /// The environment variable that sets it.
     pub fn variable(self) -> &'static str {
-        match self {
-            Self::BatchSize => "OUTBOX_RELAY_BATCH_SIZE",
-            Self::RequestSize => "OUTBOX_RELAY_REQUEST_SIZE",
-            Self::MaxInFlight => "OUTBOX_RELAY_MAX_IN_FLIGHT",
-            Self::FifoMode => "OUTBOX_RELAY_FIFO_MODE",
-            Self::MaxAttempts => "OUTBOX_RELAY_MAX_ATTEMPTS",
-            Self::OnDead => "OUTBOX_RELAY_ON_DEAD",
-            Self::RetryInitial => "OUTBOX_RELAY_RETRY_INITIAL",
-            Self::RetryMax => "OUTBOX_RELAY_RETRY_MAX",
-        }
+        self.names().1
     }
 
     /// The flag without dashes in front, as `outbox-relay set` and `outbox.settings` name it.
     pub fn name(self) -> &'static str {
+        self.names().0
+    }
+
+    fn names(self) -> (&'static str, &'static str) {
         match self {
-            Self::BatchSize => "batch-size",
-            Self::RequestSize => "request-size",
-            Self::MaxInFlight => "max-in-flight",
-            Self::FifoMode => "fifo-mode",
-            Self::MaxAttempts => "max-attempts",
-            Self::OnDead => "on-dead",
-            Self::RetryInitial => "retry-initial",
-            Self::RetryMax => "retry-max",
+            Self::BatchSize => ("batch-size", "OUTBOX_RELAY_BATCH_SIZE"),
+            Self::RequestSize => ("request-size", "OUTBOX_RELAY_REQUEST_SIZE"),
+            Self::MaxInFlight => ("max-in-flight", "OUTBOX_RELAY_MAX_IN_FLIGHT"),
+            Self::FifoMode => ("fifo-mode", "OUTBOX_RELAY_FIFO_MODE"),
+            Self::MaxAttempts => ("max-attempts", "OUTBOX_RELAY_MAX_ATTEMPTS"),
+            Self::OnDead => ("on-dead", "OUTBOX_RELAY_ON_DEAD"),
+            Self::RetryInitial => ("retry-initial", "OUTBOX_RELAY_RETRY_INITIAL"),
+            Self::RetryMax => ("retry-max", "OUTBOX_RELAY_RETRY_MAX"),
         }
     }
 
