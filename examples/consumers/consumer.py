@@ -1,9 +1,9 @@
 """Counts what each draw has sold, from a queue: an effect exactly once, although SQS delivers at least once.
 
     pip install -r requirements.txt
-    DATABASE_URL=postgres://… QUEUE_URL=https://sqs.… python consumer.py --init
+    AWS_DEFAULT_REGION=eu-west-1 DATABASE_URL=postgres://… QUEUE_URL=https://sqs.… python consumer.py --init
 
-The database is the one the effect is in. It needs `outbox-relay migrate` as well, for outbox.inbox.
+Its messages are tickets: {"draw": "draw-7", "price": 5}. The database is the one the effect is in. It needs `outbox-relay migrate` as well, for outbox.inbox.
 """
 
 import argparse

@@ -117,7 +117,7 @@ impl Stage {
         println!(
             "  psql '{database_url}' -c \"SELECT outbox.enqueue('audit', 'Greeted', '{{\\\"hello\\\": \\\"world\\\"}}')\""
         );
-        println!("  AWS_ACCESS_KEY_ID=demo AWS_SECRET_ACCESS_KEY=demo AWS_REGION=us-east-1 \\");
+        println!("  AWS_ACCESS_KEY_ID=demo AWS_SECRET_ACCESS_KEY=demo AWS_DEFAULT_REGION=us-east-1 \\");
         println!("    aws --endpoint-url {sqs_endpoint} sqs receive-message --queue-url {audit}");
         println!();
     }
