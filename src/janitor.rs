@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::health::Heartbeat;
-use crate::message::{Lane, MessageId};
+use crate::message::{Lane, MessageId, MessageKey};
 use crate::metrics::{DestinationMetrics, HORIZON_KINDS, HORIZON_KINDS_OF_OTHERS, Metrics};
 use crate::outbox::{HorizonHolder, Keep, Outbox, OutboxError};
 use crate::reading::{ByLane, Order};
@@ -47,8 +47,10 @@ const CHUNK_PAUSE: Duration = Duration::from_millis(20);
 /// How often the backlog is measured from the bottom; in between it is measured above what was found there.
 const FLOORS_EVERY: Duration = Duration::from_secs(30);
 
-/// How often to try again to record what is in quarantine, and how much of it at once.
+/// How often to try again to record what is in quarantine, for how long, since nothing is measured meanwhile, and how much of it
+/// at once. What there was no time for comes next.
 const QUARANTINE_EVERY: Duration = Duration::from_secs(60);
+const QUARANTINE_FOR: Duration = Duration::from_secs(5);
 const QUARANTINE_CHUNK: i64 = 100;
 
 /// How often to look at who holds the vacuum horizon.
@@ -67,6 +69,8 @@ struct Probes {
     /// For each destination.
     floors: Vec<Floors>,
     watchdogs: Vec<Watchdog>,
+    /// Behind which message in quarantine to go on.
+    tried: Vec<Option<MessageKey>>,
     next_quarantine: Instant,
     next_horizon: Instant,
     /// Whether it has been logged that measuring fails.
@@ -79,9 +83,9 @@ impl Probes {
     fn new(destinations: usize) -> Self {
         let floors = (0..destinations).map(|_| Floors::default()).collect();
         let watchdogs = (0..destinations).map(|_| Watchdog::default()).collect();
-        let now = Instant::now();
+        let (tried, now) = (vec![None; destinations], Instant::now());
         let (next_quarantine, next_horizon) = (now, now);
-        Self { floors, watchdogs, next_quarantine, next_horizon, is_logged: false, held_since: HashMap::new() }
+        Self { floors, watchdogs, tried, next_quarantine, next_horizon, is_logged: false, held_since: HashMap::new() }
     }
 
     /// How long this holder has held the horizon: as PostgreSQL says, or since this was seen first.
@@ -198,8 +202,8 @@ impl Janitor {
     async fn measure(&self, probes: &mut Probes, stop: &CancellationToken) -> Result<bool, OutboxError> {
         self.look_at_the_horizon(probes).await?;
         let is_quarantine_due = Instant::now() >= probes.next_quarantine;
-        for ((served, floors), watchdog) in self.destinations.iter().zip(&mut probes.floors).zip(&mut probes.watchdogs)
-        {
+        let each = probes.floors.iter_mut().zip(&mut probes.watchdogs).zip(&mut probes.tried);
+        for (served, ((floors, watchdog), tried)) in self.destinations.iter().zip(each) {
             let Served { name, metrics, relay } = served;
             self.find_floors(name, floors, stop).await?;
             let Some(lanes) = &mut floors.lanes else { return Ok(false) };
@@ -217,7 +221,7 @@ impl Janitor {
             let (ready_lag, answered_in) = (backlog.ready_lag, asked_at.elapsed());
             watch(served, watchdog, Sight { ready_lag, finished, answered_in, activity });
             if is_quarantine_due && backlog.quarantined > 0 {
-                self.record_quarantined(name).await?;
+                self.record_quarantined(name, tried, stop).await?;
             }
         }
         if is_quarantine_due {
@@ -227,13 +231,21 @@ impl Janitor {
     }
 
     /// The cause may have been mended: tries again to record what SQS has accepted.
-    async fn record_quarantined(&self, name: &Arc<str>) -> Result<(), OutboxError> {
+    async fn record_quarantined(
+        &self,
+        name: &Arc<str>,
+        tried: &mut Option<MessageKey>,
+        stop: &CancellationToken,
+    ) -> Result<(), OutboxError> {
+        let started = Instant::now();
         let keep = if self.retention.is_zero() { Keep::Nothing } else { Keep::Delivered };
-        let (mut recorded, mut after) = (0, None);
-        loop {
-            let messages = self.outbox.unrecorded(name, after, QUARANTINE_CHUNK).await?;
-            let Some(last) = messages.last() else { break };
-            after = Some(last.key);
+        let mut recorded = 0;
+        while started.elapsed() < QUARANTINE_FOR && !stop.is_cancelled() {
+            let messages = self.outbox.unrecorded(name, *tried, QUARANTINE_CHUNK).await?;
+            *tried = messages.last().map(|message| message.key);
+            if messages.is_empty() {
+                break;
+            }
             for message in &messages {
                 recorded += u64::from(self.outbox.record_quarantined(name, keep, message).await?);
                 self.heartbeat.tick();

@@ -169,8 +169,9 @@ impl Admission<'_> {
     }
 
     /// Applies a look at the gap: watermarks move up over what it settles, and back below what it found; returns the lanes
-    /// where it found something, or more than it may show, so that something may be hidden. It leaves out what is known to wait in the table, and of groups that were read in the same
-    /// answer that is known from before that read: of their lanes it settles what had ended by then.
+    /// where it found something, or more than it may show, so that something may be hidden. It leaves out what is known to
+    /// wait in the table, and of groups that were read in the same answer that is known from before that read: of their
+    /// lanes it settles what had ended by then.
     fn gap(
         &mut self,
         work: &ReadWork,
