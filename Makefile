@@ -1,16 +1,17 @@
-# What one does with this repository. Needs Rust, a C compiler and Node.js >= 20; the rest is brought as needed.
+# The tasks of this repository. It needs Rust, a C compiler, patch and Node.js >= 20; the rest is installed as needed.
 
 CARGO  ?= cargo
 FLAGS  := --locked
 export RUSTDOCFLAGS += -D warnings
-# The tests mostly wait, so there are more of them at a time than cores.
+# Tests mostly wait, so more of them run at a time than there are cores.
 export RUST_TEST_THREADS ?= 3
 
-.PHONY: help demo lottery experiment test soak bench prove-alerts dashboard-preview fmt build
+.PHONY: help demo lottery experiment test soak mutants bench prove-alerts dashboard-preview status-page-preview deploy-check \
+	image-check packages package-check fmt build
 .DEFAULT_GOAL := help
 
 help: ## This list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
 
 demo: needed ## Sell lottery tickets through the relay and kill it half-way; KEEP=1 stays up, ARGS=--help tells more
 	@sh tests/tools/postgres.sh >/dev/null
@@ -30,25 +31,33 @@ experiment: needed ## Before and after: publishing without an outbox against out
 	$(CARGO) build $(FLAGS) --release --bin outbox-relay --example lottery
 	@$(CARGO) run $(FLAGS) --quiet --release --example lottery -- experiment $(ARGS)
 
-# What delivers, once more with every relay behind PgBouncer. The other modules are about sessions themselves (failover,
-# restarts, silence, exhaustion, scale), about roles that PgBouncer does not know, or about no delivery;
-# the one that is left out of reading has a cluster of its own.
+# The delivery tests again, with every relay behind PgBouncer. The other modules are about sessions themselves
+# (failover, restarts, silence, exhaustion, scale), about roles that PgBouncer does not know, or not about delivery; the
+# skipped test of reading has its own cluster.
 DELIVERIES := $(addsuffix ::,delivery bodies requests order failures outages sharing reading signals retention metrics pgbouncer) \
 	--skip a_relay_walks_no_dead_rows_over_and_over
 
-# With PG=13 to PG=18 only what depends on the version.
+# What does not depend on PostgreSQL's version: settings, ways to AWS, documents, alerts, the looks of pages, the example.
+UNRELATED := $(addprefix --skip ,$(addsuffix ::,alerts architecture check_way configuration credential_kinds credentials dashboard \
+	destination_roles dev documents example_consumers generate latency lottery metrics_page mistakes proxies rds_iam status_page_looks))
+
+# With PG=13 to PG=18, only tests that may depend on the version.
 test: needed ## All checks and tests; PG=13 (to 18) runs the integration tests on that PostgreSQL
 ifdef PG
 	$(CARGO) build $(FLAGS) --examples
-	PG_MAJOR=$(PG) $(CARGO) test $(FLAGS) --test it
+	PG_MAJOR=$(PG) $(CARGO) test $(FLAGS) --test it -- $(UNRELATED)
 else
 	@sh tests/tools/debian.sh
-	$(CARGO) fmt --check
-	$(CARGO) clippy $(FLAGS) --all-targets -- -D warnings
+	sh tests/tools/mutants.sh --check
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(FLAGS) --workspace --all-targets -- -D warnings
 	$(CARGO) clippy $(FLAGS) --test soak --test prove-alerts --benches -- -D warnings
-	$(CARGO) doc $(FLAGS) --no-deps --document-private-items
+	$(CARGO) clippy $(FLAGS) --features dev --lib --bins --test dev -- -D warnings
+	$(CARGO) doc $(FLAGS) --features dev --workspace --no-deps --document-private-items
 	$(CARGO) build $(FLAGS) --examples # An example with tests of its own is built by `cargo test` as those only.
-	$(CARGO) test $(FLAGS)
+	$(CARGO) test $(FLAGS) --workspace
+	$(CARGO) test $(FLAGS) --features dev --lib -- dev::
+	$(CARGO) test $(FLAGS) --features dev --test dev # It leaves a relay with that feature; the next line that builds makes the usual one.
 	$(CARGO) bench $(FLAGS) --bench instructions
 	THROUGH_PGBOUNCER=1 $(CARGO) test $(FLAGS) --test it -- $(DELIVERIES)
 endif
@@ -57,6 +66,9 @@ soak: needed ## Break everything at random for MINUTES=5 and count what arrives;
 	@sh tests/tools/postgres.sh >/dev/null
 	@sh tests/tools/emulator.sh >/dev/null
 	$(CARGO) test $(FLAGS) --release --test soak
+
+mutants: needed ## Put known faults into the core, one at a time: the property tests must find each within a minute (30 min)
+	@sh tests/tools/mutants.sh $(ARGS)
 
 bench: needed ## Measure everything and write docs/benchmarks; CASE=drain one case, SCALE=0.1 a quick look that writes nothing
 	@sh tests/tools/postgres.sh >/dev/null
@@ -74,15 +86,35 @@ dashboard-preview: needed ## Draw the dashboard's panels from a real Prometheus 
 	@sh tests/tools/emulator.sh >/dev/null
 	DASHBOARD_PAGE=$(CURDIR)/target/dashboard.html $(CARGO) test $(FLAGS) --test it -- --nocapture dashboard::every_expression
 	@sh tests/tools/dashboard/photograph.sh target/dashboard.html docs/dashboard.png
+	@sh tests/tools/dashboard/photograph.sh target/dashboard.html docs/dashboard-top.png 575
+
+status-page-preview: needed ## Photograph the status page of a real relay after MINUTES=13 of traffic: docs/status-page*.png
+	@sh tests/tools/postgres.sh >/dev/null
+	@sh tests/tools/emulator.sh >/dev/null
+	STATUS_PAGE_PICTURES=$(CURDIR)/docs STATUS_PAGE_MINUTES=$(or $(MINUTES),13) \
+		$(CARGO) test $(FLAGS) --test it -- --nocapture status_page_looks::the_page_can_be_photographed
+
+deploy-check: ## Check deploy/ and .github/ with the programs that know their formats: needs Go and Python; ARGS=helm some
+	@sh tests/tools/deploy-check.sh $(ARGS)
+
+image-check: needed ## Build the container image without Docker, and run it as the sidecar: locked in, with TLS, within its memory
+	@sh tests/tools/image-check.sh
+
+packages: build ## A .deb and an .rpm of the relay, with checksums: target/packages
+	@sh tests/tools/packages.sh
+
+package-check: build ## Install, upgrade and remove the packages in fresh roots; the list of crates, the crate, the program for arm64
+	@sh tests/tools/package-check.sh
 
 fmt: needed ## Format the sources
-	$(CARGO) fmt
+	$(CARGO) fmt --all
 
 build: needed ## The relay, as released: target/release/outbox-relay
 	$(CARGO) build $(FLAGS) --release --bin outbox-relay
 
-# The first thing missing is named with its remedy, before anything is built.
+# The first missing tool is reported with its remedy, before anything is built.
 .PHONY: needed
 needed:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust >= 1.94.1, for example by https://rustup.rs" >&2; exit 1; }
+	@command -v patch >/dev/null || { echo "patch is missing: install it, for example by: apt-get install patch" >&2; exit 1; }
 	@command -v cc >/dev/null || { echo "cc is missing: install a C compiler, for example by: apt-get install build-essential" >&2; exit 1; }

@@ -1,7 +1,8 @@
 //! The two ceilings of a drain: the relay's statements without SQS, and its requests without PostgreSQL.
 //!
-//! Each runs as a process of its own, with the environment and the code of the relay, and prints one number. Work that
-//! shares the processors can at best take the time of both, so the bound of a drain is `1 / (1 / database + 1 / sender)`.
+//! Each runs as a separate process, with the environment and the code of the relay, and prints one number. Work that
+//! shares the processors takes at best the sum of both times, so the bound of a drain is `1 / (1 / database + 1 /
+//! sender)`.
 
 use std::collections::VecDeque;
 use std::process::{Command, Stdio};
@@ -34,7 +35,7 @@ pub struct Ceiling {
     flags: HiddenDebug,
 }
 
-/// The relay's flags may hold a password, so nothing prints them.
+/// The relay's flags may contain a password, so nothing prints them.
 #[derive(clap::Args)]
 struct HiddenDebug {
     #[command(flatten)]
@@ -47,10 +48,10 @@ impl std::fmt::Debug for HiddenDebug {
     }
 }
 
-/// How long a claim is held; as the relay's streams do.
+/// How long a claim is held, as in the relay's claim sessions.
 const CLAIM_FOR: Duration = Duration::from_millis(3500);
 
-/// Outcomes written at a time; as the relay does when there are enough.
+/// How many outcomes are written at a time, as in the relay when there are enough.
 const SETTLE_SIZE: usize = 500;
 
 impl Ceiling {
@@ -67,7 +68,7 @@ impl Ceiling {
             let (mut cursors, mut settled) = (ByLane::all(MessageId::NONE), 0);
             while settled < self.messages {
                 let claim = outbox.claim(&destination, &lanes, lanes.len(), CLAIM_FOR * 2).await?;
-                let (claim, claimed) = claim.context("somebody else has the lanes")?;
+                let (claim, claimed) = claim.context("another claim holds the lanes")?;
                 let (until, batch) = (claimed.asked_at + CLAIM_FOR, config.tuning.batch_size);
                 let read = stream(&outbox, &mut cursors, batch, &claimed.proof, until).await?;
                 claim.release().await?;
@@ -78,12 +79,14 @@ impl Ceiling {
         })
     }
 
-    /// Composes and sends made-up messages; returns messages a second.
+    /// Composes and sends generated messages; returns messages a second.
     pub fn sender(self) -> Result<f64> {
         let config = self.flags.flags.relay()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let queue = sqs::connect(&config.destinations, config.tuning.request_timeout).await?.remove(0);
+            let queue = sqs::connect(&config.destinations, config.ca_bundle.as_deref(), config.tuning.request_timeout)
+                .await?
+                .remove(0);
             let started = Instant::now();
             let mut requests = FuturesUnordered::new();
             let mut next = 1;
@@ -110,7 +113,8 @@ impl Ceiling {
     }
 }
 
-/// Reads and settles at the same time until the claim is old or nothing is left; returns how many messages it settled.
+/// Reads and settles at the same time until the claim is old or nothing is left; returns how many messages were
+/// settled.
 async fn stream(
     outbox: &Outbox,
     cursors: &mut ByLane<MessageId>,
@@ -119,13 +123,13 @@ async fn stream(
     until: Time,
 ) -> Result<u64> {
     let (mut read_keys, mut is_over, mut settled) = (VecDeque::<(MessageKey, Origin)>::new(), false, 0);
-    let most = batch.div_ceil(LANES);
+    let limit = batch.div_ceil(LANES);
     let mut reading = None;
     let mut settling = None;
     loop {
         is_over |= Time::now() >= until;
         if reading.is_none() && !is_over && read_keys.len() < 4 * batch {
-            let lanes = cursors.iter().map(|(lane, above)| Position { lane, above: *above, most }).collect();
+            let lanes = cursors.iter().map(|(lane, above)| Position { lane, above: *above, limit }).collect();
             let request = ReadRequest {
                 lanes,
                 stored_bytes: READ_BYTES,
@@ -169,7 +173,7 @@ async fn stream(
     }
 }
 
-/// The result of a task that may not be there.
+/// The result of a task that may not exist.
 async fn maybe<F: Future + Unpin>(task: &mut Option<F>) -> Option<F::Output> {
     match task {
         Some(task) => Some(task.await),
@@ -177,7 +181,7 @@ async fn maybe<F: Future + Unpin>(task: &mut Option<F>) -> Option<F::Output> {
     }
 }
 
-/// A message as the backlog's are.
+/// A message like those of the backlog.
 fn made_up(number: u64) -> Option<Message> {
     let id = i64::try_from(number).ok()?;
     let lane = Lane::new(i16::try_from(number % LANES as u64).ok()?)?;
@@ -202,7 +206,7 @@ fn made_up(number: u64) -> Option<Message> {
     })
 }
 
-/// Runs a ceiling as a process of its own.
+/// Runs a ceiling as a separate process.
 pub fn measure(ground: &Ground, which: &str, database: &str, messages: u64) -> Result<f64> {
     let relay = ground.command(database, "tickets");
     let mut command = Command::new(std::env::current_exe()?);

@@ -1,4 +1,5 @@
-//! The ground of the cases: a durable PostgreSQL, outboxes full of messages, relays as the real binary, and what they use.
+//! The environment of the cases: a durable PostgreSQL, outboxes full of messages, relays as the real binary, and their
+//! resource usage.
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
@@ -8,26 +9,26 @@ use anyhow::{Context, Result, bail, ensure};
 use tokio_postgres::{Client, NoTls};
 
 use crate::stand_in::{Counts, StandIn};
-use crate::support::postgres::{Cluster, Options};
+use support::postgres::{Cluster, Options};
 
 /// The destination of every case.
 pub const DESTINATION: &str = "tickets";
 
-/// The longest that a run may take.
+/// The time limit of a run.
 const PATIENCE: Duration = Duration::from_secs(900);
 
-/// Bytes of a body, about: what an event of the lottery has.
+/// The approximate size of a body in bytes: that of a lottery event.
 pub const BODY_BYTES: usize = 450;
 
-/// What all cases share.
+/// The environment that all cases share.
 pub struct Ground {
     pub cluster: Cluster,
     pub stand_in: StandIn,
-    /// Databases that others are copied from.
+    /// Databases that are copied for the cases.
     templates: tokio::sync::Mutex<BTreeMap<String, ()>>,
 }
 
-/// The messages that wait.
+/// The pending messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backlog {
     pub messages: u64,
@@ -35,20 +36,20 @@ pub struct Backlog {
     pub groups: u64,
 }
 
-/// How a drain went.
+/// The result of a drain.
 #[derive(Clone, Copy, Debug)]
 pub struct Drained {
-    /// Messages a second, from the first request to the end of the relay, everything recorded.
+    /// Messages a second, from the first request to the end of the relay, when everything is recorded.
     pub rate: f64,
     /// The relay's largest memory in megabytes.
     pub peak_mb: f64,
-    /// Seconds of processor the relay took.
+    /// Processor seconds that the relay used.
     pub cpu: f64,
     pub counts: Counts,
 }
 
 impl Ground {
-    /// Starts PostgreSQL as it is in use: with every commit on disk.
+    /// Starts PostgreSQL as in production: with every commit on disk.
     pub fn lay() -> Result<Ground> {
         let setting = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         let settings = [
@@ -70,7 +71,7 @@ impl Ground {
         Ok(client)
     }
 
-    /// A database of its own with this backlog, vacuumed, as a copy of one that is filled once.
+    /// A separate database with this backlog, vacuumed: a copy of one that is filled once.
     pub async fn filled(&self, name: &str, backlog: Backlog) -> Result<Client> {
         let template = format!("backlog_{}_{}", backlog.messages, backlog.groups);
         let mut templates = self.templates.lock().await;
@@ -92,7 +93,7 @@ impl Ground {
         Ok(client)
     }
 
-    /// Removes the databases that others were copied from.
+    /// Removes the databases that were copied.
     pub async fn forget_templates(&self) -> Result<()> {
         for template in std::mem::take(&mut *self.templates.lock().await).into_keys() {
             self.cluster.drop_database(&template).await?;
@@ -162,7 +163,7 @@ impl Ground {
     }
 }
 
-/// Which queue, how slow, how many relays, and what is set.
+/// Which queue, how slow, how many relays, and which settings.
 #[derive(Clone, Copy, Debug)]
 pub struct How {
     pub queue: &'static str,
@@ -172,7 +173,7 @@ pub struct How {
 }
 
 impl How {
-    /// One relay with its defaults before a standard queue.
+    /// One relay with its defaults and a standard queue.
     pub fn at(median_ms: u64) -> How {
         How { queue: "tickets", median: Duration::from_millis(median_ms), relays: 1, settings: &[] }
     }
@@ -183,7 +184,7 @@ pub fn micros_since_1970() -> Result<u64> {
     Ok(std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH)?.as_micros() as u64)
 }
 
-/// Fills an outbox in slices, so that no statement is endless, and leaves it as after a vacuum.
+/// Fills an outbox in chunks, so that no statement runs without end, and leaves it as after a vacuum.
 async fn fill(client: &Client, backlog: Backlog) -> Result<()> {
     const SLICE: u64 = 200_000;
     let statement = "WITH event AS (
@@ -207,12 +208,12 @@ async fn fill(client: &Client, backlog: Backlog) -> Result<()> {
     Ok(())
 }
 
-/// A relay that was started, and is ended if nobody waits for it.
+/// A running relay; it is killed if it is dropped.
 pub struct Running {
     child: Child,
 }
 
-/// What a process has used.
+/// The resources that a process has used.
 #[derive(Clone, Copy, Debug)]
 pub struct Used {
     pub cpu: f64,
@@ -224,17 +225,17 @@ impl Running {
         Ok(Running { child: command.spawn().context("cannot start the relay")? })
     }
 
-    /// What it has used until now.
+    /// The resources used so far.
     pub fn used(&self) -> Result<Used> {
         used(self.child.id())
     }
 
-    /// Waits for its end, which must be a good one.
+    /// Waits for its end, which must be successful.
     pub async fn wait(mut self, limit: Duration) -> Result<Used> {
         let started = Instant::now();
         let mut latest = used(self.child.id())?;
         loop {
-            // An ended process that was not waited for has no memory left to report.
+            // A process that has ended but was not waited for has no memory left to report.
             if let Ok(used) = used(self.child.id()) {
                 latest = Used { cpu: used.cpu.max(latest.cpu), peak_mb: used.peak_mb.max(latest.peak_mb) };
             }
@@ -259,7 +260,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail where it has ended.
+        // Both fail if it has ended.
         self.child.kill().ok();
         self.child.wait().ok();
     }

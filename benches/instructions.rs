@@ -1,10 +1,11 @@
-//! Counts the instructions that a message costs without PostgreSQL and SQS, and compares them with `instructions.json`.
+//! Counts the instructions of a message without PostgreSQL and SQS, and compares them with `instructions.json`.
 //!
-//! A clock notices no tenth on a machine that others use too; callgrind counts the same on every run. Part of `make test`.
-//! The program runs itself under valgrind, once with some messages and once with more; the difference leaves out what
-//! starting costs. `UPDATE=1 cargo bench --bench instructions` writes the figures anew, for a commit that says why.
+//! On a shared machine a clock cannot show a change of ten percent; callgrind counts the same on every run. Part of
+//! `make test`. The program runs itself under valgrind, once with some messages and once with more; the difference
+//! excludes the cost of starting. `UPDATE=1 cargo bench --bench instructions` writes new figures, for a commit that
+//! says why.
 //!
-//! What is counted is [`outbox_relay::relay::dry_run`], optimised and with the allocator of the relay.
+//! It counts [`outbox_relay::relay::dry_run`], optimised and with the relay's allocator.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench talks to the person who started it")]
 
@@ -23,7 +24,7 @@ use outbox_relay::relay::dry_run::dry_run;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// How much more than committed is too much.
+/// How far the count may exceed the committed figure.
 const TOLERANCE: f64 = 0.10;
 
 /// Messages of the smaller and of the larger run. A relay reads a thousand at once.
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What is counted.
+/// The work that is counted.
 fn work(kind: &str, messages: &str) -> Result<()> {
     let (_, kind) = KINDS.into_iter().find(|(name, _)| *name == kind).context("no such kind of queue")?;
     let mut left: u64 = messages.parse()?;
@@ -64,7 +65,7 @@ fn work(kind: &str, messages: &str) -> Result<()> {
     Ok(())
 }
 
-/// As the lottery's: 450 bytes, a stream, a trace; a group has one message in a batch.
+/// Like those of the lottery: 450 bytes, a stream, a trace; each group has one message in a batch.
 fn message(number: u64) -> Option<Message> {
     let id = i64::try_from(number).ok()?;
     let lane = Lane::new(i16::try_from(number % LANES as u64).ok()?)?;
@@ -116,7 +117,7 @@ fn compare() -> Result<()> {
     if !too_many.is_empty() {
         bail!(
             "{} needs over {:.0} % more than committed in {FIGURES}; find what costs \
-             (valgrind --tool=callgrind on this program with `standard 5000`), or write the figures anew with UPDATE=1",
+             (valgrind --tool=callgrind on this program with `standard 5000`), or write new figures with UPDATE=1",
             too_many.join(" and "),
             TOLERANCE * 100.0
         );
@@ -124,7 +125,7 @@ fn compare() -> Result<()> {
     Ok(())
 }
 
-/// Instructions of a whole run.
+/// The instructions of a whole run.
 fn count(kind: &str, messages: u64) -> Result<u64> {
     let program = std::env::current_exe()?;
     let mut valgrind = Command::new("valgrind");

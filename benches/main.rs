@@ -1,20 +1,19 @@
-//! `make bench`: what the relay reaches, as ratios within one run, against a durable PostgreSQL and a stand-in for SQS.
+//! `make bench`: the throughput of the relay against a durable PostgreSQL and a stand-in for SQS, as ratios within one
+//! run.
 //!
-//! `cases` has a file for each case, in the order of the table; `ground` starts what they need, `ceilings` measures what a
-//! drain could reach at best, `stand_in` is the SQS that keeps up, `report` writes the table, the JSON and the picture.
-//! Nothing here is a test: noise makes no build fail. What must not get slower unseen is counted in instructions instead.
+//! `cases` has a file for each case, in the order of the table. `ground` starts what they need, `ceilings` measures the
+//! fastest possible drain, `stand_in` is an SQS that is fast enough, and `report` writes the table, the JSON and the
+//! picture. Nothing here is a test, since noise must not fail a build. `instructions.rs` counts instructions to detect
+//! slowdowns.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench talks to the person who started it")]
-#![allow(unreachable_pub, reason = "a bench has no outside")]
+#![allow(unreachable_pub, reason = "a bench has no users of its API")]
 
 mod cases;
 mod ceilings;
 mod ground;
 mod report;
 mod stand_in;
-#[path = "../tests/it/support/mod.rs"]
-#[allow(dead_code, unused_imports, reason = "shared with the integration tests")]
-mod support;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,15 +33,15 @@ struct Flags {
     #[arg(long, env = "CASE", value_parser = cases::NAMES)]
     case: Option<String>,
 
-    /// Less work by this factor, to try the bench itself; nothing is written then
+    /// Less work by this factor, to try out the bench itself; nothing is written then
     #[arg(long, env = "SCALE", default_value_t = 1.0, value_parser = scale)]
     scale: f64,
 
-    /// Decides what is drawn at random
+    /// The seed of all random choices
     #[arg(long, env = "SEED", default_value_t = 1)]
     seed: u64,
 
-    /// Cargo says this to every bench
+    /// Cargo passes this to every bench
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -53,7 +52,7 @@ fn scale(text: &str) -> Result<f64, String> {
 }
 
 fn main() -> ExitCode {
-    // Parts of the bench that are processes of their own.
+    // Some parts of the bench are separate processes.
     let mut arguments = std::env::args();
     let program = arguments.next().unwrap_or_default();
     let part = arguments.next().unwrap_or_default();
@@ -86,7 +85,7 @@ fn bench(flags: &Flags) -> Result<()> {
             println!();
             outcomes.push(outcome);
             if flags.scale == 1.0 {
-                // After each case, for all of them take an hour.
+                // It is written after each case, because all of them take an hour.
                 report::write(&folder(), &about, &outcomes)?;
             }
         }
@@ -98,7 +97,7 @@ fn folder() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/benchmarks"))
 }
 
-/// Where and with what was measured.
+/// The machine, the versions and the seed of the measurement.
 async fn about(ground: &Ground, seed: u64) -> Result<Value> {
     let row = ground.connect("postgres").await?.query_one("SELECT version(), now()::date::text", &[]).await?;
     let (version, date): (String, String) = (row.get(0), row.get(1));

@@ -11,11 +11,11 @@ pub struct Figure {
     pub name: String,
     pub value: f64,
     pub unit: &'static str,
-    /// What it has to reach, where that is decided.
+    /// The target, if there is one.
     pub aim: Option<Aim>,
 }
 
-/// What a figure has to reach.
+/// The target of a figure.
 #[derive(Clone, Copy, Debug)]
 pub enum Aim {
     AtLeast(f64),
@@ -38,7 +38,7 @@ impl Aim {
     }
 }
 
-/// What a case found.
+/// The results of a case.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub case: &'static str,
@@ -56,7 +56,7 @@ impl Outcome {
         self.note(Figure { name: name.into(), value, unit, aim: None });
     }
 
-    /// Adds a figure that has something to reach.
+    /// Adds a figure with a target.
     pub fn aim(&mut self, name: impl Into<String>, value: f64, unit: &'static str, aim: Aim) {
         self.note(Figure { name: name.into(), value, unit, aim: Some(aim) });
     }
@@ -75,7 +75,7 @@ fn line(figure: &Figure) -> String {
     format!("  {:<52} {:>18}   {aim}", figure.name, value.trim_end()).trim_end().to_owned()
 }
 
-/// Three digits and a bit, so that the table shows no more than was measured.
+/// About three digits, so that the table shows no more precision than was measured.
 pub fn number(value: f64) -> String {
     let places = match value.abs() {
         large if large >= 100.0 => 0,
@@ -95,7 +95,7 @@ pub fn number(value: f64) -> String {
     })
 }
 
-/// Writes what was found beside what earlier runs found of other cases.
+/// Writes the results, and keeps earlier results of other cases.
 pub fn write(folder: &Path, about: &Value, outcomes: &[Outcome]) -> Result<()> {
     std::fs::create_dir_all(folder)?;
     let path = folder.join("results.json");
@@ -125,10 +125,10 @@ fn figure_json(figure: &Figure) -> Value {
     value
 }
 
-/// Colours of a bar: one that has nothing to reach, has reached it, has not.
+/// Colours of a bar: without a target, target reached, target missed.
 const COLOURS: [&str; 3] = ["#7a8aa0", "#2f855a", "#c05621"];
 
-/// One bar a figure, in proportion to the largest of its unit in its case.
+/// One bar per figure, in proportion to the largest figure of its unit in its case.
 fn picture(all: &Map<String, Value>) -> String {
     const ROW: usize = 20;
     let (mut rows, mut y) = (Vec::new(), 30);

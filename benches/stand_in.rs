@@ -1,8 +1,9 @@
-//! The stand-in for SQS: answers SendMessageBatch as fast as asked for, checks what it gets and counts it.
+//! The stand-in for SQS: answers SendMessageBatch as fast as asked for, checks and counts what it receives.
 //!
-//! A process of its own (`stand-in` as the first argument), so that its share of the processor can be told apart. It keeps
-//! nothing but when each number was accepted and the last number of each group. No rule of the relay is known here: what
-//! breaks a limit of SQS, comes twice or out of order is counted, never refused, and the bench judges.
+//! It is a separate process (`stand-in` as the first argument), so that its share of the processor can be measured. It
+//! keeps only the time at which each number was accepted and the last number of each group. It knows no rule of the
+//! relay: entries that break a limit of SQS, come twice or out of order are counted, never refused, and the bench
+//! judges.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -26,13 +27,13 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::LocalSet;
 
-use crate::support::proxy::lognormal;
+use support::proxy::lognormal;
 
-/// The most that a request may hold (SQS quotas: SendMessageBatch).
+/// The most entries of a request (SQS quotas: SendMessageBatch).
 const MOST_ENTRIES: usize = 10;
 const MOST_BYTES: usize = 1_048_576;
 
-/// What came, since the last reset.
+/// What was received since the last reset.
 #[derive(Debug, Default)]
 struct Ledger {
     median: Duration,
@@ -44,7 +45,7 @@ struct Ledger {
     illegal: u64,
     first_at: u64,
     last_at: u64,
-    /// Microseconds since 1970 at which each number was accepted; 0 when it was not.
+    /// Microseconds since 1970 at which each number was accepted; 0 if it was not.
     accepted_at: Vec<u64>,
     last_of_group: HashMap<String, u64>,
 }
@@ -65,7 +66,7 @@ pub fn serve() -> Result<()> {
                 let ledger = Rc::clone(&ledger);
                 tokio::task::spawn_local(async move {
                     let service = service_fn(move |request| answer(request, Rc::clone(&ledger)));
-                    // A client that hangs up is no failure.
+                    // A client that disconnects is no failure.
                     hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
                         .await
@@ -138,7 +139,7 @@ fn reset(body: &[u8], ledger: &RefCell<Ledger>) -> Option<()> {
     Some(())
 }
 
-/// A request, as far as the stand-in looks at it. Borrowed where it can be, so that little of the cores goes here.
+/// The parts of a request that the stand-in looks at. Borrowed if possible, so that it uses little of the cores.
 #[derive(Deserialize)]
 struct SendMessageBatch<'a> {
     #[serde(rename = "Entries", borrow)]
@@ -158,7 +159,7 @@ struct Entry<'a> {
     message_attributes: BTreeMap<&'a str, Attribute<'a>>,
 }
 
-/// The bench sends text only.
+/// The bench sends only text.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Attribute<'a> {
@@ -178,7 +179,7 @@ fn accept(body: &[u8], ledger: &mut Ledger) -> Option<Vec<u8>> {
         bytes += entry.message_body.len() + entry.message_attributes.iter().map(size_of_attribute).sum::<usize>();
         ledger.note(number_in(&entry.message_body), entry.message_group_id.as_deref(), now);
         let comma = if ids.is_empty() { "" } else { "," };
-        // What a client of SQS must not send as an id needs no escapes either.
+        // An id that a client may send to SQS needs no escapes.
         let id = entry.id.as_ref();
         let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         if !id.chars().all(is_plain) {
@@ -246,7 +247,7 @@ impl Ledger {
     }
 }
 
-/// Bodies of the bench begin with `{"n": 1` as PostgreSQL writes jsonb; shorter keys come first.
+/// Bodies of the bench begin with `{"n": 1`, as PostgreSQL writes jsonb; shorter keys come first.
 fn number_in(body: &str) -> Option<u64> {
     let rest = body.split_once("\"n\":")?.1.trim_start();
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
@@ -257,7 +258,7 @@ fn size_of_attribute((name, attribute): (&&str, &Attribute<'_>)) -> usize {
     name.len() + attribute.data_type.len() + attribute.string_value.len()
 }
 
-/// Names in order, each part with its length before it (SQS developer guide, "Calculating the MD5 message digest for
+/// Names in order, each part preceded by its length (SQS developer guide, "Calculating the MD5 message digest for
 /// message attributes").
 fn md5_of_attributes(attributes: &BTreeMap<&str, Attribute<'_>>) -> Hex {
     let mut digest = Md5::new();
@@ -274,7 +275,7 @@ fn md5_of_attributes(attributes: &BTreeMap<&str, Attribute<'_>>) -> Hex {
     Hex(digest.finalize().into())
 }
 
-/// An MD5 in digits.
+/// An MD5 in hexadecimal digits.
 struct Hex([u8; 16]);
 
 impl std::fmt::Display for Hex {
@@ -283,7 +284,7 @@ impl std::fmt::Display for Hex {
     }
 }
 
-/// The stand-in as the bench sees it.
+/// The bench's handle of the stand-in.
 #[derive(Debug)]
 pub struct StandIn {
     child: std::process::Child,
@@ -304,7 +305,7 @@ pub struct Counts {
 }
 
 impl StandIn {
-    /// Starts this program once more, as the stand-in.
+    /// Starts this program again, as the stand-in.
     pub fn start() -> Result<StandIn> {
         use std::io::BufRead as _;
         use std::process::Stdio;
@@ -318,13 +319,13 @@ impl StandIn {
         Ok(StandIn { child, endpoint })
     }
 
-    /// Forgets what came; from now on an answer takes this long, and numbers up to this one may come.
+    /// Forgets what was received; from now on an answer takes this long, and numbers up to this one may come.
     pub async fn reset(&self, median: Duration, numbers: u64) -> Result<()> {
         let body = json!({ "median_us": median.as_micros() as u64, "numbers": numbers }).to_string();
         self.ask("/reset", body).await.map(drop)
     }
 
-    /// What came.
+    /// What was received.
     pub async fn counts(&self) -> Result<Counts> {
         let counts: Value = serde_json::from_slice(&self.ask("/counts", String::new()).await?)?;
         let count = |name: &str| counts[name].as_u64().with_context(|| format!("no {name} in {counts}"));
@@ -339,7 +340,7 @@ impl StandIn {
         })
     }
 
-    /// When each number was accepted, in microseconds since 1970, number 0 first; 0 for those that were not.
+    /// When each number was accepted, in microseconds since 1970, from number 0; 0 if it was not.
     pub async fn accepted(&self) -> Result<Vec<u64>> {
         let bytes = self.ask("/accepted", String::new()).await?;
         Ok(bytes

@@ -1,11 +1,12 @@
--- Five roles without a login, each with exactly the rights its work needs. Grant them to the roles your teams log in with:
+-- Five roles without a login, each with exactly the privileges its work needs. Grant them to the roles your teams log
+-- in with:
 --
 --     psql --no-psqlrc --set ON_ERROR_STOP=1 --file deploy/roles.sql "$OWNER_URL"
 --     psql --command 'GRANT outbox_relay TO the_relays_login' "$OWNER_URL"
 --
--- Run it as the owner of the schema, who may create roles, or as a superuser: after `outbox-relay migrate`, which is the
--- owner's business as well, and again after every release that migrates, because a new table is nobody's at first. It may
--- run any number of times on PostgreSQL 13 to 18. It is one transaction, so that a running relay never notices.
+-- Run it after `outbox-relay migrate` as the owner of the schema, if the owner may create roles, or as a superuser. Run
+-- it again after every release that migrates, because a new table has no grants at first. It may run any number of
+-- times on PostgreSQL 13 to 18. It is one transaction, so a running relay never notices.
 
 BEGIN;
 
@@ -14,7 +15,7 @@ DECLARE
     role text;
 BEGIN
     FOREACH role IN ARRAY ARRAY['outbox_application', 'outbox_relay', 'outbox_operator', 'outbox_reader', 'outbox_consumer'] LOOP
-        -- Roles belong to the cluster, so that another database's outbox may have made them already.
+        -- Roles belong to the cluster, so another database's outbox may have created them already.
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) THEN
             EXECUTE format('CREATE ROLE %I NOLOGIN', role);
         END IF;
@@ -22,7 +23,7 @@ BEGIN
 END
 $$;
 
--- What an older version of this file gave away is taken back, so that these lines are all there is.
+-- Privileges granted by an older version of this file are revoked, so that these lines are all there is.
 REVOKE ALL ON SCHEMA outbox FROM outbox_application, outbox_relay, outbox_operator, outbox_reader,
     outbox_consumer;
 REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM outbox_application, outbox_relay, outbox_operator, outbox_reader,
@@ -35,46 +36,46 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM outbox_application, outbox_rel
 GRANT USAGE ON SCHEMA outbox TO outbox_application, outbox_relay, outbox_operator, outbox_reader,
     outbox_consumer;
 
--- Every function that can be called runs with the rights of its caller, so that who may call it gets no right to a table by
--- that. (The trigger outbox.fence has its owner's, to read the sequence of positions.) The rights to
--- call are PUBLIC's by default; they are granted here for databases where PUBLIC has lost them.
+-- Every callable function runs with the privileges of its caller, so the permission to call it grants no access to a
+-- table. (The trigger outbox.fence has its owner's, to read the sequence of positions.) By default PUBLIC may call
+-- functions; the grants are for databases where that was revoked.
 
--- The application only appends. It decides neither when an event was recorded nor what a message's state is, and it reads
--- what identifies an event, never what it tells: RETURNING, ON CONFLICT and the next version of a stream need that. The
--- rights on the parent reach the partitions, and identity columns need none on their sequence.
+-- The application only appends. It decides neither when an event was recorded nor the state of a message. It can read
+-- what identifies an event, never its content: RETURNING, ON CONFLICT and the next version of a stream need that.
+-- Privileges on the parent apply to the partitions, and identity columns need none on their sequence.
 GRANT INSERT (event_id, stream_id, stream_version, event_type, payload, metadata, destinations),
     SELECT (position, event_id, stream_id, stream_version) ON outbox.events TO outbox_application;
 GRANT INSERT (destination, event_position, group_id), SELECT (id) ON outbox.messages TO outbox_application;
-GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue, outbox.check_stream, outbox.check_most,
+GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue, outbox.check_stream, outbox.check_max_count,
     outbox.message_bytes, outbox.check_size, outbox.check_append, outbox.append, outbox.stream_version, outbox.read_stream TO outbox_application;
--- Where outbox.events is also the event store, which the application reads its streams back from with outbox.read_stream, make
+-- If outbox.events is also the event store, from which the application reads its streams with outbox.read_stream, make
 -- its user a member of outbox_reader as well.
 
--- The relay reads events and never writes them. Of a message it changes what became of it, never what it is. Moving it to
--- another partition takes no more than the right to update those columns of the parent; deleting is for what is over its
--- retention. Some statements name a partition, and then its own rights count. From outbox.migrations it learns whether the
--- schema fits.
+-- The relay reads events and never writes them. Of a message it changes only the outcome, never the content. Moving a
+-- message to another partition needs only the privilege to update those columns of the parent; deleting is for messages
+-- older than the retention. Some statements name a partition, whose own privileges count then. outbox.migrations shows
+-- whether the schema fits.
 GRANT SELECT ON outbox.events, outbox.messages, outbox.messages_pending, outbox.messages_dead, outbox.migrations
     TO outbox_relay;
--- What operators have decided.
-GRANT SELECT ON outbox.pauses, outbox.settings TO outbox_relay;
+-- What operators have decided, and the replays that the status page shows.
+GRANT SELECT ON outbox.pauses, outbox.settings, outbox.replays TO outbox_relay;
 GRANT UPDATE (status, attempts, available_at, delivered_at, dead_at, sqs_message_id, last_error), DELETE
     ON outbox.messages TO outbox_relay;
--- From the sequences it learns whether there is anything new: messages, and what operators have done to them.
+-- The sequences show whether there is anything new: messages, and what operators have done to them.
 GRANT SELECT ON SEQUENCE outbox.messages_id_seq, outbox.audit_log_id_seq TO outbox_relay;
--- What cannot be recorded or read is set aside, and recorded when that is possible.
+-- Messages that cannot be recorded or read are set aside, and recorded when that is possible.
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.quarantine TO outbox_relay;
 GRANT EXECUTE ON FUNCTION outbox.read_event TO outbox_relay;
--- Lanes are made at the first start for a destination, and from then on only locked. A row lock takes the right to update
--- one column, whichever.
+-- Lanes are created at the first start for a destination, and from then on only locked. A row lock needs the privilege
+-- to update one column, no matter which.
 GRANT SELECT, INSERT, UPDATE (lane) ON outbox.lanes TO outbox_relay;
 
--- The operator sees everything, redrives and discards dead messages, replays events, pauses and sets, and adds to the record
--- of that, which names the role that was logged in and cannot be changed afterwards.
+-- The operator sees everything, redrives and discards dead messages, replays events, pauses and sets, and adds to the
+-- record of that, which contains the login's role and cannot be changed afterwards.
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_operator;
 GRANT SELECT ON ALL SEQUENCES IN SCHEMA outbox TO outbox_operator;
 GRANT UPDATE (status, attempts, available_at, dead_at, last_error) ON outbox.messages TO outbox_operator;
--- The right to update is for the row lock alone.
+-- The update privilege is only for the row lock.
 GRANT UPDATE (status), DELETE ON outbox.messages_dead TO outbox_operator;
 GRANT INSERT (action, actor, filter, messages, message_ids) ON outbox.audit_log TO outbox_operator;
 GRANT DELETE ON outbox.quarantine TO outbox_operator;
@@ -82,7 +83,7 @@ GRANT EXECUTE ON FUNCTION outbox.find_message, outbox.dead_find, outbox.dead_lis
     outbox.dead_choose,
     outbox.dead_redrive, outbox.dead_discard, outbox.release, outbox.pause, outbox.resume, outbox.set_setting TO outbox_operator;
 GRANT INSERT, UPDATE, DELETE ON outbox.pauses, outbox.settings TO outbox_operator;
--- A replay makes new messages of events that are there; the operator writes no events.
+-- A replay writes new messages for existing events; the operator writes no events.
 GRANT INSERT (destination, event_position, group_id) ON outbox.messages TO outbox_operator;
 GRANT INSERT (actor, source, destination, all_events, event_types, stream_id, since, until, first_position, stop_position,
     start_position, position, last_position), UPDATE (position, stream_version, messages, moved_at, ended_at) ON outbox.replays TO outbox_operator;
@@ -94,20 +95,20 @@ GRANT EXECUTE ON FUNCTION outbox.position_at, outbox.safe_position, outbox.repla
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_reader;
 GRANT SELECT ON ALL SEQUENCES IN SCHEMA outbox TO outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.find_message, outbox.dead_find, outbox.dead_list, outbox.dead_show, outbox.position_at,
-    outbox.replay_matches, outbox.replay_plan, outbox.replay_count, outbox.replay_unfinished, outbox.check_stream, outbox.check_most,
+    outbox.replay_matches, outbox.replay_plan, outbox.replay_count, outbox.replay_unfinished, outbox.check_stream, outbox.check_max_count,
     outbox.read_stream, outbox.read_all, outbox.safe_position, outbox.stream_version TO outbox_reader;
 
--- A consumer notes what it has accepted and how far it has come, in the database of its effect. A projection, which reads the
--- store with outbox.read_all, is a reader as well.
+-- A consumer records which events it has accepted and its progress, in the database of its effect. A projection, which
+-- reads the store with outbox.read_all, also needs outbox_reader.
 GRANT SELECT ON outbox.migrations TO outbox_consumer;
 GRANT SELECT, INSERT, DELETE ON outbox.inbox, outbox.inbox_versions, outbox.checkpoints TO outbox_consumer;
 GRANT UPDATE (stream_version) ON outbox.inbox_versions TO outbox_consumer;
 GRANT UPDATE (position, moved_at) ON outbox.checkpoints TO outbox_consumer;
-GRANT EXECUTE ON FUNCTION outbox.accept(text, uuid), outbox.accept(text, text, bigint), outbox.check_most,
+GRANT EXECUTE ON FUNCTION outbox.accept(text, uuid), outbox.accept(text, text, bigint), outbox.check_max_count,
     outbox.prune_inbox, outbox.checkpoint(text), outbox.checkpoint(text, bigint, bigint) TO outbox_consumer;
 
--- Who holds vacuum back, or keeps messages locked, shows only to those who see the statistics of all sessions, and with them
--- the text of everybody's statements. Relay and operator work without. If you want it, as a superuser:
+-- What holds vacuum back or keeps messages locked is visible only to roles that may see the statistics of all sessions,
+-- including the text of all statements. Relay and operator work without it. If you want it, run as a superuser:
 -- GRANT pg_read_all_stats TO outbox_relay, outbox_operator;
 
 COMMIT;

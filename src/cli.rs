@@ -5,12 +5,16 @@
 mod check;
 mod consent;
 mod dead;
+#[cfg(feature = "dev")]
+mod dev;
+mod generate;
 mod quarantine;
 mod replay;
 mod status;
 mod steer;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -20,11 +24,14 @@ use crate::http;
 use crate::metrics::{LOG_LEVELS, Metrics};
 use crate::outbox::{Outbox, OutboxError, script};
 use crate::relay::Until;
-use crate::sqs::NoRegion;
+use crate::sqs::Misconfigured;
+
+/// How long the end waits for what runs in threads.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Publishes what PostgreSQL transactions wrote to the outbox to Amazon SQS.
 #[derive(Parser)]
-#[command(name = "outbox-relay", version, about, max_term_width = 120)]
+#[command(name = "outbox-relay", version = env!("BUILD_VERSION"), about, max_term_width = 120)]
 #[command(after_help = "Every setting can be given as a flag or as the environment variable named beside it.\n\
     AWS credentials, region and endpoint are read as the AWS SDK reads them (AWS_REGION, AWS_ENDPOINT_URL_SQS, …).\n\
     Exit codes: 0 fine, 1 failed, 2 usage or configuration.")]
@@ -52,31 +59,36 @@ enum Command {
         #[arg(long)]
         print: bool,
     },
-    /// List, show, redrive or discard the messages that were given up
+    /// List, show, redrive or discard dead messages
     Dead {
         #[command(subcommand)]
         verb: dead::Verb,
     },
-    /// List or release the messages that were set aside
+    /// List or release messages in quarantine
     Quarantine {
         #[command(subcommand)]
         verb: quarantine::Verb,
     },
     /// Publish past events again, as new messages
     Replay(replay::Replay),
-    /// Look at everything that a relay needs, and say what to do about what is wrong
-    #[command(after_help = "Examples:\n  outbox-relay check\n  outbox-relay check --json\n\n\
-        Exit code 0 when a relay can work, warnings or not. Nothing is changed, and nothing reaches a queue.")]
+    /// Check everything that a relay needs, and say how to fix what is wrong
+    #[command(
+        after_help = "Examples:\n  outbox-relay check\n  outbox-relay check --identity\n  outbox-relay check --json\n\n\
+        Exit code 0 when a relay can work, warnings or not. Nothing is changed, and nothing reaches a queue."
+    )]
     Check {
         /// Print an array of JSON objects
         #[arg(long)]
         json: bool,
+        /// Also ask STS whose the credentials are: the account and the ARN
+        #[arg(long)]
+        identity: bool,
     },
-    /// Show what waits, how fast it goes, and what is paused
+    /// Show what is pending, how fast it is delivered, and what is paused
     Status(status::Status),
     /// Stop publishing to a destination, or to all, for a time or until resumed
     Pause(steer::Pause),
-    /// Publish again
+    /// Resume publishing
     Resume(steer::Resume),
     /// Change a setting of all running relays, without a restart
     Set(steer::Set),
@@ -91,11 +103,32 @@ enum Command {
     #[command(after_help = "Examples:\n  outbox-relay healthcheck\n  outbox-relay healthcheck --ready\n\n\
         Exit code 0 when it answers that it is, else 1.")]
     Healthcheck {
-        /// Ask whether database and queues answer, too
+        /// Also ask whether database and queues answer
         #[arg(long)]
         ready: bool,
     },
+    /// Write man pages or shell completions
+    Generate {
+        #[command(subcommand)]
+        what: generate::What,
+    },
+    /// Try it on this machine: a PostgreSQL, queues in memory and a relay, which end with this command
+    #[cfg(feature = "dev")]
+    Dev(dev::Dev),
+    /// Not in this build
+    #[cfg(not(feature = "dev"))]
+    #[command(hide = true)]
+    Dev {
+        /// Whatever was typed
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        _arguments: Vec<String>,
+    },
 }
+
+/// `dev` is a feature, so that the image for production has neither queues nor a way to start PostgreSQL.
+#[cfg(not(feature = "dev"))]
+const NO_DEV: &str = "this binary was built without the feature `dev`; build one that has it: \
+    cargo install --path . --features dev";
 
 /// Why a command ends with a code other than 0.
 enum Failure {
@@ -103,7 +136,7 @@ enum Failure {
     Configuration(ConfigError),
     /// Code 1, with what to say.
     Failed(anyhow::Error),
-    /// Code 1; it has been said.
+    /// Code 1; the reason has been printed or logged.
     Silent,
 }
 
@@ -115,8 +148,9 @@ impl From<ConfigError> for Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        // Found out only when it is used, but wrong in the configuration all the same.
-        let is_configuration = error.is::<NoRegion>() || matches!(error.downcast_ref(), Some(OutboxError::Setup(_)));
+        // Found out only on use, but still an error of the configuration.
+        let is_configuration =
+            error.is::<Misconfigured>() || matches!(error.downcast_ref(), Some(OutboxError::Setup(_)));
         if is_configuration { Self::Configuration(ConfigError(vec![error.to_string()])) } else { Self::Failed(error) }
     }
 }
@@ -125,14 +159,14 @@ impl From<OutboxError> for Failure {
     fn from(error: OutboxError) -> Self {
         if error.is_denied() {
             let remedy =
-                "this login lacks a right; deploy/roles.sql has the roles: outbox_relay runs, outbox_operator changes";
+                "this login lacks a privilege; deploy/roles.sql has roles: outbox_relay runs, outbox_operator changes";
             return Self::Failed(anyhow::anyhow!("{error}; {remedy}"));
         }
         anyhow::Error::from(error).into()
     }
 }
 
-/// Runs what the command line asks for.
+/// Runs the command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match dispatch(cli) {
@@ -150,12 +184,12 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
-    // One thread: the work is waiting for others, and more threads were measured not to help.
+    // One thread: the work is mostly waiting, and measurements showed no gain from more threads.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(anyhow::anyhow!("the runtime cannot be started: {error}")))?;
-    match cli.command {
+    let done = match cli.command {
         Command::Run { until_empty } => {
             let until = if until_empty { Until::Empty } else { Until::Drained };
             runtime.block_on(run(&cli.flags, until))
@@ -168,14 +202,22 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Dead { verb } => runtime.block_on(dead::run(&cli.flags, verb)),
         Command::Quarantine { verb } => runtime.block_on(quarantine::run(&cli.flags, verb)),
         Command::Replay(replay) => runtime.block_on(replay::run(&cli.flags, replay)),
-        Command::Check { json } => runtime.block_on(check::run(&cli.flags, json)),
+        Command::Check { json, identity } => runtime.block_on(check::run(&cli.flags, json, identity)),
         Command::Status(status) => runtime.block_on(status::run(&cli.flags, &status)),
         Command::Pause(pause) => runtime.block_on(steer::pause(&cli.flags, pause)),
         Command::Resume(resume) => runtime.block_on(steer::resume(&cli.flags, resume)),
         Command::Set(set) => runtime.block_on(steer::set(&cli.flags, set)),
         Command::Config { json } => runtime.block_on(steer::config(&cli.flags, json)),
+        Command::Generate { what } => generate::run(what),
         Command::Healthcheck { ready } => runtime.block_on(healthcheck(&cli.flags, ready)),
-    }
+        #[cfg(feature = "dev")]
+        Command::Dev(dev) => runtime.block_on(dev::run(&cli.flags, dev)),
+        #[cfg(not(feature = "dev"))]
+        Command::Dev { .. } => Err(ConfigError(vec![NO_DEV.to_owned()]).into()),
+    };
+    // A name lookup that was given up goes on in its thread, for as long as the resolver of the system likes.
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    done
 }
 
 async fn run(flags: &Flags, until: Until) -> Result<(), Failure> {
@@ -188,18 +230,22 @@ async fn run(flags: &Flags, until: Until) -> Result<(), Failure> {
             lines[at].inc();
         }
     })?;
-    match daemon::run(config, until, metrics).await? {
+    let settings = daemon::Settings {
+        relay: flags.shown_to_everybody(crate::logging::DEFAULT_FILTER)?,
+        surroundings: flags.connection()?.into_iter().chain(crate::config::surroundings()).collect(),
+    };
+    match daemon::run(config, settings, until, metrics).await? {
         daemon::Outcome::Done(ended) => {
             tracing::info!(delivered = ended.delivered, dead = ended.dead, "outbox-relay ends");
             if until == Until::Drained || (ended.dead == 0 && !ended.is_blocked && !ended.is_cut_short) {
                 return Ok(());
             }
             if ended.is_cut_short {
-                tracing::warn!("told to stop before nothing was pending; what is left waits for the next run");
+                tracing::warn!("stopped while messages were pending; they wait for the next run");
             }
             if ended.is_blocked {
                 tracing::warn!(
-                    "messages are left pending, because they wait behind dead ones of their groups, are in quarantine or are held back by hand"
+                    "messages are left pending: they wait behind dead messages of their groups, are in quarantine or are held back by hand"
                 );
             }
             Err(Failure::Silent)
@@ -212,7 +258,13 @@ async fn migrate(flags: &Flags) -> Result<(), Failure> {
     let config = flags.database()?;
     install_logging(flags, drop)?;
     let outbox = Outbox::new(&config, 1)?;
-    let applied = outbox.migrate().await?;
+    let applied = match outbox.migrate().await {
+        Err(error) if error.is_denied() => {
+            let remedy = "migrate as the owner of the schema, or the first time as a role with CREATE on the database";
+            return Err(Failure::Failed(anyhow::anyhow!("{error}; {remedy}")));
+        }
+        applied => applied?,
+    };
     for migration in &applied {
         say(&format!("applied migration {} ({}) to {}\n", migration.version, migration.name, config.place()));
     }
@@ -235,7 +287,7 @@ async fn healthcheck(flags: &Flags, ready: bool) -> Result<(), Failure> {
     }
 }
 
-/// Where the relay of this host answers. "All addresses" is where to listen, not where to ask.
+/// Where the relay of this host answers. "All addresses" is valid for listening, not for asking.
 fn where_to_ask(flags: &Flags) -> Result<std::net::SocketAddr, ConfigError> {
     let mut address = flags.listen()?;
     if address.ip().is_unspecified() {
@@ -256,11 +308,11 @@ fn install_logging(flags: &Flags, on_line: impl Fn(tracing::Level) + Send + Sync
 #[allow(clippy::print_stdout, reason = "commands print their result; nothing else in the crate prints")]
 fn say(text: &str) {
     use std::io::Write as _;
-    // A reader that has gone, as `| head`, is no failure of ours.
+    // A reader that has closed the pipe, such as `| head`, is no failure of this command.
     drop(std::io::stdout().write_all(text.as_bytes()));
 }
 
-/// Rows in columns as wide as their widest cell, but for the last.
+/// Rows in columns as wide as their widest cell, except the last column.
 fn table<const N: usize>(rows: Vec<[String; N]>) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N).map(width).collect();
@@ -273,11 +325,11 @@ fn table<const N: usize>(rows: Vec<[String; N]>) -> String {
     text
 }
 
-/// A command's complaint, one line for each mistake.
+/// Prints an error of a command, one line for each mistake.
 fn complain(text: &str) {
     use std::io::Write as _;
     let lines: String = text.lines().map(|line| format!("outbox-relay: {line}\n")).collect();
-    // Where nobody listens, the exit code still tells.
+    // If standard error is closed, the exit code still shows the failure.
     drop(std::io::stderr().write_all(lines.as_bytes()));
 }
 

@@ -1,15 +1,15 @@
-//! The clock of the relay: time since the machine was started, the time that it slept included.
+//! The clock of the relay: time since the machine was started, including the time it was suspended.
 //!
-//! A claim is over after some seconds, whoever slept meanwhile. [`std::time::Instant`] stands still on Linux while a laptop's
-//! lid is closed or a machine is suspended (clock_gettime(2), CLOCK_MONOTONIC); this clock does not (CLOCK_BOOTTIME). What
-//! no clock of a guest shows is a virtual machine that its host has stopped, unless the host moves the clock on afterwards.
+//! A claim ends after some seconds even if the machine was suspended meanwhile. On Linux [`std::time::Instant`] stands
+//! still while a machine is suspended (clock_gettime(2), CLOCK_MONOTONIC); this clock does not (CLOCK_BOOTTIME). No
+//! clock of a guest shows that its host has stopped the virtual machine, unless the host moves the clock on afterwards.
 //!
-//! Only the shell asks for [`Time::now`]; decisions get the time as a parameter.
+//! Only code that does I/O calls [`Time::now`]; decisions get the time as a parameter.
 
 use std::ops::Add;
 use std::time::Duration;
 
-/// A moment of this machine's life.
+/// A moment in the life of this machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(Duration);
 
@@ -24,12 +24,12 @@ impl Time {
         Self(Duration::new(now.tv_sec.try_into().unwrap_or(0), now.tv_nsec.try_into().unwrap_or(0)))
     }
 
-    /// How long after an earlier moment this is; nothing if it is not.
+    /// The time since an earlier moment; zero if that moment is not earlier.
     pub fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// The moment that is so much earlier; the beginning if there is none.
+    /// The moment this much earlier; the beginning if there is none.
     #[must_use]
     pub fn before(self, time: Duration) -> Self {
         Self(self.0.saturating_sub(time))
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_goes_on_and_can_be_reckoned_with() {
+    fn time_advances_and_can_be_added_and_subtracted() {
         let earlier = Time::now();
         let later = earlier + Duration::from_secs(3);
         assert_eq!((later.since(earlier), earlier.since(later)), (Duration::from_secs(3), Duration::ZERO));

@@ -1,8 +1,8 @@
-//! The daemon: builds everything from the configuration, watches it, and stops it well.
+//! The daemon: builds everything from the configuration, supervises it, and shuts it down in order.
 //!
-//! Order of stopping: the relays take no more, finish what is in flight and record it; then the janitor and the HTTP
-//! server. The drain timeout or a second signal ends that early; nothing is lost then, but what was in flight is published
-//! again.
+//! Shutdown: the relays take no more messages, finish the requests in flight and record the outcomes; then the janitor
+//! and the HTTP server stop. The drain timeout or a second signal cuts this short. Nothing is lost then, but messages
+//! in flight are published again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +12,16 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::RelayConfig;
+use crate::board::Board;
+use crate::config::{RelayConfig, Shown as Setting};
 use crate::files::{self, TooFew};
-use crate::health::{Expectation, Health};
+use crate::health::{Expectation, Health, Heartbeat};
 use crate::http::{self, Shown};
 use crate::janitor::{Janitor, Served};
 use crate::metrics::{DestinationMetrics, Metrics};
 use crate::outbox::{Keep, Outbox};
-use crate::relay::{ControlPoller, Destination, Ended, MemoryBudget, Poller, Relay, RelayError, Reports, Until};
+use crate::page::{Given, Page, Sources, Watched};
+use crate::relay::{ControlPoller, Destination, MemoryBudget, Poller, Relay, RelayError, Reports, RunSummary, Until};
 use crate::shutdown::{self, Shutdown, Signals};
 use crate::sqs;
 
@@ -27,12 +29,12 @@ use crate::sqs;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It drained, or everything was delivered.
-    Done(Ended),
+    Done(RunSummary),
     /// The drain timeout or a second signal came first.
     Aborted,
 }
 
-/// Everything that is started, ready to run.
+/// All parts that were started, ready to run.
 struct Assembly {
     relays: Vec<Relay>,
     poller: Poller,
@@ -40,6 +42,17 @@ struct Assembly {
     janitor: Janitor,
     listener: TcpListener,
     shown: Shown,
+    /// The heartbeat of the page's memory.
+    memory: Arc<Heartbeat>,
+}
+
+/// Every setting, for people to read, without secrets.
+#[derive(Debug)]
+pub struct Settings {
+    /// Those of the relay.
+    pub relay: Vec<Setting>,
+    /// The connection to PostgreSQL and the environment.
+    pub surroundings: Vec<Setting>,
 }
 
 /// Runs until a signal, or until everything is delivered.
@@ -47,17 +60,25 @@ struct Assembly {
 /// # Errors
 ///
 /// When something cannot be set up, or a vital task fails.
-pub async fn run(config: RelayConfig, until: Until, metrics: Metrics) -> anyhow::Result<Outcome> {
+pub async fn run(config: RelayConfig, settings: Settings, until: Until, metrics: Metrics) -> anyhow::Result<Outcome> {
     let drain_timeout = config.drain_timeout;
     let shutdown = Shutdown::default();
-    // Before anybody can see that the process runs and stop it.
+    // Installed first: before anybody can see the process and stop it.
     let signals = Signals::install().context("signals cannot be received")?;
     let mut signals = tokio::spawn(shutdown::watch(signals, shutdown.clone()));
-    let assembly = assemble(&config, metrics).await?;
+    let assembly = assemble(&config, settings, metrics).await?;
     let stop = CancellationToken::new();
     let mut vital = Vital::new();
+    let page = Arc::clone(&assembly.shown.page).remember(assembly.memory, stop.clone());
     let server = http::serve(assembly.listener, assembly.shown, stop.clone());
-    vital.spawn(async move { format!("the HTTP server ended: {:?}", server.await) });
+    vital.spawn(async move {
+        server.await;
+        "the HTTP server ended".to_owned()
+    });
+    vital.spawn(async move {
+        page.await;
+        "the memory of the status page ended".to_owned()
+    });
     let (janitor, poller) = (assembly.janitor.run(stop.clone()), assembly.poller.run(stop.clone()));
     let control = assembly.control.run(stop.clone());
     vital.spawn(async move {
@@ -79,21 +100,21 @@ pub async fn run(config: RelayConfig, until: Until, metrics: Metrics) -> anyhow:
     let outcome = tokio::select! {
         ended = join_relays(&mut relays, &shutdown.drain) => ended.map(Outcome::Done),
         () = deadline(&shutdown, drain_timeout) => Ok(Outcome::Aborted),
-        // None of these ends by itself while the relays run.
+        // None of these ends on its own while the relays run.
         problem = first_to_end(&mut vital) => Err(problem),
         ended = &mut signals => Err(anyhow::anyhow!("signals cannot be received: {ended:?}")),
     };
     stop.cancel();
     relays.shutdown().await;
     signals.abort();
-    // These stop at once when told; a scraper that holds its connection open must not keep the process.
+    // These stop at once when told; a scraper that holds its connection open must not keep the process alive.
     let all_ended = async { while vital.join_next().await.is_some() {} };
     tokio::time::timeout(Duration::from_secs(1), all_ended).await.ok();
     vital.shutdown().await;
     outcome
 }
 
-/// Tasks without which the daemon is not whole; each returns what to say when it ends.
+/// Tasks that the daemon cannot do without; each returns the message to report when it ends.
 type Vital = JoinSet<String>;
 
 async fn first_to_end(vital: &mut Vital) -> anyhow::Error {
@@ -104,18 +125,17 @@ async fn first_to_end(vital: &mut Vital) -> anyhow::Error {
     }
 }
 
-/// One connection a destination for its claim, and for all statements one more than that, up to eight: a look at everything takes
-/// one of these for a tenth of a second, and nobody is to wait for it.
+/// One connection per destination for its claim. For all statements one more than that, up to eight: a rescan holds one
+/// of these for a tenth of a second, and no read should wait for it.
 fn connections(destinations: usize) -> usize {
     destinations + (destinations + 1).min(8)
 }
 
-async fn assemble(config: &RelayConfig, metrics: Metrics) -> anyhow::Result<Assembly> {
-    let metrics = Arc::new(metrics);
-    let health = Arc::new(Health::default());
+async fn assemble(config: &RelayConfig, settings: Settings, metrics: Metrics) -> anyhow::Result<Assembly> {
+    let (metrics, board, health) = (Arc::new(metrics), Arc::new(Board::default()), Arc::new(Health::default()));
     let database = health.dependency("database", Expectation::Answered);
     let outbox = Outbox::new(&config.database, connections(config.destinations.len()))?;
-    let queues = sqs::connect(&config.destinations, config.tuning.request_timeout).await?;
+    let queues = sqs::connect(&config.destinations, config.ca_bundle.as_deref(), config.tuning.request_timeout).await?;
     let all: Vec<Arc<str>> = config.destinations.iter().map(|one| Arc::from(one.name.as_str())).collect();
     let interval = config.tuning.poll_interval;
     let poller = Poller::new(outbox.clone(), all.clone(), interval, health.heartbeat("poller"));
@@ -123,10 +143,11 @@ async fn assemble(config: &RelayConfig, metrics: Metrics) -> anyhow::Result<Asse
     let series: Vec<(Arc<str>, DestinationMetrics)> =
         all.iter().map(|name| (Arc::clone(name), metrics.destination(name))).collect();
     let heartbeat = health.heartbeat("control poller");
-    let control = ControlPoller::new(outbox.clone(), series.clone(), Arc::clone(&metrics), heartbeat);
+    let control =
+        ControlPoller::new(outbox.clone(), series.clone(), Arc::clone(&metrics), Arc::clone(&board), heartbeat);
     let memory = MemoryBudget::new(config.memory_for_messages());
-    let (mut relays, mut served) = (Vec::new(), Vec::new());
-    for ((name, own), queue) in series.iter().cloned().zip(queues) {
+    let (mut relays, mut served, mut watched) = (Vec::new(), Vec::new(), Vec::new());
+    for (((name, own), queue), configured) in series.iter().cloned().zip(queues).zip(&config.destinations) {
         own.up.set(1);
         own.in_flight_limit.set(config.tuning.max_in_flight as i64);
         let reports = Reports {
@@ -136,8 +157,14 @@ async fn assemble(config: &RelayConfig, metrics: Metrics) -> anyhow::Result<Asse
             heartbeat: health.heartbeat(format!("relay of {name}")),
         };
         let handle = control.handle(&name, config.tuning);
-        let heartbeat = Arc::clone(&reports.heartbeat);
-        served.push(Served { name: Arc::clone(&name), metrics: own.clone(), relay: heartbeat });
+        served.push(Served { name: Arc::clone(&name), metrics: own.clone(), relay: Arc::clone(&reports.heartbeat) });
+        watched.push(Watched {
+            name: Arc::clone(&name),
+            queue_url: configured.queue_url.clone(),
+            metrics: own.clone(),
+            relay: Arc::clone(&reports.heartbeat),
+            queue: Arc::clone(&reports.queue),
+        });
         let (outbox, memory) = (outbox.clone(), memory.share());
         let parts = Destination { name, outbox, queue, metrics: own, tuning: config.tuning, keep, memory };
         relays.push(Relay::new(parts, reports, poller.signal(), handle));
@@ -145,8 +172,36 @@ async fn assemble(config: &RelayConfig, metrics: Metrics) -> anyhow::Result<Asse
     let listener = TcpListener::bind(config.http_listen)
         .await
         .with_context(|| format!("cannot listen on OUTBOX_RELAY_HTTP_LISTEN={}", config.http_listen))?;
+    announce(config, &listener);
+    let page = Page::new(Sources {
+        given: given(config, settings),
+        destinations: watched,
+        metrics: Arc::clone(&metrics),
+        health: Arc::clone(&health),
+        database,
+        board: Arc::clone(&board),
+    });
+    let janitor = janitor(config, &outbox, served, (&metrics, &board), &health);
+    let memory = health.heartbeat("memory of the status page");
+    let shown = Shown { metrics, health, page: Arc::new(page) };
+    Ok(Assembly { relays, poller, control, janitor, listener, shown, memory })
+}
+
+/// What the page shows of the configuration.
+fn given(config: &RelayConfig, settings: Settings) -> Given {
+    Given {
+        relay: config.database.application_name.clone(),
+        database: config.database.place(),
+        settings: settings.relay,
+        surroundings: settings.surroundings,
+        tuning: config.tuning,
+    }
+}
+
+/// Says that everything is ready, and whether too few files may be open.
+fn announce(config: &RelayConfig, listener: &TcpListener) {
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
+        version = env!("BUILD_VERSION"),
         database = %config.database.place(),
         destinations = %names(config),
         listen = %listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string()),
@@ -159,21 +214,20 @@ async fn assemble(config: &RelayConfig, metrics: Metrics) -> anyhow::Result<Asse
             "too few files may be open at a time; raise the limit (ulimit -n, LimitNOFILE), or lower OUTBOX_RELAY_MAX_IN_FLIGHT"
         );
     }
-    let janitor = janitor(config, &outbox, served, &metrics, &health);
-    Ok(Assembly { relays, poller, control, janitor, listener, shown: Shown { metrics, health } })
 }
 
 fn janitor(
     config: &RelayConfig,
     outbox: &Outbox,
     destinations: Vec<Served>,
-    metrics: &Arc<Metrics>,
+    (metrics, board): (&Arc<Metrics>, &Arc<Board>),
     health: &Health,
 ) -> Janitor {
     Janitor {
         outbox: outbox.clone(),
         destinations,
         metrics: Arc::clone(metrics),
+        board: Arc::clone(board),
         retention: config.delivered_retention,
         heartbeat: health.heartbeat("janitor"),
     }
@@ -184,12 +238,13 @@ fn names(config: &RelayConfig) -> String {
     names.join(",")
 }
 
-/// Waits for all relays. When one gives up, the others finish what is in flight, so that it is not published again.
+/// Waits for all relays. When one gives up, the others finish their requests in flight, so that those are not published
+/// again.
 async fn join_relays(
-    relays: &mut JoinSet<Result<Ended, RelayError>>,
+    relays: &mut JoinSet<Result<RunSummary, RelayError>>,
     drain: &CancellationToken,
-) -> anyhow::Result<Ended> {
-    let (mut total, mut failure) = (Ended::default(), None);
+) -> anyhow::Result<RunSummary> {
+    let (mut total, mut failure) = (RunSummary::default(), None);
     while let Some(joined) = relays.join_next().await {
         match joined.context("a relay crashed").and_then(|ended| Ok(ended?)) {
             Ok(ended) => {
@@ -200,7 +255,7 @@ async fn join_relays(
                 total.is_cut_short |= ended.is_cut_short;
             }
             Err(error) => {
-                // Said here as well, because the drain timeout may come before the end that tells it.
+                // Logged here as well, because the drain timeout may come before the end that reports it.
                 tracing::warn!(error = %error, "the relay of a destination gave up; what is in flight is finished");
                 drain.cancel();
                 failure.get_or_insert(error);
@@ -210,7 +265,7 @@ async fn join_relays(
     failure.map_or(Ok(total), Err)
 }
 
-/// Comes true when draining took too long, or when the second signal came.
+/// Completes when draining took too long, or when the second signal came.
 async fn deadline(shutdown: &Shutdown, drain_timeout: Duration) {
     shutdown.drain.cancelled().await;
     tokio::select! {
@@ -236,7 +291,7 @@ mod tests {
         relays.spawn(async move {
             told.cancelled().await;
             done.cancel();
-            Ok(Ended::default())
+            Ok(RunSummary::default())
         });
         let error = join_relays(&mut relays, &drain).await.unwrap_err();
         assert!(error.to_string().contains("no such queue"), "{error}");
@@ -244,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_vital_task_that_crashed_is_told_and_the_others_can_still_be_awaited() {
+    async fn a_crashed_vital_task_is_reported_and_the_others_can_still_be_awaited() {
         let stop = CancellationToken::new();
         let mut vital = Vital::new();
         vital.spawn(async { std::panic::resume_unwind(Box::new("a bug")) });

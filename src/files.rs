@@ -1,23 +1,23 @@
-//! How many files this process may have open: each connection is one.
+//! How many files this process may have open: each connection needs one.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::RelayConfig;
 
-/// Besides requests: connections to the database, the metrics' listener and who asks it, log, timers.
+/// Files needed besides requests: connections to the database, the metrics listener and its clients, log, timers.
 const OTHERS: u64 = 64;
 
-/// Fewer than may be needed.
+/// The process may open fewer files than it may need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooFew {
-    /// What this process may have open.
+    /// How many files this process may open.
     pub may_open: u64,
-    /// What it may need.
+    /// How many it may need.
     pub needed: u64,
 }
 
-/// Raises the limit as far as this process may, since no part of it counts files in sets of fixed size (select(2), for which
-/// the lower limit exists).
+/// Raises the limit as far as this process may. That is safe: no part of it uses select(2), for which the lower limit
+/// exists.
 pub fn raise_limit(config: &RelayConfig) -> Result<(), TooFew> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: maximum, maximum };

@@ -1,4 +1,4 @@
-//! What the loops say about themselves, for the probes: that they still tick, and what they can reach.
+//! What the loops report for the probes: that they still tick, and which dependencies they can reach.
 //!
 //! Written by the loops, read by [`crate::http`]. Nothing is decided here.
 
@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::clock::Time;
 use crate::reading::Order;
 
-/// A loop that has not ticked for this long hangs. Every wait in a loop is bounded well below it: a request may take
-/// `OUTBOX_RELAY_REQUEST_TIMEOUT` (at most 60 s) and a statement 10 s.
+/// A loop that has not ticked for this long counts as hanging. Every wait in a loop is bounded well below it: a request
+/// may take `OUTBOX_RELAY_REQUEST_TIMEOUT` (at most 60 s) and a statement 10 s.
 pub const HANGING: Duration = Duration::from_secs(120);
 
-/// One loop's sign of life.
+/// The heartbeat of one loop.
 #[derive(Debug)]
 pub struct Heartbeat {
     name: String,
@@ -20,20 +21,20 @@ pub struct Heartbeat {
     last_tick_millis: AtomicU64,
     finished: AtomicBool,
     activity: Mutex<Option<(Activity, Order)>>,
-    /// For how long messages have been due without being delivered, where nothing explains it.
+    /// For how long messages have been due and not delivered, if nothing explains it.
     stalled: Mutex<Option<Duration>>,
 }
 
-/// What a relay is doing, for people.
+/// What a relay is doing, for display.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activity {
-    /// It waits for something to come.
+    /// It waits for messages.
     Idle,
     /// The destination is halted.
     Halted,
     /// An operator has paused it.
     Paused,
-    /// Others hold all lanes that have something.
+    /// Others hold all lanes that have something to do.
     LanesAreElsewhere,
     /// It asks the database, or waits before it asks again.
     Asking(&'static str),
@@ -45,7 +46,7 @@ pub enum Activity {
         known: usize,
         /// Requests in flight.
         in_flight: usize,
-        /// Whether it gives the claim back as soon as nothing is in flight.
+        /// Whether it releases the claim as soon as nothing is in flight.
         is_closing: bool,
     },
 }
@@ -61,7 +62,7 @@ impl std::fmt::Display for Activity {
             }
             Self::Asking(what) => f.write_str(what),
             Self::Delivering { lanes, known, in_flight, is_closing } => {
-                let end = if *is_closing { ", and gives its claim back" } else { "" };
+                let end = if *is_closing { ", and releases its claim" } else { "" };
                 write!(f, "holds {lanes} lanes, {known} messages, {in_flight} requests in flight{end}")
             }
         }
@@ -75,22 +76,28 @@ impl Heartbeat {
         self.last_tick_millis.store(millis, Ordering::Relaxed);
     }
 
-    /// What the loop is doing, and what holds up groups of its queue.
+    /// Notes what the loop is doing, and which kinds of row hold up groups of its queue.
     pub fn set_activity(&self, activity: Activity, order: Order) {
         *lock(&self.activity) = Some((activity, order));
     }
 
-    /// What the loop last said of that.
+    /// What the loop last reported of that.
     pub fn activity(&self) -> Option<(Activity, Order)> {
         *lock(&self.activity)
     }
 
-    /// Messages have been due for so long without being delivered, and nothing explains it; or that is not so.
+    /// Notes for how long messages have been due and not delivered without an explanation; `None` if that is not the
+    /// case.
     pub fn set_stalled(&self, stalled: Option<Duration>) {
         *lock(&self.stalled) = stalled;
     }
 
-    /// The loop ended as it should and will not tick again.
+    /// For how long that has been so.
+    pub fn stalled(&self) -> Option<Duration> {
+        *lock(&self.stalled)
+    }
+
+    /// The loop ended normally and will not tick again.
     pub fn finish(&self) {
         self.finished.store(true, Ordering::Relaxed);
     }
@@ -101,23 +108,35 @@ impl Heartbeat {
     }
 }
 
-/// Whether a dependency answered when it was last asked, as one of its reporters says. It is down while any of them says
-/// so; a success of one tells nothing about the failure of another.
+/// Whether a dependency answered when it was last used, according to one of its reporters. It is down while any
+/// reporter says so; the success of one reporter says nothing about the failure of another.
 #[derive(Debug)]
 pub struct Dependency {
     name: String,
     state: Arc<Mutex<State>>,
-    /// Which of [`State::reports`] is this reporter's.
+    /// The index of this reporter in [`State::reports`].
     own: usize,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// What each reporter said last.
+    /// The last report of each reporter.
     reports: Vec<Option<bool>>,
-    /// The reasons logged since it went down; none while it is up, or while its failure was never logged.
-    logged: Vec<String>,
+    /// The reasons logged since it went down, each with its text for readers who need no login; empty while it is up, or
+    /// if its failure was never logged.
+    logged: Vec<(String, String)>,
     logged_at: Option<Instant>,
+    /// Since when it has been down, and the latest reason in full.
+    outage: Option<Outage>,
+}
+
+/// The time in which a dependency does not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outage {
+    /// Since when.
+    pub since: Time,
+    /// Why, according to the latest failure.
+    pub reason: String,
 }
 
 impl State {
@@ -127,61 +146,81 @@ impl State {
     }
 }
 
-/// That it is down, and each further reason, is logged once in an outage, and not more often than this.
+/// The first failure of an outage and each further reason are logged once, and no two lines within this time.
 const LOG_AGAIN: Duration = Duration::from_secs(1);
 
-/// Reasons remembered in an outage.
+/// The most reasons remembered in an outage.
 const REASONS: usize = 100;
 
 impl Dependency {
-    /// One more who reports about the same.
+    /// Another reporter for the same dependency.
     pub fn reporter(&self) -> Arc<Dependency> {
         let mut state = lock(&self.state);
         state.reports.push(None);
         Arc::new(Self { name: self.name.clone(), state: Arc::clone(&self.state), own: state.reports.len() - 1 })
     }
 
-    /// It answered. Returns true once after it had not, for any of the reporters, and that was logged.
+    /// It answered. Returns true once after an outage that was logged, as soon as no reporter says that it is down.
     pub fn report_up(&self) -> bool {
         let mut state = lock(&self.state);
         state.reports[self.own] = Some(true);
         if state.is_up() == Some(false) {
             return false;
         }
+        state.outage = None;
         let was_logged = !state.logged.is_empty();
         state.logged.clear();
         was_logged
     }
 
-    /// It did not answer. Returns true when that should be logged: at the first failure, and for a reason that is new.
+    /// It did not answer. Returns true if that should be logged: at the first failure, and for each new reason.
     pub fn report_down(&self, reason: &str) -> bool {
+        self.report_down_as(reason, reason)
+    }
+
+    /// The same for a reason that not everybody may read: probes and page show another text.
+    pub fn report_down_as(&self, reason: &str, shown: &str) -> bool {
         let mut state = lock(&self.state);
         state.reports[self.own] = Some(false);
-        let is_new = state.logged.len() < REASONS && state.logged.iter().all(|logged| logged != reason);
+        let since = state.outage.as_ref().map_or_else(Time::now, |outage| outage.since);
+        state.outage = Some(Outage { since, reason: shown.to_owned() });
+        let is_new = state.logged.len() < REASONS && state.logged.iter().all(|(logged, _)| logged != reason);
         let is_news = is_new && state.logged_at.is_none_or(|at| at.elapsed() >= LOG_AGAIN);
         if is_news {
-            state.logged.push(reason.to_owned());
+            state.logged.push((reason.to_owned(), shown.to_owned()));
             state.logged_at = Some(Instant::now());
         }
         is_news
     }
 
-    /// Whether none of the reporters says that it is down. Before the first report nobody knows.
+    /// What the latest failure was in full, for [`Dependency::outage`]; to be called when it has been reported.
+    pub fn explain(&self, reason: String) {
+        if let Some(outage) = &mut lock(&self.state).outage {
+            outage.reason = reason;
+        }
+    }
+
+    /// The outage that goes on now.
+    pub fn outage(&self) -> Option<Outage> {
+        lock(&self.state).outage.clone()
+    }
+
+    /// Whether it has answered and no reporter says that it is down. False before the first report.
     pub fn is_up(&self) -> bool {
         lock(&self.state).is_up() == Some(true)
     }
 }
 
-/// Whether silence about a dependency means that it is there.
+/// What the absence of reports about a dependency means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expectation {
-    /// Not ready before it answered: the database.
+    /// Not ready until it has answered: the database.
     Answered,
-    /// Ready until it failed: a queue to which nothing was sent yet.
+    /// Ready until it fails: a queue to which nothing was sent yet.
     Failed,
 }
 
-/// Everything the probes ask about.
+/// The state that the probes ask for.
 #[derive(Debug, Default)]
 pub struct Health {
     heartbeats: Mutex<Vec<Arc<Heartbeat>>>,
@@ -189,7 +228,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// A new loop's heartbeat; counts as a beat.
+    /// The heartbeat of a new loop; creating it counts as a beat.
     pub fn heartbeat(&self, name: impl Into<String>) -> Arc<Heartbeat> {
         let heartbeat = Arc::new(Heartbeat {
             name: name.into(),
@@ -203,7 +242,7 @@ impl Health {
         heartbeat
     }
 
-    /// A dependency of which nothing is known yet, and its first reporter.
+    /// A dependency about which nothing is known yet, and its first reporter.
     pub fn dependency(&self, name: impl Into<String>, until: Expectation) -> Arc<Dependency> {
         let state = State { reports: vec![None], ..State::default() };
         let dependency = Arc::new(Dependency { name: name.into(), state: Arc::new(Mutex::new(state)), own: 0 });
@@ -219,31 +258,37 @@ impl Health {
         lock(&self.heartbeats).iter().filter(hangs).map(|heartbeat| heartbeat.name.clone()).collect()
     }
 
-    /// The loops that stand still although there is something to do, for how long and with what they do.
+    /// The relays that stand still although messages are due: for how long, and what they are doing.
     pub fn stalled(&self) -> Vec<String> {
         let named = |heartbeat: &Arc<Heartbeat>| {
-            let seconds = (*lock(&heartbeat.stalled))?.as_secs();
+            let seconds = heartbeat.stalled()?.as_secs();
             let does = heartbeat.activity().map(|(activity, _)| format!(" ({activity})")).unwrap_or_default();
             Some(format!("{} for {seconds} s{does}", heartbeat.name))
         };
         lock(&self.heartbeats).iter().filter_map(named).collect()
     }
 
-    /// The dependencies that did not answer, with the reasons that were logged; empty when the process is ready.
+    /// The dependencies that did not answer, with the logged reasons; empty when the process is ready.
     pub fn unreachable(&self) -> Vec<String> {
         let is_down = |(until, dependency): &&(Expectation, Arc<Dependency>)| match lock(&dependency.state).is_up() {
             Some(is_up) => !is_up,
             None => *until == Expectation::Answered,
         };
         let named = |(_, dependency): &(Expectation, Arc<Dependency>)| {
-            let logged = lock(&dependency.state).logged.join("; ");
+            let mut shown: Vec<String> = Vec::new();
+            for (_, text) in &lock(&dependency.state).logged {
+                if !shown.contains(text) {
+                    shown.push(text.clone());
+                }
+            }
+            let logged = shown.join("; ");
             if logged.is_empty() { dependency.name.clone() } else { format!("{} ({logged})", dependency.name) }
         };
         lock(&self.dependencies).iter().filter(is_down).map(named).collect()
     }
 }
 
-/// A poisoned lock means that another thread panicked while it pushed to a list, which leaves the list whole.
+/// A poisoned lock means that another thread panicked while it pushed to a list, which leaves the list intact.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -271,12 +316,42 @@ mod tests {
         let database = health.dependency("database", Expectation::Answered);
         assert!(database.report_down("refused"));
         assert!(!database.report_down("refused"));
-        assert!(!database.report_down("starting up"), "another reason within a second");
+        assert!(!database.report_down("starting up"), "a new reason, but within a second");
         assert!(database.report_up());
         assert!(!database.report_up());
         assert!(!database.report_down("refused"), "again within a second");
-        assert_eq!(health.unreachable(), ["database"], "unlogged is not unknown");
-        assert!(!database.report_up(), "that it was down again was never logged");
+        assert_eq!(health.unreachable(), ["database"], "it is down even if the reason was not logged");
+        assert!(!database.report_up(), "the second outage was never logged");
+    }
+
+    #[test]
+    fn an_outage_lasts_from_its_first_failure_and_has_the_latest_reason() {
+        let queue = Health::default().dependency("queue tickets", Expectation::Failed);
+        queue.explain("of nothing".to_owned());
+        assert_eq!(queue.outage(), None);
+        queue.report_down("AccessDenied");
+        let since = queue.outage().unwrap().since;
+        queue.report_down("NonExistentQueue");
+        assert_eq!(queue.outage(), Some(Outage { since, reason: "NonExistentQueue".to_owned() }));
+        queue.explain("NonExistentQueue: no such queue".to_owned());
+        assert_eq!(queue.outage(), Some(Outage { since, reason: "NonExistentQueue: no such queue".to_owned() }));
+        let other = queue.reporter();
+        other.report_up();
+        assert!(queue.outage().is_some(), "the success of one says nothing about the failure of the other");
+        queue.report_up();
+        assert_eq!(queue.outage(), None);
+    }
+
+    #[test]
+    fn a_reason_that_not_everybody_may_read_is_logged_and_shown_as_another_text() {
+        let health = Health::default();
+        let database = health.dependency("database", Expectation::Answered);
+        assert!(database.report_down_as("the key is secret", "see the log"));
+        assert!(!database.report_down_as("the key is secret", "see the log"), "already logged");
+        lock(&database.state).logged_at = Instant::now().checked_sub(LOG_AGAIN);
+        assert!(database.report_down_as("the other key is secret", "see the log"), "a new reason");
+        assert_eq!(health.unreachable(), ["database (see the log)"]);
+        assert_eq!(database.outage().map(|outage| outage.reason).as_deref(), Some("see the log"));
     }
 
     #[test]
@@ -286,22 +361,22 @@ mod tests {
         let other = one.reporter();
         assert!(!one.report_up() && !other.report_up());
         assert!(one.report_down("refused"));
-        assert!(!other.report_up(), "the sibling's success says nothing about the failure");
+        assert!(!other.report_up(), "the success of one says nothing about the failure of the other");
         assert!(!one.is_up() && !other.is_up());
         assert_eq!(health.unreachable(), ["database (refused)"]);
-        assert!(!other.report_down("refused"), "it is known");
-        assert!(!one.report_up(), "the sibling is still down");
+        assert!(!other.report_down("refused"), "already logged");
+        assert!(!one.report_up(), "the other one is still down");
         assert!(other.report_up());
         assert!(one.is_up() && health.unreachable().is_empty());
     }
 
     #[test]
-    fn what_went_down_within_a_second_after_the_last_line_is_logged_later_or_never() {
+    fn an_outage_within_a_second_after_the_last_line_is_logged_later_or_never() {
         let health = Health::default();
         let database = health.dependency("database", Expectation::Answered);
         assert!(database.report_down("refused") && database.report_up());
         assert!(!database.report_down("refused") && !database.is_up());
-        assert!(!database.report_up(), "nobody knew that it was down");
+        assert!(!database.report_up(), "the outage was not logged");
         assert!(!database.report_down("refused"));
         lock(&database.state).logged_at = Instant::now().checked_sub(LOG_AGAIN);
         assert!(database.report_down("refused"));

@@ -1,25 +1,35 @@
-//! Metrics and probes over HTTP.
+//! The status page, metrics and probes over HTTP; everything can only be read.
 //!
-//! `/livez` says whether the loops tick; a database or queue that is down never fails it, because restarting the relay
-//! would not help. `/readyz` says whether database and queues answer, for people and for deployments of its own; a
-//! sidecar's readiness counts for the whole pod, so the shipped manifest does not ask it.
+//! `/livez` says whether the loops tick. It never fails because a database or queue is down: restarting the relay would
+//! not help. `/readyz` says whether database and queues answer. It is meant for people and for separate deployments; a
+//! sidecar's readiness counts for the whole pod, so the shipped manifest does not use it.
+//!
+//! [`connections`] bounds what clients can cost.
+
+mod connections;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{Html, IntoResponse};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::IntoResponse;
 use axum::routing::get;
+use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::health::Health;
 use crate::metrics::{CONTENT_TYPE, Metrics};
+use crate::page::{ICON, Page, RUNBOOK_PATH, SCRIPT, STYLE};
 
 /// How long `healthcheck` waits for an answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The page loads only what the relay serves: no other origin, nothing inline, no frame around it, no form.
+const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// What the routes show.
 #[derive(Clone, Debug)]
@@ -28,29 +38,49 @@ pub struct Shown {
     pub metrics: Arc<Metrics>,
     /// For the probes.
     pub health: Arc<Health>,
+    /// For people.
+    pub page: Arc<Page>,
 }
 
 /// Serves until told to stop.
-///
-/// # Errors
-///
-/// When the listener fails.
-pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken) {
     let router = Router::new()
-        .route("/", get(landing))
+        .route("/", get(page))
+        .route("/status.json", get(json))
+        .route("/status.css", get(async || answer("text/css; charset=utf-8", STYLE)))
+        .route("/status.js", get(async || answer("text/javascript; charset=utf-8", SCRIPT)))
+        .route("/icon.svg", get(async || answer("image/svg+xml", ICON)))
+        .route(&format!("/{RUNBOOK_PATH}"), get(runbook))
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .with_state(shown);
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+    connections::serve(listener, router, stop).await;
 }
 
-async fn landing() -> Html<&'static str> {
-    Html(concat!(
-        "<!doctype html><title>outbox-relay</title><h1>outbox-relay ",
-        env!("CARGO_PKG_VERSION"),
-        "</h1><ul><li><a href=\"/metrics\">metrics</a><li><a href=\"/livez\">livez</a><li><a href=\"/readyz\">readyz</a></ul>"
-    ))
+async fn page(State(shown): State<Shown>) -> impl IntoResponse {
+    answer("text/html; charset=utf-8", shown.page.html())
+}
+
+async fn json(State(shown): State<Shown>) -> impl IntoResponse {
+    answer("application/json", shown.page.json())
+}
+
+async fn runbook(State(shown): State<Shown>) -> impl IntoResponse {
+    answer("text/html; charset=utf-8", shown.page.runbook())
+}
+
+/// What belongs to the page, with headers that keep it to itself.
+fn answer(content_type: &'static str, body: impl Into<Bytes>) -> (HeaderMap, Bytes) {
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ];
+    (headers.into_iter().map(|(name, value)| (name, HeaderValue::from_static(value))).collect(), body.into())
 }
 
 async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
@@ -69,7 +99,8 @@ async fn livez(State(shown): State<Shown>) -> impl IntoResponse {
 
 async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
     let stalled = shown.health.stalled();
-    // Whoever stands still is no readier for a restart; people are told, and the alert says the same.
+    // A destination that stands still does not make the process unready: a restart would not help. The text shows it,
+    // and an alert reports it.
     let good = match &stalled[..] {
         [] => "ready".to_owned(),
         stalled => format!("ready; stalled: {}", stalled.join(", ")),
@@ -85,7 +116,7 @@ fn verdict(names: &[String], good: &str, bad: &str) -> (StatusCode, String) {
     }
 }
 
-/// Asks a relay's probe, for images without a shell: the status and the first line of the answer.
+/// Asks a relay's probe, for images without a shell; returns the status and the first line of the answer.
 ///
 /// # Errors
 ///

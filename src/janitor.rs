@@ -1,10 +1,11 @@
-//! The janitor: periodic duties that no delivery waits for. It measures the backlog, prunes what was delivered, tries again to
-//! record what is in quarantine, and notices when something stands still ([`watchdog`]).
+//! The janitor: periodic duties that no delivery waits for. It measures the backlog, prunes delivered messages, retries
+//! recording messages in quarantine, and notices destinations that stand still ([`watchdog`]).
 //!
-//! Both are bounded in what they cost: a probe counts up to a limit and pauses twenty times as long as it took; a prune
-//! deletes in small chunks and takes turns with the probes, lane by lane. A failure is left for the next round; the relays
-//! report the database's state.
+//! The cost of each duty is bounded. A probe counts up to a limit and pauses twenty times as long as it took. Pruning
+//! deletes in small chunks and alternates with the probes, lane by lane. A failed duty is retried in the next round;
+//! the relays report the state of the database.
 
+mod neighbours;
 mod watchdog;
 
 use std::collections::{HashMap, VecDeque};
@@ -13,69 +14,73 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::board::Board;
 use crate::health::Heartbeat;
 use crate::message::{Lane, MessageId, MessageKey};
 use crate::metrics::{DestinationMetrics, HORIZON_KINDS, HORIZON_KINDS_OF_OTHERS, Metrics};
 use crate::outbox::{HorizonHolder, Keep, Outbox, OutboxError};
 use crate::reading::{ByLane, Order};
+use neighbours::Neighbourhood;
 use watchdog::{Change, Sight, Watchdog};
 
 /// How often the backlog is measured.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 
-/// However long a probe takes, on a server that is overloaded: an operator needs to know just then.
+/// The longest interval, however long a probe takes on an overloaded server: that is when an operator needs the
+/// numbers.
 const PROBE_AT_LEAST_EVERY: Duration = Duration::from_secs(15);
 
-/// A probe may take one part in so many of the time.
+/// Probes may take one part in this many of the time.
 const PROBE_SHARE: u32 = 20;
 
-/// Rows looked at in one statement: a few milliseconds of locks and WAL at most.
+/// The most rows in one statement: a few milliseconds of locks and WAL.
 const CHUNK: i64 = 1000;
 
-/// Chunks of one lane before it is another's turn.
+/// The most chunks of one lane before the next lane.
 const CHUNKS_A_TURN: u32 = 20;
 
 /// The longest pause between two rounds of pruning.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
-/// The shortest.
+/// The shortest pause between two rounds of pruning.
 const PRUNE_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
-/// Pause between two chunks, so that pruning a large remainder leaves room for deliveries.
+/// The pause between two chunks, so that pruning a large remainder leaves capacity for deliveries.
 const CHUNK_PAUSE: Duration = Duration::from_millis(20);
 
-/// How often the backlog is measured from the bottom; in between it is measured above what was found there.
+/// How often the backlog is measured from the bottom; in between it is measured above the floors found there.
 const FLOORS_EVERY: Duration = Duration::from_secs(30);
 
-/// How often to try again to record what is in quarantine, for how long, since nothing is measured meanwhile, and how much of it
-/// at once. What there was no time for comes next.
+/// How often to retry recording messages in quarantine, for how long (nothing is measured meanwhile), and how many at
+/// once. The next turn continues where this one ran out of time.
 const QUARANTINE_EVERY: Duration = Duration::from_secs(60);
 const QUARANTINE_FOR: Duration = Duration::from_secs(5);
 const QUARANTINE_CHUNK: i64 = 100;
 
-/// How often to look at who holds the vacuum horizon.
+/// How often to look for holders of the vacuum horizon.
 const HORIZON_EVERY: Duration = Duration::from_secs(10);
 
-/// An id in each lane below which nothing waits but retries, and how long to believe that.
+/// An id in each lane below which nothing but retries is pending, and how long to rely on it.
 #[derive(Debug, Default)]
 struct Floors {
     lanes: Option<ByLane<MessageId>>,
     until: Option<Instant>,
 }
 
-/// What is remembered from probe to probe.
+/// What is kept from probe to probe.
 #[derive(Debug)]
 struct Probes {
     /// For each destination.
     floors: Vec<Floors>,
     watchdogs: Vec<Watchdog>,
-    /// Behind which message in quarantine to go on.
+    /// The message in quarantine after which the next turn continues.
     tried: Vec<Option<MessageKey>>,
     next_quarantine: Instant,
     next_horizon: Instant,
-    /// Whether it has been logged that measuring fails.
+    neighbourhood: Neighbourhood,
+    /// Whether it was logged that measuring fails.
     is_logged: bool,
-    /// Since when a kind of holder has held the same transaction id.
+    /// Since when each kind of holder has held the same transaction id.
     held_since: HashMap<String, (String, Instant)>,
 }
 
@@ -84,11 +89,19 @@ impl Probes {
         let floors = (0..destinations).map(|_| Floors::default()).collect();
         let watchdogs = (0..destinations).map(|_| Watchdog::default()).collect();
         let (tried, now) = (vec![None; destinations], Instant::now());
-        let (next_quarantine, next_horizon) = (now, now);
-        Self { floors, watchdogs, tried, next_quarantine, next_horizon, is_logged: false, held_since: HashMap::new() }
+        Self {
+            floors,
+            watchdogs,
+            tried,
+            next_quarantine: now,
+            next_horizon: now,
+            neighbourhood: Neighbourhood::new(),
+            is_logged: false,
+            held_since: HashMap::new(),
+        }
     }
 
-    /// How long this holder has held the horizon: as PostgreSQL says, or since this was seen first.
+    /// How long this holder has held the horizon: as PostgreSQL says, or else since it was first seen.
     fn age(&mut self, holder: &HorizonHolder, now: Instant) -> f64 {
         let since = match self.held_since.get(&holder.kind) {
             Some((transaction_id, since)) if *transaction_id == holder.transaction_id => *since,
@@ -104,43 +117,45 @@ impl Probes {
 pub struct Served {
     /// Its name.
     pub name: Arc<str>,
-    /// Its series.
+    /// Its metrics.
     pub metrics: DestinationMetrics,
-    /// What its relay says of itself.
+    /// The state of its relay.
     pub relay: Arc<Heartbeat>,
 }
 
-/// What the janitor looks after.
+/// The janitor and what it works on.
 #[derive(Debug)]
 pub struct Janitor {
     /// The tables.
     pub outbox: Outbox,
     /// The destinations.
     pub destinations: Vec<Served>,
-    /// For the time of the last probe.
+    /// Receives the time of the last probe.
     pub metrics: Arc<Metrics>,
+    /// Receives what is for people to read.
+    pub board: Arc<Board>,
     /// How long delivered messages are kept; zero when they are deleted at delivery.
     pub retention: Duration,
-    /// Sign of life.
+    /// The janitor's own heartbeat.
     pub heartbeat: Arc<Heartbeat>,
 }
 
-/// One lane of one destination, by its place in [`Janitor::destinations`].
+/// One lane of one destination; the number is its index in [`Janitor::destinations`].
 type Spot = (usize, Lane);
 
-/// How far pruning has got.
+/// The state of pruning.
 #[derive(Default)]
 struct Pruning {
-    /// Whose turn it is in this round, and who comes next.
+    /// The lanes still to come in this round.
     turns: VecDeque<Spot>,
-    /// The id up to which a lane was looked at, where that was not all there may be.
+    /// The id up to which a lane was looked at, if there may be more.
     looked_to: HashMap<Spot, i64>,
-    /// Whether it has been logged that pruning fails.
+    /// Whether it was logged that pruning fails.
     is_logged: bool,
 }
 
 impl Janitor {
-    /// Does its rounds until told to stop.
+    /// Runs its rounds until told to stop.
     pub async fn run(self, stop: CancellationToken) {
         let mut probes = Probes::new(self.destinations.len());
         let mut next_probe = Instant::now();
@@ -175,7 +190,8 @@ impl Janitor {
         let started = Instant::now();
         let connections = self.outbox.connections();
         self.metrics.set_connections(connections.idle, connections.in_use);
-        self.metrics.connections_max.set(connections.most);
+        self.metrics.connections_max.set(connections.max);
+        self.board.set_server(self.outbox.server());
         let measured = self.measure(probes, stop).await;
         if measured.is_err() {
             self.destinations.iter().zip(&mut probes.watchdogs).for_each(|(served, watchdog)| blind(served, watchdog));
@@ -184,9 +200,10 @@ impl Janitor {
             Ok(true) => {
                 self.metrics.has_measured();
                 probes.is_logged = false;
+                probes.neighbourhood.look(&self.outbox, &self.board).await;
             }
             Ok(false) => {}
-            // Where the database cannot be used at all, the relays say so.
+            // When the database cannot be used at all, the relays report it.
             Err(error @ (OutboxError::Connect { .. } | OutboxError::NotMigrated { .. })) => {
                 tracing::debug!(error = %error, "the backlog cannot be measured");
             }
@@ -198,7 +215,7 @@ impl Janitor {
         started.elapsed()
     }
 
-    /// Returns whether it has measured everything; told to stop, it does not.
+    /// Returns whether everything was measured; that is not so when it is told to stop.
     async fn measure(&self, probes: &mut Probes, stop: &CancellationToken) -> Result<bool, OutboxError> {
         self.look_at_the_horizon(probes).await?;
         let is_quarantine_due = Instant::now() >= probes.next_quarantine;
@@ -217,6 +234,7 @@ impl Janitor {
             metrics.backlog.set(backlog.messages);
             metrics.dead.set(backlog.dead);
             metrics.quarantined.set(backlog.quarantined);
+            self.board.set_ready_lag(name, backlog.ready_lag);
             let finished = metrics.delivered.get() + metrics.all_dead_lettered() + metrics.quarantined_total.get();
             let (ready_lag, answered_in) = (backlog.ready_lag, asked_at.elapsed());
             watch(served, watchdog, Sight { ready_lag, finished, answered_in, activity });
@@ -230,7 +248,7 @@ impl Janitor {
         Ok(true)
     }
 
-    /// The cause may have been mended: tries again to record what SQS has accepted.
+    /// Tries again to record what SQS has accepted: the cause may have been fixed.
     async fn record_quarantined(
         &self,
         name: &Arc<str>,
@@ -252,7 +270,7 @@ impl Janitor {
             }
         }
         if recorded > 0 {
-            tracing::info!(destination = %name, messages = recorded, "messages have left the quarantine: what became of them is recorded");
+            tracing::info!(destination = %name, messages = recorded, "messages have left the quarantine: their outcomes are recorded");
         }
         Ok(())
     }
@@ -275,7 +293,7 @@ impl Janitor {
         Ok(())
     }
 
-    /// Now and then looks from the bottom, so that a row that committed late below a floor is measured too.
+    /// Scans from the bottom once in a while, so that a row that was committed late below a floor is measured too.
     async fn find_floors(&self, name: &str, floors: &mut Floors, stop: &CancellationToken) -> Result<(), OutboxError> {
         let started = Instant::now();
         if floors.until.is_some_and(|until| started < until) {
@@ -292,12 +310,12 @@ impl Janitor {
         Ok(())
     }
 
-    /// All there is to prune in a round.
+    /// Everything to prune in a round.
     fn spots(&self) -> VecDeque<Spot> {
         if self.retention.is_zero() {
             return VecDeque::new();
         }
-        // Each relay starts elsewhere, so that several of them seldom meet.
+        // Each relay starts at a different lane, so that several relays seldom meet.
         let first = fastrand::usize(0..Lane::all().count());
         let lanes = |destination| {
             let lanes = Lane::all().cycle().skip(first).take(Lane::all().count());
@@ -310,11 +328,11 @@ impl Janitor {
         let destination = &self.destinations[spot.0].name;
         match self.prune_lane(spot, pruning, stop).await {
             Ok(()) => {
-                // A lane with nothing to prune does not tell that pruning works; a whole round does.
+                // A lane with nothing to prune does not prove that pruning works; a whole round does.
                 pruning.is_logged &= !pruning.turns.is_empty();
                 return;
             }
-            // Where the database cannot be used at all, the relays say so.
+            // When the database cannot be used at all, the relays report it.
             Err(error @ (OutboxError::Statement { .. } | OutboxError::Timeout { .. }))
                 if !std::mem::replace(&mut pruning.is_logged, true) =>
             {
@@ -325,8 +343,8 @@ impl Janitor {
         pruning.turns.clear();
     }
 
-    /// Looks on where the last turn ended. A lane that still had old messages gets another turn in this round; one where
-    /// many low ids were delivered late, and so are to stay, is looked at further in the next round.
+    /// Continues where the last turn ended. A lane that still had old messages gets another turn in this round. A lane
+    /// in which many low ids were delivered late, and so must stay, is continued in the next round.
     async fn prune_lane(&self, spot: Spot, pruning: &mut Pruning, stop: &CancellationToken) -> Result<(), OutboxError> {
         let (destination, lane) = spot;
         let Served { name, metrics, .. } = &self.destinations[destination];
@@ -351,14 +369,14 @@ impl Janitor {
     }
 }
 
-/// Nobody knows whether a destination stands still.
+/// The destination cannot be judged, because the database did not answer.
 fn blind(served: &Served, watchdog: &mut Watchdog) {
     watchdog.goes_blind();
     served.relay.set_stalled(None);
     served.metrics.stalled.set(0);
 }
 
-/// Tells when a destination stands still without a known reason, and when it goes on.
+/// Logs when a destination stands still without a known reason, and when it goes on.
 fn watch(served: &Served, watchdog: &mut Watchdog, sight: Sight) {
     let (now, destination) = (Instant::now(), &served.name);
     let stalled_for = watchdog.stalled_for(now);

@@ -1,28 +1,33 @@
-//! Publishes what a PostgreSQL transaction committed to an outbox to Amazon SQS: nothing lost, duplicates only where a
-//! crash makes them unavoidable, in order within a group.
+//! Publishes what a PostgreSQL transaction committed to an outbox to Amazon SQS: nothing is lost, duplicates occur only
+//! after crashes or lost answers, and messages stay in order within a group.
 //!
 //! # Layout, in the order to read it
 //!
-//! The modules stand on floors; a module uses those below it and none on its own floor or above
-//! (`tests/it/architecture.rs` keeps it so).
+//! The modules are arranged in floors; a module uses only modules on floors below its own (`tests/it/architecture.rs`
+//! checks this).
 //!
 //! | floor | modules | |
 //! |---|---|---|
-//! | 0 | [`clock`] | time |
-//! | 1 | [`message`] | the values that flow |
+//! | 0 | [`clock`], [`causes`] | time; errors in one sentence |
+//! | 1 | [`message`], [`way`] | the values that flow; steps on the way to a server |
 //! | 2 | [`reading`], [`config`] | questions to the outbox and their answers; the only reader of the environment |
-//! | 3 | [`retry`], [`metrics`], [`health`], [`shutdown`], [`logging`] | rules and records |
+//! | 3 | [`retry`], [`metrics`], [`health`], [`board`], [`settings`], [`shutdown`], [`logging`], [`aws`] | rules and records; the way to AWS |
 //! | 4 | [`outbox`], [`sqs`] | the only PostgreSQL, the only SQS; they never see each other |
+//! | 4 | [`page`] | what the status page shows |
 //! | 5 | [`relay`], [`janitor`], [`http`] | the heart, the periodic duties, the probes |
 //! | 6 | [`daemon`] | assembly, supervision, drain |
+//! | 6 | `dev` | everything for a first message on one machine; only with the feature `dev` |
 //! | 7 | [`cli`] | commands and exit codes |
 //!
 //! The data goes one way: read → plan requests → publish → outcomes → settle → report. `docs/architecture.md` follows one
 //! delivery, one failure and one crash through it.
 
+pub mod causes;
 pub mod clock;
 
 pub mod message;
+
+pub mod way;
 
 pub mod reading;
 
@@ -34,15 +39,23 @@ pub mod metrics;
 
 pub mod health;
 
+pub mod board;
+
+pub mod settings;
+
 pub mod files;
 
 pub mod shutdown;
 
 pub mod logging;
 
+pub mod aws;
+
 pub mod outbox;
 
 pub mod sqs;
+
+pub mod page;
 
 pub mod relay;
 
@@ -51,5 +64,8 @@ pub mod janitor;
 pub mod http;
 
 pub mod daemon;
+
+#[cfg(feature = "dev")]
+pub mod dev;
 
 pub mod cli;

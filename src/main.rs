@@ -1,6 +1,6 @@
 //! The binary; everything it does is in [`outbox_relay::cli`].
 
-/// Each message is a few dozen small allocations on its way, which this allocator does with a fraction of the work.
+/// Each message causes a few dozen small allocations; this allocator does them at a fraction of the cost.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,7 +1,7 @@
-//! The values that flow through the relay: what is read from the outbox, what became of it, and why it failed.
+//! The values that flow through the relay: what was read from the outbox, the outcomes, and the reasons for failures.
 //!
-//! No I/O lives here and no decision; [`crate::outbox`] makes messages, [`crate::relay`] moves them, [`crate::sqs`] turns
-//! them into entries. [`crate::reading`] has the questions that bring messages, and their answers.
+//! No I/O and no decisions. [`crate::outbox`] makes messages, [`crate::relay`] moves them, [`crate::sqs`] turns them
+//! into entries. [`crate::reading`] has the questions that return messages, and their answers.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -29,12 +29,12 @@ impl Lane {
         (0..LANES as u8).map(Self)
     }
 
-    /// As PostgreSQL has it.
+    /// Its number in PostgreSQL.
     pub fn number(self) -> i16 {
         i16::from(self.0)
     }
 
-    /// Its place among all lanes.
+    /// Its index among all lanes.
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
@@ -72,7 +72,7 @@ pub struct EventPosition(pub i64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TransactionId(pub i64);
 
-/// Where a message stands in its destination: lane and id, the order in which the primary key keeps them.
+/// The position of a message in its destination: lane and id, in the order of the primary key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageKey {
     /// The lane, derived from the group by the database.
@@ -81,8 +81,8 @@ pub struct MessageKey {
     pub id: MessageId,
 }
 
-/// What tells a message from another one that had, or will have, the same key: after a failover that lost commits an id can
-/// be given again.
+/// Distinguishes a message from another one that had, or will have, the same key: after a failover that lost commits,
+/// an id can be assigned again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// `outbox.messages.event_position`.
@@ -96,70 +96,70 @@ pub struct Origin {
 pub struct Message {
     /// Lane and id.
     pub key: MessageKey,
-    /// Which message it is that has this key.
+    /// Identifies the message that has this key.
     pub origin: Origin,
-    /// The ordering key; `None` asks for no order.
+    /// The ordering key; `None` means no order.
     pub group: Option<Arc<str>>,
-    /// Failed attempts so far that were the message's own fault.
+    /// Failed attempts so far that were the fault of the message.
     pub attempts: i16,
-    /// Age at the time of reading by the database's clock, so that clocks of hosts never mix.
+    /// Its age when it was read, by the database's clock, so that the clocks of hosts are never mixed.
     pub age_when_read: Duration,
     /// When it was read.
     pub read_at: Time,
-    /// How long it still has to wait for a retry that was recorded earlier; `None` when it may go at once.
+    /// How long it still waits for a retry that was recorded earlier; `None` when it may go at once.
     pub wait: Option<Duration>,
-    /// What of its group has to go before it, or lets nothing go at all.
+    /// What holds it up: messages of its group that must go first, or one that blocks the group.
     pub hold: Option<Hold>,
-    /// What it carries.
+    /// Its content.
     pub content: Content,
 }
 
-/// Why a message may not go although it is not deferred itself.
+/// Why a message may not be sent although it is not deferred itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hold {
-    /// A message of its group is dead or in quarantine, and holds the group up.
+    /// A message of its group is dead or in quarantine and blocks the group.
     Group {
-        /// The lowest of those.
+        /// The lowest such message.
         by: MessageId,
     },
     /// Deferred messages of its group come before it.
     Behind {
-        /// The lowest of those.
+        /// The lowest deferred message.
         head: MessageId,
-        /// The highest of those.
+        /// The highest deferred message.
         last: MessageId,
-        /// How long that waits; nothing when it is due, `None` when nobody knows.
+        /// How long the lowest one waits; zero when it is due, `None` when that is not known.
         wait: Option<Duration>,
     },
 }
 
-/// What a message carries, as far as it was read.
+/// The content of a message, as far as it was read.
 #[derive(Clone, Debug)]
 pub enum Content {
     /// Its event.
     Event(Event),
-    /// The row it points to does not exist, which only a writer's error can cause.
+    /// The event it points to does not exist, which only an error of a writer can cause.
     Missing,
-    /// It is larger than SQS takes, and stayed in the database.
+    /// It is larger than SQS accepts and stayed in the database.
     TooLarge {
-        /// Of body and metadata, or of what is stored where that is enough to tell.
+        /// The size of body and metadata, or the stored size if that is enough to tell.
         bytes: u64,
     },
     /// PostgreSQL cannot read it.
     Unreadable {
-        /// What it said.
+        /// PostgreSQL's error.
         reason: String,
     },
     /// It was not read, because its group is held up.
     Held,
 }
 
-/// The immutable fact that a message carries.
+/// The immutable event that a message carries.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// Identity of the fact, a UUID in text.
+    /// The id of the event, a UUID in text.
     pub event_id: String,
-    /// Name of the fact.
+    /// The type of the event.
     pub event_type: String,
     /// Stream and version, when the event belongs to one.
     pub stream: Option<(String, i64)>,
@@ -169,7 +169,7 @@ pub struct Event {
     pub metadata: String,
 }
 
-/// What became of a message and has to be written back.
+/// The outcome of a message, which has to be written back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// SQS accepted it under this id.
@@ -181,18 +181,18 @@ pub enum Outcome {
     Deferred {
         /// Failed attempts, this one included.
         attempts: i16,
-        /// How long to wait from now on; `None` for one that only waits its turn behind another of its group.
+        /// How long to wait from now on; `None` for a message that only waits behind another one of its group.
         wait: Option<Duration>,
         /// Why it failed.
         error: String,
     },
-    /// It was given up.
+    /// It is dead.
     Dead {
         /// Failed attempts, this one included.
         attempts: i16,
-        /// Whose fault it was.
+        /// The kind of fault.
         kind: FaultKind,
-        /// Why it was given up.
+        /// Why it is dead.
         error: String,
     },
 }
@@ -202,11 +202,11 @@ pub enum Outcome {
 pub struct Settlement {
     /// The message.
     pub key: MessageKey,
-    /// Which one that has this key.
+    /// Identifies the message that has this key.
     pub origin: Origin,
-    /// Its group, where the queue keeps the order of groups.
+    /// Its group, if the queue keeps the order of groups.
     pub group: Option<Arc<str>>,
-    /// What became of it.
+    /// Its outcome.
     pub outcome: Outcome,
 }
 
@@ -216,24 +216,24 @@ impl Settlement {
         matches!(self.outcome, Outcome::Delivered { .. })
     }
 
-    /// Whether the message was given up.
+    /// Whether the message is dead.
     pub fn is_dead(&self) -> bool {
         matches!(self.outcome, Outcome::Dead { .. })
     }
 }
 
-/// A message that is set aside, alone, so that it stops nobody else.
+/// A message that is set aside individually, so that it stops no other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quarantined {
     /// The message.
     pub key: MessageKey,
-    /// Which one that has this key.
+    /// Identifies the message that has this key.
     pub origin: Origin,
     /// Its group, which waits on a FIFO queue.
     pub group: Option<Arc<str>>,
-    /// What could not be recorded; `None` for a message that cannot be read.
+    /// The outcome that could not be recorded; `None` for a message that cannot be read.
     pub outcome: Option<Outcome>,
-    /// What PostgreSQL said.
+    /// PostgreSQL's error.
     pub reason: String,
 }
 
@@ -253,7 +253,7 @@ impl QueueKind {
     }
 }
 
-/// Whose fault a failure was. Each kind has its own policy.
+/// The cause of a failure. Each kind has its own policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FaultKind {
     /// The message can never be accepted: characters, size, an empty body.
@@ -272,12 +272,12 @@ pub enum FaultKind {
     Ambiguous,
     /// The request itself was wrong, which is never the message's fault.
     Internal,
-    /// The claim was over before the request could be written.
+    /// The claim had ended before the request could be written.
     NotSent,
 }
 
 impl FaultKind {
-    /// All kinds, so that every series of a metric can be born at 0.
+    /// All kinds, so that every series of a metric can start at 0.
     pub const ALL: [Self; 9] = [
         Self::MessagePermanent,
         Self::MessageTransient,
@@ -311,14 +311,14 @@ impl FaultKind {
     }
 }
 
-/// A failure with what an operator needs to know of it.
+/// A failure, with what an operator needs to know about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Whose fault it was.
+    /// The kind of fault.
     pub kind: FaultKind,
-    /// SQS's code, or a word of the relay's where SQS gave none.
+    /// SQS's code, or the relay's own code if SQS gave none.
     pub code: String,
-    /// The sentence that goes with it.
+    /// The description of the failure.
     pub detail: String,
 }
 
@@ -327,7 +327,17 @@ impl Fault {
     pub fn new(kind: FaultKind, code: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { kind, code: code.into(), detail: detail.into() }
     }
+
+    /// The fault for readers who need no login: without what a program that gives credentials has said, which may be a
+    /// secret.
+    pub fn shown(&self) -> String {
+        let whole = self.to_string();
+        whole.split_once(PROGRAM_SAID).map_or(whole.clone(), |(before, _)| format!("{before}; see the log"))
+    }
 }
+
+/// The AWS SDK writes what a `credential_process` has said behind this.
+const PROGRAM_SAID: &str = ". Stderr: ";
 
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

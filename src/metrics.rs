@@ -1,8 +1,8 @@
 //! Every metric, declared once: name, help text, labels, buckets.
 //!
-//! Two kinds, and they never mix: what the process did is counted where it happens; what waits is measured in the table by
-//! the janitor. Labels are `destination` and a bounded `reason`, never an id. Every series is born at 0, because
-//! `increase()` cannot see a counter that appears with a value.
+//! There are two kinds, which are never mixed: what the process did is counted where it happens; what is waiting is
+//! measured in the table by the janitor. Labels are `destination` and a bounded `reason`, never an id. Every series
+//! starts at 0, because `increase()` cannot see a counter that appears with a value.
 
 mod declare;
 
@@ -19,23 +19,23 @@ use declare::Declare;
 /// Content type of [`Metrics::render`]; Prometheus 3 refuses a scrape without one.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// From a local emulator's fractions of a millisecond to the longest request timeout. The steps from 5 ms on are those of
-/// OpenTelemetry's messaging conventions.
+/// From fractions of a millisecond, as with a local emulator, to the longest request timeout. The steps from 5 ms on
+/// are those of OpenTelemetry's messaging conventions.
 const REQUEST_SECONDS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
-/// From enqueued to delivered: fine where people promise, long enough to show an outage.
+/// From enqueued to delivered: fine where latency objectives lie, long enough to show an outage.
 const LATENCY_SECONDS: [f64; 16] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
 
-/// Reading and settling: a statement of a few milliseconds, up to where it is given up.
+/// Reading and settling: from a statement of a few milliseconds to the statement timeout.
 const STATEMENT_SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
-/// Probes are made every few seconds. What is older than this is no longer shown, for a number that stands still looks like
-/// one that is true; the time of the last probe stays.
+/// Probes run every few seconds. Older results are not shown, because a number that does not change looks like a true
+/// one; the time of the last probe stays.
 const MEASURED_FOR: Duration = Duration::from_secs(60);
 
-/// What a probe measures.
+/// The metrics that a probe measures.
 const MEASURED: [&str; 5] =
     ["lag_seconds", "backlog_messages", "dead_messages", "quarantined_messages", "horizon_age_seconds"];
 
@@ -47,10 +47,10 @@ const ENTRIES: [f64; 10] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
 /// Levels of log lines.
 pub const LOG_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
-/// What can keep PostgreSQL's vacuum from removing rows, as `sql/queries/horizon.sql` names it.
+/// What can hold the vacuum horizon back, as named in `sql/queries/horizon.sql`.
 pub const HORIZON_KINDS: [&str; 4] = ["transaction", "prepared_transaction", "replication_slot", "standby"];
 
-/// Those of them that PostgreSQL shows to members of `pg_read_all_stats` only.
+/// The kinds that PostgreSQL shows only to members of `pg_read_all_stats`.
 pub const HORIZON_KINDS_OF_OTHERS: [&str; 2] = ["transaction", "standby"];
 
 /// All metrics of the process and their registry.
@@ -71,7 +71,7 @@ pub struct Metrics {
     by_destination: ByDestination,
 }
 
-/// The families whose series each belong to a destination.
+/// The metric families with series per destination.
 #[derive(Debug)]
 struct ByDestination {
     lag: GaugeVec,
@@ -138,7 +138,7 @@ pub struct DestinationMetrics {
     pub in_flight: IntGauge,
     /// Lanes held under a claim.
     pub lanes_held: IntGauge,
-    /// Messages that only a rescan found.
+    /// Messages that a rescan found, because they were committed after higher ids were read.
     pub late: IntCounter,
     /// Delivered messages that were deleted after the retention.
     pub pruned: IntCounter,
@@ -160,12 +160,12 @@ impl DestinationMetrics {
         self.retries.with_label_values(&[self.name.as_str(), kind.reason()])
     }
 
-    /// Messages given up, by the kind of fault.
+    /// Messages declared dead, by the kind of fault.
     pub fn dead_lettered(&self, kind: FaultKind) -> IntCounter {
         self.dead_lettered.with_label_values(&[self.name.as_str(), kind.reason()])
     }
 
-    /// Messages given up so far.
+    /// Messages declared dead so far.
     pub fn all_dead_lettered(&self) -> u64 {
         FaultKind::ALL.iter().map(|kind| self.dead_lettered(*kind).get()).sum()
     }
@@ -198,7 +198,7 @@ impl ByDestination {
                 &by_destination,
             )?,
             retries: new.counters("retries_total", "Entries that are sent again, by cause.", &by_reason)?,
-            dead_lettered: new.counters("dead_lettered_total", "Messages given up, by cause.", &by_reason)?,
+            dead_lettered: new.counters("dead_lettered_total", "Messages declared dead, by cause.", &by_reason)?,
             possible_duplicates: new.counters(
                 "possible_duplicates_total",
                 "Entries sent again although SQS may have accepted them. A FIFO queue drops the second copy for five minutes.",
@@ -269,7 +269,7 @@ impl Metrics {
             )?,
             horizon_age: new.gauges_f64(
                 "horizon_age_seconds",
-                "Age of the oldest that keeps vacuum from removing rows, by kind; 0 when there is none. transaction and standby are absent where the relay's role is not in pg_read_all_stats.",
+                "Age of the oldest holder of the vacuum horizon, by kind; 0 when there is none. transaction and standby are absent where the relay's role is not in pg_read_all_stats.",
                 ["kind"],
             )?,
             paused: new.gauges("paused", "1 while an operator has paused the destination, else 0.", ["destination"])?,
@@ -288,7 +288,7 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// The series that belong to no destination are born at 0.
+    /// Starts the series that belong to no destination at 0.
     fn init(&self) {
         HORIZON_KINDS.iter().for_each(|kind| self.horizon_age(kind).set(0.0));
         self.set_connections(0, 0);
@@ -300,13 +300,13 @@ impl Metrics {
         self.horizon_age.with_label_values(&[kind])
     }
 
-    /// Nothing is known of that kind, which is another thing than that there is none.
+    /// Nothing is known about that kind, which is not the same as no holder.
     pub fn forget_horizon(&self, kind: &str) {
         // An error means that the series is absent already.
         drop(self.horizon_age.remove_label_values(&[kind]));
     }
 
-    /// Connections that wait for use, and those in use.
+    /// Sets the numbers of idle connections and of those in use.
     pub fn set_connections(&self, idle: i64, in_use: i64) {
         self.connections.with_label_values(&["idle"]).set(idle);
         self.connections.with_label_values(&["in_use"]).set(in_use);
@@ -317,7 +317,7 @@ impl Metrics {
         self.paused.with_label_values(&[destination]).set(i64::from(age.is_some()));
         match age {
             Some(age) => self.paused_since.with_label_values(&[destination]).set(now() - age.as_secs_f64()),
-            // It is not there when it was not paused before.
+            // The series does not exist if the destination was not paused before.
             None => drop(self.paused_since.remove_label_values(&[destination])),
         }
     }
@@ -330,13 +330,14 @@ impl Metrics {
     fn register_process(&self) -> Result<(), prometheus::Error> {
         let build = IntGauge::with_opts(
             Opts::new("build_info", "Always 1; the labels tell the build.")
-                .const_label("version", env!("CARGO_PKG_VERSION")),
+                .const_label("version", env!("CARGO_PKG_VERSION"))
+                .const_label("revision", env!("BUILD_REVISION")),
         )?;
         build.set(1);
         self.registry.register(Box::new(build))
     }
 
-    /// The series of a destination, born at 0.
+    /// The series of a destination, started at 0.
     pub fn destination(&self, name: &str) -> DestinationMetrics {
         let one = [name];
         self.set_paused(name, None);
@@ -379,7 +380,31 @@ impl Metrics {
         }
     }
 
-    /// A probe has just measured everything.
+    /// The age of the oldest holder of each kind that this role may see.
+    pub fn horizon_ages(&self) -> Vec<(&'static str, f64)> {
+        // Asking for a series by its label would create it.
+        let families = prometheus::core::Collector::collect(&self.horizon_age);
+        let series = || families.iter().flat_map(|family| family.get_metric());
+        let age = |kind: &str| series().find(|one| one.get_label().iter().any(|label| label.value() == kind));
+        let known = |kind: &'static str| age(kind).map(|one| (kind, one.get_gauge().get_value()));
+        HORIZON_KINDS.into_iter().filter_map(known).collect()
+    }
+
+    /// Connections that are idle and in use.
+    pub fn connections(&self) -> (i64, i64) {
+        let state = |state: &str| self.connections.with_label_values(&[state]).get();
+        (state("idle"), state("in_use"))
+    }
+
+    /// How long ago a probe has measured everything; `None` if that is too long ago for its results to be shown, or has
+    /// not happened yet.
+    pub fn measured_ago(&self) -> Option<Duration> {
+        let ago = now() - self.backlog_probe.get();
+        // A clock that was set back makes a probe of the future, and that is a recent one.
+        (ago <= MEASURED_FOR.as_secs_f64()).then(|| Duration::try_from_secs_f64(ago).unwrap_or_default())
+    }
+
+    /// Notes that a probe has just measured everything.
     pub fn has_measured(&self) {
         self.backlog_probe.set(now());
     }
@@ -391,15 +416,15 @@ impl Metrics {
     /// When a metric cannot be written, which is an error of this file.
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         let mut families = self.registry.gather();
-        // Before the first probe as well: a relay that starts would else tell of an empty outbox, and then of news.
-        if now() - self.backlog_probe.get() > MEASURED_FOR.as_secs_f64() {
+        // This holds before the first probe as well: otherwise a relay that starts would show an empty outbox at first.
+        if self.measured_ago().is_none() {
             let is_measured = |name: &str| {
                 let name = name.strip_prefix(PREFIX).and_then(|name| name.strip_prefix('_'));
                 name.is_some_and(|name| MEASURED.contains(&name))
             };
             families.retain(|family| !is_measured(family.name()));
         }
-        // The process collector has no prefix: process_* is a reserved family that every exporter shares.
+        // The metrics of the process collector have no prefix: process_* is a reserved family that all exporters share.
         families.extend(prometheus::default_registry().gather());
         let mut text = Vec::with_capacity(16 * 1024);
         TextEncoder::new().encode(&families, &mut text)?;
@@ -417,7 +442,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_series_of_a_destination_is_born_at_zero() {
+    fn every_series_of_a_destination_starts_at_zero() {
         let metrics = Metrics::new().unwrap();
         metrics.destination("tickets");
         metrics.has_measured();
@@ -437,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_measured_shows_only_once_it_was_and_as_long_as_that_is_not_old() {
+    fn measured_values_are_shown_only_while_the_last_probe_is_recent() {
         let metrics = Metrics::new().unwrap();
         metrics.destination("tickets").dead.set(5);
         let shows = |name: &str| {
@@ -450,6 +475,6 @@ mod tests {
         assert!(shows("dead_messages"));
         metrics.backlog_probe.set(now() - 61.0);
         assert!(MEASURED.iter().all(|name| !shows(name)));
-        assert!(shows("delivered_messages_total"), "what is counted stays");
+        assert!(shows("delivered_messages_total"), "counters stay");
     }
 }

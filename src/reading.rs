@@ -1,10 +1,11 @@
-//! What is asked of the outbox, and what it answers: plain data, no I/O and no decision.
+//! Questions to the outbox and their answers: plain data, no I/O and no decisions.
 //!
-//! [`crate::outbox`] carries the questions to PostgreSQL, [`crate::relay`] decides which to ask. The statements themselves are
-//! `sql/queries/*.sql`, whose heads say what each answer guarantees.
+//! [`crate::outbox`] sends the questions to PostgreSQL, and [`crate::relay`] decides which to ask. The statements are
+//! `sql/queries/*.sql`; their head comments say what each answer guarantees.
 
 mod chunk;
 mod snapshot;
+mod steering;
 mod walk;
 
 use std::ops::{Index, IndexMut};
@@ -15,18 +16,22 @@ use crate::message::{LANES, Lane, Message, MessageId, MessageKey, TransactionId}
 
 pub use chunk::{CautiousWidth, ChunkWidth};
 pub use snapshot::Snapshot;
+pub use steering::{ALL_DESTINATIONS, Pause, Replay, Setting, Steering};
 pub use walk::{Chunk, FloorWalk, Walk};
 
-/// How many bytes of messages one read may bring at most; what comes after is left for the next read. A batch of the largest
-/// messages would otherwise need a gigabyte.
+/// The most bytes of messages that one read may return; the rest is left for the next read. Otherwise a batch of the
+/// largest messages would need a gigabyte.
 pub const READ_BYTES: usize = 16 * 1024 * 1024;
+
+/// Where counting stops: beyond this number an operator asks how fast it shrinks, not for the exact number.
+pub const COUNT_LIMIT: i64 = 100_000;
 
 /// One value for each lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ByLane<T>([T; LANES]);
 
 impl<T> ByLane<T> {
-    /// The same for every lane.
+    /// The same value for every lane.
     pub fn all(value: T) -> Self
     where
         T: Clone,
@@ -39,7 +44,7 @@ impl<T> ByLane<T> {
         Lane::all().zip(&self.0)
     }
 
-    /// All values, to be changed.
+    /// All values, mutable.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.0.iter_mut()
     }
@@ -59,79 +64,79 @@ impl<T> IndexMut<Lane> for ByLane<T> {
     }
 }
 
-/// Whose claim a question is asked under, so that no other server can answer it.
+/// The claim under which a question is asked, so that no other server can answer it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimProof {
     /// The claim's own transaction.
     pub transaction_id: TransactionId,
-    /// The run of the server that has it.
+    /// Identifies the server, and the run of it, that has that transaction.
     pub server: String,
 }
 
-/// From where, and how much, to read of one lane.
+/// Where to read in one lane, and how much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     /// The lane.
     pub lane: Lane,
     /// Read above this id.
     pub above: MessageId,
-    /// Not more messages than this.
-    pub most: usize,
+    /// The most messages to read.
+    pub limit: usize,
 }
 
-/// Where to read on in one group.
+/// Where to continue reading one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupPosition {
     /// The group.
     pub group: Arc<str>,
     /// Its lane, and the id above which to read.
     pub after: MessageKey,
-    /// The id up to which to read: what is above it the lane's reads bring.
+    /// The id up to which to read; the reads of the lane return what is above it.
     pub upto: MessageId,
-    /// Not more messages than this.
-    pub most: usize,
+    /// The most messages to read.
+    pub limit: usize,
 }
 
-/// What a read is to bring: first more of some groups, then the next messages of lanes, then a look at what was passed. Each
-/// statement sees at least what the one before it saw.
+/// What to read: first more of some groups, then the next messages of lanes, then a rescan of the gap. Each statement
+/// sees at least what the one before it saw.
 #[derive(Clone, Debug, Default)]
 pub struct ReadRequest {
-    /// Groups to read on in.
+    /// Groups to continue reading.
     pub groups: Vec<GroupPosition>,
     /// Lanes to read.
     pub lanes: Vec<Position>,
     /// Where late messages may have appeared.
     pub gap: Option<Rescan>,
-    /// How many bytes the server is asked for, as it stores them.
+    /// How many bytes to ask the server for, as stored.
     pub stored_bytes: usize,
-    /// How many bytes of messages may come; what comes after is left.
+    /// The most bytes of messages to return; the rest is left.
     pub bytes: usize,
     /// How events are looked up.
     pub lookup: Lookup,
-    /// Whether, and by what, groups are held up.
+    /// What holds groups up.
     pub order: Order,
 }
 
-/// What a read brought.
+/// The answer to a read.
 #[derive(Debug, Default)]
 pub struct ReadAnswer {
-    /// What had ended before the groups were read, if there were some.
+    /// The snapshot before the groups were read, if there were any.
     pub before: Option<Snapshot>,
-    /// One batch a group that was asked for.
+    /// One batch for each group of the request.
     pub groups: Vec<Batch>,
-    /// What the lanes had.
+    /// The messages of the lanes.
     pub lanes: Batch,
-    /// What a look at the gap saw.
+    /// The result of the rescan of the gap.
     pub gap: Option<Rescanned>,
 }
 
-/// How a read looks events up.
+/// How a read looks up events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Lookup {
-    /// All at once, which fails as a whole if PostgreSQL cannot read one of them.
+    /// All at once; this fails as a whole if PostgreSQL cannot read one of them.
     #[default]
     Together,
-    /// Each by itself, so that what cannot be read tells why and stops no other.
+    /// One by one, so that an unreadable event reports its error and stops no other.
     OneByOne,
 }
 
@@ -141,14 +146,14 @@ pub enum Order {
     /// Nothing: the queue keeps no order.
     #[default]
     None,
-    /// A deferred message, and one in quarantine.
+    /// A deferred message, or one in quarantine.
     Groups,
-    /// These, and a dead one.
+    /// The same, or a dead message.
     GroupsBlockedByDead,
 }
 
 impl Order {
-    /// Whether groups keep an order at all.
+    /// Whether the order within groups is kept at all.
     pub fn is_kept(self) -> bool {
         self != Self::None
     }
@@ -159,18 +164,18 @@ impl Order {
     }
 }
 
-/// What a read brought of some lanes or of a group, in the order of ids.
+/// The messages read of some lanes or of a group, in the order of ids.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// The messages.
     pub messages: Vec<Message>,
-    /// Every transaction that had begun to write was below this one, when there is a message.
+    /// Every transaction that had begun to write was below this one; set if there is a message.
     pub next_xid: Option<TransactionId>,
-    /// The highest message id that had been handed out, when there is a message.
+    /// The highest message id that had been handed out; set if there is a message.
     pub last_id: MessageId,
-    /// Whether it was cut at the bytes that were allowed.
+    /// Whether the batch was cut at the byte limit.
     pub is_cut: bool,
-    /// Lanes of which the server had more than it was asked for in bytes.
+    /// Lanes of which the server had more bytes than it was asked for.
     pub lanes_with_more: Vec<Lane>,
 }
 
@@ -179,23 +184,23 @@ pub struct Batch {
 pub struct DueRequest {
     /// The lanes.
     pub lanes: Vec<Lane>,
-    /// Not more messages than this.
-    pub most: usize,
-    /// How many bytes the server is asked for, as it stores them.
+    /// The most messages to read.
+    pub limit: usize,
+    /// How many bytes to ask the server for, as stored.
     pub stored_bytes: usize,
-    /// How many bytes of messages may come.
+    /// The most bytes of messages to return.
     pub bytes: usize,
-    /// Groups whose messages come otherwise than by being due.
+    /// Groups whose messages are read in another way than by falling due.
     pub groups_to_skip: Vec<Arc<str>>,
-    /// The longest delay of a retry; what is further ahead was recorded by a clock that was.
+    /// The longest delay of a retry; a time further ahead was recorded by a clock that was wrong.
     pub longest_delay: Duration,
     /// How events are looked up.
     pub lookup: Lookup,
-    /// What holds a group up.
+    /// What holds groups up.
     pub order: Order,
 }
 
-/// Where to look again in a lane.
+/// Where to rescan in a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
     /// The lane.
@@ -204,9 +209,9 @@ pub struct Range {
     pub above: MessageId,
     /// Up to and including this one.
     pub upto: MessageId,
-    /// Up to and including this one only those count that nothing of their group holds up, because more of them is known to
-    /// wait than can be told. Of all others everything counts: who leaves out what waits behind a deferred message will not
-    /// know of it when that one goes.
+    /// Up to and including this id only messages that nothing of their group holds up count, because more held-up
+    /// messages are known than can be listed. Above it everything counts: a message behind a deferred one that is left
+    /// out would still be unknown when the deferred one goes.
     pub ready_upto: MessageId,
 }
 
@@ -216,8 +221,8 @@ impl Range {
         Self { lane, above, upto, ready_upto: MessageId::NONE }
     }
 
-    /// Whether what is held up is left out in some of it.
-    pub fn leaves_out(&self) -> bool {
+    /// Whether held-up messages are left out in some part of it.
+    pub fn filters_held(&self) -> bool {
         self.ready_upto > self.above
     }
 
@@ -227,21 +232,21 @@ impl Range {
     }
 }
 
-/// What to look for again, in case that reads have passed it.
+/// Where to look again for messages that reads may have passed.
 #[derive(Clone, Debug, Default)]
 pub struct Rescan {
-    /// Where.
+    /// The ranges.
     pub ranges: Vec<Range>,
-    /// How many messages of each lane at most.
-    pub most: usize,
-    /// Groups that are known to have messages in the table, and above which id; those do not count.
+    /// The most messages of each lane to return.
+    pub limit: usize,
+    /// Groups known to have messages in the table, each with the id above which they are; those messages do not count.
     pub waiting: Vec<(Arc<str>, MessageId)>,
-    /// Groups of which everything counts also where what is held up is left out.
+    /// Groups of which everything counts even where held-up messages are left out.
     pub known: Vec<Arc<str>>,
     /// What holds groups up.
     pub order: Order,
-    /// After what time the server is to cut it short.
-    pub limit: Option<Duration>,
+    /// After what time the server is to cut the rescan short.
+    pub timeout: Option<Duration>,
 }
 
 impl Rescan {
@@ -251,18 +256,18 @@ impl Rescan {
     }
 }
 
-/// What a look found.
+/// The result of a rescan.
 #[derive(Clone, Debug)]
 pub struct Rescanned {
-    /// What had ended when it looked.
+    /// The snapshot of the rescan.
     pub snapshot: Snapshot,
     /// Pending messages in the ranges, those already known included.
     pub found: Vec<Found>,
-    /// How long the server has worked, without the way there and back.
+    /// How long the server worked, without the round trip.
     pub took: Duration,
 }
 
-/// A pending message that a look found.
+/// A pending message that a rescan found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// Lane and id.
@@ -276,16 +281,16 @@ pub struct Found {
 pub struct HeldGroup {
     /// The group.
     pub group: Arc<str>,
-    /// The lowest message in quarantine, or dead one where those hold up their groups.
+    /// The lowest message in quarantine, or the lowest dead one where dead messages block their group.
     pub by: Option<MessageId>,
-    /// The lowest deferred message, and how long it waits; nothing when it is due, `None` when nobody knows.
+    /// The lowest deferred message, and how long it waits; zero when it is due, `None` when that is not known.
     pub head: Option<(MessageId, Option<Duration>)>,
 }
 
-/// What a look at all lanes saw.
+/// The result of a look at all lanes.
 #[derive(Clone, Debug)]
 pub struct Look {
-    /// What had ended when it looked.
+    /// The snapshot of the look.
     pub snapshot: Snapshot,
     /// Every transaction that had begun to write was below this one.
     pub next_xid: TransactionId,
@@ -297,18 +302,18 @@ pub struct Look {
     pub due: Vec<Lane>,
 }
 
-/// What can be seen of quiet destinations.
+/// What the poller sees of quiet destinations.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Watch {
     /// The highest message id handed out so far, committed or not, to any destination.
     pub last_id: MessageId,
     /// The latest time at which a deferred message fell due, in seconds since 1970.
     pub latest_due: Option<f64>,
-    /// Grows with everything that operators do to messages.
+    /// Grows with every change that operators make to messages.
     pub last_action: i64,
 }
 
-/// Transactions that may have written messages and have not ended.
+/// Transactions that may have written messages and are still running.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Writers {
     /// Their ids.
@@ -317,5 +322,5 @@ pub struct Writers {
     pub next_xid: Option<TransactionId>,
 }
 
-/// The history of the outbox that a lane belongs to; what was learnt under one is worth nothing under another.
+/// The history of the outbox that a lane belongs to; knowledge of one incarnation does not apply to another.
 pub type Incarnation = Arc<str>;

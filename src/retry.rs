@@ -1,8 +1,8 @@
-//! From fault to policy: what a failure costs and who pays.
+//! From fault to policy: whether a failed message is retried, and whether the attempt counts.
 //!
-//! Everything here is pure. [`crate::sqs`] says what kind of fault an answer was, [`crate::relay`] carries the policy out.
-//! Delays come from the `backoff` crate, which only this file knows; docs/decisions/0004-backoff.md tells why and how to
-//! replace it.
+//! Everything here is pure. [`crate::sqs`] says which kind of fault an answer was, and [`crate::relay`] carries out the
+//! policy. Delays come from the `backoff` crate, which only this file uses; docs/decisions/0004-backoff.md says why,
+//! and how to replace it.
 
 use std::time::Duration;
 
@@ -14,21 +14,21 @@ use crate::message::FaultKind;
 /// What to do about a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// Give the message up now, with the reason.
+    /// Declare the message dead now, with the reason.
     DeadLetter,
-    /// Charge the message an attempt, if others get through, and try again after a growing delay.
+    /// Charge the message an attempt if other messages are accepted, and retry after a growing delay.
     RetryCharged,
-    /// Try the same entry again after a growing delay, free of charge; it may be a duplicate.
+    /// Retry the same entry after a growing delay without charging an attempt; it may become a duplicate.
     Resend,
-    /// Stop the destination, try it again with one request after a growing delay, charge nobody, write nothing.
+    /// Halt the destination, probe it with one request after a growing delay, charge no message, write nothing.
     Halt,
 }
 
-/// The policy for a fault of this kind that meets a message which has failed `attempts` times before.
-pub fn policy(kind: FaultKind, attempts: i16, max_attempts: i16) -> Policy {
+/// The policy for a fault of this kind, for a message that has failed `attempts` times before.
+pub fn policy(kind: FaultKind, attempts: i16, max_attempts: usize) -> Policy {
     match kind {
         FaultKind::MessagePermanent => Policy::DeadLetter,
-        FaultKind::MessageTransient if attempts.saturating_add(1) >= max_attempts => Policy::DeadLetter,
+        FaultKind::MessageTransient if usize::try_from(attempts).unwrap_or(0) + 1 >= max_attempts => Policy::DeadLetter,
         FaultKind::MessageTransient => Policy::RetryCharged,
         FaultKind::Ambiguous | FaultKind::NotSent => Policy::Resend,
         FaultKind::Destination
@@ -46,8 +46,8 @@ pub struct Delays(ExponentialBackoff);
 impl Delays {
     /// Delays whose first ceiling is `initial` and whose last is `max`.
     pub fn new(initial: Duration, max: Duration) -> Self {
-        // The crate's own jitter is added after the cap, and comes from a source that nobody can set; so it grows the ceilings
-        // and draws nothing.
+        // The crate's own jitter is added after the cap, and its random source cannot be seeded. So the crate only
+        // grows the ceilings.
         let mut delays = ExponentialBackoff {
             initial_interval: initial,
             max_interval: max,
@@ -60,7 +60,7 @@ impl Delays {
         Self(delays)
     }
 
-    /// The next delay, drawn with these dice.
+    /// The next delay, drawn from this random source.
     pub fn next_delay(&mut self, dice: &mut fastrand::Rng) -> Duration {
         // `None` only comes after max_elapsed_time, which is off.
         let ceiling = self.0.next_backoff().unwrap_or(self.0.max_interval);
@@ -73,8 +73,8 @@ impl Delays {
     }
 }
 
-/// The delay before the attempt that follows the `attempts`-th failed one (from 1), between 0 and `max`, drawn with these
-/// dice.
+/// The delay before the attempt that follows the `attempts`-th failed one (from 1), between 0 and `max`, drawn from
+/// this random source.
 pub fn delay_after(attempts: i16, initial: Duration, max: Duration, dice: &mut fastrand::Rng) -> Duration {
     let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(0).min(30);
     let ceiling = initial.saturating_mul(2_u32.saturating_pow(doublings)).min(max);
@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(policy(FaultKind::Outage, 9, 10), Policy::Halt);
     }
 
-    /// The match in `policy` is exhaustive; this says what may never slip into it.
+    /// The match in `policy` is exhaustive; this test says what it must never contain.
     #[test]
     fn only_a_message_fault_charges_or_kills() {
         for kind in FaultKind::ALL {

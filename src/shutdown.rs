@@ -1,6 +1,7 @@
 //! From signal to exit: the first SIGTERM or SIGINT drains, the second aborts.
 //!
-//! [`watch`] turns signals into two tokens. Who drains listens to the first, who must give up at once to the second.
+//! [`watch`] turns signals into two tokens. Code that drains waits for the first token, code that must stop at once for
+//! the second.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -8,13 +9,13 @@ use tokio_util::sync::CancellationToken;
 /// The two steps of stopping.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
-    /// Stop taking work, finish what is in flight, record it, leave.
+    /// Stop taking messages, finish the requests in flight, record the outcomes, exit.
     pub drain: CancellationToken,
-    /// Leave now.
+    /// Exit now.
     pub abort: CancellationToken,
 }
 
-/// Signals that do not end the process by themselves any more.
+/// The signal handlers; with them, signals no longer end the process by themselves.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -22,7 +23,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// From now on signals wait for [`watch`].
+    /// Installs the handlers; from now on signals wait for [`watch`].
     ///
     /// # Errors
     ///
@@ -32,7 +33,7 @@ impl Signals {
     }
 }
 
-/// Waits for signals for ever: the first one drains, each further one aborts.
+/// Handles signals without end: the first one drains, each further one aborts.
 pub async fn watch(signals: Signals, shutdown: Shutdown) {
     let Signals { mut terminate, mut interrupt } = signals;
     loop {

@@ -10,7 +10,7 @@ use crate::report::{Aim, Outcome};
 
 const DATABASE: &str = "dead_rows";
 
-/// The session that an operator forgot.
+/// A session that an operator forgot.
 const READER: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class";
 
 /// One table's rows of a destination, and their end.
@@ -46,7 +46,8 @@ pub async fn run(ground: &Ground, scale: f64) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// What a relay leaves behind that has delivered so many, as the index of what is pending sees it.
+/// Leaves the dead rows of a relay that has delivered this many messages, as the index of pending messages contains
+/// them.
 async fn leave_dead_rows(client: &Client, destination: &str, count: u64) -> Result<()> {
     let write = "INSERT INTO outbox.messages (destination, event_position, group_id)
         SELECT $1, -n, 'g' || n % 1000 FROM generate_series(1, $2::bigint) AS n";

@@ -1,4 +1,5 @@
-//! A backlog is drained at different speeds of SQS, beside the two ceilings and the bound that follows from them.
+//! A backlog is drained at different speeds of SQS, compared with the two ceilings and the bound that follows from
+//! them.
 
 use anyhow::Result;
 

@@ -12,7 +12,7 @@ const BATCHED: &[(&str, &str)] = &[("OUTBOX_RELAY_FIFO_MODE", "batched")];
 pub async fn run(ground: &Ground, scale: f64) -> Result<Outcome> {
     let mut outcome = begin("fifo", "a FIFO queue at 10 ms; the stand-in checks the order of each group");
     for (mode, settings) in [("strict", STRICT), ("batched", BATCHED)] {
-        // A group in strict mode is as slow as its round trips, so few groups get few messages.
+        // In strict mode a group is as slow as its round trips, so few groups get few messages.
         for (groups, messages) in [(10, 10_000), (1_000, 200_000), (100_000, 200_000)] {
             let backlog = Backlog { messages: scaled(messages, scale), groups };
             let client = ground.filled("fifo", backlog).await?;

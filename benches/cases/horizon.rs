@@ -1,4 +1,5 @@
-//! A transaction that holds the vacuum horizon back: what the relay marked delivered stays in its index as dead entries.
+//! A transaction that holds the vacuum horizon back: rows that the relay marked delivered stay in its index as dead
+//! entries.
 //!
 //! The control is the relay that most people write first: read the first undelivered rows, lock them, mark them.
 
@@ -11,7 +12,7 @@ use super::{ROUNDS, begin, median, scaled};
 use crate::ground::{Backlog, Ground, How};
 use crate::report::{Aim, Outcome};
 
-/// The transactions that stay open, older than anything the relay does.
+/// The transactions that stay open; they are older than everything the relay does.
 const READER: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class";
 const WRITER: &str = "BEGIN; SELECT pg_current_xact_id()";
 
@@ -52,10 +53,10 @@ async fn hold(ground: &Ground, database: &str, statement: Option<&str>) -> Resul
     Ok(Some(client))
 }
 
-/// How long the control may work; collapsed, it would take hours for all of them.
+/// The time limit of the control: once it has collapsed, it would take hours for all messages.
 const CONTROL_FOR: Duration = Duration::from_secs(60);
 
-/// Messages a second of the control over its last third, when it has left its dead entries behind.
+/// The rate of the control over its last third, when its dead entries have accumulated.
 async fn control(ground: &Ground, scale: f64, holder: Option<&str>) -> Result<f64> {
     let client = ground.empty("control").await?;
     client
@@ -94,7 +95,7 @@ async fn control(ground: &Ground, scale: f64, holder: Option<&str>) -> Result<f6
     drop(held);
     match since {
         Some(since) => Ok(late as f64 / since.elapsed().as_secs_f64().max(0.001)),
-        // All of them were done before.
+        // All were done before the time was over.
         None => Ok(scaled(1_000_000, scale) as f64 / started.elapsed().as_secs_f64()),
     }
 }

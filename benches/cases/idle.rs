@@ -1,4 +1,4 @@
-//! What relays cost while nothing comes.
+//! The cost of relays while no messages come.
 
 use std::time::{Duration, Instant};
 
@@ -32,9 +32,9 @@ pub async fn run(ground: &Ground, scale: f64) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Transactions of the database so far; nearly each of an idle relay's is one statement.
+/// Transactions of the database so far; nearly every transaction of an idle relay is one statement.
 async fn transactions(client: &Client) -> Result<i64> {
-    // A session tells its own statistics with a delay of up to a second, which is little beside a minute.
+    // A session reports its statistics with a delay of up to a second, which is little compared with a minute.
     let query = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()";
     Ok(client.query_one(query, &[]).await?.get(0))
 }

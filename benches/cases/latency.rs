@@ -35,16 +35,16 @@ pub async fn run(ground: &Ground, scale: f64) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// A steady rate of writing, to an outbox that is there.
+/// A steady rate of writing, to an existing outbox.
 pub(super) struct Load<'a> {
     pub(super) database: &'a str,
     /// Each transaction writes a message to each.
     pub(super) destinations: &'a [&'a str],
-    /// Where all of them lead.
+    /// The queue of all destinations.
     pub(super) queue: &'a str,
     /// Transactions a second.
     pub(super) rate: u64,
-    /// For how long nothing is measured: a relay that starts looks through the outbox once.
+    /// How long nothing is measured at first: a starting relay scans the outbox once.
     pub(super) before: u64,
     pub(super) seconds: u64,
 }
@@ -57,7 +57,7 @@ pub(super) struct Measured {
 }
 
 impl Measured {
-    /// Milliseconds that this part of the messages did not exceed.
+    /// The milliseconds that this fraction of the messages did not exceed.
     pub(super) fn percentile(&self, part: f64) -> f64 {
         self.latencies[((self.latencies.len() - 1) as f64 * part) as usize] as f64 / 1000.0
     }
@@ -72,7 +72,7 @@ async fn at_rate(ground: &Ground, rate: u64, seconds: u64) -> Result<Measured> {
 }
 
 impl Load<'_> {
-    /// Lets a relay of its own deliver what is written meanwhile.
+    /// Lets a separate relay deliver what is written meanwhile.
     pub(super) async fn measure(&self, ground: &Ground) -> Result<Measured> {
         let count = self.destinations.len() as u64;
         let (unmeasured, transactions) = (self.rate * self.before, self.rate * (self.before + self.seconds));
@@ -107,7 +107,7 @@ impl Load<'_> {
         }
         relay.stop().await?;
         let accepted_at = ground.stand_in.accepted().await?;
-        // The relay may be faster than the writer hears of its own commit.
+        // SQS may have accepted the message before the writer learns of its own commit.
         let pairs = committed_at.iter().zip(&accepted_at);
         let latency = |(committed, accepted): (&Option<u64>, &u64)| Some(accepted.saturating_sub((*committed)?));
         let mut latencies: Vec<u64> = pairs.filter_map(latency).collect();
@@ -116,14 +116,14 @@ impl Load<'_> {
     }
 }
 
-/// A message to each destination in one transaction; $1 the destinations, $2 a number from 1, $3 the group, $4 how many numbers
-/// each destination has.
+/// A message to each destination in one transaction; $1 the destinations, $2 a number from 1, $3 the group, $4 how many
+/// numbers each destination has.
 const WRITE: &str = "SELECT outbox.enqueue(
         d.name, 'TicketPurchased',
         jsonb_build_object('n', $2::bigint + (d.number - 1) * $4::bigint, 'ticket', repeat('x', 416)), $3)
     FROM unnest($1::text[]) WITH ORDINALITY AS d (name, number)";
 
-/// Writes every fourth number from 1 when its time has come; says when each commit was confirmed.
+/// Writes every fourth number from 1 when its time has come; returns when each commit was confirmed.
 async fn write(
     client: tokio_postgres::Client,
     destinations: Vec<String>,

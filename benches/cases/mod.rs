@@ -1,4 +1,4 @@
-//! The cases. Each compares what it measures with something measured in the same run, for the machines are noisy.
+//! The cases. Each compares its result with something measured in the same run, because the machines are noisy.
 
 mod backlog;
 mod dead_rows;
@@ -37,16 +37,16 @@ pub async fn run(name: &str, ground: &Ground, scale: f64) -> Result<Outcome> {
     }
 }
 
-/// Ways that are compared take turns this often, so that a slow moment of the machine meets all of them.
+/// How often the compared ways take turns, so that a slow moment of the machine affects all of them.
 const ROUNDS: usize = 3;
 
-/// The middle one.
+/// The median.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-/// So many, made smaller by the scale.
+/// This number, reduced by the scale.
 fn scaled(count: u64, scale: f64) -> u64 {
     ((count as f64 * scale) as u64).max(1)
 }

@@ -1,5 +1,6 @@
-//! Other relays, with the same messages before the same stand-in. A folder of `benches/peers` is a peer: what pip has to
-//! install (`requirements.txt`), how its tables are made (`create.sh`), filled (`fill.sql`) and worked on (`run.sh`).
+//! Other relays, with the same messages and the same stand-in. A folder of `benches/peers` is a peer: what pip has to
+//! install (`requirements.txt`), and how its tables are created (`create.sh`), filled (`fill.sql`) and processed
+//! (`run.sh`).
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,7 +15,7 @@ use crate::report::{Aim, Outcome};
 /// SQS's median time to answer.
 const MEDIAN_MS: u64 = 10;
 
-/// The longest that a peer may work; what it did until then counts.
+/// The time limit of a peer; what it did until then counts.
 const PEER_FOR: Duration = Duration::from_secs(60);
 
 pub async fn run(ground: &Ground, scale: f64) -> Result<Outcome> {
@@ -44,7 +45,7 @@ async fn measure(ground: &Ground, peer: &Path, messages: u64) -> Result<f64> {
         let mut command = Command::new("sh");
         command.arg(peer.join(script)).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.envs(relay.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        // boto3 asks for the region under another name.
+        // boto3 reads the region from another variable.
         command.env("BIN", &programs).env("PATH", "/usr/bin:/bin").env("AWS_DEFAULT_REGION", "us-east-1");
         command
     };
@@ -69,7 +70,7 @@ async fn measure(ground: &Ground, peer: &Path, messages: u64) -> Result<f64> {
     Ok(counts.entries as f64 / ((counts.last_at - counts.first_at) as f64 / 1e6))
 }
 
-/// A virtual environment below target/, made once; returns the folder of its programs.
+/// A virtual environment below target/, created once; returns the folder of its programs.
 fn install(peer: &Path) -> Result<PathBuf> {
     let name = peer.file_name().context("a folder without a name")?;
     let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers").join(name);

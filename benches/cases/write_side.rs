@@ -1,8 +1,8 @@
-//! What the outbox costs the application that writes.
+//! The cost of the outbox for the application that writes.
 //!
-//! The statements of a transaction are sent together, as libpq's pipeline mode, JDBC's batches and tokio-postgres do it; then
-//! once more with a round trip for each, for an outbox also costs a statement more. On a loopback device that shares the cores
-//! with both ends a round trip costs more than the rows.
+//! The statements of a transaction are sent together, as libpq's pipeline mode, JDBC's batches and tokio-postgres do.
+//! Then they are sent again with a round trip for each, because an outbox also adds a statement. Over loopback, with
+//! both ends on the same cores, a round trip costs more than the rows.
 
 use std::time::{Duration, Instant};
 
@@ -22,11 +22,11 @@ const WRITERS: usize = 4;
 enum Sent {
     /// All at once.
     Together,
-    /// Each when the one before was answered.
+    /// Each after the answer to the one before.
     OneByOne,
 }
 
-/// Each way takes its turn this often, so that a slow moment of the machine meets all of them.
+/// How often each way takes its turn, so that a slow moment of the machine affects all of them.
 const ROUNDS: usize = 5;
 
 const BUSINESS: &str = "INSERT INTO tickets (n, draw, numbers) VALUES ($1, 'draw-7', repeat('x', 416))";
@@ -96,7 +96,7 @@ async fn wal(client: &Client) -> Result<i64> {
     Ok(client.query_one("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint", &[]).await?.get(0))
 }
 
-/// Runs transactions in all sessions until the time is over; returns how many.
+/// Runs transactions in all sessions until the time is over; returns their number.
 async fn write(ground: &Ground, statements: &[String], sent: Sent, until: Instant, next: &mut i64) -> Result<u64> {
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..WRITERS {

@@ -1,9 +1,9 @@
-"""Counts what each draw has sold, from a queue: an effect exactly once, although SQS delivers at least once.
+"""Counts what each draw has sold, from a queue: the effect happens exactly once, although SQS delivers at least once.
 
     pip install -r requirements.txt
     AWS_DEFAULT_REGION=eu-west-1 DATABASE_URL=postgres://… QUEUE_URL=https://sqs.… python consumer.py --init
 
-Its messages are tickets: {"draw": "draw-7", "price": 5}. The database is the one the effect is in. It needs `outbox-relay migrate` as well, for outbox.inbox.
+Its messages are tickets: {"draw": "draw-7", "price": 5}. The database is the one that has the effect. It needs `outbox-relay migrate` as well, for outbox.inbox.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import psycopg
 
 LOG = logging.getLogger("consumer")
 
-# Each replica holds a receive open for so long; a signal waits for it. SQS allows 20 s, and fewer receives cost less.
+# How long each replica holds a receive open; a signal waits for it. SQS allows 20 s, and fewer receives cost less.
 LONG_POLL_SECONDS = 5
 PRUNE_EVERY_SECONDS = 3600
 
@@ -39,10 +39,10 @@ class Consumer:
 
     def __init__(self, database_url: str, queue_url: str, name: str) -> None:
         self.queue_url = queue_url
-        # The name stands for the effect: another effect of the same events, or one built anew, has another name.
+        # The name identifies the effect: another effect of the same events, or a rebuilt one, has another name.
         self.name = name
         self.queue = boto3.client("sqs")
-        # Autocommit, so that no transaction is open while the queue is waited for; each effect opens its own.
+        # Autocommit, so that no transaction is open while waiting for the queue; each effect opens its own.
         self.database = psycopg.connect(database_url, autocommit=True)
         self.next_prune = time.monotonic()
 
@@ -64,9 +64,10 @@ class Consumer:
         return messages
 
     def accept(self, message: dict[str, Any]) -> None:
-        """Has the effect of an event, unless this consumer has had it."""
+        """Applies the effect of an event, unless this consumer has done so before."""
         attributes = {name: value.get("StringValue") for name, value in message["MessageAttributes"].items()}
-        # Both are committed, or neither. Whoever has the same event at the same time waits here, and then gets false.
+        # Both are committed, or neither. Another consumer with the same event at the same time waits here, and then
+        # gets false.
         with self.database.transaction():
             row = self.database.execute("SELECT outbox.accept(%s, %s)", (self.name, attributes["event_id"])).fetchone()
             if row is not None and row[0] and attributes["event_type"] == "TicketPurchased":
@@ -74,30 +75,30 @@ class Consumer:
                 self.database.execute(SELL, (ticket["draw"], ticket["price"]))
 
     def take(self, batch: list[dict[str, Any]]) -> None:
-        """Takes one message after the other, and leaves to SQS what fails."""
+        """Processes one message after the other, and leaves failed ones to SQS."""
         failed_groups: set[str] = set()
         for message in batch:
-            # On a standard queue there are no groups, and so no order to keep.
+            # A standard queue has no groups, and so no order to keep.
             group = message.get("Attributes", {}).get("MessageGroupId")
             if group in failed_groups:
                 continue  # It would overtake the one that failed. SQS delivers both again, in order.
             try:
                 self.accept(message)
-                # After the commit: the other way round a crash in between would lose the event.
+                # After the commit: in the opposite order a crash in between would lose the event.
                 self.queue.delete_message(QueueUrl=self.queue_url, ReceiptHandle=message["ReceiptHandle"])
             except Exception as error:
                 # SQS delivers it again, and in the end moves it to its dead-letter queue. The error's text may quote
-                # the body, and logs are read by more people than tickets.
+                # the body, and logs have more readers than tickets.
                 LOG.error("message %s failed: %s", message["MessageId"], type(error).__name__)
                 if group is not None:
                     failed_groups.add(group)
                 if self.database.closed:
-                    # Then nothing works any more: the process ends, and whoever supervises it starts it again.
+                    # Without it nothing works any more: the process ends, and its supervisor restarts it.
                     raise SystemExit("the connection to the database is lost") from None
 
     def prune(self) -> None:
         if time.monotonic() >= self.next_prune:
-            # In chunks, each a short transaction of its own.
+            # In chunks, each in a short transaction.
             while self.database.execute("SELECT outbox.prune_inbox()").fetchone() != (0,):
                 pass
             self.next_prune = time.monotonic() + PRUNE_EVERY_SECONDS
@@ -113,8 +114,8 @@ class Consumer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Counts what each draw has sold.")
-    parser.add_argument("--init", action="store_true", help="create the table sales where it is missing")
-    parser.add_argument("--until-empty", action="store_true", help="exit when nothing came for two seconds")
+    parser.add_argument("--init", action="store_true", help="create the table sales if it is missing")
+    parser.add_argument("--until-empty", action="store_true", help="exit when nothing has come for two seconds")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     stop = threading.Event()

@@ -1,11 +1,11 @@
-//! Counts what each draw has sold, from a queue: an effect exactly once, although SQS delivers at least once.
+//! Counts what each draw has sold, from a queue: the effect happens exactly once, although SQS delivers at least once.
 //!
 //! ```sh
 //! DATABASE_URL=postgres://… QUEUE_URL=https://sqs.… cargo run --example consumer -- --init
 //! ```
 //!
-//! The database is the one the effect is in. It needs `outbox-relay migrate` as well, for `outbox.inbox`. `consumer.py`
-//! is the same in Python.
+//! The database is the one that has the effect. It needs `outbox-relay migrate` as well, for `outbox.inbox`.
+//! `consumer.py` does the same in Python.
 
 #![allow(clippy::print_stderr, reason = "an example that needs no logging library to say what failed")]
 
@@ -20,12 +20,12 @@ use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_postgres::{Client, NoTls};
 
-/// Each replica holds a receive open for so long; SQS allows 20 s, and fewer receives cost less.
+/// How long each replica holds a receive open; SQS allows 20 s, and fewer receives cost less.
 const LONG_POLL_SECONDS: i32 = 5;
 
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 
-/// Two replicas that start at once would both find no table, and one of them would fail: hence the lock.
+/// Two replicas that start at once would both find no table, and one of them would fail; the lock prevents that.
 const TABLE: &str = "
     BEGIN;
     SELECT pg_advisory_xact_lock(hashtext('create table sales'));
@@ -48,20 +48,20 @@ struct Flags {
     #[arg(long, env = "QUEUE_URL")]
     queue_url: String,
 
-    /// Stands for the effect: another effect of the same events, or one built anew, has another name
+    /// Identifies the effect: another effect of the same events, or a rebuilt one, has another name
     #[arg(long, env = "CONSUMER", default_value = "sales")]
     consumer: String,
 
-    /// Create the table sales where it is missing
+    /// Create the table sales if it is missing
     #[arg(long)]
     init: bool,
 
-    /// Exit when nothing came for two seconds
+    /// Exit when nothing has come for two seconds
     #[arg(long)]
     until_empty: bool,
 }
 
-/// What a consumer works with.
+/// The resources of a consumer.
 #[derive(Debug)]
 struct Consumer {
     database: Client,
@@ -84,7 +84,7 @@ impl Consumer {
         })
     }
 
-    /// Up to ten messages; none when none came in time.
+    /// Up to ten messages; none if none came in time.
     async fn receive(&self, seconds: i32) -> Result<Vec<Message>> {
         let request = self.queue.receive_message().queue_url(&self.queue_url).max_number_of_messages(10);
         let request = request.wait_time_seconds(seconds).message_attribute_names("All");
@@ -92,11 +92,11 @@ impl Consumer {
         Ok(request.send().await.map_err(plain)?.messages.unwrap_or_default())
     }
 
-    /// Takes one message after the other, and leaves to SQS what fails.
+    /// Processes one message after the other, and leaves failed ones to SQS.
     async fn take(&mut self, batch: &[Message]) -> Result<()> {
         let mut failed_groups = HashSet::<&String>::new();
         for message in batch {
-            // On a standard queue there are no groups, and so no order to keep.
+            // A standard queue has no groups, and so no order to keep.
             let group = message.attributes().and_then(|all| all.get(&MessageSystemAttributeName::MessageGroupId));
             if group.is_some_and(|group| failed_groups.contains(group)) {
                 continue; // It would overtake the one that failed. SQS delivers both again, in order.
@@ -106,7 +106,7 @@ impl Consumer {
                 eprintln!("message {} failed: {error:#}", message.message_id().unwrap_or_default());
                 failed_groups.extend(group);
             }
-            // Then nothing works any more: the process ends, and whoever supervises it starts it again.
+            // Without it nothing works any more: the process ends, and its supervisor restarts it.
             ensure!(!self.database.is_closed(), "the connection to the database is lost");
         }
         Ok(())
@@ -114,17 +114,18 @@ impl Consumer {
 
     async fn take_one(&mut self, message: &Message) -> Result<()> {
         self.accept(message).await?;
-        // After the commit: the other way round a crash in between would lose the event.
+        // After the commit: in the opposite order a crash in between would lose the event.
         let request = self.queue.delete_message().queue_url(&self.queue_url);
         request.set_receipt_handle(message.receipt_handle.clone()).send().await.map_err(plain)?;
         Ok(())
     }
 
-    /// Has the effect of an event, unless this consumer has had it: both in one transaction, so that both are committed
-    /// or neither. Whoever has the same event at the same time waits, and then learns that it is not the first.
+    /// Applies the effect of an event, unless this consumer has done so before. Both are in one transaction, so that
+    /// both are committed or neither. Another consumer with the same event at the same time waits, and then learns that
+    /// it is not the first.
     async fn accept(&mut self, message: &Message) -> Result<()> {
         let (event_id, event_type) = (attribute(message, "event_id")?, attribute(message, "event_type")?);
-        // Dropped without a commit, which is what an error does, it is rolled back.
+        // If it is dropped without a commit, as on an error, it is rolled back.
         let transaction = self.database.transaction().await.map_err(quiet)?;
         let accept = "SELECT outbox.accept($1, $2::text::uuid)";
         let is_first: bool =
@@ -136,13 +137,13 @@ impl Consumer {
         transaction.commit().await.map_err(quiet)
     }
 
-    /// Forgets what SQS cannot deliver any more, in chunks, each a short transaction of its own.
+    /// Deletes inbox rows of messages that SQS cannot deliver any more, in chunks, each in a short transaction.
     async fn prune(&self) -> Result<()> {
         while self.database.query_one("SELECT outbox.prune_inbox()", &[]).await?.try_get::<_, i64>(0)? > 0 {}
         Ok(())
     }
 
-    /// Works until it is told to stop, or until the queue is empty if that is asked for.
+    /// Works until told to stop, or until the queue is empty if that is requested.
     async fn run(&mut self, stop: impl Fn() -> bool, until_empty: bool) -> Result<()> {
         let mut pruned_at: Option<Instant> = None;
         while !stop() {
@@ -160,7 +161,7 @@ impl Consumer {
     }
 }
 
-/// A message attribute, which the relay sends along with each event.
+/// A message attribute, which the relay sends with each event.
 fn attribute<'a>(message: &'a Message, name: &str) -> Result<&'a str> {
     let value = message.message_attributes().and_then(|all| all.get(name)?.string_value());
     value.with_context(|| format!("it has no attribute {name}"))
@@ -168,14 +169,14 @@ fn attribute<'a>(message: &'a Message, name: &str) -> Result<&'a str> {
 
 /// Draw and price of a ticket.
 fn ticket(body: &str) -> Result<(String, i64)> {
-    // The parser's own error may quote the body, and logs are read by more people than tickets.
+    // The parser's own error may quote the body, and logs have more readers than tickets.
     let ticket: Value = serde_json::from_str(body).ok().context("its body is not JSON")?;
     let draw = ticket["draw"].as_str().context("it has no draw")?;
     let price = ticket["price"].as_i64().context("it has no price")?;
     Ok((draw.to_owned(), price))
 }
 
-/// The SQLSTATE alone: what PostgreSQL says besides may quote the body too.
+/// Only the SQLSTATE: PostgreSQL's message may quote the body too.
 fn quiet(error: tokio_postgres::Error) -> anyhow::Error {
     match error.code() {
         Some(code) => anyhow::anyhow!("the database refused it with SQLSTATE {}", code.code()),
@@ -196,7 +197,7 @@ async fn main() -> Result<()> {
     if flags.init {
         consumer.database.batch_execute(TABLE).await?;
     }
-    // A signal ends the wait for messages at the latest when the long poll is over; a batch is finished.
+    // A signal ends the wait for messages when the long poll ends, at the latest; a batch is finished.
     let signalled = tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}

@@ -1,4 +1,4 @@
-//! The folder that a demo works in: empty at the start, gone at the end, one demo at a time.
+//! The folder that a demo works in: empty at the start, removed at the end, one demo at a time.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -6,17 +6,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 
-/// Dropping it removes the folder, but for what must be kept.
+/// Dropping it removes the folder, except files that must be kept.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
     keep_log: AtomicBool,
-    /// Held open: its lock says that a demo is at work here, and ends with the process in any case.
+    /// Held open: its lock says that a demo is using the folder, and ends with the process in any case.
     _lock: File,
 }
 
 impl Folder {
-    /// Makes the folder and clears it of what an earlier demo may have left.
+    /// Creates the folder and removes what an earlier demo may have left.
     pub fn prepare(path: &Path) -> Result<Folder> {
         let place = path.display();
         fs::create_dir_all(path).with_context(|| format!("cannot create {place}; choose another with --folder"))?;
@@ -33,12 +33,12 @@ impl Folder {
         &self.path
     }
 
-    /// What the relay says goes here.
+    /// The file of the relay's log.
     pub fn relay_log(&self) -> PathBuf {
         self.path.join("relay.log")
     }
 
-    /// All went well: nobody will want to read the relay's log.
+    /// All went well: nobody needs to read the relay's log.
     pub fn forget_log(&self) {
         self.keep_log.store(false, Ordering::Relaxed);
     }
@@ -48,7 +48,7 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let log = self.relay_log();
         clear(&self.path, self.keep_log.load(Ordering::Relaxed).then_some(log.as_path())).ok();
-        // Refused when the log is still in it, as it should be.
+        // It fails if the log is still in the folder, as intended.
         fs::remove_dir(&self.path).ok();
     }
 }

@@ -1,9 +1,10 @@
-//! Being told to end: Ctrl-C, SIGTERM, or a terminal that is gone.
+//! Requests to end: Ctrl-C, SIGTERM, or a terminal that is gone.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Signals that do not end the process by themselves any more. One value for the whole program: a listener made anew
-/// for each wait, as `tokio::signal::ctrl_c` is, hears nothing of a signal that came between two waits.
+/// Signal listeners; with them, signals no longer end the process by themselves. There is one value for the whole
+/// program: a listener created for each wait, like `tokio::signal::ctrl_c`, misses a signal that comes between two
+/// waits.
 #[derive(Debug)]
 pub struct Interrupts {
     interrupt: Signal,

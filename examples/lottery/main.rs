@@ -1,28 +1,20 @@
 //! A lottery sells tickets while the relay that publishes them is killed half-way: nothing may get lost, appear from
 //! nowhere, or come in the wrong order. `make demo` builds and runs it.
 //!
-//! Everything it needs is started for it and ends with it: a private PostgreSQL cluster, an SQS emulator, and the relay
-//! as a process of its own. In the order to read: `stage` (what runs, and the play), `shop` (the application, which writes
-//! plain SQL), `consumer` (the far end of the queues), `ledger` (the judge), `relay`, `screen`, `folder`.
+//! The demo starts everything it needs, and everything ends with it: a private PostgreSQL cluster, an SQS emulator, and
+//! the relay as a separate process. In reading order: `stage` (what runs, and the scenario), `shop` (the application,
+//! which writes plain SQL), `consumer` (the consuming end of the queues), `ledger` (the judge), `relay`, `screen`,
+//! `folder`.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a demo talks to the person who started it")]
 #![allow(unreachable_pub, reason = "the modules of an example have no outside")]
 
 mod app;
-mod consumer;
-#[path = "../../tests/it/support/emulator.rs"]
-mod emulator;
 mod experiment;
 mod folder;
 mod interrupts;
-mod ledger;
-#[path = "../../tests/it/support/postgres.rs"]
-mod postgres;
-#[path = "../../tests/it/support/proxy/mod.rs"]
-mod proxy;
 mod relay;
 mod screen;
-mod shop;
 mod stage;
 
 use std::path::{Path, PathBuf};
@@ -32,8 +24,8 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use interrupts::Interrupts;
 use screen::grouped;
-use shop::Season;
 use stage::Stage;
+use support::lottery::shop::Season;
 
 /// Sells lottery tickets, kills the relay half-way, and compares what was bought with what arrived
 #[derive(Parser, Debug)]
@@ -75,7 +67,7 @@ struct Flags {
     folder: Option<PathBuf>,
 }
 
-/// What else this program is.
+/// The other programs in this binary.
 #[derive(Subcommand, Debug)]
 enum Verb {
     Serve(app::serve::Serve),
@@ -132,7 +124,7 @@ async fn main() -> ExitCode {
                 1
             }
         };
-        // Not by returning: a thread may still wait for the standard input.
+        // Not by returning: a thread may still be waiting for standard input.
         std::process::exit(code);
     }
     let mut interrupts = match Interrupts::install() {
@@ -163,7 +155,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// One of the application's own processes, or all of them; says whether all was well.
+/// Runs one of the application's processes, or all of them; returns whether all was well.
 async fn perform_as(verb: Verb, flags: &Flags) -> Result<bool> {
     match verb {
         Verb::Serve(serve) => {
@@ -176,7 +168,7 @@ async fn perform_as(verb: Verb, flags: &Flags) -> Result<bool> {
     }
 }
 
-/// The play and its table; says whether all promises were kept.
+/// Runs the scenario and prints the table; returns whether all promises were kept.
 async fn perform(flags: &Flags) -> Result<(Stage, bool)> {
     let season = flags.season();
     println!(
@@ -200,7 +192,7 @@ async fn perform(flags: &Flags) -> Result<(Stage, bool)> {
     Ok((stage, broken.is_empty()))
 }
 
-/// Puts everything away, when the user has seen enough.
+/// Cleans up, once the user has seen enough.
 async fn leave(flags: &Flags, mut stage: Stage, passed: bool, interrupts: &mut Interrupts) -> Result<()> {
     if flags.keep {
         println!();

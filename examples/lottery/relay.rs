@@ -9,8 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use support::relay::get;
 
 /// Migrating an empty database takes a fraction of a second.
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -21,13 +20,13 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(3600);
 /// From the start of the process until database and queues have answered it.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Beyond the relay's own drain timeout of 20 s.
+/// Longer than the relay's own drain timeout of 20 s.
 const STOP_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// A probe's answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How to start a relay, as often as it takes.
+/// How to start a relay, any number of times.
 #[derive(Debug, Clone)]
 pub struct Recipe {
     pub binary: PathBuf,
@@ -61,9 +60,9 @@ impl Recipe {
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let mut command = Command::new(&self.binary);
         command.arg(verb).stdin(Stdio::null()).stdout(File::try_clone(&log)?).stderr(log);
-        // Not in our process group: Ctrl-C in a terminal must reach the demo only.
+        // Not in our process group: Ctrl-C in a terminal must reach only the demo.
         command.process_group(0);
-        // What the user has set is about other relays, queues and servers.
+        // Settings of the user are meant for other relays, queues and servers.
         for (name, _) in std::env::vars_os() {
             let theirs = ["AWS_", "DATABASE_URL", "OUTBOX_RELAY_", "PG"];
             if theirs.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
@@ -94,7 +93,7 @@ impl Recipe {
     }
 }
 
-/// A running relay; dropping it kills it, and so does the demo's own death.
+/// A running relay; it is killed when this value is dropped and when the demo dies.
 #[derive(Debug)]
 pub struct Relay {
     recipe: Recipe,
@@ -108,7 +107,7 @@ impl Relay {
         self.child.id()
     }
 
-    /// Fails when the process has ended by itself.
+    /// Fails if the process has ended by itself.
     pub fn ensure_alive(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
             bail!("the relay ended by itself, {status}{}", self.recipe.log_tail());
@@ -118,7 +117,8 @@ impl Relay {
 
     /// Waits until it says that database and queues answer.
     pub async fn wait_until_ready(&mut self) -> Result<()> {
-        while !ask(self.recipe.listen, "/readyz").await.is_ok_and(|(status, _)| status == 200) {
+        while !get(&self.recipe.listen.to_string(), "/readyz", ASK_TIMEOUT).await.is_ok_and(|(status, _)| status == 200)
+        {
             self.ensure_alive()?;
             ensure!(self.started.elapsed() < READY_TIMEOUT, "the relay is not ready{}", self.recipe.log_tail());
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -126,9 +126,9 @@ impl Relay {
         Ok(())
     }
 
-    /// What `/metrics` says now; nothing when it has just been started and does not listen yet.
+    /// The current text of `/metrics`; `None` when it was just started and does not listen yet.
     pub async fn metrics(&self) -> Result<Option<Metrics>> {
-        match ask(self.recipe.listen, "/metrics").await {
+        match get(&self.recipe.listen.to_string(), "/metrics", ASK_TIMEOUT).await {
             Ok((200, text)) => Ok(Some(Metrics(text))),
             Ok((status, _)) => bail!("/metrics answered {status}"),
             Err(_) if self.started.elapsed() < READY_TIMEOUT => Ok(None),
@@ -136,7 +136,7 @@ impl Relay {
         }
     }
 
-    /// The most memory that the process ever had resident, in bytes; where /proc tells.
+    /// The peak resident memory of the process in bytes, if /proc shows it.
     pub fn peak_memory(&self) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -151,7 +151,7 @@ impl Relay {
         Ok(())
     }
 
-    /// SIGTERM: the process finishes what is in flight and ends with 0.
+    /// SIGTERM: the process finishes the requests in flight and ends with 0.
     pub async fn stop(mut self) -> Result<()> {
         let told =
             Command::new("/bin/sh").args(["-c", "kill -TERM \"$1\"", "stop", &self.child.id().to_string()]).status()?;
@@ -166,7 +166,7 @@ impl Drop for Relay {
     fn drop(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
-        // Only now: until here the process id was the relay's.
+        // Not earlier: until here the process id was the relay's.
         if let Some(guardian) = self.guardian.take() {
             guardian.dismiss();
         }
@@ -188,7 +188,7 @@ async fn wait(child: &mut Child, timeout: Duration) -> Result<ExitStatus> {
     }
 }
 
-/// A shell that kills the relay when the demo is gone in whatever way, which ends the pipe between them.
+/// A shell that kills the relay when the demo is gone for whatever reason: that closes the pipe between them.
 #[derive(Debug)]
 struct Guardian(Child);
 
@@ -219,14 +219,14 @@ impl Metrics {
         self.find(name, destination).unwrap_or(0.0)
     }
 
-    /// The same, and nothing when there is no such series.
+    /// The same, or `None` if there is no such series.
     pub fn find(&self, name: &str, destination: &str) -> Option<f64> {
         let series = format!("outbox_relay_{name}{{destination=\"{destination}\"}} ");
         self.0.lines().find_map(|line| line.strip_prefix(&series))?.parse().ok()
     }
 }
 
-/// Runs another command of the relay's, such as `replay`, to its end.
+/// Runs another command of the relay, such as `replay`, to its end.
 pub async fn run_to_the_end(recipe: &Recipe, arguments: &[&str]) -> Result<()> {
     let (verb, others) = arguments.split_first().context("no command")?;
     let mut child = recipe.command(verb)?.args(others).spawn().context("cannot start the relay")?;
@@ -235,23 +235,7 @@ pub async fn run_to_the_end(recipe: &Recipe, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The page of metrics of whatever relay listens there.
+/// The page of metrics of the relay that listens there.
 pub async fn metrics_of(listen: SocketAddr) -> Result<Metrics> {
-    Ok(Metrics(ask(listen, "/metrics").await?.1))
-}
-
-/// A plain GET: status and body.
-async fn ask(address: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let exchange = async {
-        let mut stream = TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        anyhow::Ok(answer)
-    };
-    let answer = tokio::time::timeout(ASK_TIMEOUT, exchange).await??;
-    let (head, body) = answer.split_once("\r\n\r\n").context("half an answer")?;
-    let status = head.split(' ').nth(1).context("no status")?.parse()?;
-    Ok((status, body.to_owned()))
+    Ok(Metrics(get(&listen.to_string(), "/metrics", ASK_TIMEOUT).await?.1))
 }

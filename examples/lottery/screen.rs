@@ -1,27 +1,27 @@
-//! What the user sees: a line that keeps moving on a terminal, a line a second elsewhere, and the table at the end.
+//! The output: a moving line on a terminal, a line per second elsewhere, and the table at the end.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use crate::ledger::{Account, OrderBreak};
+use support::lottery::ledger::{Account, OrderBreak};
 
 /// How often the moving line moves.
 const TERMINAL_PAUSE: Duration = Duration::from_millis(100);
 
-/// How often a line is printed where lines cannot move.
+/// How often a line is printed if lines cannot move.
 const LOG_PAUSE: Duration = Duration::from_secs(1);
 
-/// Of the tickets in the wrong place.
+/// How many tickets in the wrong place are shown.
 const BREAKS_SHOWN: usize = 10;
 
-/// How far things are.
+/// The progress.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct State {
     pub committed: u64,
     pub rolled_back: u64,
     pub tickets: usize,
     pub audit: usize,
-    /// By the relay's own metrics: messages that wait, and the age of the oldest. None while there is no relay.
+    /// According to the relay's metrics: pending messages, and the age of the oldest. `None` while there is no relay.
     pub backlog: Option<(f64, f64)>,
 }
 
@@ -45,7 +45,7 @@ impl Screen {
         Screen { moving: std::io::stdout().is_terminal(), opened: clock, next: clock, shown: State::default() }
     }
 
-    /// Shows the state if it is time to.
+    /// Shows the state if it is time to do so.
     pub fn show(&mut self, state: &State) {
         let now = Instant::now();
         if now < self.next {
@@ -65,7 +65,7 @@ impl Screen {
             grouped(state.audit as u64),
         );
         if self.moving {
-            // Without wrapping, so that a narrow window cannot break the line that is written over.
+            // Without wrapping, so that a narrow window cannot break the line that is overwritten.
             print!("\r\x1b[2K\x1b[?7l{line}\x1b[?7h");
             std::io::stdout().flush().ok();
             self.next = now + TERMINAL_PAUSE;
@@ -81,7 +81,7 @@ impl Screen {
         println!("{start}{:>5.0} s  {text}", self.opened.elapsed().as_secs_f64());
     }
 
-    /// Shows the last state for good.
+    /// Shows the last state permanently.
     pub fn close(&mut self, state: &State) {
         if self.shown != *state {
             self.next = Instant::now();
@@ -93,7 +93,7 @@ impl Screen {
     }
 }
 
-/// Everything the table needs.
+/// The data of the table.
 #[derive(Debug)]
 pub struct Report {
     pub committed: usize,
@@ -104,25 +104,25 @@ pub struct Report {
     /// From the first purchase to the last.
     pub selling: Duration,
     pub outage: Outage,
-    /// Of the relay's processes, the highest.
+    /// The highest of all relay processes.
     pub peak_memory: Option<u64>,
 }
 
-/// What the kill did.
+/// The effect of the kill.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Outage {
     /// When the relay was killed, on the demo's clock.
     pub killed_at: Duration,
     /// Until the next one was started.
     pub lasted: Duration,
-    /// Messages that a queue had accepted and the outbox did not yet know of: tickets, audit.
+    /// Messages that a queue had accepted and the outbox had not yet recorded: tickets, audit.
     pub in_flight: [usize; 2],
-    /// Entries whose acceptance the relay could not know for other reasons, by its own count: audit.
+    /// Entries whose acceptance the relay could not know for other reasons, according to its own count: audit.
     pub unclear: usize,
 }
 
 impl Report {
-    /// Every promise that was broken, in words.
+    /// Every broken promise, as text.
     pub fn broken_promises(&self) -> Vec<String> {
         let allowed = self.outage.in_flight[1] + self.outage.unclear;
         let promises = [
@@ -169,7 +169,7 @@ impl Report {
             let of = |account: &Account| account.latency(percent, before).map_or("-".to_owned(), spoken);
             (of(tickets), of(audit))
         };
-        // A second before the kill everything was still delivered by an undisturbed relay.
+        // Up to a second before the kill everything was delivered by an undisturbed relay.
         let undisturbed = self.outage.killed_at.saturating_sub(Duration::from_secs(1));
         let (of_tickets, of_audit) = latency(50, Duration::MAX);
         row("latency p50", of_tickets, of_audit, "from commit to receipt");
@@ -205,7 +205,7 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
-/// A duration in the unit that suits it.
+/// A duration in a suitable unit.
 pub fn spoken(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     if seconds < 0.01 {

@@ -1,4 +1,4 @@
-//! The stage of the play: PostgreSQL, the queues, the shop, the relay and the consumers, and what happens to them.
+//! The stage of the demo: PostgreSQL, the queues, the shop, the relay and the consumers, and what happens to them.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -11,36 +11,36 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::Flags;
-use crate::consumer::{self, Inbox};
-use crate::emulator::{Emulator, Queues};
 use crate::folder::Folder;
-use crate::ledger::Account;
-use crate::postgres::{Cluster, Options, free_port};
 use crate::relay::{Metrics, Recipe, Relay};
 use crate::screen::{Outage, Report, Screen, State, grouped, spoken};
-use crate::shop::{self, Season, Till};
+use support::emulator::{Emulator, Queues};
+use support::lottery::consumer::{self, Inbox};
+use support::lottery::ledger::Account;
+use support::lottery::shop::{self, Season, Till};
+use support::postgres::{Cluster, Options, free_port};
 
-/// Between two looks at how far things are.
+/// The pause between two checks of the progress.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Between two looks at the relay's metrics.
+/// The pause between two reads of the relay's metrics.
 const METRICS_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long the shop goes without a relay at least, so that one can see the messages wait.
+/// How long the shop has no relay at least, so that one can see messages wait.
 const OUTAGE: Duration = Duration::from_secs(1);
 
-/// What is left of a killed relay, in PostgreSQL and on its way to the queues, is gone much sooner.
+/// What a killed relay leaves behind, in PostgreSQL and on its way to the queues, is gone much sooner than this.
 const AFTERMATH_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// When nothing arrives for so long, what is missing counts as lost.
+/// When nothing arrives for this long, missing messages count as lost.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Everything that runs. Dropped in the order of the fields, so that nobody misses what he stands on.
+/// Everything that runs. Dropped in the order of the fields, so that nothing loses what it depends on.
 #[derive(Debug)]
 pub struct Stage {
     relay: Option<Relay>,
     emulator: Emulator,
-    /// With the folder that it lies in, which must not go first even if it is still starting.
+    /// With the folder that contains it, which must not be removed first even if the cluster is still starting.
     _cluster: (Cluster, Arc<Folder>),
     folder: Arc<Folder>,
     recipe: Recipe,
@@ -99,7 +99,7 @@ impl Stage {
         scene.close(outage, selling, season.draws).await
     }
 
-    /// What to do with a stage that stays up.
+    /// Prints how to look around a stage that stays up.
     pub fn print_urls(&self) {
         let Recipe { database_url, listen, sqs_endpoint, .. } = &self.recipe;
         let [tickets, audit] = &self.queue_urls;
@@ -122,7 +122,7 @@ impl Stage {
         println!();
     }
 
-    /// Ends the relay as an operator would; all else ends by being dropped.
+    /// Stops the relay as an operator would; everything else ends by being dropped.
     pub async fn strike(&mut self) -> Result<()> {
         if let Some(relay) = self.relay.take() {
             relay.stop().await?;
@@ -130,12 +130,12 @@ impl Stage {
         Ok(())
     }
 
-    /// What the relay said.
+    /// The file of the relay's log.
     pub fn relay_log(&self) -> PathBuf {
         self.folder.relay_log()
     }
 
-    /// All went well: nothing need be kept.
+    /// All went well: nothing needs to be kept.
     pub fn forget_log(&self) {
         self.folder.forget_log();
     }
@@ -151,7 +151,7 @@ async fn server_version(database_url: &str) -> Result<String> {
     Ok(version.split(' ').next().unwrap_or_default().to_owned())
 }
 
-/// The play while it runs.
+/// The scenario while it runs.
 struct Scene<'stage> {
     stage: &'stage mut Stage,
     screen: Screen,
@@ -195,7 +195,7 @@ impl<'stage> Scene<'stage> {
         })
     }
 
-    /// Waits until so many purchases are made, kills the relay, and starts another.
+    /// Waits until this many purchases are made, kills the relay, and starts another.
     async fn outage(&mut self, purchases: u64) -> Result<Outage> {
         while self.till.committed() + self.till.rolled_back() < purchases {
             self.pass().await?;
@@ -218,8 +218,8 @@ impl<'stage> Scene<'stage> {
         Ok(Outage { killed_at, lasted, in_flight, unclear })
     }
 
-    /// Lets everything that the dead relay had under way come to an end, and counts the messages that a queue
-    /// has accepted while the outbox does not know.
+    /// Lets everything finish that the dead relay had under way, and counts the messages that a queue has accepted
+    /// without the outbox knowing.
     async fn aftermath(&mut self, killed_at: Duration) -> Result<[usize; 2]> {
         let client = shop::connect(&self.stage.recipe.database_url).await?;
         let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'outbox-relay%'";
@@ -245,7 +245,7 @@ impl<'stage> Scene<'stage> {
         Ok(in_flight)
     }
 
-    /// Waits for the writers; says how long all the selling took.
+    /// Waits for the writers; returns how long all the selling took.
     async fn sell_out(&mut self) -> Result<Duration> {
         while !self.writers.is_empty() {
             self.pass().await?;
@@ -253,7 +253,7 @@ impl<'stage> Scene<'stage> {
         Ok(self.clock.elapsed())
     }
 
-    /// Waits until everything has arrived and nothing more can come, or nothing does.
+    /// Waits until everything has arrived and nothing more can come, or until nothing comes any more.
     async fn arrive(&mut self) -> Result<()> {
         let client = shop::connect(&self.stage.recipe.database_url).await?;
         let mut seen = [0, 0];
@@ -276,10 +276,10 @@ impl<'stage> Scene<'stage> {
         }
     }
 
-    /// Sends the consumers home and draws up the accounts.
+    /// Stops the consumers and computes the accounts.
     async fn close(mut self, outage: Outage, selling: Duration, draws: u64) -> Result<Report> {
         self.look_at_relay().await?;
-        // Each receiver waits a last second at its queue: a late duplicate is still noted.
+        // Each receiver waits a last second at its queue: a late duplicate is still recorded.
         self.stop_receivers.cancel();
         while self.receivers.iter().any(|receivers| !receivers.is_empty()) {
             self.pass().await?;
@@ -299,7 +299,7 @@ impl<'stage> Scene<'stage> {
         })
     }
 
-    /// Lets a moment pass: fails if somebody failed, and shows how far things are.
+    /// Waits a moment: fails if a task failed, and shows the progress.
     async fn pass(&mut self) -> Result<()> {
         tokio::time::sleep(PAUSE).await;
         while let Some(ended) = self.writers.try_join_next() {

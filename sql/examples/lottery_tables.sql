@@ -1,4 +1,4 @@
--- The tables of the application in examples/lottery: what it would have without an outbox, too.
+-- The tables of the application in examples/lottery; it would have the same ones without an outbox.
 
 CREATE SCHEMA lottery;
 

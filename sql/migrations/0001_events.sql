@@ -1,5 +1,5 @@
--- Events: immutable facts, in which order they may be read, and what keeps them from being changed.
--- docs/decisions/0002-slim-messages-partitioned-by-status.md tells why events and messages are two tables.
+-- Events: immutable facts, the order in which they may be read, and the protection against changes.
+-- docs/decisions/0002-slim-messages-partitioned-by-status.md says why events and messages are two tables.
 --
 -- Advisory locks of outbox-relay, in all files. Their keys begin with 0x6F75 ("ou"), in the upper 16 bits of the first number:
 --     shared     0x6F75 and 48 bits, a position     outbox.fence(): a transaction writes events above this position
@@ -7,11 +7,11 @@
 --     exclusive  0x6F75FFFFFFFFFF02                 a replay begins, or events are purged
 --     exclusive  (0x6F750001, hash of the stream)   outbox.append(): writers of a stream wait for each other
 
--- Where the schema was made beforehand, the role that migrates needs no right to make one.
+-- If the schema exists already, the migrating role needs no privilege to create one.
 DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'outbox') THEN CREATE SCHEMA outbox; END IF; END $$;
 
--- RFC 9562 version 7: 48 bits of milliseconds, then random bits. PostgreSQL has uuidv7() from version 18 only,
--- and a time-ordered default keeps the unique index on event_id local and small.
+-- RFC 9562 version 7: 48 bits of milliseconds, then random bits. PostgreSQL has uuidv7() only since version 18, and a
+-- time-ordered default keeps the unique index on event_id local and small.
 CREATE FUNCTION outbox.time_ordered_uuid() RETURNS uuid
 LANGUAGE sql VOLATILE PARALLEL SAFE
 AS $$
@@ -47,35 +47,36 @@ CREATE TABLE outbox.events (
     CONSTRAINT events_stream_has_version CHECK ((stream_id IS NULL) = (stream_version IS NULL))
 );
 
--- An event that belongs to no stream takes no room in it.
+-- An event without a stream takes no space in this index.
 CREATE UNIQUE INDEX events_stream ON outbox.events (stream_id, stream_version) WHERE stream_id IS NOT NULL;
 
 COMMENT ON TABLE outbox.events IS
-    'Immutable facts. Never updated; a payload is stored here once, whatever the number of destinations.';
+    'Immutable events. Never updated; a payload is stored here once, whatever the number of destinations.';
 COMMENT ON COLUMN outbox.events.position IS
     'Order of insertion. CACHE 1, so that writers that wait for each other get their positions in that order.';
 COMMENT ON COLUMN outbox.events.recorded_at IS 'When the row was written (clock_timestamp, not the start of the transaction).';
 COMMENT ON COLUMN outbox.events.stream_version IS
     'Number of the event in its stream, from 1; null when the event belongs to no stream.';
 COMMENT ON COLUMN outbox.events.event_id IS
-    'Identity of the fact for consumers, sent as the attribute event_id; time-ordered unless the application sets it.';
+    'Id of the event for consumers, sent as the attribute event_id; time-ordered unless the application sets it.';
 COMMENT ON COLUMN outbox.events.stream_id IS 'The aggregate the event belongs to, if any.';
-COMMENT ON COLUMN outbox.events.event_type IS 'Name of the fact, for example TicketPurchased; sent as an attribute.';
+COMMENT ON COLUMN outbox.events.event_type IS 'Type of the event, for example TicketPurchased; sent as an attribute.';
 COMMENT ON COLUMN outbox.events.payload IS 'The body of the published message, sent as payload::text byte for byte.';
 COMMENT ON COLUMN outbox.events.metadata IS
     'A flat object; its members are sent as message attributes (traceparent, correlation_id and the like).';
 COMMENT ON COLUMN outbox.events.destinations IS
-    'Where the event was sent when it was written: an object of destination and group (or null). Messages are pruned, so this '
-    'is what a replay goes by. Null when the application did not say.';
+    'Where the event was sent when it was written: an object of destination and group (or null). Messages are pruned, so a '
+    'replay uses this. Null when the application did not set it.';
 
--- The safe order: up to which position every event is committed, or will never be. docs/decisions/0005-the-fence.md tells of
--- the other ways and why this one.
+-- The safe order: up to which position every event is committed or never will be. docs/decisions/0005-the-fence.md
+-- describes the other ways and why this one was chosen.
 --
--- Positions are given before transactions commit, so a reader that has seen position 7 may find 6 later. Therefore each
--- transaction that writes events holds a shared advisory lock, the fence, whose key tells the position above which all of its
--- events are. It blocks nobody. Whoever reads looks at the sequence first, then at the fences, then at the events.
+-- Positions are assigned before transactions commit, so a reader that has seen position 7 may find 6 later. Therefore
+-- each transaction that writes events holds a shared advisory lock, the fence. Its key contains the position above
+-- which all events of the transaction are. It blocks nobody. A reader looks at the sequence first, then at the fences,
+-- then at the events.
 
--- With the owner's rights, so that whoever may insert events needs none on their sequence.
+-- Runs with the owner's privileges, so that a role that may insert events needs none on their sequence.
 CREATE FUNCTION outbox.fence() RETURNS trigger
 LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -84,8 +85,8 @@ DECLARE
     writer  text := pg_current_xact_id()::text;
     nothing text;
 BEGIN
-    -- One for each transaction: the first is the lowest. Lock and mark are undone together when a subtransaction is rolled
-    -- back. Assignments, because PERFORM would run the executor.
+    -- One per transaction: the first is the lowest. A rolled back subtransaction undoes lock and mark together.
+    -- Assignments are used because PERFORM would run the executor.
     IF current_setting('outbox.fenced', true) IS DISTINCT FROM writer THEN
         -- The keys of advisory locks are listed at the top of this file; 48 bits are left for the position.
         nothing := pg_advisory_xact_lock_shared(
@@ -98,9 +99,9 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.fence() IS
-    'Before events get their positions: a shared advisory lock that tells above which position this transaction writes.';
+    'Before events get their positions: takes a shared advisory lock that says above which position this transaction writes.';
 
--- For the statement, not for each row, and before rows get their positions.
+-- Per statement, not per row, and before rows get their positions.
 CREATE TRIGGER fence BEFORE INSERT ON outbox.events FOR EACH STATEMENT EXECUTE FUNCTION outbox.fence();
 
 CREATE FUNCTION outbox.safe_position() RETURNS bigint
@@ -118,7 +119,8 @@ BEGIN
             current_setting('transaction_isolation')
             USING ERRCODE = 'invalid_transaction_state', HINT = 'Use READ COMMITTED, which is the default.';
     END IF;
-    -- In this order. Whoever sets a fence after the second look gets positions above what the first look saw.
+    -- In this order: a transaction that sets a fence after the second look gets positions above what the first look
+    -- saw.
     SELECT CASE WHEN s.is_called THEN s.last_value ELSE s.last_value - 1 END INTO last FROM outbox.events_position_seq AS s;
     SELECT min(((l.classid::bigint & 65535) << 32) | l.objid::bigint) INTO fenced
     FROM pg_locks AS l
@@ -129,10 +131,10 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.safe_position() IS
-    'Up to this position every event is committed, or will never be. To be asked before the events are read, by a statement '
-    'of its own, under READ COMMITTED.';
+    'Up to this position every event is committed or never will be. Call it before the events are read, in a separate '
+    'statement, under READ COMMITTED.';
 
--- A seat belt, not a right: who may update at all is for deploy/roles.sql to say.
+-- A protection against mistakes, not access control: deploy/roles.sql says who may update at all.
 CREATE FUNCTION outbox.protect() RETURNS trigger
 LANGUAGE plpgsql
 AS $$

@@ -1,5 +1,5 @@
 -- Messages: an event's delivery to one destination, partitioned by status, and the lanes that relays claim.
--- docs/decisions/0002-slim-messages-partitioned-by-status.md tells why the tables look as they do.
+-- docs/decisions/0002-slim-messages-partitioned-by-status.md explains the design of the tables.
 
 CREATE TABLE outbox.messages (
     id             bigint GENERATED ALWAYS AS IDENTITY (CACHE 1),
@@ -23,9 +23,9 @@ CREATE TABLE outbox.messages (
     CONSTRAINT messages_only_delivered_has_sqs_id CHECK (sqs_message_id IS NULL OR status = 'delivered')
 ) PARTITION BY LIST (status);
 
--- The pending partition is a queue: small, all churn. Vacuum it by count, not by share, and let vacuum neither sleep
--- nor take the exclusive lock that truncating the tail needs.
--- What is checked here was so when it leaves, and is not checked again when it is delivered.
+-- The pending partition is a queue: small and constantly changing. Vacuum runs by count, not by share, and neither
+-- sleeps nor takes the exclusive lock that truncating the tail needs. The checks here hold when a row leaves, so they
+-- are not repeated when it is delivered.
 CREATE TABLE outbox.messages_pending PARTITION OF outbox.messages (
     CONSTRAINT messages_pending_id CHECK (id > 0),
     CONSTRAINT messages_pending_time CHECK (isfinite(enqueued_at))
@@ -46,23 +46,23 @@ CREATE TABLE outbox.messages_delivered PARTITION OF outbox.messages FOR VALUES I
 
 CREATE TABLE outbox.messages_dead PARTITION OF outbox.messages FOR VALUES IN ('dead');
 
--- Each partition has a key of its own. One on the parent would have to contain the status, and with that column in the
--- index the planner takes "status = 'pending'" for a way to find a row: on a fresh outbox it walked the whole index for
--- every message it marked. It would also make each entry eight bytes longer for a value that is the same in all of them.
+-- Each partition has its own key. A key on the parent would have to contain the status. With that column in the index,
+-- the planner uses "status = 'pending'" to find a row: on a fresh outbox it walked the whole index for every message it
+-- marked. Such a key would also make each entry eight bytes longer, for a value that is the same in all of them.
 ALTER TABLE outbox.messages_pending ADD PRIMARY KEY (destination, lane, id);
 ALTER TABLE outbox.messages_delivered ADD PRIMARY KEY (destination, lane, id);
 ALTER TABLE outbox.messages_dead ADD PRIMARY KEY (destination, lane, id);
 
--- The few rows that wait for a retry are found here, so that ordinary reads never step over them.
+-- Finds the few rows that wait for a retry, so that ordinary reads never step over them.
 CREATE INDEX messages_pending_deferred ON outbox.messages_pending (destination, available_at)
     WHERE available_at IS NOT NULL;
 
--- And by their group, because nothing of a group may overtake its message that waits. Only deferred rows with a group are in
--- it, so that the planner cannot take it for a way to those that are due.
+-- Finds them by group, because nothing of a group may overtake its deferred message. Only deferred rows with a group
+-- are in it, so the planner cannot use it to find due rows.
 CREATE INDEX messages_pending_deferred_groups ON outbox.messages_pending (destination, group_id, id)
     WHERE available_at IS NOT NULL AND group_id IS NOT NULL;
 
--- Whether a group has a dead message, which holds it up with OUTBOX_RELAY_ON_DEAD=block.
+-- Finds whether a group has a dead message, which blocks the group with OUTBOX_RELAY_ON_DEAD=block.
 CREATE INDEX messages_dead_groups ON outbox.messages_dead (destination, group_id, id) WHERE group_id IS NOT NULL;
 
 COMMENT ON TABLE outbox.messages IS
@@ -72,31 +72,51 @@ COMMENT ON COLUMN outbox.messages.id IS
 COMMENT ON COLUMN outbox.messages.event_position IS 'outbox.events.position of the event. No foreign key, on purpose.';
 COMMENT ON COLUMN outbox.messages.enqueued_at IS 'When the row was written; lag and latency are counted from here.';
 COMMENT ON COLUMN outbox.messages.available_at IS
-    'Not before this time: set by a retry, or by hand to hold a message back (infinity: until somebody says otherwise); '
-    'null means now. What follows in its group waits behind it. To let it go, set it to now(), not to null.';
+    'Not before this time: set by a retry, or by hand to hold a message back (infinity: until it is released); null means '
+    'now. The messages behind it in its group wait for it. To release it, set it to now(), not to null.';
 COMMENT ON COLUMN outbox.messages.delivered_at IS 'When the relay recorded that SQS accepted the message.';
-COMMENT ON COLUMN outbox.messages.dead_at IS 'When the relay gave the message up.';
+COMMENT ON COLUMN outbox.messages.dead_at IS 'When the message was declared dead.';
 COMMENT ON COLUMN outbox.messages.lane IS
-    'hash(group) mod 16: what relays claim. PostgreSQL may change hashtext between major versions; stored values stay '
-    'under pg_upgrade, so let the outbox run empty before one, or messages of a group written before and after may be '
-    'published by two relays at a time.';
-COMMENT ON COLUMN outbox.messages.attempts IS 'Failed attempts that were the message''s own fault; outages cost none.';
+    'hash(group) mod 16: the unit that relays claim. PostgreSQL may change hashtext between major versions, and pg_upgrade '
+    'keeps stored values. So let the outbox run empty before it; otherwise messages of a group written before and after may '
+    'be published by two relays at a time.';
+COMMENT ON COLUMN outbox.messages.attempts IS 'Failed attempts that were the fault of the message; outages cost none.';
 COMMENT ON COLUMN outbox.messages.destination IS 'Logical queue name; OUTBOX_RELAY_DESTINATIONS maps it to a queue URL.';
 COMMENT ON COLUMN outbox.messages.status IS 'pending, delivered or dead.';
 COMMENT ON COLUMN outbox.messages.group_id IS
-    'Messages of one group reach a FIFO queue in the order of their ids; null means no order is asked for.';
-COMMENT ON COLUMN outbox.messages.sqs_message_id IS 'The MessageId that SQS answered.';
-COMMENT ON COLUMN outbox.messages.last_error IS 'Why the last attempt failed; for a dead message the reason.';
-COMMENT ON TABLE outbox.messages_pending IS 'Messages that wait to be published.';
+    'Messages of one group reach a FIFO queue in the order of their ids; null means no order.';
+COMMENT ON COLUMN outbox.messages.sqs_message_id IS 'The MessageId that SQS returned.';
+COMMENT ON COLUMN outbox.messages.last_error IS 'Why the last attempt failed; for a dead message why it is dead.';
+COMMENT ON TABLE outbox.messages_pending IS 'Messages that are not published yet.';
 COMMENT ON TABLE outbox.messages_delivered IS
     'Messages that SQS accepted; pruned after OUTBOX_RELAY_DELIVERED_RETENTION.';
-COMMENT ON TABLE outbox.messages_dead IS 'Messages that were given up, kept for an operator.';
+COMMENT ON TABLE outbox.messages_dead IS 'Dead messages, kept for an operator.';
+
+-- A transaction gets its transaction id when it writes its first row, which is after that row has got its message id. A relay
+-- tells by transaction ids which writers may still commit below an id that it has read, and one without a transaction id
+-- would be missed. So the transaction id comes first: before the statement, where the rows have no ids yet.
+CREATE FUNCTION outbox.assign_transaction_id() RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    nothing xid8;
+BEGIN
+    nothing := pg_current_xact_id();
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.assign_transaction_id() IS
+    'Before messages get their ids: gives the transaction its transaction id, if it has none yet.';
+
+CREATE TRIGGER transaction_id_first BEFORE INSERT ON outbox.messages FOR EACH STATEMENT
+WHEN (pg_current_xact_id_if_assigned() IS NULL) EXECUTE FUNCTION outbox.assign_transaction_id();
 
 -- Lane rows are locked, never updated: an updated lock row would bloat under a long transaction.
 --
--- Unlogged on purpose: PostgreSQL empties such a table when it recovers from a crash and when a standby is promoted, just
--- when commits may be lost and ids may be given anew. Relays then make the rows again, with another incarnation, which tells
--- each of them to forget what it has learnt of this database.
+-- Unlogged on purpose: PostgreSQL empties such a table when it recovers from a crash and when a standby is promoted.
+-- That is exactly when commits may be lost and ids may be assigned again. Relays then create the rows again with
+-- another incarnation, which tells each relay to forget what it knows about this database.
 CREATE UNLOGGED TABLE outbox.lanes (
     destination text COLLATE "C" NOT NULL CHECK (octet_length(destination) BETWEEN 1 AND 80),
     lane        smallint NOT NULL CHECK (lane BETWEEN 0 AND 15),
@@ -105,11 +125,11 @@ CREATE UNLOGGED TABLE outbox.lanes (
 );
 
 COMMENT ON TABLE outbox.lanes IS
-    'One row for each slice of a destination. The relay that has it locked is the only one that publishes that lane.';
+    'One row per lane of a destination. Only the relay that holds its lock publishes that lane.';
 COMMENT ON COLUMN outbox.lanes.destination IS 'Logical queue name.';
 COMMENT ON COLUMN outbox.lanes.lane IS '0 to 15, as outbox.messages.lane.';
 COMMENT ON COLUMN outbox.lanes.incarnation IS
-    'Another one after every crash, promotion or restore of the database: what a relay remembers is valid under one only.';
+    'Changes with every crash, promotion or restore of the database: what a relay remembers is valid under only one.';
 
 CREATE FUNCTION outbox.find_message(destination text, id bigint) RETURNS SETOF outbox.messages
 LANGUAGE sql STABLE
@@ -124,7 +144,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION outbox.find_message(text, bigint) IS
-    'A message by its id, whatever became of it. Keys begin with the lane, so each lane is looked at: 16 probes of an index.';
+    'A message by its id, whatever its status. Keys begin with the lane, so every lane is probed: 16 index probes.';
 
 CREATE FUNCTION outbox.enqueue(
     destination text,

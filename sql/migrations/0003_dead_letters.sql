@@ -1,5 +1,5 @@
--- Dead messages: finding them, sending them again, and giving them up for good. The verbs of `outbox-relay dead`, as
--- functions, so that psql is enough. Each change leaves a row in outbox.audit_log.
+-- Dead messages: finding, redriving and discarding them. The verbs of `outbox-relay dead`, as functions, so that psql
+-- is enough. Each change leaves a row in outbox.audit_log.
 
 CREATE TABLE outbox.audit_log (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -12,18 +12,18 @@ CREATE TABLE outbox.audit_log (
     message_ids bigint[] NOT NULL
 );
 
-COMMENT ON TABLE outbox.audit_log IS 'What operators did to messages. Only ever added to; delete old rows as you like.';
+COMMENT ON TABLE outbox.audit_log IS 'What operators did to messages. Rows are only added; delete old ones as you like.';
 COMMENT ON COLUMN outbox.audit_log.id IS 'Order of the actions.';
 COMMENT ON COLUMN outbox.audit_log.taken_at IS 'When.';
 COMMENT ON COLUMN outbox.audit_log.action IS 'What: redrive, discard, release, pause, resume, set or replay.';
-COMMENT ON COLUMN outbox.audit_log.actor IS 'Who, as the command said; else the role.';
-COMMENT ON COLUMN outbox.audit_log.role IS 'The role that was logged in.';
-COMMENT ON COLUMN outbox.audit_log.filter IS 'Which messages were asked for: the arguments that were not null.';
+COMMENT ON COLUMN outbox.audit_log.actor IS 'Who did it, as given to the command; otherwise the role.';
+COMMENT ON COLUMN outbox.audit_log.role IS 'The role of the login.';
+COMMENT ON COLUMN outbox.audit_log.filter IS 'Which messages were selected: the arguments that were not null.';
 COMMENT ON COLUMN outbox.audit_log.messages IS 'How many messages were changed.';
 COMMENT ON COLUMN outbox.audit_log.message_ids IS 'Their ids.';
 
--- Messages that are set aside one by one, so that they stop nobody else: SQS accepted them and the database refuses to record
--- that, or the database cannot read them. They stay pending in outbox.messages and no relay sends them.
+-- Messages that are set aside one by one, so that they stop no others: SQS accepted them and the database refuses to
+-- record that, or the database cannot read them. They stay pending in outbox.messages, and no relay sends them.
 CREATE TABLE outbox.quarantine (
     destination    text COLLATE "C" NOT NULL,
     lane           smallint NOT NULL,
@@ -48,24 +48,25 @@ CREATE INDEX quarantine_groups ON outbox.quarantine (destination, group_id, mess
 
 COMMENT ON TABLE outbox.quarantine IS
     'Pending messages that no relay sends: their outcome cannot be recorded, or they cannot be read. On a FIFO queue their '
-    'group waits. Relays try again to record an outcome once a minute; outbox.release() gives a message back to them.';
+    'group waits. Relays retry recording an outcome once a minute; outbox.release() returns a message to them.';
 COMMENT ON COLUMN outbox.quarantine.destination IS 'As outbox.messages.destination.';
 COMMENT ON COLUMN outbox.quarantine.lane IS 'As outbox.messages.lane.';
 COMMENT ON COLUMN outbox.quarantine.message_id IS 'outbox.messages.id of the message.';
 COMMENT ON COLUMN outbox.quarantine.event_position IS
-    'With enqueued_at tells which message is meant: an id can be given again after a failover.';
+    'Identifies the message together with enqueued_at: an id can be assigned again after a failover.';
 COMMENT ON COLUMN outbox.quarantine.enqueued_at IS 'As outbox.messages.enqueued_at.';
 COMMENT ON COLUMN outbox.quarantine.group_id IS 'As outbox.messages.group_id.';
 COMMENT ON COLUMN outbox.quarantine.quarantined_at IS 'When.';
 COMMENT ON COLUMN outbox.quarantine.outcome IS
-    'What could not be recorded: delivered or dead; null for a message that cannot be read and was not sent.';
-COMMENT ON COLUMN outbox.quarantine.sqs_message_id IS 'The MessageId that SQS answered, when it accepted the message.';
-COMMENT ON COLUMN outbox.quarantine.attempts IS 'How often a message that is dead was sent.';
-COMMENT ON COLUMN outbox.quarantine.last_error IS 'Why a message that is dead was given up, as it will stand in outbox.messages.';
-COMMENT ON COLUMN outbox.quarantine.reason IS 'What PostgreSQL said.';
+    'The outcome that could not be recorded: delivered or dead; null for a message that cannot be read and was not sent.';
+COMMENT ON COLUMN outbox.quarantine.sqs_message_id IS 'The MessageId that SQS returned, if it accepted the message.';
+COMMENT ON COLUMN outbox.quarantine.attempts IS 'How often a dead message was sent.';
+COMMENT ON COLUMN outbox.quarantine.last_error IS 'Why a dead message is dead, as it will be recorded in outbox.messages.';
+COMMENT ON COLUMN outbox.quarantine.reason IS 'The error of PostgreSQL.';
 
--- For reads that failed on a row: the same for one event at a time, with an error as text instead of an end to the statement.
-CREATE FUNCTION outbox.read_event(event_position bigint, most_bytes bigint) RETURNS TABLE (
+-- For reads that failed on a row: reads one event at a time and returns an error as text instead of failing the
+-- statement.
+CREATE FUNCTION outbox.read_event(event_position bigint, max_bytes bigint) RETURNS TABLE (
     event_id uuid, event_type text, stream_id text, stream_version bigint, payload text, metadata text, bytes bigint,
     unreadable text
 )
@@ -75,8 +76,8 @@ BEGIN
     RETURN QUERY
         SELECT
             e.event_id, e.event_type, e.stream_id, e.stream_version,
-            CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= most_bytes THEN t.payload END,
-            CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= most_bytes THEN t.metadata END,
+            CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= max_bytes THEN t.payload END,
+            CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= max_bytes THEN t.metadata END,
             (octet_length(t.payload) + octet_length(t.metadata))::bigint,
             NULL::text
         FROM outbox.events AS e
@@ -91,7 +92,7 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.read_event(bigint, bigint) IS
-    'One event as a relay reads it; "unreadable" says why PostgreSQL cannot read it, and what is larger than most_bytes comes '
+    'One event as a relay reads it; "unreadable" says why PostgreSQL cannot read it, and an event larger than max_bytes comes '
     'without its text.';
 
 CREATE FUNCTION outbox.release(destination text, message_id bigint) RETURNS bigint
@@ -102,7 +103,7 @@ AS $$
         WHERE q.destination = release.destination AND q.message_id = release.message_id
         RETURNING q.destination, q.lane, q.message_id, q.event_position, q.enqueued_at
     ), due AS (
-        -- As a redrive does it.
+        -- As a redrive does.
         UPDATE outbox.messages AS m
         SET available_at = clock_timestamp()
         FROM released AS r
@@ -118,8 +119,8 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION outbox.release(text, bigint) IS
-    'Gives a message in quarantine back to the relays, which send it, once more if they had sent it; returns how many were '
-    'given back. Leaves a row in outbox.audit_log.';
+    'Returns a message in quarantine to the relays, which send it, a second time if they had sent it; returns how many were '
+    'returned. Leaves a row in outbox.audit_log.';
 
 CREATE FUNCTION outbox.dead_find(
     ids         bigint[] DEFAULT NULL,
@@ -157,7 +158,7 @@ CREATE FUNCTION outbox.dead_list(
     reason      text DEFAULT NULL,
     since       timestamptz DEFAULT NULL,
     upto        timestamptz DEFAULT NULL,
-    most        bigint DEFAULT 100
+    max_count   bigint DEFAULT 100
 ) RETURNS TABLE (
     id bigint, destination text, event_type text, group_id text, attempts smallint, dead_at timestamptz, reason text
 )
@@ -170,7 +171,7 @@ AS $$
     ) AS m
     LEFT JOIN outbox.events AS e ON e.position = m.event_position
     ORDER BY m.dead_at DESC, m.id DESC
-    LIMIT dead_list.most
+    LIMIT dead_list.max_count
 $$;
 
 COMMENT ON FUNCTION outbox.dead_list(bigint[], text, text, text, text, timestamptz, timestamptz, bigint) IS
@@ -193,7 +194,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.dead_show(bigint) IS 'One dead message with everything about it.';
 
--- A call without any argument would mean all dead messages. That has to be said: since => '-infinity'.
+-- A call without any argument would mean all dead messages. That must be explicit: since => '-infinity'.
 CREATE FUNCTION outbox.dead_filter(
     ids bigint[], destination text, event_type text, group_id text, reason text, since timestamptz, upto timestamptz
 ) RETURNS jsonb
@@ -214,11 +215,11 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.dead_filter(bigint[], text, text, text, text, timestamptz, timestamptz) IS
-    'The arguments that are not null, for outbox.audit_log; refuses to take none of them for all messages.';
+    'The arguments that are not null, for outbox.audit_log; an error if all are null, which does not mean all messages.';
 
 CREATE FUNCTION outbox.dead_choose(
     ids bigint[], destination text, event_type text, group_id text, reason text, since timestamptz, upto timestamptz,
-    most bigint
+    max_count bigint
 ) RETURNS SETOF outbox.messages_dead
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -231,8 +232,8 @@ BEGIN
         RAISE EXCEPTION 'at most % messages', left_over
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Use a number of 0 or more, or null for all.';
     END IF;
-    -- Message by message, here and in whatever changes what was chosen: in a join the planner compares each with each where
-    -- there were none when it looked at the statistics.
+    -- Message by message, here and wherever the chosen messages are changed: in a join the planner compares each with
+    -- each if the table was empty when it was analyzed.
     FOR one IN
         SELECT f.destination, f.lane, f.id, f.dead_at
         FROM outbox.dead_find($1, $2, $3, $4, $5, $6, $7) AS f
@@ -242,7 +243,8 @@ BEGIN
         RETURN QUERY
             SELECT d.*
             FROM outbox.messages_dead AS d
-            -- dead_at tells a later death of the same message, which was redriven meanwhile, from the one that was found.
+            -- dead_at distinguishes the death that was found from a later one of the same message, which was redriven
+            -- meanwhile.
             WHERE d.destination = one.destination AND d.lane = one.lane AND d.id = one.id AND d.dead_at = one.dead_at
             FOR UPDATE SKIP LOCKED;
         IF FOUND THEN
@@ -253,7 +255,7 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.dead_choose(bigint[], text, text, text, text, timestamptz, timestamptz, bigint) IS
-    'Locks the dead messages that are to be changed, the lowest ids first. What somebody else has locked is left out.';
+    'Locks the dead messages to be changed, the lowest ids first. Messages locked by another session are left out.';
 
 CREATE FUNCTION outbox.dead_redrive(
     ids         bigint[] DEFAULT NULL,
@@ -263,7 +265,7 @@ CREATE FUNCTION outbox.dead_redrive(
     reason      text DEFAULT NULL,
     since       timestamptz DEFAULT NULL,
     upto        timestamptz DEFAULT NULL,
-    most        bigint DEFAULT NULL,
+    max_count   bigint DEFAULT NULL,
     actor       text DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
@@ -276,9 +278,9 @@ DECLARE
     chosen  record;
 BEGIN
     FOR chosen IN SELECT c.* FROM outbox.dead_choose($1, $2, $3, $4, $5, $6, $7, $8) AS c LOOP
-        -- Relays find them as they find what was committed late: each looks from the bottom at once when outbox.audit_log grows.
-        -- In a group they are due now instead of never deferred: so no relay sends what stands behind them first, even one that
-        -- reads above them and does not know them yet.
+        -- Relays find these as they find messages committed late: each rescans from the bottom at once when
+        -- outbox.audit_log grows. In a group they are due now instead of not deferred: so no relay sends the messages
+        -- behind them first, not even one that reads above them and does not know them yet.
         UPDATE outbox.messages AS m
         SET status = 'pending', dead_at = NULL, attempts = 0,
             available_at = CASE WHEN m.group_id IS NOT NULL THEN clock_timestamp() END
@@ -301,7 +303,7 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.dead_redrive(bigint[], text, text, text, text, timestamptz, timestamptz, bigint, text) IS
-    'Makes dead messages pending again, with no attempts charged; at most "most" of them, the lowest ids first. Arguments as '
+    'Makes dead messages pending again, with no attempts charged; at most "max_count" of them, the lowest ids first. Arguments as '
     'outbox.dead_find. Returns how many. Leaves a row in outbox.audit_log.';
 
 CREATE FUNCTION outbox.dead_discard(
@@ -312,7 +314,7 @@ CREATE FUNCTION outbox.dead_discard(
     reason      text DEFAULT NULL,
     since       timestamptz DEFAULT NULL,
     upto        timestamptz DEFAULT NULL,
-    most        bigint DEFAULT NULL,
+    max_count   bigint DEFAULT NULL,
     actor       text DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE

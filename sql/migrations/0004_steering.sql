@@ -1,5 +1,6 @@
--- Steering without a restart: what is paused, and which settings differ from the environment's. Relays look once a second.
--- The functions are the verbs of `outbox-relay pause|resume|set`, so that psql is enough. Each leaves a row in outbox.audit_log.
+-- Steering without a restart: which destinations are paused, and which settings override the environment. Relays look
+-- once a second. The functions are the verbs of `outbox-relay pause|resume|set`, so that psql is enough. Each leaves a
+-- row in outbox.audit_log.
 
 CREATE TABLE outbox.pauses (
     destination text PRIMARY KEY CHECK (destination <> ''),
@@ -9,11 +10,11 @@ CREATE TABLE outbox.pauses (
     actor       text NOT NULL
 );
 
-COMMENT ON TABLE outbox.pauses IS 'Destinations that publish nothing for now. Their messages wait; nothing is lost.';
+COMMENT ON TABLE outbox.pauses IS 'Paused destinations. Their messages wait; nothing is lost.';
 COMMENT ON COLUMN outbox.pauses.destination IS 'Which one; * means all.';
 COMMENT ON COLUMN outbox.pauses.paused_at IS 'Since when.';
-COMMENT ON COLUMN outbox.pauses.ends_at IS 'When it ends by itself; null means when somebody resumes.';
-COMMENT ON COLUMN outbox.pauses.reason IS 'Why, for those who find it.';
+COMMENT ON COLUMN outbox.pauses.ends_at IS 'When it ends automatically; null means until resumed.';
+COMMENT ON COLUMN outbox.pauses.reason IS 'The reason, for people who find it paused.';
 COMMENT ON COLUMN outbox.pauses.actor IS 'Who.';
 
 CREATE TABLE outbox.settings (
@@ -25,10 +26,10 @@ CREATE TABLE outbox.settings (
     PRIMARY KEY (destination, name)
 );
 
-COMMENT ON TABLE outbox.settings IS 'Settings that win over the environment of every relay, until they are unset.';
-COMMENT ON COLUMN outbox.settings.destination IS 'For which destination; * means all that have none of their own.';
-COMMENT ON COLUMN outbox.settings.name IS 'The flag''s name without dashes in front, such as batch-size.';
-COMMENT ON COLUMN outbox.settings.value IS 'As the environment variable would have it.';
+COMMENT ON TABLE outbox.settings IS 'Settings that override the environment of every relay, until they are unset.';
+COMMENT ON COLUMN outbox.settings.destination IS 'The destination; * means all without a setting of their own.';
+COMMENT ON COLUMN outbox.settings.name IS 'The name of the flag without the leading dashes, such as batch-size.';
+COMMENT ON COLUMN outbox.settings.value IS 'The value, in the form of the environment variable.';
 COMMENT ON COLUMN outbox.settings.set_at IS 'When.';
 COMMENT ON COLUMN outbox.settings.actor IS 'Who.';
 
@@ -44,7 +45,7 @@ AS $$
     VALUES (pause.destination, clock_timestamp() + pause.lasting, pause.reason, pause.actor)
     ON CONFLICT ON CONSTRAINT pauses_pkey DO UPDATE
     SET ends_at = excluded.ends_at, reason = excluded.reason, actor = excluded.actor,
-        -- A pause that had ended begins anew.
+        -- A pause that had ended starts over.
         paused_at = CASE WHEN pauses.ends_at <= clock_timestamp() THEN excluded.paused_at ELSE pauses.paused_at END;
     INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
     VALUES (
@@ -57,7 +58,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION outbox.pause(text, interval, text, text) IS
-    'Stops publishing to a destination, or to all (*), for a time or until resumed. What is in flight is finished.';
+    'Stops publishing to a destination, or to all (*), for a time or until resumed. Requests in flight are finished.';
 
 CREATE FUNCTION outbox.resume(destination text DEFAULT '*', actor text DEFAULT session_user) RETURNS bigint
 LANGUAGE sql VOLATILE
@@ -101,4 +102,4 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION outbox.set_setting(text, text, text, text) IS
-    'Lets a setting win over the environment, for a destination or for all (*); null takes that back.';
+    'Sets a setting that overrides the environment, for a destination or for all (*); null removes it.';

@@ -1,12 +1,12 @@
--- Replay: past events are published again, as new messages, so that a new read model can be filled from history. The verb of
--- `outbox-relay replay`, as functions, so that psql is enough:
+-- Replay: past events are published again as new messages, so that a new read model can be filled from history. The
+-- verb of `outbox-relay replay`, as functions, so that psql is enough:
 --
 --     SELECT * FROM outbox.replay_count(outbox.replay_plan('tickets', to_destination => 'sales'));
 --     SELECT outbox.replay_begin('tickets', to_destination => 'sales');   -- returns the replay's id, say 7
---     SELECT * FROM outbox.replay_step(7);                                -- again and again, until has_ended
+--     SELECT * FROM outbox.replay_step(7);                                -- repeat until has_ended
 --
--- A replay is a row of outbox.replays, which moves on in the transaction that writes its messages. So it can stop at any
--- moment and go on later, and no event is published twice by it.
+-- A replay is a row of outbox.replays, which advances in the transaction that writes its messages. So it can stop at
+-- any moment and continue later, and it publishes no event twice.
 
 CREATE TABLE outbox.replays (
     id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -31,26 +31,26 @@ CREATE TABLE outbox.replays (
     messages       bigint NOT NULL DEFAULT 0 CHECK (messages >= 0)
 );
 
-COMMENT ON TABLE outbox.replays IS 'Past events that are published again. One that has not ended goes on where it stopped.';
+COMMENT ON TABLE outbox.replays IS 'Replays of past events. An unfinished one continues where it stopped.';
 COMMENT ON COLUMN outbox.replays.id IS 'Order of the replays.';
 COMMENT ON COLUMN outbox.replays.begun_at IS 'When it began.';
-COMMENT ON COLUMN outbox.replays.moved_at IS 'When it last moved on.';
-COMMENT ON COLUMN outbox.replays.ended_at IS 'When it came to its end or was given up; null while there is more to do.';
-COMMENT ON COLUMN outbox.replays.actor IS 'Who, as the command said; else the role.';
-COMMENT ON COLUMN outbox.replays.role IS 'The role that was logged in.';
-COMMENT ON COLUMN outbox.replays.source IS 'The destination whose events they are.';
-COMMENT ON COLUMN outbox.replays.destination IS 'Where they are published now.';
-COMMENT ON COLUMN outbox.replays.all_events IS 'Whether events count that are not known to have gone to the source.';
+COMMENT ON COLUMN outbox.replays.moved_at IS 'When it last advanced.';
+COMMENT ON COLUMN outbox.replays.ended_at IS 'When it was completed or abandoned; null while there is more to do.';
+COMMENT ON COLUMN outbox.replays.actor IS 'Who did it, as given to the command; otherwise the role.';
+COMMENT ON COLUMN outbox.replays.role IS 'The role of the login.';
+COMMENT ON COLUMN outbox.replays.source IS 'The destination whose events are replayed.';
+COMMENT ON COLUMN outbox.replays.destination IS 'The destination they are published to.';
+COMMENT ON COLUMN outbox.replays.all_events IS 'Whether events are included that are not known to have gone to the source.';
 COMMENT ON COLUMN outbox.replays.event_types IS 'Only events of these types; null means all.';
 COMMENT ON COLUMN outbox.replays.stream_id IS 'Only events of this stream; null means all.';
 COMMENT ON COLUMN outbox.replays.since IS 'Only events recorded at this time or later.';
 COMMENT ON COLUMN outbox.replays.until IS 'Only events recorded before this time.';
 COMMENT ON COLUMN outbox.replays.first_position IS 'Only events from this position on.';
-COMMENT ON COLUMN outbox.replays.stop_position IS 'Only events up to this position, as it was asked for.';
+COMMENT ON COLUMN outbox.replays.stop_position IS 'Only events up to this position, as given to the command.';
 COMMENT ON COLUMN outbox.replays.start_position IS 'Where it began.';
 COMMENT ON COLUMN outbox.replays.position IS 'All events up to here are done.';
-COMMENT ON COLUMN outbox.replays.stream_version IS 'The same within the stream, if it is about one.';
-COMMENT ON COLUMN outbox.replays.last_position IS 'The last position that it goes to, fixed when it began.';
+COMMENT ON COLUMN outbox.replays.stream_version IS 'The same within the stream, if only one stream is replayed.';
+COMMENT ON COLUMN outbox.replays.last_position IS 'The last position of the replay, fixed when it began.';
 COMMENT ON COLUMN outbox.replays.messages IS 'Messages written so far.';
 
 CREATE FUNCTION outbox.position_at(moment timestamptz) RETURNS bigint
@@ -62,7 +62,8 @@ DECLARE
     middle bigint;
     found  record;
 BEGIN
-    -- Positions and times grow together, so halving finds it with a few probes of the key where no index has the time.
+    -- Positions and times grow together, so a binary search needs only a few probes of the key; there is no index on
+    -- the time.
     WHILE high - low > 1 LOOP
         middle := low + (high - low) / 2;
         SELECT e.position, e.recorded_at INTO found
@@ -81,14 +82,14 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.position_at(timestamptz) IS
-    'About where the events of a time begin: positions are given just before times, so writers may be swapped by the '
-    'difference. One more than the last position when all are older.';
+    'The approximate position at which the events of a time begin: positions are assigned just before times, so events '
+    'written at nearly the same time may be out of order. One more than the last position when all are older.';
 
 CREATE FUNCTION outbox.replay_matches(event outbox.events, replay outbox.replays) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 AS $$
     SELECT (replay.all_events OR event.destinations ? replay.source IS TRUE)
-        -- What the new destination has had from the beginning is nothing new to it.
+        -- Events that named the new destination from the beginning are not new to it.
         AND (replay.source = replay.destination OR event.destinations ? replay.destination IS NOT TRUE)
         AND (replay.event_types IS NULL OR event.event_type = ANY (replay.event_types))
         AND (replay.stream_id IS NULL OR event.stream_id = replay.stream_id)
@@ -136,14 +137,14 @@ $$;
 COMMENT ON FUNCTION outbox.replay_plan(
     text, text, boolean, text[], text, timestamptz, timestamptz, bigint, bigint
 ) IS
-    'What a replay with these arguments would be, if it began now.';
+    'The replay that would begin with these arguments now.';
 
-CREATE FUNCTION outbox.replay_count(replay outbox.replays, most bigint DEFAULT 100000)
+CREATE FUNCTION outbox.replay_count(replay outbox.replays, max_count bigint DEFAULT 100000)
 RETURNS TABLE (event_type text, matching bigint, others bigint)
 LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
-    -- So many events are looked at, however few of them match. "others" would match with all_events.
+    -- At most this many events are looked at, however few of them match. "others" would match with all_events.
     RETURN QUERY
         SELECT
             e.event_type, count(*) FILTER (WHERE outbox.replay_matches(e, replay)),
@@ -157,7 +158,7 @@ BEGIN
                 FROM outbox.events AS w
                 WHERE replay.stream_id IS NULL AND w.position > replay.position AND w.position <= replay.last_position
                 ORDER BY w.position
-                LIMIT most
+                LIMIT max_count
             )
             UNION ALL
             (
@@ -165,7 +166,7 @@ BEGIN
                 FROM outbox.events AS w
                 WHERE w.stream_id = replay.stream_id AND w.stream_version > replay.stream_version
                 ORDER BY w.stream_version
-                LIMIT most
+                LIMIT max_count
             )
         ) AS looked
         JOIN outbox.events AS e ON e.position = looked.position
@@ -178,8 +179,8 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.replay_count(outbox.replays, bigint) IS
-    'How many of the next events, so many at most, a replay would publish, by type, and how many of those types it would only '
-    'with all_events. SELECT * FROM outbox.replay_count(outbox.replay_plan(''tickets'')).';
+    'How many of the next events, looking at no more than "max_count", a replay would publish, by type, and how many more it would '
+    'publish with all_events. SELECT * FROM outbox.replay_count(outbox.replay_plan(''tickets'')).';
 
 CREATE FUNCTION outbox.replay_begin(
     source         text,
@@ -198,7 +199,7 @@ AS $$
 DECLARE
     begun bigint;
 BEGIN
-    -- Two at a time would begin the same replay twice.
+    -- Without the lock, two at the same time would begin the same replay twice.
     PERFORM pg_advisory_xact_lock(x'6F75FFFFFFFFFF02'::bigint);
     begun := outbox.replay_unfinished($1, $2, $3, $4, $5, $6, $7, $8, $9);
     IF begun IS NOT NULL THEN
@@ -227,8 +228,8 @@ $$;
 COMMENT ON FUNCTION outbox.replay_begin(
     text, text, boolean, text[], text, timestamptz, timestamptz, bigint, bigint, text
 ) IS
-    'Begins a replay of the events that went to the source, to that destination or another, and returns its id; one with the '
-    'same arguments that has not ended goes on. all_events takes events as well that are not known to have gone to the '
+    'Begins a replay of the events that went to the source, to that destination or another, and returns its id; an unfinished '
+    'one with the same arguments is continued. all_events also includes events that are not known to have gone to the '
     'source. Leaves a row in outbox.audit_log.';
 
 CREATE FUNCTION outbox.replay_unfinished(
@@ -256,7 +257,7 @@ $$;
 COMMENT ON FUNCTION outbox.replay_unfinished(
     text, text, boolean, text[], text, timestamptz, timestamptz, bigint, bigint
 ) IS
-    'The replay with these arguments that has not ended, if there is one.';
+    'The unfinished replay with these arguments, if there is one.';
 
 CREATE FUNCTION outbox.replay_group(destinations jsonb, stream_id text, source text) RETURNS text
 LANGUAGE sql IMMUTABLE
@@ -273,12 +274,12 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION outbox.replay_group(jsonb, text, text) IS
-    'The group in which an event is published again: the one that it had at the source; else its stream; else the only group that '
-    'it had anywhere.';
+    'The group in which an event is published again: the one that it had at the source; otherwise its stream; otherwise the only '
+    'group that it had anywhere.';
 
 CREATE FUNCTION outbox.replay_step(
     replay   bigint,
-    most     bigint DEFAULT 1000,
+    max_count bigint DEFAULT 1000,
     skip_running boolean DEFAULT false,
     looks    bigint DEFAULT 5000
 ) RETURNS TABLE (
@@ -294,12 +295,12 @@ DECLARE
     taken   record;
 BEGIN
     SELECT NULL::bigint AS count, NULL::bigint AS position, NULL::bigint AS version INTO taken;
-    -- Whoever else steps the same replay waits, and goes on behind this step.
+    -- A second session that runs a step of the same replay waits, and continues after this step.
     SELECT p.* INTO r FROM outbox.replays AS p WHERE p.id = replay FOR UPDATE;
     IF r.id IS NULL THEN
         RAISE EXCEPTION 'there is no replay %', replay USING ERRCODE = 'invalid_parameter_value';
-    ELSIF coalesce(least(most, looks), 0) < 1 THEN
-        RAISE EXCEPTION 'a step of % messages and % events', most, looks
+    ELSIF coalesce(least(max_count, looks), 0) < 1 THEN
+        RAISE EXCEPTION 'a step of % messages and % events', max_count, looks
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Use numbers above 0.';
     ELSIF r.ended_at IS NOT NULL THEN
         RETURN QUERY SELECT 0::bigint, r.messages, r.start_position, r.position, r.last_position, true, false;
@@ -307,13 +308,13 @@ BEGIN
     END IF;
     -- Writers that were running when the replay began may still commit events of its range.
     upto := CASE WHEN skip_running THEN r.last_position ELSE least(r.last_position, outbox.safe_position()) END;
-    -- Within a stream the order is that of versions, so nothing of it is known to be there before all is.
+    -- Within a stream the order is that of versions, so none of it is known to be complete before all of it is.
     IF upto < r.last_position AND (upto <= r.position OR r.stream_id IS NOT NULL) THEN
         RETURN QUERY SELECT 0::bigint, r.messages, r.start_position, r.position, r.last_position, false, true;
         RETURN;
     END IF;
-    -- The next events: so many are looked at, and so many of those that match are taken. A stream is walked by its versions,
-    -- for which there is an index.
+    -- The next events: at most "looks" are looked at, and at most "max_count" of those that match are taken. A stream is
+    -- walked by its versions, for which there is an index.
     IF r.stream_id IS NULL THEN
         SELECT
             array_agg(w.position ORDER BY w.position) AS seen, max(w.position) AS position, NULL::bigint AS version,
@@ -346,9 +347,9 @@ BEGIN
             FROM outbox.events AS e
             WHERE e.position = ANY (next.seen) AND e.position > r.start_position AND outbox.replay_matches(e, r)
             ORDER BY CASE WHEN r.stream_id IS NULL THEN e.position ELSE e.stream_version END
-            LIMIT most
+            LIMIT max_count
         ), message AS (
-            -- In that order, so that the messages of a group get their ids in it.
+            -- Inserted in that order, so that the messages of a group get their ids in it.
             INSERT INTO outbox.messages (destination, event_position, group_id)
             SELECT r.destination, c.position, c.group_id
             FROM chosen AS c
@@ -356,14 +357,14 @@ BEGIN
         )
         SELECT count(*) AS count, max(c.position) AS position, max(c.stream_version) AS version INTO taken FROM chosen AS c;
     END IF;
-    IF taken.count = most THEN
-        -- Others of those that were looked at may match.
+    IF taken.count = max_count THEN
+        -- More of the events that were looked at may match.
         next.position := taken.position;
         next.version := taken.version;
     ELSIF next.looked < looks THEN
         next.position := upto;
     END IF;
-    IF r.stream_id IS NOT NULL AND (taken.count = most OR next.looked = looks) THEN
+    IF r.stream_id IS NOT NULL AND (taken.count = max_count OR next.looked = looks) THEN
         -- There is more of the stream, whatever its positions are.
         next.position := least(next.position, r.last_position - 1);
     END IF;
@@ -385,9 +386,9 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.replay_step(bigint, bigint, boolean, bigint) IS
-    'Goes on with a replay: looks at the next events, so many at most, and writes a message for each that matches, so many at '
-    'most. must_wait says that nothing was done, because a transaction runs that has written events of its range, or will; '
-    'skip_running goes on all the same, without what such a transaction has not committed.';
+    'Runs a step of a replay: looks at no more than "looks" of the next events, and writes no more than "max_count" messages for '
+    'those that match. must_wait says that nothing was done, because a transaction is running that has written events of its '
+    'range, or may do so; skip_running continues all the same, without the uncommitted events of such a transaction.';
 
 CREATE FUNCTION outbox.replay_end(replay bigint, actor text DEFAULT session_user) RETURNS boolean
 LANGUAGE sql VOLATILE
@@ -404,4 +405,4 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION outbox.replay_end(bigint, text) IS
-    'Gives a replay up. What it has written is published all the same. Returns whether there was something to give up.';
+    'Abandons a replay. Messages it has written are published all the same. Returns whether it was unfinished.';

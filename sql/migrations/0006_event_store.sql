@@ -1,5 +1,5 @@
 -- The event store: events are appended to streams with an expected version, read back, and purged when they are old.
--- docs/event-sourcing.md tells how an application is built on it.
+-- docs/event-sourcing.md says how to build an application on it.
 
 CREATE FUNCTION outbox.check_stream(stream_id text) RETURNS void
 LANGUAGE plpgsql IMMUTABLE
@@ -7,7 +7,7 @@ AS $$
 BEGIN
     IF coalesce(stream_id, '') = '' THEN
         RAISE EXCEPTION 'no stream was given' USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'A stream is named by a text that is neither empty nor null, for example draw-7.';
+            HINT = 'The name of a stream is neither empty nor null, for example draw-7.';
     ELSIF octet_length(stream_id) > 1024 THEN
         RAISE EXCEPTION 'a stream of % bytes is too long, 1024 are the most', octet_length(stream_id)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Name the stream by an id, for example draw-7.';
@@ -15,7 +15,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION outbox.check_stream(text) IS 'Refuses a stream without a name, or with one that is none.';
+COMMENT ON FUNCTION outbox.check_stream(text) IS 'Refuses a stream without a valid name.';
 
 CREATE FUNCTION outbox.stream_version(stream_id text) RETURNS bigint
 LANGUAGE plpgsql STABLE
@@ -28,13 +28,14 @@ $$;
 
 COMMENT ON FUNCTION outbox.stream_version(text) IS 'The version of a stream''s last event; 0 when it has none.';
 
--- As the relay counts, but for attributes that it leaves out: those are few, and then this is a little more.
+-- Counts as the relay does, but includes attributes that the relay leaves out: those are few, so the result is at most
+-- a little higher.
 CREATE FUNCTION outbox.message_bytes(stream_id text, stream_version bigint, event jsonb) RETURNS bigint
 LANGUAGE sql IMMUTABLE
 AS $$
     SELECT octet_length(b.body)::bigint
-        -- SQS refuses U+FFFE and U+FFFF, so the relay writes them as six characters of JSON. Each is three bytes here, which
-        -- does not make a small payload too large.
+        -- SQS refuses U+FFFE and U+FFFF, so the relay writes each as six characters of JSON. Each is three bytes here,
+        -- which cannot make a small payload too large.
         + CASE WHEN octet_length(b.body) > 500000 THEN 3 * (length(b.body) - length(translate(b.body, chr(65534) || chr(65535), ''))) ELSE 0 END
         + octet_length('event_idString') + 36
         + octet_length('event_typeString') + octet_length(event ->> 'event_type')
@@ -54,33 +55,33 @@ CREATE FUNCTION outbox.check_size(stream_id text, after_version bigint, events j
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
-    -- SQS's limit of a message with its attributes.
-    most_bytes CONSTANT bigint := 1048576;
+    -- SQS's limit for a message with its attributes.
+    max_bytes CONSTANT bigint := 1048576;
     found_one  record;
 BEGIN
     SELECT e.n, outbox.message_bytes($1, $2 + e.n, e.event) AS bytes INTO found_one
     FROM jsonb_array_elements($3) WITH ORDINALITY AS e (event, n)
-    WHERE outbox.message_bytes($1, $2 + e.n, e.event) > most_bytes
+    WHERE outbox.message_bytes($1, $2 + e.n, e.event) > max_bytes
     ORDER BY e.n
     LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'event % of the array becomes a message of % bytes, SQS takes %', found_one.n, found_one.bytes, most_bytes
+        RAISE EXCEPTION 'event % of the array becomes a message of % bytes, SQS takes %', found_one.n, found_one.bytes, max_bytes
             USING ERRCODE = 'invalid_parameter_value',
                 HINT = 'Keep large content elsewhere, for example in S3, and its address in the event.';
     END IF;
 END
 $$;
 
-COMMENT ON FUNCTION outbox.check_size(text, bigint, jsonb) IS 'Refuses events that become messages SQS never takes.';
+COMMENT ON FUNCTION outbox.check_size(text, bigint, jsonb) IS 'Refuses events whose messages SQS can never accept.';
 
 CREATE FUNCTION outbox.check_append(stream_id text, expected_version bigint, events jsonb, destinations text[]) RETURNS void
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
-    -- SQS's limit of a MessageGroupId.
+    -- SQS's limit for a MessageGroupId.
     most_characters CONSTANT integer := 128;
     is_sent         CONSTANT boolean := coalesce(cardinality(destinations), 0) > 0;
-    -- SQS takes them in no attribute, so consumers would not get to know what it is.
+    -- SQS accepts them in no attribute, so consumers would not see the name.
     control         CONSTANT text := '[\x01-\x08\x0b\x0c\x0e-\x1f]';
     uuid_form       CONSTANT text := '^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$';
     item    record;
@@ -100,7 +101,7 @@ BEGIN
     ELSIF jsonb_typeof(events) IS DISTINCT FROM 'array' OR events = '[]' THEN
         problem := 'events must be a JSON array with at least one event';
     ELSIF '' = ANY (destinations)
-        -- NULL is not counted, so it makes a difference as well.
+        -- NULL is not counted by the subquery, so it also causes a difference.
         OR cardinality(destinations) > (SELECT count(DISTINCT d.name) FROM unnest(destinations) AS d (name)) THEN
         problem := 'a destination is empty or given twice';
         hint := 'Destinations are names of OUTBOX_RELAY_DESTINATIONS, for example {tickets,audit}.';
@@ -140,7 +141,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION outbox.check_append(text, bigint, jsonb, text[]) IS 'Refuses arguments of outbox.append that make no sense.';
+COMMENT ON FUNCTION outbox.check_append(text, bigint, jsonb, text[]) IS 'Refuses invalid arguments of outbox.append.';
 
 CREATE FUNCTION outbox.append(
     stream_id        text,
@@ -164,8 +165,8 @@ BEGIN
     PERFORM outbox.check_append($1, $2, $3, $4);
     routes := coalesce((SELECT jsonb_object_agg(d.name, $1) FROM unnest($4) AS d (name)), '{}');
     wanted := jsonb_array_length($3);
-    -- Writers of a stream wait for each other, so that positions and message ids come in the order of versions. Streams whose
-    -- hashes are the same wait needlessly.
+    -- Writers of a stream wait for each other, so that positions and message ids come in the order of versions. Writers
+    -- of streams with the same hash wait needlessly.
     PERFORM pg_advisory_xact_lock(x'6F750001'::int, hashtext($1));
     given := ARRAY(SELECT (e.event ->> 'event_id')::uuid FROM jsonb_array_elements($3) AS e (event) WHERE e.event ? 'event_id');
     IF given <> '{}' THEN
@@ -176,7 +177,7 @@ BEGIN
         FROM outbox.events AS s
         WHERE s.event_id = ANY (given);
         IF stored = wanted AND elsewhere = 0 THEN
-            -- The same call again, whose first answer was lost.
+            -- The same call again, because its first answer was lost.
             RETURN QUERY
                 SELECT s.event_id, s.stream_version, s.position, true
                 FROM outbox.events AS s
@@ -209,7 +210,7 @@ BEGIN
                 routes
             FROM jsonb_array_elements($3) WITH ORDINALITY AS e (event, n)
             ORDER BY e.n
-            -- Somebody who inserts without this function may come first.
+            -- Another session that inserts without this function may be first.
             ON CONFLICT (stream_id, stream_version) WHERE stream_id IS NOT NULL DO NOTHING
             RETURNING events.event_id, events.stream_version, events.position
         ), message AS (
@@ -234,24 +235,24 @@ $$;
 
 COMMENT ON FUNCTION outbox.append(text, bigint, jsonb, text[]) IS
     'Appends events to a stream and, in the same statement, a message of each to the destinations, with the stream as group. '
-    'The expected version is the stream''s last one, 0 for none, or null for any; another one is SQLSTATE OX409. A call with '
-    'event ids that are stored already returns what it returned then, and was_stored, so that whoever changes other rows in the '
-    'same transaction can leave that out. Returns ids, versions and positions.';
+    'The expected version is the stream''s last one, 0 for none, or null for any; with another one it fails with SQLSTATE '
+    'OX409. A call with event ids that are stored already returns the same as before, with was_stored, so that other changes '
+    'in the same transaction can be left out. Returns ids, versions and positions.';
 
-CREATE FUNCTION outbox.check_most(most bigint) RETURNS void
+CREATE FUNCTION outbox.check_max_count(max_count bigint) RETURNS void
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 BEGIN
-    IF most IS NULL OR most < 1 THEN
-        RAISE EXCEPTION 'most is %', coalesce(most::text, 'null')
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'It says how many rows there may be: 1 or more.';
+    IF max_count IS NULL OR max_count < 1 THEN
+        RAISE EXCEPTION 'max_count is %', coalesce(max_count::text, 'null')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'It is the maximum number of rows: 1 or more.';
     END IF;
 END
 $$;
 
-COMMENT ON FUNCTION outbox.check_most(bigint) IS 'Refuses a limit that makes no sense. No rows would look like the end.';
+COMMENT ON FUNCTION outbox.check_max_count(bigint) IS 'Refuses an invalid limit; with it no rows would be returned, which would look like the end.';
 
-CREATE FUNCTION outbox.read_stream(stream_id text, from_version bigint DEFAULT 1, most integer DEFAULT 1000)
+CREATE FUNCTION outbox.read_stream(stream_id text, from_version bigint DEFAULT 1, max_count integer DEFAULT 1000)
 RETURNS TABLE (
     event_position bigint, event_id uuid, stream_version bigint, event_type text, payload jsonb, metadata jsonb,
     recorded_at timestamptz
@@ -260,7 +261,7 @@ LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     PERFORM outbox.check_stream($1);
-    PERFORM outbox.check_most($3);
+    PERFORM outbox.check_max_count($3);
     IF $2 IS NULL OR $2 < 0 THEN
         RAISE EXCEPTION 'a stream is not read from version %', $2
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Versions begin at 1.';
@@ -276,7 +277,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.read_stream(text, bigint, integer) IS 'A stream''s events from a version on, in order.';
 
-CREATE FUNCTION outbox.read_all(after bigint DEFAULT 0, most integer DEFAULT 1000)
+CREATE FUNCTION outbox.read_all(after bigint DEFAULT 0, max_count integer DEFAULT 1000)
 RETURNS TABLE (
     event_position bigint, event_id uuid, stream_id text, stream_version bigint, event_type text, payload jsonb,
     metadata jsonb, recorded_at timestamptz
@@ -286,12 +287,12 @@ AS $$
 DECLARE
     upto bigint;
 BEGIN
-    PERFORM outbox.check_most(most);
+    PERFORM outbox.check_max_count(max_count);
     IF after IS NULL OR after < 0 THEN
         RAISE EXCEPTION 'events are not read after position %', after
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Begin after 0; outbox.checkpoint() says how far a projection is.';
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Begin after 0; outbox.checkpoint() returns the position of a projection.';
     END IF;
-    -- Before the events are read, and by a statement of its own: see there.
+    -- A separate statement, before the events are read: see outbox.safe_position().
     upto := outbox.safe_position();
     RETURN QUERY
         SELECT
@@ -299,13 +300,13 @@ BEGIN
         FROM outbox.events AS e
         WHERE e.position > after AND e.position <= upto
         ORDER BY e.position
-        LIMIT most;
+        LIMIT max_count;
 END
 $$;
 
 COMMENT ON FUNCTION outbox.read_all(bigint, integer) IS
-    'All events after a position, in order, up to where no writer can come in between any more. The last position returned is '
-    'the checkpoint to go on from; nothing is ever skipped. Under READ COMMITTED, on the primary.';
+    'All events after a position, in order, up to the position below which no new event can appear. The last position '
+    'returned is the next checkpoint; nothing is ever skipped. Under READ COMMITTED, on the primary.';
 
 CREATE FUNCTION outbox.purge_events(before timestamptz, after bigint DEFAULT 0, looks bigint DEFAULT 10000)
 RETURNS TABLE (purged bigint, position_done bigint, has_ended boolean)
@@ -320,7 +321,7 @@ BEGIN
         RAISE EXCEPTION 'before must be a time in the past' USING ERRCODE = 'invalid_parameter_value';
     ELSIF after IS NULL OR after < 0 THEN
         RAISE EXCEPTION 'events are not purged after position %', after
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Begin after 0, and go on from position_done.';
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Begin after 0, and continue from position_done.';
     ELSIF coalesce(looks, 0) < 1 THEN
         RAISE EXCEPTION 'a step of % events', looks
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Use a number above 0.';
@@ -329,7 +330,7 @@ BEGIN
             current_setting('transaction_isolation')
             USING ERRCODE = 'invalid_transaction_state', HINT = 'Use READ COMMITTED, which is the default.';
     END IF;
-    -- No replay begins meanwhile; one that has begun keeps its events.
+    -- No replay can begin meanwhile; one that has begun keeps its events.
     PERFORM pg_advisory_xact_lock(x'6F75FFFFFFFFFF02'::bigint);
     upto := outbox.position_at(before + interval '1 minute');
     SELECT max(w.position) AS last, count(*) AS looked INTO found
@@ -346,15 +347,15 @@ BEGIN
     ), gone AS (
         DELETE FROM outbox.events AS e
         WHERE e.position > after AND e.position <= position_done AND e.recorded_at < before
-            -- Hashed, as they are no more than belong to this window, whatever the statistics say.
+            -- Hashed, because there are no more of them than fit this window, whatever the statistics say.
             AND e.position NOT IN (SELECT k.event_position FROM kept AS k)
             AND NOT EXISTS (
                 SELECT FROM outbox.replays AS r
                 WHERE r.ended_at IS NULL AND e.position > r.start_position AND e.position <= r.last_position
                     AND (r.stream_id = e.stream_id OR r.stream_id IS NULL AND e.position > r.position)
             )
-            -- A stream keeps its last event, so that its versions go on from there. max() is one probe of the index; EXISTS may
-            -- become a bitmap of the whole stream.
+            -- A stream keeps its last event, so that its versions continue from there. max() is one probe of the index;
+            -- EXISTS may become a bitmap of the whole stream.
             AND (e.stream_id IS NULL OR e.stream_version < (
                 SELECT max(l.stream_version) FROM outbox.events AS l WHERE l.stream_id = e.stream_id
             ))
@@ -367,9 +368,9 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.purge_events(timestamptz, bigint, bigint) IS
-    'Deletes events recorded before a time, for those who do not want history for ever: looks at the next events after a position, '
-    'so many at most, and says where to go on. Keeps every event of which a message is pending or dead, what an unfinished '
-    'replay needs, and the last event of each stream. It does not ask how far projections have come.';
+    'Deletes events recorded before a time, if history is not needed forever: looks at no more than "looks" events after a '
+    'position, and returns where to continue. Keeps every event with a pending or dead message, events that an unfinished '
+    'replay needs, and the last event of each stream. It does not check how far projections have come.';
 
 CREATE PROCEDURE outbox.purge(before timestamptz)
 LANGUAGE plpgsql
@@ -388,5 +389,5 @@ END
 $$;
 
 COMMENT ON PROCEDURE outbox.purge(timestamptz) IS
-    'Deletes all events recorded before a time that outbox.purge_events() may delete, each step a transaction of its own: '
+    'Deletes all events recorded before a time that outbox.purge_events() may delete, each step in a separate transaction: '
     'CALL outbox.purge(now() - interval ''90 days'').';

@@ -1,5 +1,6 @@
--- The other end: consumers that have an effect exactly once although SQS delivers at least once, and projections that read the
--- store. These tables belong to the database in which the effect is, which may be another one than the outbox's.
+-- The consuming end: consumers whose effect happens exactly once although SQS delivers at least once, and projections
+-- that read the store. These tables belong in the database that has the effect, which may be another one than the
+-- outbox's.
 
 CREATE TABLE outbox.inbox (
     consumer    text COLLATE "C" NOT NULL CONSTRAINT consumer_has_1_to_200_characters CHECK (length(consumer) BETWEEN 1 AND 200),
@@ -8,12 +9,12 @@ CREATE TABLE outbox.inbox (
     PRIMARY KEY (consumer, event_id)
 );
 
--- For pruning, which looks for what is old. A summary of pages (BRIN) would do until pruned space is used again, and then read
--- everything.
+-- For pruning, which looks for old rows. A summary of pages (BRIN) would do only until pruned space is reused; then it
+-- would read everything.
 CREATE INDEX inbox_accepted_at ON outbox.inbox (accepted_at);
 
 COMMENT ON TABLE outbox.inbox IS 'Which consumer has accepted which event.';
-COMMENT ON COLUMN outbox.inbox.consumer IS 'Name of the consumer, which stands for its effect.';
+COMMENT ON COLUMN outbox.inbox.consumer IS 'Name of the consumer; it identifies the effect.';
 COMMENT ON COLUMN outbox.inbox.event_id IS 'The attribute event_id of the message.';
 COMMENT ON COLUMN outbox.inbox.accepted_at IS 'When.';
 
@@ -24,8 +25,8 @@ CREATE TABLE outbox.inbox_versions (
     PRIMARY KEY (consumer, stream_id)
 );
 
-COMMENT ON TABLE outbox.inbox_versions IS 'How far a consumer that gets each stream in order has come: one row a stream.';
-COMMENT ON COLUMN outbox.inbox_versions.consumer IS 'Name of the consumer, which stands for its effect.';
+COMMENT ON TABLE outbox.inbox_versions IS 'The progress of consumers that get each stream in order: one row per stream.';
+COMMENT ON COLUMN outbox.inbox_versions.consumer IS 'Name of the consumer; it identifies the effect.';
 COMMENT ON COLUMN outbox.inbox_versions.stream_id IS 'The attribute stream_id of the message.';
 COMMENT ON COLUMN outbox.inbox_versions.stream_version IS 'The highest stream_version that was accepted.';
 
@@ -35,9 +36,9 @@ CREATE TABLE outbox.checkpoints (
     moved_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
-COMMENT ON TABLE outbox.checkpoints IS 'How far a projection that reads outbox.read_all() has come.';
+COMMENT ON TABLE outbox.checkpoints IS 'The progress of projections that read outbox.read_all().';
 COMMENT ON COLUMN outbox.checkpoints.consumer IS 'Name of the projection.';
-COMMENT ON COLUMN outbox.checkpoints.position IS 'All events up to this position are in it.';
+COMMENT ON COLUMN outbox.checkpoints.position IS 'The projection contains all events up to this position.';
 COMMENT ON COLUMN outbox.checkpoints.moved_at IS 'When it last moved.';
 
 CREATE FUNCTION outbox.accept(consumer text, event_id uuid) RETURNS boolean
@@ -52,8 +53,8 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION outbox.accept(text, uuid) IS
-    'Whether this is the first time for this consumer. Call it in the transaction of the effect, and have the effect only if it '
-    'returns true: then both are committed, or neither. A second one with the same event waits for the first.';
+    'Whether this is the first time for this consumer. Call it in the transaction of the effect, and apply the effect only if it '
+    'returns true: then both are committed, or neither. A second call with the same event waits for the first.';
 
 CREATE FUNCTION outbox.accept(consumer text, stream_id text, stream_version bigint) RETURNS boolean
 LANGUAGE sql VOLATILE
@@ -70,10 +71,10 @@ $$;
 
 COMMENT ON FUNCTION outbox.accept(text, text, bigint) IS
     'The same for consumers that get each stream in order, from a FIFO queue: true if the version is higher than all before. One '
-    'row a stream, and nothing to prune. A gap is accepted, because a message that died leaves one; and what fills the gap later, '
-    'as a redrive or a replay does, is refused as old.';
+    'row per stream, and nothing to prune. A gap is accepted, because a dead message leaves one; an event that fills the gap '
+    'later, after a redrive or a replay, is refused as old.';
 
-CREATE FUNCTION outbox.prune_inbox(keep interval DEFAULT '15 days', most bigint DEFAULT 10000) RETURNS bigint
+CREATE FUNCTION outbox.prune_inbox(keep interval DEFAULT '15 days', max_count bigint DEFAULT 10000) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
@@ -82,17 +83,17 @@ BEGIN
     IF keep IS NULL OR keep < interval '0' THEN
         RAISE EXCEPTION 'keep must be a time of 0 or more' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM outbox.check_most(most);
+    PERFORM outbox.check_max_count(max_count);
     DELETE FROM outbox.inbox AS i
-    WHERE i.ctid = ANY (ARRAY(SELECT o.ctid FROM outbox.inbox AS o WHERE o.accepted_at < now() - keep LIMIT most));
+    WHERE i.ctid = ANY (ARRAY(SELECT o.ctid FROM outbox.inbox AS o WHERE o.accepted_at < now() - keep LIMIT max_count));
     GET DIAGNOSTICS pruned = ROW_COUNT;
     RETURN pruned;
 END
 $$;
 
 COMMENT ON FUNCTION outbox.prune_inbox(interval, bigint) IS
-    'Deletes what was accepted longer ago. 15 days are longer than SQS can keep a message (14 days); keep more where dead-letter '
-    'queues are redriven later. Call it until it returns 0.';
+    'Deletes rows that were accepted longer ago. 15 days are longer than SQS can keep a message (14 days); keep more if '
+    'dead-letter queues are redriven later. Call it until it returns 0.';
 
 CREATE FUNCTION outbox.checkpoint(consumer text) RETURNS bigint
 LANGUAGE plpgsql STABLE
@@ -106,7 +107,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION outbox.checkpoint(text) IS 'How far a projection has come; 0 when it has not begun.';
+COMMENT ON FUNCTION outbox.checkpoint(text) IS 'The position of a projection; 0 when it has not begun.';
 
 CREATE FUNCTION outbox.checkpoint(consumer text, expected bigint, reached bigint) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
@@ -119,7 +120,7 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', HINT = 'A projection has a name, for example sales.';
     ELSIF $3 IS NULL OR $2 IS NULL OR $2 < 0 OR $3 < $2 THEN
         RAISE EXCEPTION 'a checkpoint does not go from % to %', $2, $3
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'To build a projection anew, delete its row of outbox.checkpoints.';
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'To rebuild a projection, delete its row of outbox.checkpoints.';
     END IF;
     IF $2 = 0 THEN
         INSERT INTO outbox.checkpoints AS c (consumer, position) VALUES ($1, $3)
@@ -134,5 +135,5 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.checkpoint(text, bigint, bigint) IS
-    'Compare and set: moves a projection on from the position at which it was expected. Call it in the transaction that changes '
-    'the projection, and roll back if it returns false: somebody else has moved it.';
+    'Compare and set: advances a projection from the expected position. Call it in the transaction that changes the '
+    'projection, and roll back if it returns false: another session has advanced it.';

@@ -1,13 +1,14 @@
--- What waits, how old the oldest of it is, how many are dead or in quarantine, measured in the table and not by the publisher's
--- view.
+-- What is pending, how old the oldest message is, and how many are dead or in quarantine, measured in the table and not
+-- as seen by a publisher.
 --
--- $1 destination, $2 lanes, $3 a floor of each lane, below which nothing waits but retries, $4 the count at which to stop, $5
--- whether groups keep an order, $6 whether dead messages hold up their groups.
--- Guarantees: one row; never counts more than $4 rows of a kind; the lag is 0 when nothing waits; "firsts" are the lowest
--- ids of the lanes in "lanes", for the next floors. What lies below the floors is not walked. What an operator holds back
--- (available_at ahead, no attempt) and what is in quarantine counts as pending and not for the lag. "ready_lag" is the age of
--- the oldest message that nothing holds up, among the first and the last 100 of each lane (where the first are all held up,
--- what stands still is among the last) and the 100 latest that fell due.
+-- $1 destination, $2 lanes, $3 a floor of each lane, below which nothing but retries is pending, $4 the count at which
+-- to stop, $5 whether groups keep an order, $6 whether dead messages block their groups.
+-- Guarantees: one row; never counts more than $4 rows of a kind; the lag is 0 when nothing is pending; "firsts" are the
+-- lowest ids of the lanes in "lanes", for the next floors. Rows below the floors are not walked. A message that an
+-- operator holds back (available_at in the future, no attempt) or that is in quarantine counts as pending, but not for
+-- the lag. "ready_lag" is the age of the oldest message that nothing holds up, among the first and the last 100 of each
+-- lane and the 100 latest that fell due. (If the first ones are all held up, a message that stands still is among the
+-- last.)
 -- Index: messages_pending_pkey (head of each lane, then a bounded walk), messages_pending_deferred, messages_dead_pkey.
 WITH s AS MATERIALIZED (
     SELECT

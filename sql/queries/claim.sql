@@ -1,11 +1,11 @@
 -- Takes the exclusive right to some lanes until the surrounding transaction ends.
 --
--- $1 destination, $2 wanted lanes, $3 how many at most, $4 the lane to begin with (relays that start at different
--- lanes meet less often).
--- Guarantees: no two transactions hold the same lane; a lane somebody else holds is skipped, never waited for.
--- "transaction_id" is the claim's own, "server" tells one run of one server from another, and "incarnation" one history of
--- the outbox from another: what was remembered under another one may be about messages that are lost.
--- The rows are locked and never updated. Index: lanes_pkey.
+-- $1 destination, $2 wanted lanes, $3 how many at most, $4 the lane to begin with (relays that start at different lanes
+-- meet less often).
+-- Guarantees: no two transactions hold the same lane; a lane held by another is skipped, never waited for.
+-- "transaction_id" is the claim's own, "server" identifies one run of one server, and "incarnation" one history of the
+-- outbox: what was remembered under another one may be about messages that are lost. The rows are locked and never
+-- updated. Index: lanes_pkey.
 SELECT
     l.lane,
     pg_current_xact_id()::text AS transaction_id,

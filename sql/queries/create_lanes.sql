@@ -1,6 +1,6 @@
--- Makes sure that a destination has its sixteen lanes.
+-- Creates the sixteen lanes of a destination, if they are missing.
 --
--- $1 destination. Guarantees: safe when many relays start at once; writes nothing when the lanes are there.
+-- $1 destination. Guarantees: safe when many relays start at once; writes nothing if the lanes exist.
 INSERT INTO outbox.lanes (destination, lane)
 SELECT $1, g.lane::smallint
 FROM generate_series(0, 15) AS g (lane)

@@ -1,7 +1,7 @@
--- How many dead messages match a filter, what a redrive should know of them, and the server's time.
+-- How many dead messages match a filter, how many of them are recent, and the server's time.
 --
 -- $1 ids, $2 destination, $3 event type, $4 group, $5 part of the reason, $6 since, $7 seconds, instead of since.
--- Guarantees: one row; what dies later is not counted, and the time, given back as "upto", leaves it out.
+-- Guarantees: one row; messages that die later are not counted, and the time, returned as "upto", excludes them.
 -- Reads the dead partition, which is small or the reason to look.
 SELECT
     count(m.id) AS messages,

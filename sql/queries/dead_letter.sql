@@ -1,17 +1,18 @@
--- Gives messages up: they become dead, with the reason, and are kept for an operator.
+-- Makes messages dead, with the reason; they are kept for an operator.
 --
 -- $1 destination, $2 lanes, $3 ids, $4 event positions, $5 times of enqueueing, $6 attempts, $7 reasons, $8 the claim's
 -- transaction id and $9 its server as in claim.sql.
 -- Guarantees: idempotent; a message that is no longer pending is left alone.
--- Event position and time say which message is meant: after a failover an id may belong to another one, which is left alone.
--- The claim's transaction has to run still on this very server: once it is over another relay may have the lanes, and has
--- decided anew what waits. Null is for messages in quarantine, which no relay touches.
+-- Event position and time identify the message: after a failover an id may belong to another one, which is left alone.
+-- The claim's transaction must still be running on this very server: once it has ended, another relay may hold the
+-- lanes and has decided again what waits. Null is for messages in quarantine, which no relay touches.
 -- Index: messages_pending_pkey once a message.
--- Runs in a transaction of src/outbox/settle.rs that allows the planner nothing but an index probe a message. With the
--- destination as a column of a subquery that probe has the whole key; as a constant, "all of this destination" looks as
--- cheap on a fresh outbox, where the planner has no statistics. And "= ANY (ARRAY[...])" is no clause for a merge join: with
--- "=" the planner also knows a walk through the whole index, in the order of a merge join, and takes it for that to one
--- row wherever the outbox was empty when it was analyzed. Each message was then compared with all that are pending.
+-- Runs in a transaction of src/outbox/settle.rs in which the planner may use only one index probe per message. With the
+-- destination as a column of a subquery that probe uses the whole key. As a constant, "all of this destination" looks
+-- equally cheap on a fresh outbox, where the planner has no statistics. And "= ANY (ARRAY[...])" is no clause for a
+-- merge join: with "=" the planner also considers a walk through the whole index, in the order of a merge join, and
+-- mistakes it for a walk to one row if the outbox was empty when it was analyzed. Each message was then compared with
+-- all pending ones.
 UPDATE outbox.messages AS m
 SET status = 'dead', dead_at = clock_timestamp(), available_at = NULL,
     attempts = greatest(m.attempts, d.attempts), last_error = d.last_error

@@ -1,4 +1,4 @@
--- Dead messages that match a filter, the latest first, as a line of JSON and as columns for people.
+-- Dead messages that match a filter, the latest first, as JSON lines and as columns for display.
 --
 -- $1 ids, $2 destination, $3 event type, $4 group, $5 part of the reason, $6 since, $7 upto, $8 how many at most.
 -- Guarantees: at most $8 rows. Reads the dead partition and, once a row, events_pkey.

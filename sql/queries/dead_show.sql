@@ -1,4 +1,4 @@
--- One dead message: as JSON, as the columns that sql/queries/read.sql has, and what else an operator wants to see.
+-- One dead message: as JSON, as the columns of sql/queries/read.sql, and with other data for an operator.
 --
 -- $1 id. Guarantees: no row if the message is not dead. Reads the dead partition; events_pkey.
 SELECT

@@ -1,18 +1,19 @@
--- Records failed attempts and when to try again.
+-- Records failed attempts and when to retry.
 --
--- $1 destination, $2 lanes, $3 ids, $4 event positions, $5 times of enqueueing, $6 attempts, $7 milliseconds to wait, $8
--- errors, $9 the claim's transaction id and $10 its server as in claim.sql. Null milliseconds are for a message that only
--- waits its turn behind another of its group: what has an available_at is taken for the head of its group.
+-- $1 destination, $2 lanes, $3 ids, $4 event positions, $5 times of enqueueing, $6 attempts, $7 milliseconds to wait,
+-- $8 errors, $9 the claim's transaction id and $10 its server as in claim.sql. Null milliseconds are for a message that
+-- only waits behind another one of its group: a message with an available_at counts as the head of its group.
 -- Guarantees: attempts never go down; a message that is no longer pending is left alone.
--- Event position and time say which message is meant: after a failover an id may belong to another one, which is left alone.
--- The claim's transaction has to run still on this very server: once it is over another relay may have the lanes, and has
--- decided anew what waits. Null is for messages in quarantine, which no relay touches.
+-- Event position and time identify the message: after a failover an id may belong to another one, which is left alone.
+-- The claim's transaction must still be running on this very server: once it has ended, another relay may hold the
+-- lanes and has decided again what waits. Null is for messages in quarantine, which no relay touches.
 -- Index: messages_pending_pkey once a message.
--- Runs in a transaction of src/outbox/settle.rs that allows the planner nothing but an index probe a message. With the
--- destination as a column of a subquery that probe has the whole key; as a constant, "all of this destination" looks as
--- cheap on a fresh outbox, where the planner has no statistics. And "= ANY (ARRAY[...])" is no clause for a merge join: with
--- "=" the planner also knows a walk through the whole index, in the order of a merge join, and takes it for that to one
--- row wherever the outbox was empty when it was analyzed. Each message was then compared with all that are pending.
+-- Runs in a transaction of src/outbox/settle.rs in which the planner may use only one index probe per message. With the
+-- destination as a column of a subquery that probe uses the whole key. As a constant, "all of this destination" looks
+-- equally cheap on a fresh outbox, where the planner has no statistics. And "= ANY (ARRAY[...])" is no clause for a
+-- merge join: with "=" the planner also considers a walk through the whole index, in the order of a merge join, and
+-- mistakes it for a walk to one row if the outbox was empty when it was analyzed. Each message was then compared with
+-- all pending ones.
 UPDATE outbox.messages AS m
 SET attempts = greatest(m.attempts, d.attempts),
     available_at = clock_timestamp() + d.wait * interval '1 millisecond',

@@ -2,11 +2,12 @@
 --
 -- $1 destination, $2 lanes, $3 ids, $4 event positions, $5 times of enqueueing. Guarantees as deliver.sql.
 -- Index: messages_pending_pkey once a message.
--- Runs in a transaction of src/outbox/settle.rs that allows the planner nothing but an index probe a message. With the
--- destination as a column of a subquery that probe has the whole key; as a constant, "all of this destination" looks as
--- cheap on a fresh outbox, where the planner has no statistics. And "= ANY (ARRAY[...])" is no clause for a merge join: with
--- "=" the planner also knows a walk through the whole index, in the order of a merge join, and takes it for that to one
--- row wherever the outbox was empty when it was analyzed. Each message was then compared with all that are pending.
+-- Runs in a transaction of src/outbox/settle.rs in which the planner may use only one index probe per message. With the
+-- destination as a column of a subquery that probe uses the whole key. As a constant, "all of this destination" looks
+-- equally cheap on a fresh outbox, where the planner has no statistics. And "= ANY (ARRAY[...])" is no clause for a
+-- merge join: with "=" the planner also considers a walk through the whole index, in the order of a merge join, and
+-- mistakes it for a walk to one row if the outbox was empty when it was analyzed. Each message was then compared with
+-- all pending ones.
 DELETE FROM outbox.messages AS m
 USING (
     SELECT $1::text AS destination, u.*

@@ -1,8 +1,8 @@
--- Destinations that a relay has served or that anything is pending or dead for, in the order of their names, and whether a relay
--- has served them since the server's last crash.
+-- Destinations that a relay has served or that have pending or dead messages, ordered by name, and whether a relay has
+-- served them since the server's last crash.
 --
--- No parameters. Guarantees: at most a thousand that no relay has served; a name that an application makes anew for each message
--- stops nobody. Index: messages_pending_pkey and messages_dead_pkey, one row of each destination.
+-- No parameters. Guarantees: at most a thousand that no relay has served, in case an application uses a new name for
+-- each message. Index: messages_pending_pkey and messages_dead_pkey, one row per destination.
 WITH RECURSIVE waiting (destination, count) AS (
     (
         SELECT m.destination, 1 FROM outbox.messages AS m

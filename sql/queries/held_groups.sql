@@ -1,8 +1,9 @@
--- What holds some groups up: a dead message, where those hold up their groups, one in quarantine, or a deferred one.
+-- What holds some groups up: a dead message, if those block their groups, a message in quarantine, or a deferred one.
 --
--- $1 destination, $2 groups, $3 whether dead messages hold up their groups. Guarantees: one row a group, as this snapshot shows
--- it. "held_by" is the lowest dead message (with $3) or message in quarantine, "head" the lowest deferred one, and "wait" the
--- time until that is due in milliseconds, null when it is, the largest number when nobody knows (infinity).
+-- $1 destination, $2 groups, $3 whether dead messages block their groups. Guarantees: one row per group, as this
+-- snapshot shows it. "held_by" is the lowest dead message (with $3) or message in quarantine, "head" the lowest
+-- deferred one, and "wait" the time until that is due in milliseconds: null when it is due, the largest number when
+-- that is not known (infinity).
 -- Index: messages_dead_groups, quarantine_groups and messages_pending_deferred_groups once a group.
 SELECT
     h.group_id,

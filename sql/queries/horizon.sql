@@ -1,12 +1,14 @@
--- Who keeps vacuum from removing rows that no longer count, the oldest of each kind.
+-- What keeps vacuum from removing dead rows; the oldest holder of each kind.
 --
--- No parameters. Returns the kind, how long it has held the horizon in seconds where PostgreSQL knows that, and the
--- transaction id it holds, from which the caller tells the rest: it is held as long as that id is the same.
--- Only this database counts for its own tables (PostgreSQL, GetOldestNonRemovableTransactionId); slots and standbys count
--- for all. This very statement counts with an age of nothing. A transaction of another database can make all snapshots of this one
--- begin at its id; then the one that has been there for longest is shown. Autovacuum's workers do not hold the horizon.
--- The first column says whether sessions of others are seen at all, for which PostgreSQL asks for pg_read_all_stats; the others
--- are null in the one row of which nothing but that is to be said.
+-- No parameters. Returns the kind, how long it has held the horizon in seconds if PostgreSQL knows that, and the
+-- transaction id it holds. From the id the caller can tell how long otherwise: the horizon is held for as long as that
+-- id is the same.
+-- For its own tables only holders in this database count (PostgreSQL, GetOldestNonRemovableTransactionId); slots and
+-- standbys count for all. This very statement has an age of zero. A transaction of another database can make all
+-- snapshots of this one begin at its id; then the longest-running one is shown. Autovacuum workers do not hold the
+-- horizon.
+-- The first column says whether the sessions of others are visible at all, which requires pg_read_all_stats. If that is
+-- all there is to say, there is one row in which the other columns are null.
 -- Index: none; these are views of shared memory.
 SELECT DISTINCT ON (h.kind) pg_has_role('pg_read_all_stats', 'USAGE'), h.kind, h.seconds, h.xid
 FROM (

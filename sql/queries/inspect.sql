@@ -1,8 +1,8 @@
--- What `outbox-relay check` wants to know of the server.
+-- What `outbox-relay check` needs to know about the server.
 --
--- No parameters. Guarantees: one row. "missing_rights" are those of the relay's role, as `deploy/roles.sql` grants them;
--- "broken" are relations of the migrations that are missing or invalid; "unvacuumed" are tables for which somebody has turned
--- autovacuum off.
+-- No parameters. Guarantees: one row. "missing_rights" are missing privileges of the relay's role, compared with
+-- `deploy/roles.sql`; "broken" are relations of the migrations that are missing or invalid; "unvacuumed" are tables for
+-- which autovacuum is turned off.
 SELECT
     current_setting('server_version') AS version,
     current_setting('server_version_num')::int AS version_number,

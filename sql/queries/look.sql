@@ -1,16 +1,18 @@
--- Which lanes of a destination have work, seen without taking anything.
+-- Which lanes of a destination have work; it changes nothing.
 --
--- $1 destination, $2 lanes, $3 the low watermark of each lane, $4 whether dead messages hold up their groups, $5 the longest
--- delay of a retry in seconds, $6 whether groups keep an order.
--- Guarantees: one row; a lane is missing from "ready" only if this snapshot shows no pending message above its watermark,
--- but for those in quarantine. "next_xid" as in read.sql.
--- LATERAL ... LIMIT 1 keeps one index probe a lane; EXISTS would let the planner choose a scan of all that is pending.
+-- $1 destination, $2 lanes, $3 the low watermark of each lane, $4 whether dead messages block their groups, $5 the
+-- longest delay of a retry in seconds, $6 whether groups keep an order.
+-- Guarantees: one row; a lane is missing from "ready" only if this snapshot shows no pending message above its
+-- watermark, except messages in quarantine. "next_xid" as in read.sql.
+-- LATERAL ... LIMIT 1 keeps it at one index probe per lane; EXISTS would let the planner choose a scan of everything
+-- pending.
 -- Index: messages_pending_pkey once a lane, messages_pending_deferred once, messages_pending_deferred_groups once a
 -- message that is due.
--- The retries are looked for in the partition itself: with the status as a condition the planner may take the primary key.
--- Deferred messages count only when due, and none of their group that is deferred comes before (with $6); now() is this statement's start and, unlike clock_timestamp(), can use the index.
--- The latest and the earliest of them are looked at, so that many that have to wait cost little.
--- A retry that is further ahead than any relay defers was recorded by a clock that was ahead, and is due.
+-- Retries are looked for in the partition itself: with the status as a condition the planner may use the primary key.
+-- Deferred messages count only when due and when no deferred message of their group comes before them (with $6). now()
+-- is the start of this statement and, unlike clock_timestamp(), can use the index. Only the latest and the earliest of
+-- them are looked at, so that many waiting ones cost little. A retry further ahead than any relay defers was recorded
+-- by a clock that was ahead, and counts as due.
 SELECT
     s.snapshot::text AS snapshot,
     pg_snapshot_xmin(s.snapshot)::text::bigint + age(pg_snapshot_xmin(s.snapshot)::xid) AS next_xid,

@@ -1,12 +1,12 @@
--- Whether anything of a destination is still pending between two ids, deferred messages included, and whether any of that is not
--- held up.
+-- Whether anything of a destination is pending between two ids, including deferred messages, and whether any of it is
+-- not held up.
 --
--- $1 destination, $2 whether dead messages hold up their groups, $3 whether groups keep an order, $4 lanes, $5 and $6 the ids
--- (exclusive, inclusive) between which to look in each of them. Guarantees: no watermark is heeded, so "no" is final for this
--- snapshot. Held up is what is in quarantine, what an operator holds back (available_at infinity), and what comes behind it in its
--- group. "took" says for how many milliseconds the server has worked.
--- Index: messages_pending_pkey up to the first that is not held up, messages_pending_deferred_groups, messages_dead_groups,
--- quarantine_groups.
+-- $1 destination, $2 whether dead messages block their groups, $3 whether groups keep an order, $4 lanes, $5 and $6 the
+-- ids (exclusive, inclusive) between which to look in each of them. Guarantees: no watermark is used, so "no" is final
+-- for this snapshot. Held up are messages in quarantine, messages that an operator holds back (available_at infinity),
+-- and the messages behind them in their groups. "took" is the number of milliseconds that the server worked.
+-- Index: messages_pending_pkey up to the first message that is not held up, messages_pending_deferred_groups,
+-- messages_dead_groups, quarantine_groups.
 SELECT
     EXISTS (
         SELECT

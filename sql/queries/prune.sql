@@ -1,12 +1,14 @@
 -- Looks at a chunk of one lane's delivered messages, in the order of ids, and deletes those older than the retention.
 --
 -- $1 destination, $2 lane, $3 the id above which to look, $4 retention in seconds, $5 how many to look at.
--- Guarantees: looks at $5 rows at most, so a chunk costs the same whatever is kept; one row, which tells the highest id
--- looked at (null when there was nothing above $3), how many were deleted, and whether any could be: a message is not
--- older than the time it was enqueued, and that grows with the ids, so beyond a chunk of younger ones none is due. Two
--- relays that prune the same lane at once wait for each other for one chunk at most. Index: messages_delivered_pkey.
--- Runs in a transaction of src/outbox/measure.rs that allows the planner nothing but index scans and nested loops: on a
--- table without statistics it would sort the whole lane for each chunk. The deletion probes whole keys, as deliver.sql.
+-- Guarantees: looks at $5 rows at most, so a chunk costs the same however much is kept; one row, with the highest id
+-- looked at (null when there was nothing above $3), how many messages were deleted, and whether any could be old
+-- enough: a message is not older than its time of enqueueing, which grows with the ids, so after a chunk of younger
+-- ones no later message is due. Two relays that prune the same lane at once wait for each other for at most one chunk.
+-- Index: messages_delivered_pkey.
+-- Runs in a transaction of src/outbox/measure.rs in which the planner may use only index scans and nested loops: on a
+-- table without statistics it would sort the whole lane for each chunk. The deletion probes whole keys, as in
+-- deliver.sql.
 WITH chunk AS (
     SELECT
         d.destination,

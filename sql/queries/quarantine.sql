@@ -1,8 +1,8 @@
--- Sets messages aside, so that they stop nobody else and no relay sends them.
+-- Sets messages aside, so that they stop no others and no relay sends them.
 --
--- $1 destination, $2 lanes, $3 ids, $4 event positions, $5 times of enqueueing, $6 groups, $7 what could not be recorded
--- (delivered, dead, or null for what could not be read), $8 SQS message ids, $9 attempts and $10 errors of dead messages, $11
--- reasons.
+-- $1 destination, $2 lanes, $3 ids, $4 event positions, $5 times of enqueueing, $6 groups, $7 outcomes that could not
+-- be recorded (delivered, dead, or null for a message that could not be read), $8 SQS message ids, $9 attempts and $10
+-- errors of dead messages, $11 reasons.
 -- Guarantees: idempotent; of two messages with one id the later counts. Index: quarantine_pkey.
 INSERT INTO outbox.quarantine AS q
     (destination, lane, message_id, event_position, enqueued_at, group_id, outcome, sqs_message_id, attempts, last_error, reason)

@@ -1,8 +1,8 @@
--- How many messages of a destination were delivered lately.
+-- How many messages of a destination were delivered recently.
 --
 -- $1 destination, $2 seconds, $3 how many of the latest of each lane to look at.
--- Guarantees: one row; looks at no more than 16 times $3 rows, so the count is too low when all of a lane's count, which
--- "is_capped" tells. Ids ascend with time, but for writers that were slow to commit.
+-- Guarantees: one row; looks at no more than 16 times $3 rows. If all rows looked at of a lane count, the result is too
+-- low, as "is_capped" says. Ids ascend with time, except for writers that were slow to commit.
 -- Index: messages_delivered_pkey, from its end.
 SELECT count(*) FILTER (WHERE latest.is_late) AS messages, bool_or(latest.count_of_lane >= $3) AS is_capped
 FROM (

@@ -1,32 +1,34 @@
 -- Reads the next messages of claimed lanes, each lane from its own read position.
 --
--- $1 destination, $2 lanes, $3 the read position of each lane, $4 how many messages of each lane at most, $5 how many bytes of
--- each, $6 the largest message that can be sent, in bytes, $7 whether groups keep an order, $8 whether dead messages hold up
--- their groups, $9 the claim's transaction id and $10 its server as in claim.sql, $11 whether to read event by event.
--- Guarantees: within a lane the ids ascend and none that this snapshot shows is left out between two of them, but for those
--- in quarantine. "has_more" says of the last of a lane that $4 would have allowed more. The bytes are those that PostgreSQL
--- stores, so that nothing is unpacked that is not sent; the first message always comes. A message that is larger than $6
--- comes without its text, with "bytes" instead.
--- "holds" is null for a message that nothing holds up, as nearly all are, and else has "held_by", "behind", "behind_wait",
--- "behind_last" and "wait", of which the last is always null here.
--- "held_by" is the lowest dead message (with $8) or message in quarantine of the group: nothing of it may go, and it comes
--- without its text. "behind" is the lowest deferred message of the group below this one, which has to go first, and
--- "behind_wait" the time until that is due in milliseconds, null when it is, the largest number when nobody knows (infinity);
--- "behind_last" is the highest of them.
--- A read never walks what lies below the position, so entries of delivered rows that vacuum could not remove cost nothing.
+-- $1 destination, $2 lanes, $3 the read position of each lane, $4 how many messages of each lane at most, $5 how many
+-- bytes of each, $6 the largest message that can be sent, in bytes, $7 whether groups keep an order, $8 whether dead
+-- messages block their groups, $9 the claim's transaction id and $10 its server as in claim.sql, $11 whether to read
+-- event by event.
+-- Guarantees: within a lane the ids ascend, and no message that this snapshot shows is left out between two of them,
+-- except messages in quarantine. "has_more", in the last row of a lane, says that $4 would have allowed more. Bytes are
+-- counted as PostgreSQL stores them, so that nothing is unpacked that is not sent; the first message always comes. A
+-- message larger than $6 comes without its text, with "bytes" instead.
+-- "holds" is null for a message that nothing holds up, as is the case for nearly all. Otherwise it has "held_by",
+-- "behind", "behind_wait", "behind_last" and "wait"; the last is always null here. "held_by" is the lowest dead message
+-- (with $8) or message in quarantine of the group: nothing of the group may go, and the message comes without its text.
+-- "behind" is the lowest deferred message of the group below this one, which must go first, and "behind_wait" the time
+-- until that is due in milliseconds: null when it is due, the largest number when that is not known (infinity).
+-- "behind_last" is the highest such message.
+-- A read never walks rows below the position, so entries of delivered rows that vacuum could not remove cost nothing.
 -- "next_xid" is above every transaction that had begun to write. The snapshot's xmax is not: it only follows the latest
 -- transaction that has ended. age() counts from the next transaction id (PostgreSQL, GetStableLatestTransactionId).
--- "last_id" is the highest message id that was handed out; what lies above it was written with an id of its own.
--- "is_claimed" says whether the claim's transaction runs on the very server that answers. Another server is not asked for its
--- status: one that has not come so far yet would call the id one of the future, and fail. "hides_events" says that a message
--- whose event is missing says nothing, because row level security is in force on outbox.events.
--- "said" has what is the same in all rows: "next_xid", the server's time in microseconds since 1970, "is_claimed" and
--- "hides_events" as 0 or 1, and "last_id". It is null in all rows but the first of each lane. Neither is spread over columns
--- of its own, because a column costs server and relay something in each row.
--- An event is looked up in a subquery of its own (OFFSET 0), which leaves nothing but a probe a message: in a join the
--- planner would rather walk all events wherever there were none when they were analyzed.
--- Index: messages_pending_pkey once a lane, events_pkey once a message; messages_pending_deferred_groups, messages_dead_groups
--- and quarantine_groups once a message where there are any of these.
+-- "last_id" is the highest message id that was handed out; an id above it was set by hand.
+-- "is_claimed" says whether the claim's transaction is running on the very server that answers. Another server is not
+-- asked for its status: one whose ids have not advanced so far would treat the id as one of the future and fail.
+-- "hides_events" says that a message whose event is missing proves nothing, because row level security is in force on
+-- outbox.events.
+-- "said" has the values that are the same in all rows: "next_xid", the server's time in microseconds since 1970,
+-- "is_claimed" and "hides_events" as 0 or 1, and "last_id". It is null in all rows but the first of each lane. "holds"
+-- and "said" are arrays and not separate columns, because each column costs server and relay something in each row.
+-- An event is looked up in a separate subquery (OFFSET 0), which allows only one probe per message: in a join the
+-- planner would prefer to walk all events if there were none when they were analyzed.
+-- Index: messages_pending_pkey once a lane, events_pkey once a message; messages_pending_deferred_groups,
+-- messages_dead_groups and quarantine_groups once a message if there are any such messages.
 SELECT
     CASE WHEN m.bytes_before = 0 THEN s.said END AS said,
     m.lane, m.id, m.event_position, m.enqueued_at, m.attempts, m.group_id,
@@ -71,9 +73,10 @@ FROM (
     ) AS t
     OFFSET 0
 ) AS s
-CROSS JOIN unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[]) AS h (lane, above, most, bytes)
+CROSS JOIN unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[]) AS h (lane, above, max_count, bytes)
 CROSS JOIN LATERAL (
-    -- What is stored in more than eight times the limit cannot be shorter than the limit as text, and is not unpacked.
+    -- A stored value of more than eight times the limit cannot be shorter than the limit as text, so it is not
+    -- unpacked.
     SELECT
         w.*,
         CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $6 THEN coalesce(w.payload_text, w.payload::text) END AS payload_sent,
@@ -82,8 +85,9 @@ CROSS JOIN LATERAL (
         SELECT
             p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata, e.payload_text,
             e.metadata_text, e.bytes, e.stored, e.unreadable,
-            -- Behind a CASE, so that nothing is run for each message where there is none of these at all; with $7 and $8 in it,
-            -- which the planner knows, so that for a queue without order it is not even planned, which takes as long as the read.
+            -- Inside a CASE, so that nothing runs per message if there are no such messages at all. $7 and $8 are in
+            -- the condition because the planner knows them: for a queue without order the part is not even planned,
+            -- which would take as long as the read.
             CASE WHEN $8 AND s.has_dead OR $7 AND s.has_quarantine THEN least(
                 (
                     SELECT min(d.id) FROM outbox.messages_dead AS d
@@ -119,7 +123,7 @@ CROSS JOIN LATERAL (
                         AND z.event_position = q.event_position AND z.enqueued_at = q.enqueued_at
                 ))
             ORDER BY q.id
-            LIMIT h.most
+            LIMIT h.max_count
         ) AS p
         LEFT JOIN LATERAL (
             SELECT

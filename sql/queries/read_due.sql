@@ -1,14 +1,16 @@
 -- Reads the messages of claimed lanes whose retry is due.
 --
--- $1 destination, $2 lanes, $3 how many at most, $4 how many bytes, $5 groups that are left out, because their turn comes
--- otherwise, $6 the largest message, $7 the longest delay of a retry in seconds, $8 whether dead messages hold up their
--- groups, $9 the claim's transaction id, $10 its server, $11 whether to read event by event, $12 whether groups keep an order.
--- Guarantees: what is due first comes first. A retry that is further ahead
--- than any relay defers was recorded by a clock that was ahead, and is due. Groups that are held up are left out, and so are
--- messages with a deferred one of their group before them (with $12). The other columns, and the bytes, as in read.sql.
--- The lanes are compared in a way that no index knows: on a fresh outbox the planner would walk the primary key for them.
--- Index: messages_pending_deferred, from both ends; messages_pending_deferred_groups and events_pkey once a message. now() is this statement's start and, unlike
--- clock_timestamp(), can use the index.
+-- $1 destination, $2 lanes, $3 how many at most, $4 how many bytes, $5 groups that are left out because their messages
+-- are read in another way, $6 the largest message, $7 the longest delay of a retry in seconds, $8 whether dead messages
+-- block their groups, $9 the claim's transaction id, $10 its server, $11 whether to read event by event, $12 whether
+-- groups keep an order.
+-- Guarantees: messages come in the order in which they fell due. A retry further ahead than any relay defers was
+-- recorded by a clock that was ahead, and counts as due. Groups that are held up are left out, and so are messages with
+-- a deferred one of their group before them (with $12). The other columns, and the bytes, as in read.sql.
+-- The lanes are compared in a way that no index supports: on a fresh outbox the planner would otherwise walk the
+-- primary key for them.
+-- Index: messages_pending_deferred, from both ends; messages_pending_deferred_groups and events_pkey once a message.
+-- now() is the start of this statement and, unlike clock_timestamp(), can use the index.
 SELECT
     CASE WHEN m.bytes_before = 0 THEN s.said END AS said,
     m.lane, m.id, m.event_position, m.enqueued_at, m.attempts, m.group_id,
@@ -43,7 +45,8 @@ FROM (
     OFFSET 0
 ) AS s
 CROSS JOIN LATERAL (
-    -- What is stored in more than eight times the limit cannot be shorter than the limit as text, and is not unpacked.
+    -- A stored value of more than eight times the limit cannot be shorter than the limit as text, so it is not
+    -- unpacked.
     SELECT
         w.*,
         CASE WHEN w.stored <= 8 * $6 THEN coalesce(w.payload_text, w.payload::text) END AS payload_sent,

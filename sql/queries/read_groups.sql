@@ -1,12 +1,12 @@
--- Reads on in groups whose later messages were left in the table because too many of them waited.
+-- Continues reading groups whose later messages were left in the table because too many were pending.
 --
--- $1 destination, $2 the lane of each group, $3 the groups, $4 the last id in memory of each, $5 how many messages of each at
--- most, $6 how many bytes of each, $7 the largest message, $8 whether dead messages hold up their groups, $9 the claim's
--- transaction id, $10 its server, $11 whether to read event by event; these as in read.sql. $12 the id of each group up to
--- which to look.
--- Guarantees: the ids of a group ascend and none of it that this snapshot shows is left out between two of them, not even one
--- that waits for a retry, but for those in quarantine; "wait" of "holds" says how long in milliseconds, and is null for one that
--- is due. "part" is the place of the group in $3, from 1. The other columns as in read.sql.
+-- $1 destination, $2 the lane of each group, $3 the groups, $4 the last id in memory of each, $5 how many messages of
+-- each at most, $6 how many bytes of each, $7 the largest message, $8 whether dead messages block their groups, $9 the
+-- claim's transaction id, $10 its server, $11 whether to read event by event; these as in read.sql. $12 the id up to
+-- which to look in each group.
+-- Guarantees: the ids of a group ascend, and no message of it that this snapshot shows is left out between two of them,
+-- not even one that waits for a retry, except messages in quarantine; "wait" of "holds" is its wait in milliseconds,
+-- and null when it is due. "part" is the position of the group in $3, from 1. The other columns as in read.sql.
 -- Index: messages_pending_pkey, from $4 to $12 once a group; events_pkey once a message.
 SELECT
     CASE WHEN m.bytes_before = 0 THEN s.said END AS said,
@@ -47,9 +47,10 @@ FROM (
     OFFSET 0
 ) AS s
 CROSS JOIN unnest($2::smallint[], $3::text[], $4::bigint[], $12::bigint[], $5::bigint[], $6::bigint[])
-    WITH ORDINALITY AS h (lane, group_id, above, upto, most, bytes, part)
+    WITH ORDINALITY AS h (lane, group_id, above, upto, max_count, bytes, part)
 CROSS JOIN LATERAL (
-    -- What is stored in more than eight times the limit cannot be shorter than the limit as text, and is not unpacked.
+    -- A stored value of more than eight times the limit cannot be shorter than the limit as text, so it is not
+    -- unpacked.
     SELECT
         w.*,
         CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $7 THEN coalesce(w.payload_text, w.payload::text) END AS payload_sent,
@@ -81,7 +82,7 @@ CROSS JOIN LATERAL (
                         AND z.event_position = q.event_position AND z.enqueued_at = q.enqueued_at
                 ))
             ORDER BY q.id
-            LIMIT h.most
+            LIMIT h.max_count
         ) AS p
         LEFT JOIN LATERAL (
             SELECT

@@ -1,10 +1,11 @@
--- Removes records of delivered messages whose ids were given again, to others that are pending and are recorded next.
+-- Removes records of delivered messages whose ids were assigned again, to pending messages whose outcomes are recorded
+-- next.
 --
--- $1 destination, $2 lanes, $3 ids, $4 event positions, $5 times of enqueueing of the messages to be recorded. Somebody has set
--- the sequence of ids back, or restored the table without it; the primary key would refuse the record of what was delivered.
--- Guarantees: only where the pending message is the one that is meant and the record is another one's.
--- Index: messages_pending_pkey and messages_delivered_pkey once a message, then by place. Looked up in subqueries of their own
--- (OFFSET 0), because PostgreSQL 18 would otherwise walk all records first where there are few.
+-- $1 destination, $2 lanes, $3 ids, $4 event positions, $5 times of enqueueing of the messages to be recorded. The
+-- sequence of ids was reset, or the table was restored without it; the primary key would refuse to record the delivery.
+-- Guarantees: only if the pending message is the given one and the record belongs to another.
+-- Index: messages_pending_pkey and messages_delivered_pkey once a message, then by physical location. They are looked
+-- up in separate subqueries (OFFSET 0), because PostgreSQL 18 would otherwise walk all records first if there are few.
 DELETE FROM outbox.messages AS m
 WHERE m.status = 'delivered' AND m.ctid = ANY (ARRAY(
     SELECT r.ctid

@@ -2,14 +2,15 @@
 -- ids were read, and operators make old messages pending again.
 --
 -- $1 destination, $2 lanes, $3 and $4 the ids (exclusive, inclusive) between which to look in each lane, $5 how many of
--- each lane at most, $6 groups of which messages are known to wait in the table, $7 and above which id those of each are, $8
--- up to which id of each lane those are left out whose group is held up (with $9 by dead messages too) or whose group's deferred
--- message has to go first, $10 and $11 as $9 and $10 of read.sql or null, $12 groups of which none are left out for that.
--- Guarantees: the row with a snapshot says under which all others were seen, and is_claimed as in read.sql (true without a
--- claim); within a lane the lowest ids come; none in quarantine; the row with "took" comes last and says how many
--- milliseconds the server has worked, whatever the network takes.
--- A look into an object of JSON finds a group among many without a plan that compares each with each.
--- Index: messages_pending_pkey once a lane. Returns keys only; the relay reads what it does not know from there on.
+-- each lane at most, $6 groups known to have messages waiting in the table, $7 the id above which those of each group
+-- are, $8 the id of each lane up to which messages are left out whose group is held up (with $9 also by dead messages)
+-- or has a deferred message that must go first, $10 and $11 as $9 and $10 of read.sql or null, $12 groups of which none
+-- are left out for that reason.
+-- Guarantees: the row with a snapshot says under which all others were seen, and is_claimed as in read.sql (true
+-- without a claim); within a lane the lowest ids come; none in quarantine; the row with "took" comes last and says how
+-- many milliseconds the server worked, whatever the network takes.
+-- A lookup in a JSON object finds a group among many without a plan that compares each with each.
+-- Index: messages_pending_pkey once a lane. Returns only keys; the relay reads from there on what it does not know.
 WITH s AS MATERIALIZED (
     SELECT
         pg_current_snapshot() AS snapshot,

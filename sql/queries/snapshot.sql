@@ -1,2 +1,2 @@
--- Says which transactions have ended, for the statements that follow: each of those sees at least what these have committed.
+-- The transactions that have ended. Each of the statements that follow sees at least what these have committed.
 SELECT pg_current_snapshot()::text AS snapshot

@@ -1,7 +1,7 @@
--- What operators have decided: pauses that are in force, and settings that win over the environment.
+-- What operators have decided: pauses in force, and settings that override the environment.
 --
 -- No parameters. A pause has no name; its value is the reason. Ages are by the database's clock, in seconds.
--- Index: none; both tables have a row a decision.
+-- Index: none; both tables have one row per decision.
 SELECT
     p.destination, NULL::text AS name, p.reason AS value, p.actor,
     extract(epoch FROM clock_timestamp() - p.paused_at)::float8 AS age,

@@ -1,9 +1,9 @@
--- What must be so in any database with an outbox, whatever its schema version is.
+-- Requirements on any database with an outbox, whatever its schema version.
 --
--- No parameters. Guarantees: one row, with or without the schema. "hidden" are the tables of which row level security may
--- hide rows from this role: a policy that shows it all of them, and no restrictive one, makes that harmless. "odd" are those
--- that somebody has replaced by something else, such as a view. "idle_session_millis" is how long the server lets a session
--- rest, 0 for ever, null before version 14. Reads the catalog only.
+-- No parameters. Guarantees: one row, with or without the schema. "hidden" are tables of which row level security may
+-- hide rows from this role; a policy that shows it all of them, without a restrictive one, makes that harmless. "odd"
+-- are tables that were replaced by something else, such as a view. "idle_session_millis" is how long the server lets a
+-- session stay idle; 0 means no limit, and it is null before version 14. Reads only the catalog.
 SELECT
     current_setting('server_version_num')::integer AS version_number,
     pg_encoding_to_char(d.encoding)::text AS encoding,

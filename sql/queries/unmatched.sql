@@ -1,9 +1,9 @@
--- What became of messages whose outcome matched no pending row.
+-- Why the outcomes of some messages matched no pending row.
 --
 -- $1 destination, $2 lanes, $3 ids, $4 event positions, $5 times of enqueueing, $6 SQS message ids.
--- Guarantees: one row for each that is not pending as it was sent: 'own' when the outcome is recorded already, by a statement
--- whose answer was lost; 'recorded' when another relay recorded one; 'replaced' when the id belongs to another message now;
--- 'gone' when there is none.
+-- Guarantees: one row for each message that is not pending as it was sent: 'own' when the outcome is recorded already,
+-- by a statement whose answer was lost; 'recorded' when another relay recorded one; 'replaced' when the id belongs to
+-- another message now; 'gone' when there is none.
 -- Index: the primary key of each partition once a message.
 SELECT
     u.lane, u.id,

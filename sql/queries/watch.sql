@@ -1,10 +1,11 @@
 -- Whether quiet destinations need a closer look: the cheapest question an idle relay can ask, many times a second.
 --
 -- $1 destinations. Guarantees: one row. "last_id" is the highest message id handed out so far, committed or not, to any
--- destination; "latest_due" is the latest time at which a deferred message fell due, in seconds since 1970, null when none
--- is due; "last_action" grows with everything that operators do to messages, as far as this role may see that.
+-- destination; "latest_due" is the latest time at which a deferred message fell due, in seconds since 1970, null when
+-- none is due; "last_action" grows with every change that operators make to messages, as far as this role may see that.
 -- It names the partition, because planning a partitioned table costs more than running this.
--- Index: messages_pending_deferred. now() is this statement's start and, unlike clock_timestamp(), can use the index.
+-- Index: messages_pending_deferred. now() is the start of this statement and, unlike clock_timestamp(), can use the
+-- index.
 SELECT
     (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
     (

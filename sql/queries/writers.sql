@@ -1,9 +1,9 @@
--- Transactions that may have written messages and have not ended, and the next transaction id.
+-- Transactions that may have written messages and are still running, and the next transaction id.
 --
--- No parameters. Guarantees: whoever has inserted a message holds this lock on the table until the end of the transaction, so
--- a transaction that is missing has taken no message id before this statement began (PostgreSQL, 13.3.1 "Table-Level
--- Locks"). Claims, other databases and transactions that write other tables are not among them. pg_locks shows the lower 32
--- bits of ids. Reads no table; looks through the lock table of the whole server once.
+-- No parameters. Guarantees: a transaction that has inserted a message holds this lock on the table until it ends, so a
+-- transaction that is missing here had taken no message id before this statement began (PostgreSQL, 13.3.1 "Table-Level
+-- Locks"). Claims, other databases and transactions that write other tables are not included. pg_locks shows the lower
+-- 32 bits of ids. Reads no table; scans the lock table of the whole server once.
 WITH locks AS MATERIALIZED (
     SELECT l.locktype, l.database, l.relation, l.virtualtransaction, l.transactionid, l.mode
     FROM pg_locks AS l

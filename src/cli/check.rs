@@ -1,34 +1,35 @@
-//! `outbox-relay check`: looks at everything that a relay needs, and says what to do about what is wrong.
+//! `outbox-relay check`: checks everything that a relay needs, and says how to fix what is wrong.
 //!
-//! It changes nothing and sends nothing that a queue would keep. What is merely unwise is a warning and does not count for the
-//! exit code.
+//! It changes nothing and sends nothing that a queue would keep. Something that works but is unwise is a warning and
+//! does not affect the exit code.
+
+mod queues;
 
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::{Failure, say};
-use crate::config::{ConfigError, Flags, RelayConfig};
-use crate::message::{FaultKind, QueueKind};
-use crate::outbox::{Inspected, Outbox};
-use crate::sqs::{self, Queue};
+use crate::config::{ConfigError, DatabaseConfig, Flags};
+use crate::outbox::{self, Inspected, Outbox};
+use crate::way::Step;
 
-/// Beyond this SQS refuses a signature (Signature Version 4: five minutes).
+/// Beyond this skew SQS refuses a signature (Signature Version 4: five minutes).
 const SKEW_REFUSED: f64 = 300.0;
 
-/// A skew that deserves a look.
+/// A skew beyond this is reported.
 const SKEW_ODD: f64 = 5.0;
 
 /// The oldest version of PostgreSQL that the tests run on.
 const OLDEST: i32 = 130_000;
 
-/// A transaction that keeps vacuum away for longer than this is worth a word.
+/// A transaction that holds vacuum back for longer than this is reported.
 const HORIZON_ODD: Duration = Duration::from_secs(600);
 
-/// What helps against a right that is missing.
+/// The remedy for a missing privilege.
 const RIGHTS: &str = "run deploy/roles.sql as the owner, and GRANT outbox_relay to this role";
 
-/// How one look went.
+/// The verdict of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Good,
@@ -36,7 +37,7 @@ enum Verdict {
     Bad,
 }
 
-/// One look.
+/// The result of one check.
 #[derive(Debug)]
 struct Finding {
     what: String,
@@ -45,7 +46,7 @@ struct Finding {
     remedy: String,
 }
 
-/// All looks so far.
+/// The results of all checks so far.
 #[derive(Debug, Default)]
 struct Findings(Vec<Finding>);
 
@@ -58,7 +59,7 @@ impl Findings {
         self.add(what, Verdict::Good, says, "");
     }
 
-    /// A look that is good, or not.
+    /// Adds a check that is good or not.
     fn judge(&mut self, what: &str, is_good: bool, verdict: Verdict, (good, bad): (&str, String), remedy: &str) {
         if is_good { self.good(what, good) } else { self.add(what, verdict, bad, remedy) }
     }
@@ -95,39 +96,46 @@ impl Findings {
     }
 }
 
-/// Runs all checks.
-pub(super) async fn run(flags: &Flags, json: bool) -> Result<(), Failure> {
+/// Runs all checks; `asks_identity` is whether STS is asked whose the credentials are.
+pub(super) async fn run(flags: &Flags, json: bool, asks_identity: bool) -> Result<(), Failure> {
     let mut findings = Findings::default();
     let mut is_misconfigured = false;
     match flags.relay() {
         Ok(config) => {
             findings.good("configuration", format!("{} destination(s)", config.destinations.len()));
-            check_database(&config, &mut findings).await;
-            check_queues(&config, &mut findings).await;
+            check_database(&config.database, &mut findings).await;
+            queues::check(&config, asks_identity, &mut findings).await;
         }
         Err(ConfigError(problems)) => {
             is_misconfigured = true;
             for problem in problems {
                 findings.add("configuration", Verdict::Bad, problem, "");
             }
+            // The database comes first when one sets things up.
+            if let Ok(database) = flags.database() {
+                check_database(&database, &mut findings).await;
+            }
         }
     }
     say(&if json { findings.json() } else { findings.text() });
     match (is_misconfigured, findings.is_bad()) {
-        // It has been said, but the exit code is that of any command with such a configuration.
+        // The errors have been printed; the exit code is that of any command with such a configuration.
         (true, _) => Err(Failure::Configuration(ConfigError(Vec::new()))),
         (false, true) => Err(Failure::Silent),
         (false, false) => Ok(()),
     }
 }
 
-async fn check_database(config: &RelayConfig, findings: &mut Findings) {
-    let outbox = match Outbox::new(&config.database, 1) {
+async fn check_database(config: &DatabaseConfig, findings: &mut Findings) {
+    let outbox = match Outbox::new(config, 1) {
         Ok(outbox) => outbox,
         Err(error) => return findings.add("PostgreSQL", Verdict::Bad, error.to_string(), ""),
     };
+    if !is_reached(config, findings).await {
+        return;
+    }
     if let Err(error) = outbox.check_schema().await {
-        // Other sentences name their remedy where there is one.
+        // Other errors name their remedy themselves if there is one.
         let remedy = if error.is_denied() { RIGHTS } else { "" };
         return findings.add("PostgreSQL", Verdict::Bad, error.to_string(), remedy);
     }
@@ -139,7 +147,7 @@ async fn check_database(config: &RelayConfig, findings: &mut Findings) {
         "PostgreSQL",
         found.version_number >= OLDEST,
         Verdict::Bad,
-        (&format!("{} at {}", found.version, config.database.place()), format!("{} is too old", found.version)),
+        (&format!("{} at {}", found.version, config.place()), format!("{} is too old", found.version)),
         "use PostgreSQL 13 or newer",
     );
     findings.good("schema", "up to date");
@@ -151,11 +159,11 @@ async fn check_database(config: &RelayConfig, findings: &mut Findings) {
             for holder in horizon.holders.iter().filter(|holder| holder.seconds.is_some_and(old)) {
                 let age = Duration::from_secs_f64(holder.seconds.unwrap_or_default().max(0.0).round());
                 let says = format!(
-                    "a {} has kept vacuum away for {}",
+                    "a {} has held the vacuum horizon back for {}",
                     holder.kind.replace('_', " "),
                     humantime::format_duration(age)
                 );
-                let remedy = "delivery is not slowed, but the tables grow; docs/operations.md, \"The vacuum horizon is held back\"";
+                let remedy = "delivery is not slower, but the tables grow; docs/operations.md, \"The vacuum horizon is held back\"";
                 findings.add("vacuum horizon", Verdict::Warning, says, remedy);
             }
             if !horizon.sees_all_sessions {
@@ -164,7 +172,7 @@ async fn check_database(config: &RelayConfig, findings: &mut Findings) {
                     "vacuum horizon",
                     Verdict::Warning,
                     says,
-                    "GRANT pg_read_all_stats to see who else keeps vacuum away",
+                    format!("GRANT pg_read_all_stats TO {}; then it sees what else holds the horizon back", found.role),
                 );
             } else if !horizon.holders.iter().any(|holder| holder.seconds.is_some_and(old)) {
                 let timeless = horizon.holders.iter().filter(|holder| holder.seconds.is_none());
@@ -172,11 +180,11 @@ async fn check_database(config: &RelayConfig, findings: &mut Findings) {
                 findings.good(
                     "vacuum horizon",
                     &if kinds.is_empty() {
-                        "nobody has held it for ten minutes".to_owned()
+                        "nothing has held it back for ten minutes".to_owned()
                     } else {
-                        // A relay that runs measures it, and so the alert knows.
+                        // A running relay measures it, so the alert covers it.
                         format!(
-                            "no session has held it for ten minutes; a {} does, PostgreSQL does not say how long",
+                            "no session has held it back for ten minutes; a {} does, and PostgreSQL does not say for how long",
                             kinds.join(" and a ")
                         )
                     },
@@ -185,6 +193,24 @@ async fn check_database(config: &RelayConfig, findings: &mut Findings) {
         }
         Err(error) => findings.add("vacuum horizon", Verdict::Warning, error.to_string(), ""),
     }
+}
+
+/// Walks the way to each server. Only one of several servers need be there.
+async fn is_reached(config: &DatabaseConfig, findings: &mut Findings) -> bool {
+    let ways = outbox::walk(config).await;
+    let is_good = |steps: &Vec<Step>| steps.iter().all(|step| step.result.is_ok());
+    let is_reached = ways.iter().any(is_good);
+    for Step { what, result } in ways.into_iter().flatten() {
+        let what = format!("PostgreSQL, {what}");
+        match result {
+            Ok(says) => findings.good(what, says),
+            Err(trouble) => {
+                let verdict = if is_reached { Verdict::Warning } else { Verdict::Bad };
+                findings.add(what, verdict, trouble.says, trouble.remedy);
+            }
+        }
+    }
+    is_reached
 }
 
 fn judge_server(found: &Inspected, findings: &mut Findings) {
@@ -199,7 +225,7 @@ fn judge_server(found: &Inspected, findings: &mut Findings) {
         "durability",
         found.is_durable,
         Verdict::Warning,
-        ("what is committed survives a crash", "fsync, full_page_writes or synchronous_commit is off".to_owned()),
+        ("committed transactions survive a crash", "fsync, full_page_writes or synchronous_commit is off".to_owned()),
         "turn them on, or a crash of the machine can lose events and corrupt the outbox",
     );
     let skew = found.clock_ahead.abs();
@@ -229,7 +255,7 @@ fn judge_tables(found: &Inspected, findings: &mut Findings) {
         found.broken.is_empty(),
         Verdict::Bad,
         ("in place", format!("missing or invalid: {}", found.broken.join(", "))),
-        "make them again as `outbox-relay migrate --print` shows, or REINDEX what is invalid",
+        "create them again as `outbox-relay migrate --print` shows, or REINDEX the invalid ones",
     );
     let bad = if found.has_autovacuum {
         format!("turned off for {}", found.unvacuumed.join(", "))
@@ -241,63 +267,6 @@ fn judge_tables(found: &Inspected, findings: &mut Findings) {
         found.has_autovacuum && found.unvacuumed.is_empty(),
         Verdict::Warning,
         ("on", bad),
-        "turn it on; the outbox is all churn",
+        "turn it on; outbox tables change constantly",
     );
-}
-
-async fn check_queues(config: &RelayConfig, findings: &mut Findings) {
-    let queues = match sqs::connect(&config.destinations, config.tuning.request_timeout).await {
-        Ok(queues) => queues,
-        Err(error) => return findings.add("SQS", Verdict::Bad, error.to_string(), ""),
-    };
-    for (destination, queue) in config.destinations.iter().zip(&queues) {
-        check_queue(&destination.name, queue, findings).await;
-    }
-}
-
-async fn check_queue(name: &str, queue: &Queue, findings: &mut Findings) {
-    let what = format!("queue of {name}");
-    match queue.attributes().await {
-        Ok(attributes) => {
-            let is_fifo = queue.kind() == QueueKind::Fifo;
-            let kind = if attributes.is_fifo { "a FIFO queue" } else { "a standard queue" };
-            if attributes.is_fifo != is_fifo {
-                let remedy = "give the queue's own URL; that of a FIFO queue ends with .fifo";
-                findings.add(what.clone(), Verdict::Bad, format!("{kind}, which its URL does not say"), remedy);
-            } else {
-                let bytes = attributes.most_bytes.map_or("unknown".to_owned(), |most| most.to_string());
-                let says = format!("{kind}, takes {bytes} bytes, encryption: {}", attributes.encryption);
-                findings.good(what.clone(), says);
-            }
-            if attributes.needs_key {
-                let remedy = "allow kms:GenerateDataKey and kms:Decrypt on it; without them the destination halts";
-                let says = "the rights on its key cannot be tried without sending";
-                findings.add(what.clone(), Verdict::Warning, says, remedy);
-            }
-            if attributes.is_small() {
-                let bytes = attributes.most_bytes.unwrap_or_default();
-                let remedy =
-                    "raise MaximumMessageSize to 1048576, or keep events small; larger ones become dead messages";
-                findings.add(what.clone(), Verdict::Warning, format!("takes no message above {bytes} bytes"), remedy);
-            }
-        }
-        Err(refused) => {
-            let says = format!("its attributes cannot be seen: {}: {}", refused.code, refused.detail);
-            let is_denied = refused.code.contains("AccessDenied");
-            let remedy = if is_denied { "allow sqs:GetQueueAttributes to have them checked" } else { "" };
-            findings.add(what.clone(), Verdict::Warning, says, remedy);
-        }
-    }
-    match queue.may_send().await {
-        Ok(()) => findings.good(what, "this relay may send"),
-        Err(fault) => {
-            let remedy = match fault.kind {
-                FaultKind::Outage | FaultKind::ServerError | FaultKind::Ambiguous => {
-                    "docs/operations.md, \"SQS is down or cannot be reached\""
-                }
-                _ => "docs/operations.md, \"A destination is halted\"",
-            };
-            findings.add(what, Verdict::Bad, format!("this relay cannot send: {fault}"), remedy);
-        }
-    }
 }

@@ -1,7 +1,7 @@
-//! `outbox-relay dead …`: what operators do with messages that were given up.
+//! `outbox-relay dead …`: the operations on dead messages.
 //!
-//! Every verb takes ids or the same filters. What changes something says first how much it is about, asks, and leaves a row
-//! in `outbox.audit_log`. docs/operations.md tells when to use which.
+//! Every verb takes ids or the same filters. A verb that changes something first says how many messages are affected,
+//! asks for confirmation, and leaves a row in `outbox.audit_log`. docs/operations.md says when to use which.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,13 +9,14 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::consent::{ask, messages, moment, rate};
+use super::steer::Who;
 use super::{Failure, complain, say};
 use crate::config::{ConfigError, Flags};
 use crate::message::{Content, QueueKind};
 use crate::outbox::{DeadAction, DeadCount, DeadFilter, DeadLine, DeadMessage, Outbox, Since};
 use crate::sqs::compose;
 
-/// Messages changed in one transaction.
+/// The most messages changed in one transaction.
 const CHUNK: u64 = 1000;
 
 /// What to do with dead messages.
@@ -54,7 +55,7 @@ pub(super) enum Verb {
         choice: Choice,
         #[command(flatten)]
         consent: Consent,
-        /// At most this many in a second: 50/s
+        /// At most this many per second: 50/s
         #[arg(long, value_name = "N/s", value_parser = rate)]
         rate: Option<u32>,
     },
@@ -69,7 +70,7 @@ pub(super) enum Verb {
     },
 }
 
-/// Which dead messages.
+/// Selects dead messages.
 #[derive(Args)]
 pub(super) struct Choice {
     /// Ids of messages; none means all that match the filters
@@ -91,10 +92,10 @@ pub(super) struct Choice {
     since: Option<Since>,
 }
 
-/// Whether to ask, and who answers for it.
+/// Whether to ask for confirmation, and who is responsible.
 #[derive(Args)]
 pub(super) struct Consent {
-    /// Mean all dead messages, where neither ids nor filters are given
+    /// Act on all dead messages; required when neither ids nor filters are given
     #[arg(long)]
     all: bool,
     /// Do not ask; for scripts
@@ -103,9 +104,8 @@ pub(super) struct Consent {
     /// Say what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Who does it, for outbox.audit_log
-    #[arg(long, value_name = "NAME", env = "USER", default_value = "unknown")]
-    actor: String,
+    #[command(flatten)]
+    who: Who,
 }
 
 impl Choice {
@@ -201,12 +201,15 @@ fn description(dead: DeadMessage) -> String {
             lines.push(("stream", format!("{stream}, version {version}")));
         }
     }
-    // As for a FIFO queue, which is told the most.
+    // Composed as for a FIFO queue, which has the most attributes.
     match compose(message, QueueKind::Fifo) {
         Ok(composed) => {
             lines.extend(composed.entry.described());
-            if composed.left_out > 0 {
-                lines.push(("left out", format!("{} members of metadata that SQS cannot take", composed.left_out)));
+            if composed.dropped_attributes > 0 {
+                lines.push((
+                    "left out",
+                    format!("{} members of metadata that SQS cannot take", composed.dropped_attributes),
+                ));
             }
         }
         Err(fault) => lines.push(("cannot be sent", fault.to_string())),
@@ -260,21 +263,21 @@ async fn act(
         say(&format!("would {verb} {}\n", messages(counted.messages)));
         return Ok(());
     }
-    if !consent.yes && !ask(&format!("{verb} {}?", messages(counted.messages)), "--yes, or --dry-run to look")? {
+    if !consent.yes && !ask(&format!("{verb} {}?", messages(counted.messages)), "--yes, or --dry-run to look only")? {
         return Err(anyhow::anyhow!("nothing was done").into());
     }
-    let changed = in_chunks(outbox, action, &filter, &counted, &consent.actor, rate).await?;
+    let changed = in_chunks(outbox, action, &filter, &counted, consent.who.name(outbox), rate).await?;
     say(&format!("{verb}: {}\n", messages(changed)));
     if changed < counted.messages {
         say(&format!(
-            "{} less than counted: changed by somebody else, or locked; run it again to see\n",
+            "{} fewer than counted: changed by somebody else, or locked; run it again to see\n",
             counted.messages - changed
         ));
     }
     Ok(())
 }
 
-/// Changes a chunk at a time, so that no transaction is long, and a rate is kept evenly.
+/// Changes one chunk at a time, so that no transaction is long and the rate is even.
 async fn in_chunks(
     outbox: &Outbox,
     action: DeadAction,
@@ -290,8 +293,8 @@ async fn in_chunks(
     loop {
         tokio::time::sleep_until(next.into()).await;
         next += pause;
-        let (most, before) = (i64::try_from(chunk).unwrap_or(i64::MAX), changed);
-        let done = outbox.dead_act(action, filter, counted, most, actor).await;
+        let (limit, before) = (i64::try_from(chunk).unwrap_or(i64::MAX), changed);
+        let done = outbox.dead_act(action, filter, counted, limit, actor).await;
         changed += match done {
             Ok(done) => done,
             Err(error) if changed == 0 => return Err(error.into()),

@@ -1,5 +1,5 @@
-//! `outbox-relay quarantine …`: messages that were set aside, because PostgreSQL refuses to record their outcome or cannot
-//! read them. docs/operations.md tells when to use which verb.
+//! `outbox-relay quarantine …`: messages that were set aside because PostgreSQL refuses to record their outcome or
+//! cannot read them. docs/operations.md says when to use which verb.
 
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Give messages back to the relays, which send them, once more if SQS has accepted them already
+    /// Return messages to the relays, which send them: a second time if SQS has accepted them already
     #[command(after_help = "Examples:\n  outbox-relay quarantine release 4711\n  \
         outbox-relay quarantine release 4711 4712 --yes\n\n\
         A message whose outcome only could not be recorded needs no release: relays try again once a minute,\n\

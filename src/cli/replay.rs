@@ -1,7 +1,8 @@
-//! `outbox-relay replay`: past events are published again, as new messages, to fill a new read model from history.
+//! `outbox-relay replay`: publishes past events again as new messages, for example to fill a new read model from
+//! history.
 //!
-//! It writes messages to the outbox, and whatever relay runs delivers them. The database keeps how far it came, so the same
-//! command goes on where it stopped. docs/operations.md tells when to use it, and what consumers have to know.
+//! It writes messages to the outbox, and any running relay delivers them. The database records the progress, so the
+//! same command continues where it stopped. docs/operations.md says when to use it, and what consumers have to know.
 
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -15,24 +16,25 @@ use super::consent::{ask, messages, moment, printable, rate};
 use super::steer::{Who, known, open};
 use super::{Failure, complain, say, table};
 use crate::config::{ConfigError, Flags};
-use crate::outbox::{Outbox, OutboxError, Replay as Unfinished, ReplayCount, ReplayOf, ReplayStep};
+use crate::outbox::{Outbox, OutboxError, ReplayCount, ReplayOf, ReplayStep};
+use crate::reading::Replay as Unfinished;
 use crate::retry::Delays;
 
-/// Messages written in one transaction.
+/// The most messages written in one transaction.
 const CHUNK: u32 = 1000;
 
-/// Events looked at to say how many it is about: the question is whether that is what one thinks.
+/// The most events counted to say how large a replay is: the person only needs to see whether the size is as expected.
 const MOST_COUNTED: i64 = 100_000;
 
-/// How long a failing database is tried, and the first and the longest pause between.
+/// How long to retry a failing database, and the first and longest pause in between.
 const RETRY_FOR: Duration = Duration::from_secs(60);
 const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
-/// How long to wait for transactions that were running when the replay began, and how often to look.
+/// How long to wait for transactions that were running when the replay began, and how often to check.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// How often to tell how far it is where no progress bar can be drawn.
+/// How often to report progress where no progress bar can be drawn.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// What to publish again.
@@ -70,19 +72,19 @@ pub(super) struct Replay {
     /// Only events of this stream
     #[arg(long, value_name = "ID")]
     stream: Option<String>,
-    /// At most this many messages in a second: 2000/s
+    /// At most this many messages per second: 2000/s
     #[arg(long, value_name = "N/s", value_parser = rate)]
     rate: Option<u32>,
-    /// Do not wait for transactions that have written events and not committed when it begins: leave those events out
+    /// Do not wait for transactions that have written events and not committed when it starts; leave out those events
     #[arg(long)]
     skip_running: bool,
-    /// Begin anew, and give up what is left of one that was interrupted
+    /// Start over, and abandon the rest of an interrupted replay
     #[arg(long)]
     restart: bool,
     /// Do not ask; for scripts
     #[arg(long)]
     yes: bool,
-    /// Say how many events it is about, and do nothing
+    /// Say how many events there are, and do nothing
     #[arg(long)]
     dry_run: bool,
     /// Print a JSON object
@@ -127,7 +129,7 @@ impl Replay {
     }
 }
 
-/// Runs it.
+/// Runs the command.
 pub(super) async fn run(flags: &Flags, mut replay: Replay) -> Result<(), Failure> {
     if replay.from.zip(replay.to).is_some_and(|(from, to)| from >= to) {
         return Err(ConfigError(vec!["--from is not before --to, so there is nothing between them".to_owned()]).into());
@@ -136,7 +138,7 @@ pub(super) async fn run(flags: &Flags, mut replay: Replay) -> Result<(), Failure
     replay.event_type.dedup();
     let outbox = open(flags).await?;
     let of = replay.of();
-    // Messages that no relay serves would wait for ever.
+    // Messages that no relay serves would wait without end.
     known(&outbox, Some(&of.destination)).await?;
     let mut unfinished = outbox.replays().await?;
     let id = outbox.replay_unfinished(&of).await?;
@@ -151,18 +153,18 @@ pub(super) async fn run(flags: &Flags, mut replay: Replay) -> Result<(), Failure
         return Ok(());
     }
     if let Some(id) = id.filter(|_| replay.restart) {
-        outbox.replay_end(id, &replay.who.actor).await?;
+        outbox.replay_end(id, replay.who.name(&outbox)).await?;
     }
-    let id = outbox.replay_begin(&of, &replay.who.actor).await?;
+    let id = outbox.replay_begin(&of, replay.who.name(&outbox)).await?;
     let end = tokio::select! {
         end = steps(&outbox, id, replay.rate, replay.skip_running) => end?,
         _ = tokio::signal::ctrl_c() => {
-            return Err(anyhow::anyhow!("replay {id} was interrupted; the same command goes on with it").into());
+            return Err(anyhow::anyhow!("replay {id} was interrupted; the same command continues it").into());
         }
     };
     if end.position < end.last_position {
         let (position, last) = (end.position, end.last_position);
-        return Err(anyhow::anyhow!("replay {id} was given up by somebody at position {position} of {last}").into());
+        return Err(anyhow::anyhow!("replay {id} was abandoned by somebody at position {position} of {last}").into());
     }
     let (messages, last) = (end.all_messages, end.last_position);
     say(&if replay.json {
@@ -173,7 +175,7 @@ pub(super) async fn run(flags: &Flags, mut replay: Replay) -> Result<(), Failure
     Ok(())
 }
 
-/// Whether to go on: there is something to do, and somebody has said so.
+/// Whether to proceed: there is something to do, and the person has confirmed it.
 async fn agreed(
     outbox: &Outbox,
     of: &ReplayOf,
@@ -181,7 +183,7 @@ async fn agreed(
     replay: &Replay,
 ) -> Result<bool, Failure> {
     let question = match unfinished {
-        Some(unfinished) => format!("go on with {}?", described(unfinished)),
+        Some(unfinished) => format!("continue {}?", described(unfinished)),
         None => {
             let counted = counted(outbox, of).await?;
             if !counted.may_be_more && counted.matching() == 0 {
@@ -194,7 +196,7 @@ async fn agreed(
             format!("publish {}{} to {}?", counted.sign(), messages(counted.matching()), of.destination)
         }
     };
-    if replay.yes || ask(&question, "--yes, or --dry-run to look")? {
+    if replay.yes || ask(&question, "--yes, or --dry-run to look only")? {
         return Ok(true);
     }
     Err(anyhow::anyhow!("nothing was done").into())
@@ -209,7 +211,7 @@ fn described(unfinished: &Unfinished) -> String {
     ))
 }
 
-/// What a replay would be about.
+/// The size of a replay.
 struct Counted {
     counts: Vec<ReplayCount>,
     may_be_more: bool,
@@ -244,7 +246,7 @@ impl Counted {
         }
         let mut text = String::new();
         if matching + others > 0 {
-            let head = ["EVENT TYPE", "MESSAGES", "NOT KNOWN"].map(str::to_owned);
+            let head = ["EVENT TYPE", "MESSAGES", "OTHERS"].map(str::to_owned);
             let row = |count: &ReplayCount| {
                 [printable(&count.event_type), count.matching.to_string(), count.others.to_string()]
             };
@@ -257,12 +259,12 @@ impl Counted {
         if others > 0 && !of.all_events {
             let source = &of.source;
             text.push_str(&format!(
-                "of {others} more it is not known whether they went to {source}; --all-events takes them as well\n"
+                "{others} more events do not name {source}; --all-events includes them, wherever they went\n"
             ));
         }
         if let Some(unfinished) = unfinished {
             text.push_str(&format!(
-                "the same command would go on with {}; --restart begins anew\n",
+                "the same command would continue {}; --restart starts over\n",
                 described(unfinished)
             ));
         }
@@ -270,15 +272,15 @@ impl Counted {
     }
 }
 
-/// Goes on to the end, at the rate that was asked for.
+/// Runs all steps to the end, at the given rate.
 async fn steps(outbox: &Outbox, id: i64, rate: Option<u32>, skip_running: bool) -> Result<ReplayStep, Failure> {
-    let most = i64::from(rate.map_or(CHUNK, |rate| rate.min(CHUNK)));
+    let limit = i64::from(rate.map_or(CHUNK, |rate| rate.min(CHUNK)));
     let mut progress = Progress::new();
     let mut waiting_since = None;
     loop {
         let started = Instant::now();
-        let step = persistently(outbox, id, most, skip_running).await;
-        let step = step.with_context(|| format!("replay {id} stopped; the same command goes on with it"))?;
+        let step = persistently(outbox, id, limit, skip_running).await;
+        let step = step.with_context(|| format!("replay {id} stopped; the same command continues it"))?;
         progress.show(id, &step);
         if step.has_ended {
             return Ok(step);
@@ -302,19 +304,20 @@ async fn steps(outbox: &Outbox, id: i64, rate: Option<u32>, skip_running: bool) 
         }
         waiting_since = None;
         if let Some(rate) = rate {
-            // What the step took counts; what it found nothing to write for earns nothing.
+            // The time that the step took is subtracted. Only messages that were written count, not events that were
+            // skipped.
             let pause = Duration::from_secs_f64(step.messages as f64 / f64::from(rate));
             tokio::time::sleep(pause.saturating_sub(started.elapsed())).await;
         }
     }
 }
 
-/// A step, which may be repeated: a failover must not end a replay of hours.
-async fn persistently(outbox: &Outbox, id: i64, most: i64, skip_running: bool) -> Result<ReplayStep, OutboxError> {
+/// Runs a step, which may be repeated: a failover must not end a replay that takes hours.
+async fn persistently(outbox: &Outbox, id: i64, limit: i64, skip_running: bool) -> Result<ReplayStep, OutboxError> {
     let started = Instant::now();
     let mut pauses = Delays::new(RETRY_PAUSES.0, RETRY_PAUSES.1);
     loop {
-        match outbox.replay_step(id, most, skip_running).await {
+        match outbox.replay_step(id, limit, skip_running).await {
             Err(error) if !error.is_final() && !error.is_denied() && started.elapsed() < RETRY_FOR => {
                 complain(&format!("{error}; trying again"));
                 tokio::time::sleep(pauses.next_delay(&mut fastrand::Rng::new())).await;
@@ -324,7 +327,7 @@ async fn persistently(outbox: &Outbox, id: i64, most: i64, skip_running: bool) -
     }
 }
 
-/// A bar for people, lines for logs.
+/// A progress bar for people, lines for logs.
 struct Progress {
     bar: ProgressBar,
     told_at: Instant,
@@ -341,7 +344,7 @@ impl Progress {
         let unsigned = |position: i64| u64::try_from(position).unwrap_or(0);
         if self.bar.length().is_none() {
             self.bar.set_length(unsigned(step.last_position - step.start_position));
-            // What an interrupted one has done says nothing of how fast this one is.
+            // The progress of an interrupted replay says nothing about the speed of this one.
             self.bar.set_position(unsigned(step.position - step.start_position));
             self.bar.reset_eta();
         }

@@ -1,6 +1,7 @@
-//! `outbox-relay status`: what waits in each destination, how fast it goes, and what holds it up.
+//! `outbox-relay status`: what is pending in each destination, how fast it is delivered, and what holds it up.
 //!
-//! Measured in the database, so it tells of all relays; what the relay of this host says of itself is added where one answers.
+//! It is measured in the database, so it covers all relays. If the relay of this host answers, what it says of itself is
+//! added: whether a queue works is known only to relays.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,13 +15,13 @@ use super::{Failure, say, table, where_to_ask};
 use crate::config::Flags;
 use crate::http;
 use crate::message::MessageId;
-use crate::outbox::{Backlog, COUNT_LIMIT, Destination, Outbox, OutboxError, Pause, Rate, Replay};
-use crate::reading::{ByLane, Order};
+use crate::outbox::{Backlog, Destination, Outbox, OutboxError, Rate};
+use crate::reading::{ByLane, COUNT_LIMIT, Order, Pause, Replay};
 
-/// How often `--watch` looks again.
+/// How often `--watch` measures again.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 
-/// How often `--watch` looks from the bottom, and one part of how much time that may take.
+/// How often `--watch` finds the floors again, and which fraction of the time that may take.
 const FLOORS_EVERY: Duration = Duration::from_secs(30);
 const FLOORS_SHARE: u32 = 20;
 
@@ -31,6 +32,7 @@ const CLEAR: &str = "\u{1b}[2J\u{1b}[H";
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  outbox-relay status\n  outbox-relay status --watch\n  outbox-relay status --json\n\n\
+    STATE is paused by an operator, or what the relay of this host says: working, idle, halted and why.\n    \
     Counts stop at 100000. RATE is over the last ten seconds; with DELIVERED_RETENTION=0s it is always 0.0.\n    \
     Relays are those that are connected to the database, as HOST/PID."
 )]
@@ -38,7 +40,7 @@ pub(super) struct Status {
     /// Print a JSON object
     #[arg(long, conflicts_with = "watch")]
     json: bool,
-    /// Look again every two seconds, until interrupted
+    /// Measure again every two seconds, until interrupted
     #[arg(long)]
     watch: bool,
 }
@@ -46,14 +48,14 @@ pub(super) struct Status {
 /// One destination.
 struct Line {
     destination: String,
-    /// A relay has served it, since the server's last crash at least.
+    /// Whether a relay has served it, at least since the server's last crash.
     is_served: bool,
     backlog: Backlog,
     rate: Rate,
     pause: Option<Pause>,
 }
 
-/// Everything that is shown.
+/// Everything to show.
 struct Seen {
     lines: Vec<Line>,
     /// Relays that are connected, as HOST/PID.
@@ -64,6 +66,16 @@ struct Seen {
     address: SocketAddr,
     /// What it answers.
     here: Option<(u16, String)>,
+    /// What it says of its destinations.
+    told: HashMap<String, Told>,
+}
+
+/// The state of a destination, as the relay of this host tells it on its status page.
+#[derive(Debug, Default, PartialEq)]
+struct Told {
+    state: String,
+    since: Option<String>,
+    detail: String,
 }
 
 pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
@@ -74,10 +86,10 @@ pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
     loop {
         let seen = look(&outbox, &mut floors, address).await;
         if status.watch {
-            // A failover is what one watches, so it goes on.
+            // A failover is one of the things to watch, so this continues.
             let text = seen.as_ref().map_or_else(|error| format!("{error}; looking again\n"), as_text);
             say(&format!("{CLEAR}{text}"));
-            // Ctrl+C ends it, at any moment.
+            // Ctrl+C ends it at any moment.
             tokio::time::sleep(WATCH_EVERY).await;
             continue;
         }
@@ -91,16 +103,29 @@ async fn look(outbox: &Outbox, floors: &mut HashMap<String, Floors>, address: So
     let lines = measure(outbox, floors).await?;
     let relays = outbox.relays().await?;
     let replays = match outbox.replays().await {
-        // A relay's own role need not see them.
+        // A relay's own role need not see replays.
         Err(error) if error.is_denied() => Vec::new(),
         replays => replays?,
     };
     let here = http::ask(address, "/readyz").await.ok();
-    Ok(Seen { lines, relays, replays, address, here })
+    let page = if here.is_some() { http::ask(address, "/status.json").await.ok() } else { None };
+    let told = page.filter(|(status, _)| *status == 200).map(|(_, text)| told(&text)).unwrap_or_default();
+    Ok(Seen { lines, relays, replays, address, here, told })
 }
 
-/// An id in each lane below which nothing waits but retries, and how long to believe that: finding it may mean to walk
-/// millions of index entries that vacuum could not remove.
+/// The destinations on a status page; none if a relay of another version writes it in another way.
+fn told(page: &str) -> HashMap<String, Told> {
+    let page: Value = serde_json::from_str(page).unwrap_or_default();
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let one = |row: &Value| {
+        let (state, detail) = (text(&row["state"])?, text(&row["detail"]).unwrap_or_default());
+        Some((text(&row["destination"])?, Told { state, since: text(&row["since"]), detail }))
+    };
+    page["destinations"].as_array().into_iter().flatten().filter_map(one).collect()
+}
+
+/// An id in each lane below which nothing but retries is pending, and how long to rely on it: finding it may mean
+/// walking millions of index entries that vacuum could not remove.
 struct Floors {
     lanes: ByLane<MessageId>,
     until: Instant,
@@ -130,7 +155,7 @@ fn rounded(duration: Duration) -> String {
     humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
 }
 
-/// A count, which says so where it stopped.
+/// A count, marked if it reached the limit.
 fn counted(messages: i64) -> String {
     if messages >= COUNT_LIMIT { format!("{messages}+") } else { messages.to_string() }
 }
@@ -146,7 +171,15 @@ fn paused(pause: &Pause) -> String {
     printable(&text)
 }
 
-/// How far a replay is.
+/// The state that the relay of this host tells.
+fn tells(told: &Told) -> String {
+    let Told { state, since, detail } = told;
+    let since = since.as_ref().map(|since| format!(" since {since}")).unwrap_or_default();
+    let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
+    printable(&format!("{state}{since}{detail}"))
+}
+
+/// The progress of a replay.
 fn replayed(replay: &Replay) -> String {
     let Replay { id, source, destination, actor, position, last_position, messages, idle, .. } = replay;
     let line = format!(
@@ -158,7 +191,7 @@ fn replayed(replay: &Replay) -> String {
 }
 
 fn as_text(seen: &Seen) -> String {
-    let Seen { lines, relays, replays, address, here } = seen;
+    let Seen { lines, relays, replays, address, here, told } = seen;
     let mut text = if lines.is_empty() {
         "no relay has served a destination yet, and nothing is pending or dead\n".to_owned()
     } else {
@@ -166,8 +199,12 @@ fn as_text(seen: &Seen) -> String {
         let row = |line: &Line| {
             let lag = Duration::try_from_secs_f64(line.backlog.lag).unwrap_or_default();
             let sign = if line.rate.is_capped { ">" } else { "" };
-            let idle = if line.is_served { "not paused" } else { "no relay serves it" };
-            let state = line.pause.as_ref().map_or_else(|| idle.to_owned(), paused);
+            let state = match (&line.pause, told.get(&line.destination)) {
+                (Some(pause), _) => paused(pause),
+                (None, Some(told)) => tells(told),
+                (None, None) if line.is_served => "unknown: no relay answers here".to_owned(),
+                (None, None) => "no relay serves it".to_owned(),
+            };
             [
                 line.destination.clone(),
                 counted(line.backlog.messages),
@@ -193,7 +230,7 @@ fn as_text(seen: &Seen) -> String {
 }
 
 fn as_json(seen: &Seen) -> Value {
-    let Seen { lines, relays, replays, address, here } = seen;
+    let Seen { lines, relays, replays, address, here, told } = seen;
     let pause = |pause: &Pause| {
         json!({
             "reason": pause.reason,
@@ -202,6 +239,7 @@ fn as_json(seen: &Seen) -> Value {
             "left_seconds": pause.left.map(|left| left.as_secs()),
         })
     };
+    let here_of = |told: &Told| json!({"state": told.state, "since": told.since, "detail": told.detail});
     let destination = |line: &Line| {
         json!({
             "destination": line.destination,
@@ -216,6 +254,7 @@ fn as_json(seen: &Seen) -> Value {
             "delivered_per_second": line.rate.per_second,
             "delivered_per_second_is_capped": line.rate.is_capped,
             "paused": line.pause.as_ref().map(pause),
+            "here": told.get(&line.destination).map(here_of),
         })
     };
     let replay = |replay: &Replay| {
@@ -242,4 +281,23 @@ fn as_json(seen: &Seen) -> Value {
             "says": here.as_ref().map(|(_, says)| says),
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_read_from_the_page_of_a_relay_and_another_page_is_passed_over() {
+        let page = r#"{"destinations": [{"destination": "a", "state": "halted", "since": "2026-01-01T00:00:00Z",
+            "detail": "NoQueue\u001b[2J"}, {"destination": "b", "state": "idle", "since": null, "detail": ""}, {"x": 1}]}"#;
+        let told = told(page);
+        assert_eq!(told.len(), 2);
+        assert!(tells(&told["a"]).starts_with("halted since 2026-01-01T00:00:00Z: NoQueue"));
+        assert!(!tells(&told["a"]).contains('\u{1b}'), "a terminal would follow it");
+        assert_eq!(tells(&told["b"]), "idle");
+        for page in ["", "<html>", "[]", "{}", "{\"destinations\": 3}"] {
+            assert_eq!(super::told(page), HashMap::new(), "{page}");
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! `outbox-relay pause|resume|set|config`: what operators decide while relays run, and what is in force.
 //!
-//! It is kept in the database, so every relay follows, and a restart forgets nothing: a pause within two seconds, a setting when
-//! the claim is over that it meets. The same as SQL: `outbox.pause()`, `outbox.resume()`, `outbox.set_setting()`.
+//! It is kept in the database, so every relay follows it, and it survives restarts. Relays follow a pause within two
+//! seconds, and a setting when their current claim ends. SQL can do the same: `outbox.pause()`, `outbox.resume()`,
+//! `outbox.set_setting()`.
 
 use std::time::Duration;
 
@@ -9,20 +10,22 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Failure, complain, say, table};
-use crate::config::{Adjustable, ConfigError, Flags, Origin, Shown, Tuning};
-use crate::outbox::{ALL_DESTINATIONS, Outbox, Setting, Steering};
+use crate::config::{Adjustable, ConfigError, Flags, Shown};
+use crate::outbox::Outbox;
+use crate::reading::{ALL_DESTINATIONS, Setting, Steering};
+use crate::settings;
 
 /// What to pause.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  outbox-relay pause tickets --for 30m --reason 'consumer is being migrated'\n  \
     outbox-relay pause\n\nWhat is in flight is finished. Messages wait in the table; nothing is lost.")]
 pub(super) struct Pause {
-    /// Which destination; none means all
+    /// The destination; none means all
     destination: Option<String>,
-    /// Resume by itself after this time
-    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    /// Resume automatically after this time, at most 366 days
+    #[arg(long = "for", value_name = "DURATION", value_parser = pause_time)]
     lasting: Option<Duration>,
-    /// Why, for those who find it paused
+    /// The reason, for people who find it paused
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
     #[command(flatten)]
@@ -33,7 +36,7 @@ pub(super) struct Pause {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  outbox-relay resume tickets\n  outbox-relay resume")]
 pub(super) struct Resume {
-    /// Which destination; none means all, those that were paused one by one included
+    /// The destination; none means all, including those that were paused one by one
     destination: Option<String>,
     #[command(flatten)]
     who: Who,
@@ -48,7 +51,7 @@ pub(super) struct Set {
     /// NAME=VALUE; names are those of the flags, without the dashes in front
     #[arg(value_name = "NAME=VALUE", required_unless_present = "unset")]
     assignment: Option<String>,
-    /// Let the environment count again
+    /// Remove the setting, so that the environment applies again
     #[arg(long, value_name = "NAME", conflicts_with = "assignment")]
     unset: Option<String>,
     /// For this destination only
@@ -58,12 +61,33 @@ pub(super) struct Set {
     who: Who,
 }
 
-/// Who answers for it.
+/// The longest pause with an end. A longer one is a slip of the pen, or is meant to last until resumed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(366 * 86_400);
+
+/// How long a pause lasts; clap puts the value before the sentence.
+fn pause_time(text: &str) -> Result<Duration, String> {
+    let lasting = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if lasting > LONGEST_PAUSE {
+        return Err(
+            "it is longer than 366 days; give at most 366days, or leave --for out to pause until resumed".to_owned()
+        );
+    }
+    Ok(lasting)
+}
+
+/// Who is responsible.
 #[derive(Args)]
 pub(super) struct Who {
-    /// Who does it, for outbox.audit_log
-    #[arg(long, value_name = "NAME", env = "USER", default_value = "unknown")]
-    pub(super) actor: String,
+    /// The name recorded in outbox.audit_log; the database's login if there is none
+    #[arg(long, value_name = "NAME", env = "USER")]
+    actor: Option<String>,
+}
+
+impl Who {
+    /// The name to record. A container has no user names, but it has a login.
+    pub(super) fn name<'a>(&'a self, outbox: &'a Outbox) -> &'a str {
+        self.actor.as_deref().filter(|name| !name.is_empty()).unwrap_or_else(|| outbox.login())
+    }
 }
 
 pub(super) async fn open(flags: &Flags) -> Result<Outbox, Failure> {
@@ -72,7 +96,8 @@ pub(super) async fn open(flags: &Flags) -> Result<Outbox, Failure> {
     Ok(outbox)
 }
 
-/// A name that no relay has served and no message has is a mistake, and would be followed by nobody.
+/// Checks a destination's name. A name that no relay has served and no message has is a mistake that no relay would
+/// follow.
 pub(super) async fn known(outbox: &Outbox, destination: Option<&str>) -> Result<String, Failure> {
     let Some(name) = destination else { return Ok(ALL_DESTINATIONS.to_owned()) };
     let known = outbox.destinations().await?;
@@ -92,7 +117,7 @@ pub(super) async fn pause(flags: &Flags, pause: Pause) -> Result<(), Failure> {
     let outbox = open(flags).await?;
     let Pause { destination, lasting, reason, who } = pause;
     let destination = known(&outbox, destination.as_deref()).await?;
-    outbox.pause(&destination, lasting, &reason, &who.actor).await?;
+    outbox.pause(&destination, lasting, &reason, who.name(&outbox)).await?;
     let until =
         lasting.map_or("until resumed".to_owned(), |lasting| format!("for {}", humantime::format_duration(lasting)));
     say(&format!("paused: {}, {until}; relays follow within two seconds\n", named(&destination)));
@@ -103,10 +128,10 @@ pub(super) async fn resume(flags: &Flags, resume: Resume) -> Result<(), Failure>
     let outbox = open(flags).await?;
     let Resume { destination, who } = resume;
     let destination = known(&outbox, destination.as_deref()).await?;
-    let ended = outbox.resume(&destination, &who.actor).await?;
+    let ended = outbox.resume(&destination, who.name(&outbox)).await?;
     let steering = outbox.steering().await?;
     if steering.pause_of(&destination).is_some() {
-        // Its own pause is over, if it had one.
+        // Its own pause has ended, if it had one.
         let sentence =
             format!("{destination} is still paused, because all destinations are; `outbox-relay resume` ends that");
         return Err(anyhow::anyhow!(sentence).into());
@@ -127,20 +152,20 @@ pub(super) async fn set(flags: &Flags, set: Set) -> Result<(), Failure> {
         },
         (None, None) => return Err(usage("nothing to set; use NAME=VALUE".to_owned())),
     };
-    // Before the database is asked for anything.
+    // Checked before the database is used.
     if let Some(value) = &value {
         flags.baseline().adjust(&name, value)?;
     }
     let outbox = open(flags).await?;
     if value.is_none() && Adjustable::named(&name).is_none() {
-        // What relays warn about because they do not know it can be unset all the same.
+        // A setting that relays do not know, and warn about, can be unset all the same.
         let steering = outbox.steering().await?;
         if steering.settings.iter().all(|setting| setting.name != name) {
             return Err(usage(format!("{name} is not set")));
         }
     }
     let destination = known(&outbox, destination.as_deref()).await?;
-    outbox.set_setting(&destination, &name, value.as_deref(), &who.actor).await?;
+    outbox.set_setting(&destination, &name, value.as_deref(), who.name(&outbox)).await?;
     if value.is_none() {
         let steering = outbox.steering().await?;
         let is_left = |setting: &&Setting| {
@@ -158,7 +183,7 @@ pub(super) async fn set(flags: &Flags, set: Set) -> Result<(), Failure> {
     }
     match value {
         Some(value) => say(&format!("set: {name}={value} for {}; relays follow within seconds\n", named(&destination))),
-        None => say(&format!("unset: {name} for {}; the environment counts again\n", named(&destination))),
+        None => say(&format!("unset: {name} for {}; the environment applies again\n", named(&destination))),
     }
     Ok(())
 }
@@ -166,25 +191,18 @@ pub(super) async fn set(flags: &Flags, set: Set) -> Result<(), Failure> {
 /// `outbox-relay config`: every effective value and where it comes from.
 pub(super) async fn config(flags: &Flags, json: bool) -> Result<(), Failure> {
     let shown = flags.shown(crate::logging::DEFAULT_FILTER)?;
-    let (steering, problem) = match settings(flags).await {
+    let (steering, problem) = match decided(flags).await {
         Ok(steering) => (steering, None),
         Err(error) => (Steering::default(), Some(error)),
     };
-    let baseline = flags.baseline();
-    let settings: Vec<Setting> = steering.settings.iter().map(|setting| judged(baseline, &steering, setting)).collect();
-    let names: Vec<&str> = shown.iter().map(|shown| shown.name.as_str()).collect();
-    let unknown = settings.iter().filter(|setting| !names.contains(&setting.name.as_str())).map(|setting| Shown {
-        name: setting.name.clone(),
-        destination: (setting.destination != ALL_DESTINATIONS).then(|| setting.destination.clone()),
-        value: setting.value.clone(),
-        origin: Origin::Database { actor: setting.actor.clone() },
-    });
-    let unknown: Vec<Shown> = unknown.collect();
-    let known = shown.into_iter().flat_map(|shown| with_settings(shown, &settings));
-    let lines: Vec<Shown> = known.chain(unknown).collect();
+    let (lines, _) = settings::in_force(shown, flags.baseline(), &steering, usize::MAX);
+    let connection = flags.connection()?;
+    let surroundings = crate::config::surroundings();
     if json {
         let objects: Vec<String> = lines
             .iter()
+            .chain(&connection)
+            .chain(&surroundings)
             .map(|line| {
                 let Shown { name, destination, value, origin } = line;
                 json!({"setting": name, "destination": destination, "value": value, "origin": origin.to_string()})
@@ -199,79 +217,33 @@ pub(super) async fn config(flags: &Flags, json: bool) -> Result<(), Failure> {
             [line.name.clone(), destination, line.value.clone(), line.origin.to_string()]
         };
         say(&table(std::iter::once(head).chain(lines.iter().map(row)).collect()));
+        say(&format!("\n{}", section("CONNECTION", &connection)));
+        say(&variables(&surroundings));
     }
     problem.map_or(Ok(()), |error| {
-        complain("what is set in the database is not shown:");
+        complain("settings in the database are not shown:");
         Err(Failure::Failed(error.into()))
     })
 }
 
-async fn settings(flags: &Flags) -> Result<Steering, crate::outbox::OutboxError> {
+/// The variables that the AWS SDK, proxies and TLS follow, as a section of its own.
+fn variables(surroundings: &[Shown]) -> String {
+    if surroundings.is_empty() {
+        return "\nno variable for AWS, proxies or certificates is set\n".to_owned();
+    }
+    format!("\n{}", section("VARIABLE", surroundings))
+}
+
+/// Lines that have no destination, under a heading for their names.
+fn section(heading: &str, lines: &[Shown]) -> String {
+    let head = [heading, "VALUE", "ORIGIN"].map(str::to_owned);
+    let row = |line: &Shown| [line.name.clone(), line.value.clone(), line.origin.to_string()];
+    table(std::iter::once(head).chain(lines.iter().map(row)).collect())
+}
+
+async fn decided(flags: &Flags) -> Result<Steering, crate::outbox::OutboxError> {
     let Ok(database) = flags.database() else { return Ok(Steering::default()) };
     let outbox = Outbox::new(&database, 1)?;
     outbox.check_schema().await?;
     outbox.steering().await
-}
-
-/// A setting that relays refuse, by itself or beside the others, is shown as what it is.
-fn judged(baseline: Tuning, steering: &Steering, setting: &Setting) -> Setting {
-    let pair = |setting: &'_ Setting| (setting.name.clone(), setting.value.clone());
-    let all: Vec<(String, String)> = steering.settings_of(&setting.destination).map(pair).collect();
-    let (_, wrong) = baseline.adjusted(all.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-    let is_wrong = baseline.adjust(&setting.name, &setting.value).is_err()
-        || wrong.iter().any(|sentence| sentence.starts_with(&format!("{}={} ", setting.name, setting.value)));
-    let mut setting = setting.clone();
-    if is_wrong {
-        setting.value.push_str(" (not followed)");
-    }
-    setting
-}
-
-/// A setting of operators for all takes the line's place; those for one destination come after it.
-fn with_settings(shown: Shown, settings: &[Setting]) -> Vec<Shown> {
-    let name = shown.name.clone();
-    let mut lines = vec![shown];
-    for setting in settings.iter().filter(|setting| setting.name == name) {
-        let origin = Origin::Database { actor: setting.actor.clone() };
-        let is_for_all = setting.destination == ALL_DESTINATIONS;
-        let destination = (!is_for_all).then(|| setting.destination.clone());
-        let line = Shown { name: name.clone(), destination, value: setting.value.clone(), origin };
-        if is_for_all {
-            lines[0] = line;
-        } else {
-            lines.push(line);
-        }
-    }
-    lines
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_setting_for_all_takes_the_place_of_the_environments_and_others_follow() {
-        let shown = Shown {
-            name: "batch-size".to_owned(),
-            destination: None,
-            value: "2000".to_owned(),
-            origin: Origin::Default,
-        };
-        let setting = |destination: &str, name: &str, value: &str| Setting {
-            destination: destination.to_owned(),
-            name: name.to_owned(),
-            value: value.to_owned(),
-            actor: "ada".to_owned(),
-        };
-        let settings = [
-            setting("*", "batch-size", "10"),
-            setting("audit", "batch-size", "20"),
-            setting("audit", "on-dead", "block"),
-        ];
-        let lines = with_settings(shown, &settings);
-        let values: Vec<(Option<&str>, &str)> =
-            lines.iter().map(|line| (line.destination.as_deref(), line.value.as_str())).collect();
-        assert_eq!(values, [(None, "10"), (Some("audit"), "20")]);
-        assert_eq!(lines[0].origin.to_string(), "database, set by ada");
-    }
 }

@@ -1,4 +1,4 @@
-//! How much memory the process may use: what is configured, or what its control group allows (cgroup v1 and v2, see
+//! How much memory the process may use: the configured number, or the limit of its control group (cgroup v1 and v2, see
 //! <https://docs.kernel.org/admin-guide/cgroup-v2.html>).
 
 use std::fs::read_to_string;
@@ -6,45 +6,47 @@ use std::path::{Path, PathBuf};
 
 const MIB: u64 = 1024 * 1024;
 
-/// Where nothing says how much there is.
+/// The limit if none is configured and the control group has none.
 const DEFAULT: u64 = 256 * MIB;
 
-/// What may be configured.
+/// The lowest and the highest limit that may be configured.
 pub(super) const BOUNDS: (u64, u64) = (64 * MIB, 1 << 40);
 
-/// What the process needs besides messages: the program, its connections, the metrics.
+/// What the process needs for everything but messages: the program, its connections, the metrics.
 const BASE: u64 = 48 * MIB;
 
-/// Messages get six parts in ten of the rest. What is left is for copies that are made while messages are read and sent.
+/// Messages get six tenths of the rest. The remainder is for copies that are made while messages are read and sent.
 const SHARE: (u64, u64) = (6, 10);
 
-/// Enough for some messages of SQS's largest size, however little there is.
+/// The least memory for messages: enough for a few of SQS's largest size.
 const LEAST: u64 = 8 * MIB;
 
-/// More than this no setting needs.
+/// The most memory for messages: no setting needs more.
 const MOST: u64 = 1024 * MIB;
 
-/// Bytes of messages that may be in memory where the process may use so many.
+/// Bytes of messages that may be in memory if the process may use `process` bytes.
 pub(super) fn for_messages(process: u64) -> usize {
     let share = process.saturating_sub(BASE) / SHARE.1 * SHARE.0;
     usize::try_from(share.clamp(LEAST, MOST)).unwrap_or(usize::MAX)
 }
 
-/// What the process may use where nothing is configured.
+/// Bytes that the process may use if nothing is configured.
 pub(super) fn default() -> u64 {
     allowed(Path::new("/")).unwrap_or(DEFAULT)
 }
 
-/// As one would write it.
+/// The number of bytes as it would be typed.
 pub(super) fn shown(bytes: u64) -> String {
-    if bytes.is_multiple_of(MIB) { format!("{}MiB", bytes / MIB) } else { format!("{bytes}B") }
+    let units = [(1 << 40, "TiB"), (MIB, "MiB")];
+    let unit = units.into_iter().find(|(unit, _)| bytes.is_multiple_of(*unit));
+    unit.map_or_else(|| format!("{bytes}B"), |(unit, name)| format!("{}{name}", bytes / unit))
 }
 
 /// The lowest limit of this process's control group and of those around it.
 fn allowed(root: &Path) -> Option<u64> {
     let groups = read_to_string(root.join("proc/self/cgroup")).ok()?;
     let files = groups.lines().filter_map(|line| {
-        // ID:CONTROLLERS:PATH; of version 2 there is one line without controllers.
+        // ID:CONTROLLERS:PATH; version 2 has one line, without controllers.
         let mut parts = line.splitn(3, ':').skip(1);
         let (controllers, path) = (parts.next()?, parts.next()?);
         if controllers.is_empty() {
@@ -57,7 +59,7 @@ fn allowed(root: &Path) -> Option<u64> {
     });
     let limits = files.flat_map(|(mount, file, path)| {
         let mount = root.join(mount);
-        // In a container the path may be the host's, of which nothing is mounted but the group itself.
+        // In a container the path may be that of the host, but only the group itself is mounted.
         let groups = Path::new(path).ancestors().map(|group| group.strip_prefix("/").unwrap_or(group));
         let files: Vec<PathBuf> = groups.map(|group| mount.join(group).join(file)).collect();
         files.into_iter().filter_map(|file| limit(&file))
@@ -65,7 +67,7 @@ fn allowed(root: &Path) -> Option<u64> {
     limits.min()
 }
 
-/// What one file says; "max", or a number beyond any machine, is no limit.
+/// The limit in one file. "max" means none, and so does a number that exceeds any machine.
 fn limit(file: &Path) -> Option<u64> {
     read_to_string(file).ok()?.trim().parse().ok().filter(|bytes| *bytes < BOUNDS.1)
 }
@@ -110,13 +112,13 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_there_is_none() {
+    fn no_limit_is_found_where_none_is_set() {
         assert_eq!(allowed(files(&[("proc/self/cgroup", "0::/\n")]).path()), None);
         assert_eq!(allowed(files(&[]).path()), None);
     }
 
     #[test]
-    fn messages_get_a_part_of_what_the_process_may_use() {
+    fn messages_get_a_part_of_the_memory_of_the_process() {
         assert_eq!(for_messages(160 * MIB) as u64 / MIB, 67);
         assert_eq!(for_messages(20 * MIB) as u64, LEAST);
         assert_eq!(for_messages(BOUNDS.1) as u64, MOST);

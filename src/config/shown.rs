@@ -1,6 +1,7 @@
-//! What is in force, for people: every setting, its value and where that comes from. No secret is shown.
+//! The settings in force, for people to read: each with its value and the origin of the value. No secret is shown.
 
-use super::check::ConfigError;
+use super::problems::{ConfigError, Problems};
+use super::setting::{self, Info, Setting};
 use super::{Adjustable, Flags, Tuning};
 
 /// Where a value comes from.
@@ -12,9 +13,11 @@ pub enum Origin {
     Environment,
     /// A flag of this command.
     Flag,
+    /// Something with a name of its own, such as `PGSSLMODE` or a service.
+    Named(String),
     /// `outbox-relay set`.
     Database {
-        /// Who did it.
+        /// Who set it.
         actor: String,
     },
 }
@@ -25,6 +28,7 @@ impl std::fmt::Display for Origin {
             Self::Default => f.write_str("default"),
             Self::Environment => f.write_str("environment"),
             Self::Flag => f.write_str("flag"),
+            Self::Named(name) => f.write_str(name),
             Self::Database { actor } => write!(f, "database, set by {actor}"),
         }
     }
@@ -33,23 +37,23 @@ impl std::fmt::Display for Origin {
 /// One value in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
-    /// The flag's name without dashes in front.
+    /// The flag without leading dashes.
     pub name: String,
-    /// For which destination; `None` for all.
+    /// The destination that it applies to; `None` means all.
     pub destination: Option<String>,
-    /// As one would write it, a secret left out.
+    /// The value as it would be typed, without secrets.
     pub value: String,
     /// Where it comes from.
     pub origin: Origin,
 }
 
 impl Flags {
-    /// The settings that can be adjusted, as the environment has them; a mistake there counts as the default here.
+    /// The settings of delivery that were given by flag or environment variable; a wrong value counts as the default.
     pub fn baseline(&self) -> Tuning {
-        self.tuning(&mut super::Problems::default())
+        Tuning::typed(self, &mut Problems::default())
     }
 
-    /// Every setting of `run`; the filter of log lines is the logging module's.
+    /// Every setting of `run`. `default_filter` is the log filter if none was given.
     ///
     /// # Errors
     ///
@@ -57,59 +61,85 @@ impl Flags {
     pub fn shown(&self, default_filter: &str) -> Result<Vec<Shown>, ConfigError> {
         let config = self.relay()?;
         let tuning = config.tuning;
-        let duration = |duration| humantime::format_duration(duration).to_string();
-        let database = if present(&self.database_url_file).is_some() {
-            ("database-url-file", "DATABASE_URL_FILE", &self.database_url_file)
-        } else {
-            ("database-url", "DATABASE_URL", &self.database_url)
-        };
-        let destinations: Vec<String> =
-            config.destinations.iter().map(|one| format!("{}={}", one.name, one.queue_url)).collect();
-        let format = match self.logging()?.0 {
-            super::LogFormat::Text => "text",
-            super::LogFormat::Json => "json",
-        };
-        let filter = present(&self.log_filter).unwrap_or(default_filter).to_owned();
+        let has_file = self.text(&setting::DATABASE_URL_FILE.info).is_some();
+        let database = if has_file { &setting::DATABASE_URL_FILE } else { &setting::DATABASE_URL };
+        let destinations: Vec<String> = config.destinations.iter().map(ToString::to_string).collect();
+        let filter = self.text(&setting::LOG_FILTER.info).unwrap_or(default_filter).to_owned();
         let mut all = vec![
-            shown(database, config.database.place().to_string()),
-            shown(("destinations", "OUTBOX_RELAY_DESTINATIONS", &self.destinations), destinations.join(",")),
+            self.line(&database.info, config.database.place()),
+            self.line(&setting::DATABASE_PASSWORD_COMMAND.info, self.command()),
+            self.row(&setting::DATABASE_AUTH, &Problems::default().read(self, &setting::DATABASE_AUTH)),
+            self.row(&setting::DATABASE_CONNECTION_MAX_AGE, &config.database.connection_max_age),
+            self.line(&setting::DESTINATIONS.info, destinations.join(",")),
         ];
-        for adjustable in Adjustable::ALL {
-            let setting = (adjustable.name(), adjustable.variable(), self.text(adjustable));
-            all.push(shown(setting, tuning.shown(adjustable)));
-        }
+        all.extend(Adjustable::ALL.iter().map(|one| self.line(one.info, tuning.shown(*one))));
         all.extend([
-            shown(("poll-interval", "OUTBOX_RELAY_POLL_INTERVAL", &self.poll_interval), duration(tuning.poll_interval)),
-            shown(
-                ("request-timeout", "OUTBOX_RELAY_REQUEST_TIMEOUT", &self.request_timeout),
-                duration(tuning.request_timeout),
-            ),
-            shown(
-                ("delivered-retention", "OUTBOX_RELAY_DELIVERED_RETENTION", &self.delivered_retention),
-                duration(config.delivered_retention),
-            ),
-            shown(("drain-timeout", "OUTBOX_RELAY_DRAIN_TIMEOUT", &self.drain_timeout), duration(config.drain_timeout)),
-            shown(("memory", "OUTBOX_RELAY_MEMORY", &self.memory), super::memory::shown(config.memory)),
-            shown(("http-listen", "OUTBOX_RELAY_HTTP_LISTEN", &self.http_listen), config.http_listen.to_string()),
-            shown(("log-format", "OUTBOX_RELAY_LOG_FORMAT", &self.log_format), format.to_owned()),
-            shown(("log-filter", "RUST_LOG", &self.log_filter), filter),
+            self.row(&setting::POLL_INTERVAL, &tuning.poll_interval),
+            self.row(&setting::REQUEST_TIMEOUT, &tuning.request_timeout),
+            self.row(&setting::DELIVERED_RETENTION, &config.delivered_retention),
+            self.row(&setting::DRAIN_TIMEOUT, &config.drain_timeout),
+            self.row(&setting::MEMORY, &config.memory),
+            self.row(&setting::HTTP_LISTEN, &config.http_listen),
+            self.row(&setting::LOG_FORMAT, &self.logging()?.0),
+            self.line(&setting::LOG_FILTER.info, filter),
         ]);
         Ok(all)
     }
-}
 
-fn present(text: &Option<String>) -> Option<&str> {
-    text.as_deref().map(str::trim).filter(|text| !text.is_empty())
-}
+    /// The same for readers who need no login: without the external ids of roles.
+    ///
+    /// # Errors
+    ///
+    /// As [`Flags::relay`].
+    pub fn shown_to_everybody(&self, default_filter: &str) -> Result<Vec<Shown>, ConfigError> {
+        let mut destinations = self.relay()?.destinations;
+        let roles = destinations.iter_mut().filter_map(|destination| destination.role.as_mut());
+        for external_id in roles.filter_map(|role| role.external_id.as_mut()) {
+            "(not shown)".clone_into(external_id);
+        }
+        let destinations: Vec<String> = destinations.iter().map(ToString::to_string).collect();
+        let mut all = self.shown(default_filter)?;
+        for line in all.iter_mut().filter(|line| line.name == setting::DESTINATIONS.info.name) {
+            line.value = destinations.join(",");
+        }
+        Ok(all)
+    }
 
-fn shown((name, variable, text): (&'static str, &str, &Option<String>), value: String) -> Shown {
-    let origin = match present(text) {
-        // libpq's own variables stand in for the URL.
-        None if variable == "DATABASE_URL" => Origin::Environment,
-        None => Origin::Default,
-        // A flag that repeats the environment changes nothing.
-        Some(text) if std::env::var(variable).is_ok_and(|set| set.trim() == text) => Origin::Environment,
-        Some(_) => Origin::Flag,
-    };
-    Shown { name: name.to_owned(), destination: None, value, origin }
+    /// What was given for the connection to PostgreSQL, by libpq's keywords.
+    ///
+    /// # Errors
+    ///
+    /// As [`Flags::database`].
+    pub fn connection(&self) -> Result<Vec<Shown>, ConfigError> {
+        let database = self.database()?;
+        let shown = database.shown().iter().map(|one| Shown {
+            name: one.keyword.to_owned(),
+            destination: None,
+            value: one.value.clone(),
+            origin: Origin::Named(one.origin.clone()),
+        });
+        Ok(shown.collect())
+    }
+
+    fn row<T: PartialOrd + Clone>(&self, setting: &Setting<T>, value: &T) -> Shown {
+        self.line(&setting.info, setting.shown(value))
+    }
+
+    /// The program that prints the password; its arguments may be secret.
+    fn command(&self) -> String {
+        let text = self.text(&setting::DATABASE_PASSWORD_COMMAND.info).unwrap_or_default();
+        text.split_whitespace().next().unwrap_or_default().to_owned()
+    }
+
+    fn line(&self, info: &Info, value: String) -> Shown {
+        let origin = match self.text(info) {
+            // Then libpq's own variables were used instead of the URL.
+            None if info.variable == "DATABASE_URL" => Origin::Environment,
+            None => Origin::Default,
+            // A flag that repeats the environment changes nothing.
+            Some(text) if std::env::var(info.variable).is_ok_and(|set| set.trim() == text) => Origin::Environment,
+            Some(_) => Origin::Flag,
+        };
+        Shown { name: info.name.to_owned(), destination: None, value, origin }
+    }
 }

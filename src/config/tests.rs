@@ -1,20 +1,17 @@
-//! Every variable rejects what it must, names itself, its value and the remedy.
+//! Every variable refuses bad values with a sentence that gives the variable, its value and the remedy.
 
 use super::check::{unknown_variable, variables};
 use super::*;
+use crate::message::QueueKind;
 
 fn flags() -> Flags {
-    Flags {
-        database_url: Some("postgres://app:secret@db:5432/lottery".to_owned()),
-        destinations: Some("tickets=https://sqs.eu-west-1.amazonaws.com/1/tickets.fifo".to_owned()),
-        ..Flags::default()
-    }
+    Flags::default()
+        .with("database-url", "postgres://app:secret@db:5432/lottery")
+        .with("destinations", "tickets=https://sqs.eu-west-1.amazonaws.com/1/tickets.fifo")
 }
 
-fn mistakes(change: impl FnOnce(&mut Flags)) -> Vec<String> {
-    let mut flags = flags();
-    change(&mut flags);
-    flags.relay().expect_err("must be refused").0
+fn mistakes(name: &str, value: &str) -> Vec<String> {
+    flags().with(name, value).relay().expect_err("must be refused").0
 }
 
 #[test]
@@ -33,71 +30,77 @@ fn the_defaults_are_those_of_the_table() {
     assert_eq!(config.destinations[0].kind, QueueKind::Fifo);
 }
 
-/// A way to set one flag.
-type Set = fn(&mut Flags, String);
-
-/// Each variable with values it must refuse.
-fn refused() -> Vec<(&'static str, Set, &'static [&'static str])> {
-    vec![
-        ("OUTBOX_RELAY_BATCH_SIZE", |f, v| f.batch_size = Some(v), &["0", "10001", "-1", "many", "1.5"]),
-        ("OUTBOX_RELAY_REQUEST_SIZE", |f, v| f.request_size = Some(v), &["0", "11", "ten"]),
-        ("OUTBOX_RELAY_MAX_IN_FLIGHT", |f, v| f.max_in_flight = Some(v), &["0", "1025", "x"]),
-        ("OUTBOX_RELAY_POLL_INTERVAL", |f, v| f.poll_interval = Some(v), &["20", "0ms", "2m", "fast"]),
-        ("OUTBOX_RELAY_FIFO_MODE", |f, v| f.fifo_mode = Some(v), &["loose", "Strict"]),
-        ("OUTBOX_RELAY_MAX_ATTEMPTS", |f, v| f.max_attempts = Some(v), &["0", "1001", "ten"]),
-        ("OUTBOX_RELAY_ON_DEAD", |f, v| f.on_dead = Some(v), &["stop", "Block"]),
-        ("OUTBOX_RELAY_RETRY_INITIAL", |f, v| f.retry_initial = Some(v), &["200", "0s", "2h"]),
-        ("OUTBOX_RELAY_RETRY_MAX", |f, v| f.retry_max = Some(v), &["1", "2days", "100ms"]),
-        ("OUTBOX_RELAY_REQUEST_TIMEOUT", |f, v| f.request_timeout = Some(v), &["5", "99ms", "61s"]),
-        ("OUTBOX_RELAY_DELIVERED_RETENTION", |f, v| f.delivered_retention = Some(v), &["24", "-1s", "never"]),
-        ("OUTBOX_RELAY_DRAIN_TIMEOUT", |f, v| f.drain_timeout = Some(v), &["20", "2h"]),
-        ("OUTBOX_RELAY_MEMORY", |f, v| f.memory = Some(v), &["160", "63MiB", "2TiB", "much", "-1MiB"]),
-        ("OUTBOX_RELAY_HTTP_LISTEN", |f, v| f.http_listen = Some(v), &["9595", "localhost", ":9595"]),
-        ("OUTBOX_RELAY_LOG_FORMAT", |f, v| f.log_format = Some(v), &["xml"]),
-        (
-            "OUTBOX_RELAY_DESTINATIONS",
-            |f, v| f.destinations = Some(v),
-            &["", "tickets", "tickets=", "=https://h/q", "t=ftp://h/q", "t=https://h", "a b=https://h/q", ","],
-        ),
-    ]
-}
+/// Each setting with values it must refuse.
+const REFUSED: [(&str, &[&str]); 19] = [
+    ("batch-size", &["0", "10001", "-1", "many", "1.5"]),
+    ("request-size", &["0", "11", "ten"]),
+    ("max-in-flight", &["0", "1025", "x"]),
+    ("poll-interval", &["20", "0ms", "2m", "fast"]),
+    ("fifo-mode", &["loose", "Strict"]),
+    ("max-attempts", &["0", "1001", "ten"]),
+    ("on-dead", &["stop", "Block"]),
+    ("retry-initial", &["200", "0s", "2h"]),
+    ("retry-max", &["1", "2days", "100ms"]),
+    ("request-timeout", &["5", "99ms", "61s"]),
+    ("delivered-retention", &["24", "-1s", "never", "11years"]),
+    ("drain-timeout", &["20", "2h"]),
+    ("memory", &["160", "63MiB", "2TiB", "much", "-1MiB"]),
+    ("http-listen", &["9595", "localhost", ":9595"]),
+    ("log-format", &["xml"]),
+    ("database-auth", &["iam", "Password", "rds-iam"]),
+    ("database-connection-max-age", &["30", "0s", "2days"]),
+    ("database-password-command", &["cat /run/password"]),
+    (
+        "destinations",
+        &["", "tickets", "tickets=", "=https://h/q", "t=ftp://h/q", "t=https://h", "a b=https://h/q", ","],
+    ),
+];
 
 #[test]
 fn every_variable_refuses_bad_values_with_a_sentence_that_names_it() {
-    let table = refused();
-    assert_eq!(table.len(), variables().len(), "a variable is missing here");
-    for (name, set, values) in table {
+    assert_eq!(REFUSED.len(), variables().len(), "a variable is missing here");
+    for (name, values) in REFUSED {
+        let variable = format!("OUTBOX_RELAY_{}", name.replace('-', "_").to_uppercase());
         for value in values {
-            let found = mistakes(|flags| set(flags, (*value).to_owned()));
-            assert_eq!(found.len(), 1, "{name}={value}: {found:?}");
-            assert!(found[0].contains(name), "{name}={value}: {found:?}");
-            assert!(value.is_empty() || found[0].contains(value.trim()), "{name}={value}: {found:?}");
-            assert!(found[0].contains("; "), "no remedy for {name}={value}: {found:?}");
+            let found = mistakes(name, value);
+            assert_eq!(found.len(), 1, "{variable}={value}: {found:?}");
+            assert!(found[0].contains(&variable), "{variable}={value}: {found:?}");
+            let is_shown = !(value.is_empty() || name == "database-password-command");
+            assert!(!is_shown || found[0].contains(value.trim()), "{variable}={value}: {found:?}");
+            assert!(found[0].contains("; "), "no remedy for {variable}={value}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn each_default_is_allowed() {
+    for row in setting::ALL {
+        let (name, default) = (row.info().name, row.default_text());
+        if !default.is_empty() {
+            assert!(flags().with(name, default).relay().is_ok(), "{name}");
         }
     }
 }
 
 #[test]
 fn all_mistakes_are_reported_at_once() {
-    let found = mistakes(|flags| {
-        flags.batch_size = Some("0".to_owned());
-        flags.poll_interval = Some("20".to_owned());
-        flags.destinations = None;
-        flags.database_url = Some("postgres://db:port/x".to_owned());
-    });
+    let flags = flags()
+        .with("batch-size", "0")
+        .with("poll-interval", "20")
+        .with("destinations", "")
+        .with("database-url", "postgres://db:port/x");
+    let found = flags.relay().expect_err("must be refused").0;
     assert_eq!(found.len(), 4, "{found:?}");
 }
 
 #[test]
 fn an_empty_variable_means_the_default() {
-    let mut flags = flags();
-    flags.batch_size = Some(String::new());
-    assert_eq!(flags.relay().unwrap().tuning.batch_size, 2000);
+    assert_eq!(flags().with("batch-size", "").relay().unwrap().tuning.batch_size, 2000);
 }
 
 #[test]
 fn a_destination_named_twice_is_refused() {
-    let found = mistakes(|f| f.destinations = Some("a=https://h/1,a=https://h/2".to_owned()));
+    let found = mistakes("destinations", "a=https://h/1,a=https://h/2");
     assert!(found[0].contains("twice"), "{found:?}");
 }
 
@@ -111,7 +114,7 @@ fn a_misspelt_variable_gets_a_suggestion() {
 }
 
 #[test]
-fn what_kubernetes_says_of_services_is_no_misspelt_variable() {
+fn variables_that_kubernetes_sets_for_services_are_not_misspelt() {
     let of_a_service =
         ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_9595_TCP", "PORT_9595_TCP_PROTO"];
     for service in ["", "METRICS_", "POSTGRES_DB_"] {
@@ -129,18 +132,21 @@ fn what_kubernetes_says_of_services_is_no_misspelt_variable() {
 #[test]
 fn sslmode_and_root_certificate_come_from_the_url() {
     let tls = |url: &str| {
-        let mut flags = flags();
-        flags.database_url = Some(url.to_owned());
+        let flags = flags().with("database-url", url);
         let database = flags.database().unwrap();
-        (database.tls, database.root_certificate.clone().map(|path| path.display().to_string()), database.place())
+        let roots = match &database.tls.roots {
+            Roots::File(path) => Some(path.display().to_string()),
+            Roots::System => None,
+        };
+        (database.tls.mode, roots, database.place())
     };
     let place = "db:5432/x".to_owned();
     assert_eq!(tls("postgres://u:p@db/x"), (TlsMode::Prefer, None, place.clone()));
     assert_eq!(tls("postgres://u:p@db/x?sslmode=disable&application_name=a"), (TlsMode::Disable, None, place.clone()));
     assert_eq!(tls("postgres://u:p@db/x?sslmode=require"), (TlsMode::Require, None, place.clone()));
     assert_eq!(
-        tls("postgres://u:p@db/x?sslmode=require&sslrootcert=%2Fetc%2Fca.pem"),
-        (TlsMode::VerifyCa, Some("/etc/ca.pem".to_owned()), place.clone())
+        tls("postgres://u:p@db/x?sslmode=require&sslrootcert=%2Fetc%2Fpasswd"),
+        (TlsMode::VerifyCa, Some("/etc/passwd".to_owned()), place.clone())
     );
     assert_eq!(
         tls("host=db user=u dbname=x sslmode=verify-full sslrootcert=system"),
@@ -151,8 +157,7 @@ fn sslmode_and_root_certificate_come_from_the_url() {
 #[test]
 fn a_place_names_each_host_with_its_port() {
     let place = |url: &str| {
-        let mut flags = flags();
-        flags.database_url = Some(url.to_owned());
+        let flags = flags().with("database-url", url);
         flags.database().unwrap().place()
     };
     assert_eq!(place("postgres://u:p@a:1,b:2/x"), "a:1,b:2/x");
@@ -162,17 +167,15 @@ fn a_place_names_each_host_with_its_port() {
 }
 
 #[test]
-fn a_password_keeps_every_sign_that_is_written_as_it_must_be() {
+fn a_password_keeps_every_character_that_is_encoded_or_quoted() {
     let password = |url: &str| {
-        let mut flags = flags();
-        flags.database_url = Some(url.to_owned());
+        let flags = flags().with("database-url", url);
         let database = flags.database().unwrap();
-        let password = database.connection.get_password().map(<[u8]>::to_vec).unwrap();
-        (String::from_utf8(password).unwrap(), database.tls)
+        (database.password, database.tls.mode)
     };
-    let expected = |password: &str, tls| (password.to_owned(), tls);
+    let expected = |password: &str, tls| (PasswordSource::Given(password.to_owned()), tls);
     assert_eq!(password("postgres://u:a%40b%3Fc@db/x?sslmode=require"), expected("a@b?c", TlsMode::Require));
-    assert_eq!(password("postgres://u:a:b/c#d@db/x?sslmode=require"), expected("a:b/c#d", TlsMode::Require));
+    assert_eq!(password("postgres://u:a:b?c#d@db/x?sslmode=require"), expected("a:b?c#d", TlsMode::Require));
     assert_eq!(password("host=db user=u password='a  b' sslmode=require"), expected("a  b", TlsMode::Require));
     assert_eq!(password("host=db user=u password='a sslmode=disable'"), expected("a sslmode=disable", TlsMode::Prefer));
     assert_eq!(password("host=db user=u password='a\\' b' sslmode='disable'"), expected("a' b", TlsMode::Disable));
@@ -180,35 +183,37 @@ fn a_password_keeps_every_sign_that_is_written_as_it_must_be() {
 }
 
 #[test]
-fn an_sslmode_that_is_not_understood_never_becomes_a_lesser_one() {
-    for url in ["host=db user=u sslmode = require", "postgres://u:p?q@db/x?sslmode=require"] {
-        let found = mistakes(|flags| flags.database_url = Some(url.to_owned()));
-        assert_eq!(found.len(), 1, "{found:?}");
+fn an_sslmode_that_cannot_be_read_never_becomes_a_weaker_one() {
+    for url in
+        ["host=db user=u sslmode=required", "postgres://u:p@db/x?sslmode=", "postgres://u:p@db/x?SSLMODE=require"]
+    {
+        let flags = flags().with("database-url", url);
+        let mode = flags.database().map(|database| database.tls.mode);
+        assert!(mode.is_err() || url.ends_with('=') && mode.unwrap() == TlsMode::Prefer, "{url}");
     }
+    let flags = flags().with("database-url", "host=db user=u sslmode = require");
+    assert_eq!(flags.database().unwrap().tls.mode, TlsMode::Require);
 }
 
 #[test]
 fn no_mistake_and_no_debug_output_shows_the_password() {
-    let found = mistakes(|f| f.database_url = Some("postgres://app:hunter2@db:port/x".to_owned()));
+    let found = mistakes("database-url", "postgres://app:hunter2@db:port/x");
     assert!(!found.concat().contains("hunter2"), "{found:?}");
-    let found = mistakes(|f| f.database_url = Some("postgres://app:hunter2@db/x?sslmode=sometimes".to_owned()));
+    let found = mistakes("database-url", "postgres://app:hunter2@db/x?sslmode=sometimes");
     assert!(!found.concat().contains("hunter2"), "{found:?}");
     for half in ["postgres://app:a@?hunter2@db/x", "postgres://app:a@hunter2@db/x", "postgres://app:a@b/hunter2@db/x"] {
-        let found = mistakes(|f| f.database_url = Some(half.to_owned()));
+        let found = mistakes("database-url", half);
         assert!(found[0].contains("DATABASE_URL") && !found.concat().contains("hunter2"), "{found:?}");
     }
-    let mut flags = flags();
-    flags.database_url = Some("postgres://app:hunter2@db/x".to_owned());
+    let flags = flags().with("database-url", "postgres://app:hunter2@db/x");
     assert!(!format!("{:?}", flags.relay().unwrap()).contains("hunter2"));
 }
 
 #[test]
 fn a_url_and_a_file_with_a_url_exclude_each_other() {
-    let found = mistakes(|flags| flags.database_url_file = Some("/run/secrets/url".to_owned()));
+    let found = mistakes("database-url-file", "/run/secrets/url");
     assert!(found[0].contains("DATABASE_URL_FILE"), "{found:?}");
-    let found = mistakes(|flags| {
-        flags.database_url = None;
-        flags.database_url_file = Some("/does/not/exist".to_owned());
-    });
+    let flags = flags().with("database-url", "").with("database-url-file", "/does/not/exist");
+    let found = flags.relay().expect_err("must be refused").0;
     assert!(found[0].contains("/does/not/exist"), "{found:?}");
 }

@@ -1,44 +1,44 @@
 //! The watchdog: notices that messages are due, nothing is delivered, and no known reason explains it. Pure.
 //!
-//! It must never be needed. Where it speaks, something stands still that no other probe shows.
+//! It should never be needed: when it reports something, a destination stands still and no other probe shows it.
 
 use std::time::{Duration, Instant};
 
 use crate::health::Activity;
 
-/// How long that may last where the database answers at once.
+/// How long this may last when the database answers at once.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// So many questions a relay asks, one after another, before the first message goes out after a pause. Where the database is
-/// slow, that may last as long.
+/// How many questions a relay asks one after another before the first message goes out after a pause. With a slow
+/// database, standing still may last as long as that many answers.
 const QUESTIONS: u32 = 20;
 
-/// What one look at a destination shows.
+/// The result of one look at a destination.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sight {
     /// Age of the oldest message that nothing holds up, in seconds; 0 when there is none.
     pub(super) ready_lag: f64,
-    /// Messages that this relay has delivered, or given up, since it started.
+    /// Messages that this relay has delivered or declared dead since it started.
     pub(super) finished: u64,
-    /// How long the database took to say this.
+    /// How long the database took to answer.
     pub(super) answered_in: Duration,
     /// What the relay is doing.
     pub(super) activity: Option<Activity>,
 }
 
-/// What has changed.
+/// A change of state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// It stands still.
+    /// The destination stands still.
     Stalled,
-    /// It does not any more.
+    /// The destination goes on.
     GoesOn,
 }
 
 /// Watches one destination.
 #[derive(Debug, Default)]
 pub(super) struct Watchdog {
-    /// Since when nothing was delivered although something was due, and what was seen then.
+    /// Since when nothing was delivered although something was due, and what was seen at that time.
     since: Option<(Instant, Sight)>,
     is_stalled: bool,
 }
@@ -49,7 +49,7 @@ impl Watchdog {
         self.is_stalled
     }
 
-    /// For how long it has.
+    /// For how long it has stood still.
     pub(super) fn stalled_for(&self, now: Instant) -> Duration {
         self.since.map_or(Duration::ZERO, |(since, _)| now.saturating_duration_since(since))
     }
@@ -59,7 +59,7 @@ impl Watchdog {
         *self = Self::default();
     }
 
-    /// Whether something was delivered; where others hold the lanes, whether the oldest message is another one now.
+    /// Whether something was delivered; if others hold the lanes, whether the oldest message has changed.
     fn goes_on(&self, sight: Sight, now: Instant) -> bool {
         let Some((since, before)) = self.since else { return true };
         let is_others = sight.activity == Some(Activity::LanesAreElsewhere);
@@ -67,7 +67,7 @@ impl Watchdog {
         before.finished != sight.finished || (is_others && sight.ready_lag < same_oldest - 1.0)
     }
 
-    /// Takes a look into account.
+    /// Applies the result of a look.
     pub(super) fn look(&mut self, sight: Sight, now: Instant) -> Option<Change> {
         let is_explained = matches!(sight.activity, Some(Activity::Halted | Activity::Paused) | None);
         if sight.ready_lag <= 0.0 || is_explained || self.goes_on(sight, now) {
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_due_and_not_delivered_for_thirty_seconds_without_a_reason_is_told_once() {
+    fn messages_due_and_undelivered_for_thirty_seconds_without_a_reason_are_reported_once() {
         let (mut watchdog, start) = (Watchdog::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(watchdog.look(sight(100.0, 5, Activity::Idle), at(0)), None, "it has only begun to look");
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_reason_or_a_delivery_begins_the_time_anew() {
+    fn a_known_reason_or_a_delivery_restarts_the_time() {
         let (mut watchdog, start) = (Watchdog::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         for second in 0..100 {
@@ -123,18 +123,18 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let others = |lag| sight(lag, 5, Activity::LanesAreElsewhere);
         for second in 0..100 {
-            assert_eq!(watchdog.look(others(100.0), at(second)), None, "as old as before, so it is a younger one");
+            assert_eq!(watchdog.look(others(100.0), at(second)), None, "as old as before, so it is a younger message");
         }
         assert_eq!(watchdog.look(others(101.0), at(100)), None);
         assert_eq!(
             watchdog.look(others(200.0), at(199)),
             Some(Change::Stalled),
-            "somebody holds them and does nothing"
+            "another relay holds them and does nothing"
         );
     }
 
     #[test]
-    fn an_outage_of_the_database_begins_the_time_anew() {
+    fn an_outage_of_the_database_restarts_the_time() {
         let (mut watchdog, start) = (Watchdog::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(watchdog.look(sight(100.0, 5, Activity::Idle), at(0)), None);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_younger_than_that_is_no_reason() {
+    fn a_message_younger_than_that_is_not_reported() {
         let (mut watchdog, start) = (Watchdog::default(), Instant::now());
         for second in 0..100 {
             let lag = (second % 20) as f64;

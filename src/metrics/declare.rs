@@ -1,4 +1,4 @@
-//! Declaring: one call a metric, which is registered by it.
+//! Declares and registers a metric in one call.
 
 use prometheus::{Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 

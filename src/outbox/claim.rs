@@ -1,19 +1,20 @@
-//! The claim: an open transaction that has lane rows locked.
+//! The claim: an open transaction that holds locks on lane rows.
 //!
-//! While it is open no other relay publishes those lanes. It dies with its connection: PostgreSQL releases the locks when
-//! the process is gone, and `idle_in_transaction_session_timeout` when the host vanished or the process is frozen. That
-//! timer starts later than [`Claimed::asked_at`], so a holder that stops sending before `asked_at` plus the limit never
-//! sends after somebody else took its lanes.
+//! While it is open, no other relay publishes those lanes. It ends with its connection: PostgreSQL releases the locks
+//! when the process is gone, and after `idle_in_transaction_session_timeout` when the host has vanished or the process
+//! is frozen. That timer starts later than [`Claimed::asked_at`]. So a holder that stops sending before `asked_at` plus
+//! the limit never sends after another relay took its lanes.
 //!
-//! docs/decisions/0001-claim-by-lanes.md tells why not rows and why not a lease.
+//! docs/decisions/0001-claim-by-lanes.md says why the claim locks neither message rows nor uses a lease.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use deadpool_postgres::Object;
+use super::connect::Object;
 use tokio_postgres::types::Type;
 
+use super::transaction::COMMIT;
 use super::{Outbox, OutboxError, Parameter, column, lane};
 use crate::clock::Time;
 use crate::message::{LANES, Lane, TransactionId};
@@ -23,8 +24,8 @@ const CLAIM: &str = include_str!("../../sql/queries/claim.sql");
 const CREATE_LANES: &str = include_str!("../../sql/queries/create_lanes.sql");
 const INCARNATIONS: &str = include_str!("../../sql/queries/incarnations.sql");
 
-/// A connection with a transaction open. Unless that was committed, it is closed and never goes back to the pool, whose
-/// next user would find the transaction; whoever is the last to let go of it sees to that.
+/// A connection with an open transaction. Unless the transaction was committed, the last owner closes the connection.
+/// It never returns to the pool, where its next user would find the transaction open.
 #[derive(Debug)]
 struct ClaimConnection {
     object: Option<Object>,
@@ -47,19 +48,19 @@ impl Drop for ClaimConnection {
     }
 }
 
-/// What a claim that was taken holds.
+/// A claim that was taken.
 #[derive(Clone, Debug)]
 pub struct Claimed {
-    /// The lanes, and the history that each belongs to.
+    /// The lanes, with the history that each belongs to.
     pub lanes: Vec<(Lane, Incarnation)>,
-    /// By what later statements know that they are asked under this claim.
+    /// The proof by which later statements run only under this claim.
     pub proof: ClaimProof,
-    /// Just before the server was asked.
+    /// The time just before the server was asked.
     pub asked_at: Time,
 }
 
-/// The exclusive right to some lanes of a destination for a few seconds. Dropping it ends it, by closing the connection.
-/// Cheap to clone; the last clone counts.
+/// The exclusive right to some lanes of a destination for a few seconds. Dropping the last clone ends it by closing the
+/// connection. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Claim {
     connection: Arc<ClaimConnection>,
@@ -69,7 +70,7 @@ pub struct Claim {
 }
 
 impl Outbox {
-    /// Makes sure that a destination has its lanes.
+    /// Creates the lanes of a destination that do not exist yet.
     ///
     /// # Errors
     ///
@@ -78,7 +79,7 @@ impl Outbox {
         self.execute("create lanes", CREATE_LANES, &[(&destination, Type::TEXT)]).await.map(drop)
     }
 
-    /// The history that each lane of a destination belongs to; `None` for one that has to be made.
+    /// The history that each lane of a destination belongs to; `None` for a lane that has to be created.
     ///
     /// # Errors
     ///
@@ -92,8 +93,8 @@ impl Outbox {
         Ok(incarnations)
     }
 
-    /// Takes up to `most` of the wanted lanes, or nothing when all of them are held by others. The server ends the claim
-    /// by itself after `limit` without a statement.
+    /// Takes up to `max_lanes` of the wanted lanes, or none when all of them are held by others. The server ends the claim
+    /// by itself after `idle_timeout` without a statement.
     ///
     /// # Errors
     ///
@@ -102,23 +103,19 @@ impl Outbox {
         &self,
         destination: &Arc<str>,
         wanted: &[Lane],
-        most: usize,
-        limit: Duration,
+        max_lanes: usize,
+        idle_timeout: Duration,
     ) -> Result<Option<(Claim, Claimed)>, OutboxError> {
         let object = Some(self.connection().await?);
         let connection = Arc::new(ClaimConnection { object, is_committed: AtomicBool::new(false) });
-        // The transaction writes nothing but row locks, so its commit need not wait for the disk.
-        let begin = format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; {}; SET LOCAL synchronous_commit = off; {}",
-            self.limits(),
-            wait_for(limit)
-        );
+        // The transaction writes only row locks, so its commit need not wait for the disk.
+        let begin = self.begin(&format!("SET LOCAL synchronous_commit = off; {}", wait_for(idle_timeout)));
         let transaction_id = TransactionId(0);
         let mut claim =
             Claim { connection, outbox: self.clone(), destination: Arc::clone(destination), transaction_id };
         let asked_at = Time::now();
         let begin = self.bounded("claim", claim.connection.object()?.batch_execute(&begin));
-        let (begun, taken) = tokio::join!(biased; begin, claim.take(wanted, most));
+        let (begun, taken) = tokio::join!(biased; begin, claim.take(wanted, max_lanes));
         begun?;
         let (lanes, proof) = taken?;
         let Some(proof) = proof else {
@@ -132,8 +129,8 @@ impl Outbox {
 }
 
 /// How long the server waits for a statement of the claim's holder before it ends the claim.
-fn wait_for(limit: Duration) -> String {
-    format!("SET LOCAL idle_in_transaction_session_timeout = {}", limit.as_millis())
+fn wait_for(idle_timeout: Duration) -> String {
+    format!("SET LOCAL idle_in_transaction_session_timeout = {}", idle_timeout.as_millis())
 }
 
 type Taken = (Vec<(Lane, Incarnation)>, Option<ClaimProof>);
@@ -144,32 +141,32 @@ impl Claim {
         self.connection.object().is_ok_and(|object| object.is_closed())
     }
 
-    /// Asks for more lanes under the same claim; returns those that it got.
+    /// Claims more lanes in the same transaction; returns those it got.
     ///
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn widen(&self, wanted: &[Lane], most: usize) -> Result<Vec<(Lane, Incarnation)>, OutboxError> {
-        Ok(self.take(wanted, most).await?.0)
+    pub async fn widen(&self, wanted: &[Lane], max_lanes: usize) -> Result<Vec<(Lane, Incarnation)>, OutboxError> {
+        Ok(self.take(wanted, max_lanes).await?.0)
     }
 
-    /// Has the server wait so long for a statement of this claim, from now on.
+    /// Sets how long the server waits for a statement of this claim, from now on.
     ///
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn extend(&self, limit: Duration) -> Result<(), OutboxError> {
-        self.outbox.bounded("extend the claim", self.connection.object()?.batch_execute(&wait_for(limit))).await
+    pub async fn extend(&self, idle_timeout: Duration) -> Result<(), OutboxError> {
+        self.outbox.bounded("extend the claim", self.connection.object()?.batch_execute(&wait_for(idle_timeout))).await
     }
 
-    async fn take(&self, wanted: &[Lane], most: usize) -> Result<Taken, OutboxError> {
+    async fn take(&self, wanted: &[Lane], max_lanes: usize) -> Result<Taken, OutboxError> {
         const NAME: &str = "claim";
         let wanted: Vec<i16> = wanted.iter().map(|lane| lane.number()).collect();
-        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let max_lanes = i64::try_from(max_lanes).unwrap_or(i64::MAX);
         let first = fastrand::i16(0..LANES as i16);
         let destination: &str = &self.destination;
         let parameters: [Parameter<'_>; 4] =
-            [(&destination, Type::TEXT), (&wanted, Type::INT2_ARRAY), (&most, Type::INT8), (&first, Type::INT2)];
+            [(&destination, Type::TEXT), (&wanted, Type::INT2_ARRAY), (&max_lanes, Type::INT8), (&first, Type::INT2)];
         let rows = self.outbox.bounded(NAME, self.connection.object()?.query_typed(CLAIM, &parameters)).await?;
         let (mut lanes, mut proof) = (Vec::with_capacity(rows.len()), None);
         for row in &rows {
@@ -188,9 +185,9 @@ impl Claim {
     ///
     /// # Errors
     ///
-    /// When the claim had been lost. The lanes are free in any case.
+    /// When the claim had been lost. The lanes are free in either case.
     pub async fn release(self) -> Result<(), OutboxError> {
-        self.outbox.bounded("release the claim", self.connection.object()?.batch_execute("COMMIT")).await?;
+        self.outbox.bounded("release the claim", self.connection.object()?.batch_execute(COMMIT)).await?;
         self.connection.is_committed.store(true, Ordering::Release);
         Ok(())
     }
@@ -198,7 +195,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // The last clone ends the claim; from then on its transaction is nobody's.
+        // The last clone ends the claim; from then on its transaction id counts as a possible writer's again.
         if Arc::strong_count(&self.connection) == 1 {
             let mut claims = self.outbox.claims.lock().unwrap_or_else(PoisonError::into_inner);
             claims.remove(&self.transaction_id);

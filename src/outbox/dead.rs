@@ -1,4 +1,4 @@
-//! Dead messages: what operators do with them. The SQL functions behind this are in
+//! Dead messages: the operations for operators. The SQL functions behind them are in
 //! `sql/migrations/0003_dead_letters.sql`.
 
 use std::time::{Duration, SystemTime};
@@ -15,16 +15,16 @@ const DEAD_SHOW: &str = include_str!("../../sql/queries/dead_show.sql");
 const DEAD_REDRIVE: &str = include_str!("../../sql/queries/dead_redrive.sql");
 const DEAD_DISCARD: &str = include_str!("../../sql/queries/dead_discard.sql");
 
-/// From when on a message must have died.
+/// The earliest time of death.
 #[derive(Clone, Copy, Debug)]
 pub enum Since {
     /// A point in time.
     Time(SystemTime),
-    /// So long ago, by the database's clock.
+    /// This long ago, by the database's clock.
     Ago(Duration),
 }
 
-/// Which dead messages are meant: those that match everything that is given.
+/// Selects dead messages; a message must match everything that is given.
 #[derive(Clone, Debug, Default)]
 pub struct DeadFilter {
     /// Message ids; empty for any.
@@ -35,7 +35,7 @@ pub struct DeadFilter {
     pub event_type: Option<String>,
     /// The group.
     pub group: Option<String>,
-    /// A part of the reason, in any case.
+    /// A part of the reason, ignoring case.
     pub reason: Option<String>,
     /// Died at this time or later.
     pub since: Option<Since>,
@@ -48,9 +48,9 @@ pub struct DeadCount {
     pub messages: i64,
     /// How many of them died within the last five minutes, which is how long SQS remembers a deduplication id.
     pub recent: i64,
-    /// When they were counted, by the database's clock. What dies later is not meant.
+    /// When they were counted, by the database's clock. Messages that die later are not included.
     pub upto: SystemTime,
-    /// The filter's `since` by the database's clock.
+    /// The filter's `since`, by the database's clock.
     since: Option<SystemTime>,
 }
 
@@ -92,12 +92,12 @@ pub struct DeadMessage {
     pub enqueued: String,
 }
 
-/// What is done with dead messages.
+/// What to do with dead messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeadAction {
-    /// Pending again, with no attempts charged.
+    /// Make them pending again, with no attempts charged.
     Redrive,
-    /// Deleted.
+    /// Delete them.
     Discard,
 }
 
@@ -108,7 +108,7 @@ impl Outbox {
     ///
     /// When the statement fails.
     pub async fn dead_count(&self, filter: &DeadFilter) -> Result<DeadCount, OutboxError> {
-        const NAME: &str = "count the dead";
+        const NAME: &str = "count dead messages";
         let (time, seconds) = match filter.since {
             None => (None, None),
             Some(Since::Time(time)) => (Some(time), None),
@@ -127,7 +127,7 @@ impl Outbox {
         })
     }
 
-    /// The latest of the dead messages that were counted.
+    /// The latest of the counted dead messages.
     ///
     /// # Errors
     ///
@@ -136,14 +136,14 @@ impl Outbox {
         &self,
         filter: &DeadFilter,
         counted: &DeadCount,
-        most: i64,
+        limit: i64,
     ) -> Result<Vec<DeadLine>, OutboxError> {
-        const NAME: &str = "list the dead";
+        const NAME: &str = "list dead messages";
         let ids = filter.ids();
         let mut parameters = filter.parameters(&ids).to_vec();
         parameters.push((&counted.since, Type::TIMESTAMPTZ));
         parameters.push((&counted.upto, Type::TIMESTAMPTZ));
-        parameters.push((&most, Type::INT8));
+        parameters.push((&limit, Type::INT8));
         let rows = self.query(NAME, DEAD_LIST, &parameters).await?;
         let line = |row: &tokio_postgres::Row| {
             Ok(DeadLine {
@@ -166,7 +166,7 @@ impl Outbox {
     ///
     /// When the statement fails.
     pub async fn dead_show(&self, id: i64) -> Result<Option<DeadMessage>, OutboxError> {
-        const NAME: &str = "show the dead";
+        const NAME: &str = "show a dead message";
         let rows = self.query(NAME, DEAD_SHOW, &[(&id, Type::INT8)]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         Ok(Some(DeadMessage {
@@ -179,8 +179,8 @@ impl Outbox {
         }))
     }
 
-    /// Redrives or discards up to `most` of the dead messages that were counted, the lowest ids first; returns how many
-    /// those were. `outbox.audit_log` tells of it.
+    /// Redrives or discards up to `limit` of the counted dead messages, lowest ids first; returns how many.
+    /// `outbox.audit_log` records it.
     ///
     /// # Errors
     ///
@@ -190,18 +190,18 @@ impl Outbox {
         action: DeadAction,
         filter: &DeadFilter,
         counted: &DeadCount,
-        most: i64,
+        limit: i64,
         actor: &str,
     ) -> Result<i64, OutboxError> {
         let (name, sql) = match action {
-            DeadAction::Redrive => ("redrive the dead", DEAD_REDRIVE),
-            DeadAction::Discard => ("discard the dead", DEAD_DISCARD),
+            DeadAction::Redrive => ("redrive dead messages", DEAD_REDRIVE),
+            DeadAction::Discard => ("discard dead messages", DEAD_DISCARD),
         };
         let ids = filter.ids();
         let mut parameters = filter.parameters(&ids).to_vec();
         parameters.push((&counted.since, Type::TIMESTAMPTZ));
         parameters.push((&counted.upto, Type::TIMESTAMPTZ));
-        parameters.push((&most, Type::INT8));
+        parameters.push((&limit, Type::INT8));
         parameters.push((&actor, Type::TEXT));
         let row = self.query_one(name, sql, &parameters).await?;
         column(name, &row, 0)
@@ -213,7 +213,7 @@ impl DeadFilter {
         (!self.ids.is_empty()).then_some(self.ids.as_slice())
     }
 
-    /// The parameters that all statements begin with.
+    /// The parameters that all these statements begin with.
     fn parameters<'a>(&'a self, ids: &'a Option<&'a [i64]>) -> [Parameter<'a>; 5] {
         [
             (ids, Type::INT8_ARRAY),

@@ -1,8 +1,8 @@
-//! What can go wrong between the relay and its tables, and what to do about it.
+//! The errors between the relay and its tables.
 
 use tokio_postgres::error::SqlState;
 
-/// What can go wrong between the relay and its tables.
+/// An error between the relay and its tables.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OutboxError {
     /// No connection could be made.
@@ -12,7 +12,9 @@ pub enum OutboxError {
         place: String,
         /// The cause.
         problem: String,
-        /// Whether waiting cannot help: a wrong password, a database that does not exist.
+        /// The cause for readers who need no login.
+        shown: String,
+        /// Whether waiting cannot help: a wrong password, or a database that does not exist.
         is_final: bool,
     },
     /// The database cannot hold an outbox, or this role cannot see it.
@@ -33,7 +35,7 @@ pub enum OutboxError {
         /// What is missing.
         problem: String,
     },
-    /// The schema is newer than this program, and says that this program is too old for it.
+    /// The schema is newer than this program and says that this program is too old for it.
     #[error(
         "the database at {place} has schema version {found}, which needs an outbox-relay of schema version {needed} or newer; this one has {known}: install a newer outbox-relay"
     )]
@@ -49,7 +51,7 @@ pub enum OutboxError {
     },
     /// A migration in the database differs from the one in this program.
     #[error(
-        "migration {version} ({name}) in the database at {place} is not the one in this outbox-relay; restore the file or the database it came from"
+        "migration {version} ({name}) in the database at {place} is not the one in this outbox-relay: another build made this schema; run that build, or let a release make the schema in an empty database"
     )]
     Changed {
         /// Host, port and database.
@@ -62,7 +64,7 @@ pub enum OutboxError {
     /// A statement failed.
     #[error("{statement} failed at {place}: {problem}")]
     Statement {
-        /// What PostgreSQL calls it, where it was PostgreSQL that failed.
+        /// PostgreSQL's SQLSTATE, if the error came from PostgreSQL.
         state: Option<SqlState>,
         /// Which statement.
         statement: &'static str,
@@ -80,28 +82,29 @@ pub enum OutboxError {
         place: String,
     },
     /// The answer does not fit the statement.
-    #[error("{statement} answered what it should not: {problem}")]
+    #[error("unexpected answer to {statement}: {problem}")]
     Answer {
         /// Which statement.
         statement: &'static str,
-        /// What is odd.
+        /// What is wrong with it.
         problem: String,
     },
     /// The connection that held the claim is gone, or leads to another server.
     #[error("the claim is gone: its connection was closed, or leads to another server")]
     ClaimLost,
-    /// Connections cannot be made the way they are configured.
+    /// The configured connection cannot be set up.
     #[error("{0}")]
     Setup(String),
 }
 
-/// SQLSTATE classes that tell of the server, the session or the schema, never of a row (PostgreSQL, appendix A): connection,
-/// cursors and transactions, authorization, names, rollback, syntax, resources, states of objects, operators, the system.
+/// SQLSTATE classes that are about the server, the session or the schema, never about a row (PostgreSQL, appendix A):
+/// connection, cursors and transactions, authorization, names, rollback, syntax, resources, object states, operator
+/// intervention, system errors.
 const NOT_ABOUT_A_ROW: [&str; 18] =
     ["08", "09", "0A", "24", "25", "26", "28", "2D", "34", "3B", "3D", "3F", "40", "42", "53", "55", "57", "58"];
 
 impl OutboxError {
-    /// Whether trying again later cannot help without somebody changing something here.
+    /// Whether trying again later is useless until somebody changes something here.
     pub fn is_final(&self) -> bool {
         match self {
             Self::Connect { is_final, .. } => *is_final,
@@ -114,6 +117,17 @@ impl OutboxError {
         }
     }
 
+    /// The error for readers who need no login: without what a password command has said, which may be a secret.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Connect { place, shown, is_final, .. } => {
+                let (place, problem) = (place.clone(), shown.clone());
+                Self::Connect { place, problem, shown: String::new(), is_final: *is_final }.to_string()
+            }
+            other => other.to_string(),
+        }
+    }
+
     fn state(&self) -> Option<&SqlState> {
         match self {
             Self::Statement { state, .. } => state.as_ref(),
@@ -121,34 +135,34 @@ impl OutboxError {
         }
     }
 
-    /// Whether the role lacks a right.
+    /// Whether the role lacks a privilege.
     pub fn is_denied(&self) -> bool {
         self.state() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
     }
 
-    /// Whether a row with the same key is there already.
+    /// Whether a row with the same key exists already.
     pub fn is_duplicate(&self) -> bool {
         self.state() == Some(&SqlState::UNIQUE_VIOLATION)
     }
 
-    /// Whether another transaction was in the way and the same statements may succeed at once.
+    /// Whether another transaction conflicted, so that the same statements may succeed at once.
     pub fn is_conflict(&self) -> bool {
         let conflicts = [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED];
         self.state().is_some_and(|state| conflicts.contains(state))
     }
 
-    /// Whether somebody held a lock for longer than this could wait.
+    /// Whether another session held a lock for longer than this one could wait.
     pub fn is_in_the_way(&self) -> bool {
         self.is_conflict() || self.state() == Some(&SqlState::LOCK_NOT_AVAILABLE)
     }
 
-    /// Whether the server ended a statement because it ran longer than it may, or because somebody asked it to.
+    /// Whether the server ended a statement because it exceeded its time limit or was cancelled.
     pub fn is_cut_short(&self) -> bool {
         self.state() == Some(&SqlState::QUERY_CANCELED)
     }
 
-    /// Whether a statement may have failed because of one of its rows: a constraint, a trigger, a right that a policy gives
-    /// row by row, a value that cannot be read. Other rows may be written or read.
+    /// Whether a statement may have failed because of one of its rows: a constraint, a trigger, a row-level policy, a
+    /// value that cannot be read. Other rows may still be written or read.
     pub fn is_about_a_row(&self) -> bool {
         let of_rows = [SqlState::INSUFFICIENT_PRIVILEGE, SqlState::OUT_OF_MEMORY];
         self.state().is_some_and(|state| {
@@ -157,7 +171,7 @@ impl OutboxError {
         })
     }
 
-    /// As if PostgreSQL had refused something with this code.
+    /// An error as if PostgreSQL had refused something with this code.
     #[cfg(test)]
     pub(crate) fn of_code(code: &str) -> Self {
         let (place, problem) = (String::new(), String::new());
@@ -184,18 +198,13 @@ impl OutboxError {
     }
 }
 
-/// tokio-postgres keeps PostgreSQL's own words in the source of its error.
+/// tokio-postgres keeps PostgreSQL's own message in the source of its error.
 pub(super) fn explain(error: &tokio_postgres::Error) -> String {
     if let Some(cause) = error.as_db_error() {
-        return format!("{} (SQLSTATE {})", cause.message(), cause.code().code());
+        return format!("{} (SQLSTATE {})", crate::causes::harmless(cause.message()), cause.code().code());
     }
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    // The words of tokio-postgres for a server that says so in answer to target_session_attrs=read-write.
+    let mut text = crate::causes::sentence(error);
+    // tokio-postgres's text when a server is not writable although target_session_attrs=read-write was asked for.
     if text.ends_with("database does not allow writes") {
         text.push_str(": it is a standby, or its transactions are read-only; point DATABASE_URL at the primary");
     }
@@ -207,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn constraints_triggers_policies_and_values_are_about_a_row_and_nothing_else_is() {
+    fn only_constraints_triggers_policies_and_values_are_about_a_row() {
         for code in ["23505", "23514", "22021", "22P02", "P0001", "OX409", "42501", "XX001", "54000", "53200", "44000"]
         {
             assert!(OutboxError::of_code(code).is_about_a_row(), "{code}");

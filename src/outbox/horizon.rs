@@ -1,15 +1,16 @@
-//! The vacuum horizon: who keeps PostgreSQL from removing delivered rows, so that the outbox grows.
+//! The vacuum horizon: what keeps PostgreSQL from removing dead rows, so that the outbox grows.
 
 use super::{Outbox, OutboxError, column};
 
 const HORIZON: &str = include_str!("../../sql/queries/horizon.sql");
 
-/// What is known of the horizon.
+/// The state of the horizon.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Horizon {
-    /// Whether sessions of others are seen: PostgreSQL shows their transactions to members of `pg_read_all_stats` only.
+    /// Whether the sessions of other roles are visible: PostgreSQL shows their transactions only to members of
+    /// `pg_read_all_stats`.
     pub sees_all_sessions: bool,
-    /// Who holds it back, at most one of each kind.
+    /// What holds it back; at most one holder of each kind.
     pub holders: Vec<HorizonHolder>,
 }
 
@@ -18,20 +19,20 @@ pub struct Horizon {
 pub struct HorizonHolder {
     /// The kind, as the statement names it.
     pub kind: String,
-    /// For how many seconds, where PostgreSQL knows it.
+    /// For how many seconds, if PostgreSQL knows it.
     pub seconds: Option<f64>,
     /// The transaction id that it holds.
     pub transaction_id: String,
 }
 
 impl Outbox {
-    /// Who holds the horizon back.
+    /// What holds the horizon back.
     ///
     /// # Errors
     ///
     /// When the statement fails.
     pub async fn horizon(&self) -> Result<Horizon, OutboxError> {
-        const NAME: &str = "look at the horizon";
+        const NAME: &str = "read the horizon";
         let mut horizon = Horizon::default();
         for row in &self.query(NAME, HORIZON, &[]).await? {
             horizon.sees_all_sessions = column(NAME, row, 0)?;
@@ -43,22 +44,22 @@ impl Outbox {
         Ok(horizon)
     }
 
-    /// Connections that are idle, in use, and the most there may be.
+    /// The connections that are idle, those in use, and the maximum.
     pub fn connections(&self) -> Connections {
         let status = self.pool.status();
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let idle = count(status.available);
-        Connections { idle, in_use: count(status.size) - idle, most: count(status.max_size) }
+        Connections { idle, in_use: count(status.size) - idle, max: count(status.max_size) }
     }
 }
 
-/// What the pool of connections does.
+/// The state of the connection pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connections {
     /// Open and unused.
     pub idle: i64,
     /// In use.
     pub in_use: i64,
-    /// Most that may be open.
-    pub most: i64,
+    /// The most that may be open.
+    pub max: i64,
 }

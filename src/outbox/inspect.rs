@@ -1,4 +1,4 @@
-//! Inspecting: what `outbox-relay check` wants to know of the server. Judged in [`crate::cli`].
+//! Inspecting: what `outbox-relay check` needs to know about the server. [`crate::cli`] judges it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,26 +6,26 @@ use super::{Outbox, OutboxError, column};
 
 const INSPECT: &str = include_str!("../../sql/queries/inspect.sql");
 
-/// The server as the relay finds it.
+/// The state of the server.
 #[derive(Clone, Debug)]
 pub struct Inspected {
-    /// As the server writes its version.
+    /// The version as the server writes it.
     pub version: String,
     /// 150004 for 15.4.
     pub version_number: i32,
     /// Whether it only replays another server's changes.
     pub is_standby: bool,
-    /// Whether transactions may not write unless they ask for it.
+    /// Whether transactions are read-only by default.
     pub is_read_only: bool,
     /// Whether autovacuum runs at all.
     pub has_autovacuum: bool,
-    /// Whether what is committed survives a crash of the machine.
+    /// Whether a committed transaction survives a crash of the machine.
     pub is_durable: bool,
-    /// How far the server's clock is ahead of this host's, in seconds, as far as one question can tell.
+    /// How far the server's clock is ahead of this host's, in seconds, as precisely as one round trip can show.
     pub clock_ahead: f64,
-    /// The role that is logged in.
+    /// The role of this login.
     pub role: String,
-    /// Rights that the relay needs and this role lacks.
+    /// Privileges that the relay needs and this role lacks.
     pub missing_rights: Vec<String>,
     /// Indexes and partitions that are missing or invalid.
     pub broken: Vec<String>,
@@ -34,7 +34,7 @@ pub struct Inspected {
 }
 
 impl Outbox {
-    /// Looks at the server.
+    /// Inspects the server.
     ///
     /// # Errors
     ///
@@ -43,7 +43,7 @@ impl Outbox {
         const NAME: &str = "inspect the server";
         let asked_at = SystemTime::now();
         let row = self.query_one(NAME, INSPECT, &[]).await?;
-        // The server looked at its clock somewhere between the question and the answer.
+        // The server read its clock somewhere between the question and the answer.
         let half = asked_at.elapsed().unwrap_or(Duration::ZERO) / 2;
         let here = (asked_at + half).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         Ok(Inspected {

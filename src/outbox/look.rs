@@ -1,9 +1,9 @@
-//! Looking: whether anything waits, in which lanes, and who may still write. [`super::read`] brings it.
+//! Looking: whether anything is pending, in which lanes, and which writers are running. [`super::read`] reads it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::Object;
+use super::connect::Object;
 use tokio_postgres::types::Type;
 
 use super::row::wait;
@@ -26,14 +26,15 @@ const HELD_GROUPS: &str = include_str!("../../sql/queries/held_groups.sql");
 pub enum Pending {
     /// Nothing.
     Nothing,
-    /// Only what a dead message, one in quarantine or one that an operator holds back holds up, and those themselves.
+    /// Only messages that are held up, by a dead message, by one in quarantine or by one that an operator holds back,
+    /// and the messages that hold them up.
     OnlyHeld,
     /// Something that can be sent.
     Some,
 }
 
 impl Pending {
-    /// Of two parts of a destination, what can be sent counts more than what is held, and that more than nothing.
+    /// Combines two parts of a destination: messages that can be sent outweigh held ones, and those outweigh nothing.
     fn or(self, other: Self) -> Self {
         match (self, other) {
             (Self::Some, _) | (_, Self::Some) => Self::Some,
@@ -43,7 +44,7 @@ impl Pending {
     }
 }
 
-/// Lanes as PostgreSQL has them.
+/// The numbers of lanes in PostgreSQL.
 pub(super) fn numbers(lanes: impl IntoIterator<Item = Lane>) -> Vec<i16> {
     lanes.into_iter().map(Lane::number).collect()
 }
@@ -54,7 +55,7 @@ fn lanes(statement: &'static str, row: &tokio_postgres::Row, index: usize) -> Re
 }
 
 impl Outbox {
-    /// Whether anything may have come since the last look, for whatever destination; and whether a retry is due of these.
+    /// Whether there may be new messages since the last look, for any destination, and whether a retry of these is due.
     ///
     /// # Errors
     ///
@@ -103,7 +104,7 @@ impl Outbox {
         })
     }
 
-    /// Who may have written messages and has not ended.
+    /// The transactions that may have written messages and are still running.
     ///
     /// # Errors
     ///
@@ -117,12 +118,12 @@ impl Outbox {
         Ok(Writers { transaction_ids, next_xid: Some(TransactionId(next_xid)) })
     }
 
-    /// Looks for pending messages between two ids of each lane; with a proof, under that claim only. `None` when it took
-    /// longer than its limit and was cut short.
+    /// Looks for pending messages between two ids of each lane; with a proof, only under that claim. `None` when it
+    /// exceeded its time limit and was cut short.
     ///
     /// # Errors
     ///
-    /// When the statement fails, or another server answers than the claim's.
+    /// When the statement fails, or when a server other than the claim's answers.
     pub async fn rescan(
         &self,
         destination: &str,
@@ -131,11 +132,11 @@ impl Outbox {
     ) -> Result<Option<Rescanned>, OutboxError> {
         let connection = self.connection().await?;
         let rescanned = self.rescan_on(&connection, destination, rescan, proof);
-        let result = self.cut_short_after(rescan.limit, "rescan", &connection, rescanned).await;
+        let result = self.cut_short_after(rescan.timeout, "rescan", &connection, rescanned).await;
         self.keep_if_ok(connection, result).await
     }
 
-    /// What has ended by now.
+    /// Which transactions have ended by now.
     pub(super) async fn snapshot_on(&self, connection: &Object) -> Result<Snapshot, OutboxError> {
         const NAME: &str = "look at transactions";
         let rows = self.bounded(NAME, connection.query_typed(SNAPSHOT, &[])).await?;
@@ -153,7 +154,7 @@ impl Outbox {
         let of_lanes = numbers(rescan.ranges.iter().map(|range| range.lane));
         let above: Vec<i64> = rescan.ranges.iter().map(|range| range.above.0).collect();
         let upto: Vec<i64> = rescan.ranges.iter().map(|range| range.upto.0).collect();
-        let most = i64::try_from(rescan.most).unwrap_or(i64::MAX);
+        let limit = i64::try_from(rescan.limit).unwrap_or(i64::MAX);
         let groups: Vec<&str> = rescan.waiting.iter().map(|(group, _)| group.as_ref()).collect();
         let afters: Vec<String> = rescan.waiting.iter().map(|(_, after)| after.0.to_string()).collect();
         let ready_upto: Vec<i64> = rescan.ranges.iter().map(|range| range.ready_upto.0).collect();
@@ -166,7 +167,7 @@ impl Outbox {
             (&of_lanes, Type::INT2_ARRAY),
             (&above, Type::INT8_ARRAY),
             (&upto, Type::INT8_ARRAY),
-            (&most, Type::INT8),
+            (&limit, Type::INT8),
             (&groups, Type::TEXT_ARRAY),
             (&afters, Type::TEXT_ARRAY),
             (&ready_upto, Type::INT8_ARRAY),
@@ -220,11 +221,11 @@ impl Outbox {
         self.probe(NAME, HELD_GROUPS, &parameters).await?.iter().map(held).collect()
     }
 
-    /// What of the destination is pending, deferred messages included.
+    /// What is pending of the destination, including deferred messages.
     ///
     /// # Errors
     ///
-    /// When a statement fails, or this role cannot see what is pending.
+    /// When a statement fails, or when this role cannot see everything that is pending.
     pub async fn pending(&self, destination: &str, order: Order) -> Result<Pending, OutboxError> {
         self.check_suitable().await?;
         let mut walk = Walk::new(self.watch(&[]).await?.last_id);
@@ -239,20 +240,20 @@ impl Outbox {
                 None => walk.was_cut_short(&chunk),
             }
         }
-        // Above what was handed out there is little: what somebody has written by hand.
-        let beyond = Chunk { above: walk.top(), upto: MessageId::MAX, limit: None };
+        // Above the last id handed out there is little: only rows with ids written by hand.
+        let beyond = Chunk { above: walk.top(), upto: MessageId::MAX, timeout: None };
         let found = self.pending_in(destination, order, &beyond).await?;
         Ok(found.map_or(pending, |(found, _)| pending.or(found)))
     }
 
-    /// The same of a chunk of ids, and how long the server worked. `None` when it was cut short.
+    /// The same for a chunk of ids, with the time that the server worked. `None` when it was cut short.
     async fn pending_in(
         &self,
         destination: &str,
         order: Order,
         chunk: &Chunk,
     ) -> Result<Option<(Pending, Duration)>, OutboxError> {
-        const NAME: &str = "look for pending";
+        const NAME: &str = "look for pending messages";
         let (is_blocked, is_ordered, lanes) = (order.is_blocked_by_dead(), order.is_kept(), numbers(Lane::all()));
         let parameters: [Parameter<'_>; 6] = [
             (&destination, Type::TEXT),
@@ -264,7 +265,7 @@ impl Outbox {
         ];
         let connection = self.connection().await?;
         let rows = self.bounded(NAME, connection.query_typed(PENDING, &parameters));
-        let rows = self.cut_short_after(chunk.limit, NAME, &connection, rows).await;
+        let rows = self.cut_short_after(chunk.timeout, NAME, &connection, rows).await;
         let Some(rows) = self.keep_if_ok(connection, rows).await? else { return Ok(None) };
         let row = super::one(NAME, rows)?;
         let found = match (column(NAME, &row, 0)?, column(NAME, &row, 1)?) {
@@ -277,7 +278,8 @@ impl Outbox {
     }
 }
 
-/// A transaction id of which only the lower 32 bits are known, below the next one (PostgreSQL, "Transactions and Identifiers").
+/// Completes a transaction id of which only the lower 32 bits are known and which is below the next one (PostgreSQL,
+/// "Transactions and Identifiers").
 fn with_epoch(id: i64, next_xid: i64) -> i64 {
     let whole = (next_xid & !0xffff_ffff) | (id & 0xffff_ffff);
     if whole < next_xid { whole } else { whole - (1 << 32) }

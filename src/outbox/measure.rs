@@ -1,4 +1,4 @@
-//! Lag, backlog and retention: questions about the tables that no publisher's view can answer.
+//! Lag, backlog and retention: questions about whole tables, which no single delivery can answer.
 
 use std::time::Duration;
 
@@ -7,20 +7,17 @@ use tokio_postgres::types::Type;
 use super::look::numbers;
 use super::{Outbox, OutboxError, Parameter, column};
 use crate::message::{Lane, MessageId};
-use crate::reading::{ByLane, FloorWalk, Order};
+use crate::reading::{ByLane, COUNT_LIMIT, FloorWalk, Order};
 
 const BACKLOG: &str = include_str!("../../sql/queries/backlog.sql");
 const RATE: &str = include_str!("../../sql/queries/rate.sql");
 const PRUNE: &str = include_str!("../../sql/queries/prune.sql");
 
-/// What the planner may do while pruning, for `BEGIN`; see `sql/queries/prune.sql`.
+/// Planner settings while pruning, for `BEGIN`; see `sql/queries/prune.sql`.
 pub const PRUNING: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
     SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
 
-/// Where counting stops: beyond this number an operator asks "how fast does it shrink", not "how many exactly".
-pub const COUNT_LIMIT: i64 = 100_000;
-
-/// What waits in one destination.
+/// The backlog of one destination.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backlog {
     /// Age of the oldest pending message in seconds, 0 when there is none.
@@ -31,41 +28,41 @@ pub struct Backlog {
     pub dead: i64,
     /// Messages in quarantine.
     pub quarantined: i64,
-    /// Pending messages that nothing holds up and that are not in quarantine, the oldest of them: for how many seconds.
+    /// Age in seconds of the oldest pending message that nothing holds up and that is not in quarantine.
     pub ready_lag: f64,
-    /// The first message of each lane that has one and that waits for no retry.
+    /// The first message of each lane that is not waiting for a retry.
     pub firsts: Vec<(Lane, MessageId)>,
 }
 
-/// How many of the latest deliveries of each lane [`Outbox::rate`] looks at.
+/// How many of the latest deliveries of each lane [`Outbox::rate`] considers.
 const LATEST: i64 = 2000;
 
-/// Over how many seconds it counts.
+/// The period in seconds over which it counts.
 const RATE_SECONDS: f64 = 10.0;
 
 /// How fast a destination delivers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rate {
-    /// Messages a second over the last ten.
+    /// Messages a second over the last ten seconds.
     pub per_second: f64,
-    /// Whether it may be more, because only the latest were looked at.
+    /// Whether the rate may be higher, because only the latest deliveries were considered.
     pub is_capped: bool,
 }
 
-/// What came of pruning a chunk.
+/// The result of pruning a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pruned {
-    /// The highest id that was looked at; none when there was nothing to look at.
+    /// The highest id that was looked at; `None` when there was nothing.
     pub highest: Option<i64>,
     /// How many messages were deleted.
     pub deleted: i64,
-    /// Whether it is worth looking above.
+    /// Whether there may be old messages above it.
     pub may_be_old: bool,
 }
 
 impl Outbox {
-    /// Finds, for each lane, an id below which nothing waits but retries. `go_on` is asked before each chunk; `None` when it
-    /// said no.
+    /// Finds, for each lane, an id below which nothing but retries is pending. `go_on` is asked before each chunk;
+    /// returns `None` if it said no.
     ///
     /// # Errors
     ///
@@ -85,7 +82,7 @@ impl Outbox {
         Ok(Some(walk.floors()))
     }
 
-    /// Measures a destination's backlog in the table, above these floors, as [`Outbox::floors`] finds them.
+    /// Measures a destination's backlog in the table, above these floors, which [`Outbox::floors`] finds.
     ///
     /// # Errors
     ///
@@ -141,7 +138,8 @@ impl Outbox {
         Ok(Rate { per_second: messages as f64 / RATE_SECONDS, is_capped })
     }
 
-    /// Looks at the `chunk` lowest delivered messages of a lane above an id and deletes those older than the retention.
+    /// Looks at the `chunk` lowest delivered messages of a lane above an id, and deletes those older than the
+    /// retention.
     ///
     /// # Errors
     ///

@@ -1,12 +1,12 @@
-//! Migrations: forward only, embedded, recorded with a checksum, safe when many sidecars start at once.
+//! Migrations: forward only, embedded, recorded with a checksum, and safe when many sidecars start at once.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use deadpool_postgres::Object;
+use super::connect::Object;
 use sha2::{Digest as _, Sha256};
 
-use super::{Outbox, OutboxError, TRANSACTION_TIMEOUT_SINCE, column};
+use super::transaction::{COMMIT, begin};
+use super::{Outbox, OutboxError, column};
 use crate::retry::Delays;
 
 /// One step of the schema.
@@ -14,10 +14,13 @@ use crate::retry::Delays;
 pub struct Migration {
     /// 1, 2, 3, …
     pub version: i32,
-    /// The file's name without number and ending.
+    /// The file name without number and extension.
     pub name: &'static str,
-    /// What to run.
+    /// The SQL to run.
     pub sql: &'static str,
+    /// The oldest schema version whose relays work with the database after it. A migration that only adds leaves it as
+    /// it is; one that takes something away names the version that stopped using it (docs/upgrading.md).
+    pub needs: i32,
 }
 
 impl Migration {
@@ -28,31 +31,37 @@ impl Migration {
 
     fn record(&self) -> String {
         format!(
-            "INSERT INTO outbox.migrations (version, name, checksum) VALUES ({}, '{}', '{}');\n",
+            "INSERT INTO outbox.migrations (version, name, checksum, needs) VALUES ({}, '{}', '{}', {});\n",
             self.version,
             self.name,
-            self.checksum()
+            self.checksum(),
+            self.needs
         )
     }
 }
 
 /// All migrations, in order. A released one is never changed. These seven are the schema of the first release, by topic.
 pub const MIGRATIONS: [Migration; 7] = [
-    Migration { version: 1, name: "events", sql: include_str!("../../sql/migrations/0001_events.sql") },
-    Migration { version: 2, name: "messages", sql: include_str!("../../sql/migrations/0002_messages.sql") },
-    Migration { version: 3, name: "dead_letters", sql: include_str!("../../sql/migrations/0003_dead_letters.sql") },
-    Migration { version: 4, name: "steering", sql: include_str!("../../sql/migrations/0004_steering.sql") },
-    Migration { version: 5, name: "replay", sql: include_str!("../../sql/migrations/0005_replay.sql") },
-    Migration { version: 6, name: "event_store", sql: include_str!("../../sql/migrations/0006_event_store.sql") },
-    Migration { version: 7, name: "consumers", sql: include_str!("../../sql/migrations/0007_consumers.sql") },
+    first(1, "events", include_str!("../../sql/migrations/0001_events.sql")),
+    first(2, "messages", include_str!("../../sql/migrations/0002_messages.sql")),
+    first(3, "dead_letters", include_str!("../../sql/migrations/0003_dead_letters.sql")),
+    first(4, "steering", include_str!("../../sql/migrations/0004_steering.sql")),
+    first(5, "replay", include_str!("../../sql/migrations/0005_replay.sql")),
+    first(6, "event_store", include_str!("../../sql/migrations/0006_event_store.sql")),
+    first(7, "consumers", include_str!("../../sql/migrations/0007_consumers.sql")),
 ];
 
-/// Not IF NOT EXISTS, which asks for the right to create schemas even when there is nothing to create.
+/// A migration of the first release.
+const fn first(version: i32, name: &'static str, sql: &'static str) -> Migration {
+    Migration { version, name, sql, needs: 1 }
+}
+
+/// Not IF NOT EXISTS, which needs the privilege to create schemas even when there is nothing to create.
 const SCHEMA: &str = "\
 DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'outbox') THEN CREATE SCHEMA outbox; END IF; END $$;
 ";
 
-/// Where migrations are recorded; made before the first of them.
+/// The table that records migrations; it is created before the first of them.
 const RECORDS: &str = "\
 CREATE TABLE IF NOT EXISTS outbox.migrations (
     version    integer PRIMARY KEY,
@@ -64,34 +73,43 @@ CREATE TABLE IF NOT EXISTS outbox.migrations (
 COMMENT ON TABLE outbox.migrations IS 'Which migrations of outbox-relay have been applied.';
 COMMENT ON COLUMN outbox.migrations.version IS 'Number of the migration, from 1.';
 COMMENT ON COLUMN outbox.migrations.name IS 'Name of the migration.';
-COMMENT ON COLUMN outbox.migrations.checksum IS 'SHA-256 of its text; a difference means that it was changed afterwards.';
+COMMENT ON COLUMN outbox.migrations.checksum IS 'SHA-256 of its text; a difference means that the text was changed later.';
 COMMENT ON COLUMN outbox.migrations.applied_at IS 'When it was applied.';
 COMMENT ON COLUMN outbox.migrations.needs IS
     'The oldest schema version whose relays work with the database after this migration.';
 ";
 
-/// What the statements here are called in errors.
+/// Whether there are records. This queries the catalog: to_regclass may still answer from before the wait for the lock.
+const HAS_RECORDS: &str = "SELECT EXISTS (
+    SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'outbox' AND c.relname = 'migrations'
+)";
+
+/// What is recorded.
+const RECORDED: &str = "SELECT version, name, checksum, needs FROM outbox.migrations ORDER BY version";
+
+/// The name of these statements in errors.
 const MIGRATE: &str = "migrate";
 
-/// Others may hold the lock and build an index meanwhile; longer than that, somebody should look.
+/// Another migration may hold the lock and build an index meanwhile; if it takes longer than this, somebody should
+/// look.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What a migration's transaction begins with, so that settings of the server or the role do not count; and what follows once
-/// nobody else migrates: it waits for a table no longer than writers may wait behind it.
+/// What a migration's transaction begins with, so that settings of the server or the role do not apply; and what
+/// follows once no other migration runs: it waits for a table only as long as writers may wait behind it.
 const LIMITS: &str = "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = '600s'; \
     SET LOCAL idle_in_transaction_session_timeout = '60s'";
-const NO_TRANSACTION_TIMEOUT: &str = "; SET LOCAL transaction_timeout = 0";
 const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '2s'";
 
-/// First and longest pause before a migration tries again whose lock somebody held.
+/// First and longest pause before a migration is retried because another session held a lock.
 const LOCK_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
-/// One lock for everybody who migrates. Within the transaction, so that it works behind PgBouncer and cannot be forgotten. Its
+/// One lock for all migrations. It belongs to the transaction, so it works behind PgBouncer and is always released. Its
 /// key is listed at the top of `sql/migrations/0001_events.sql`.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(x'6F75FFFFFFFFFF01'::bigint)";
 const TRY_LOCK: &str = "SELECT pg_try_advisory_xact_lock(x'6F75FFFFFFFFFF01'::bigint)";
 
-/// What a person who runs the script has to know.
+/// A note for the person who runs the script.
 const HINT: &str = "-- It waits for the lock of a table that is in use for two seconds, so that no writer waits longer behind it. \
     Run it\n-- again after \"canceling statement due to lock timeout\"; nothing has changed then.\n";
 
@@ -108,30 +126,31 @@ pub fn script() -> String {
 }
 
 impl Outbox {
-    /// Brings the schema to this program's version; returns the migrations that were applied now. Where nothing is to be
-    /// done it only looks, so a role that may do no more is enough.
+    /// Brings the schema to this program's version; returns the migrations that were applied now. If there is nothing
+    /// to do it only reads, so a role without further privileges is enough.
     ///
     /// # Errors
     ///
-    /// When the database is newer, a recorded migration differs, or a statement fails; then nothing has changed.
+    /// When the schema is newer and does not support this program, when a recorded migration differs, or when a
+    /// statement fails; then nothing has changed.
     pub async fn migrate(&self) -> Result<Vec<Migration>, OutboxError> {
         self.migrate_to(&MIGRATIONS).await
     }
 
-    /// The same to another list of migrations, which begins as this program's does: what the next release will do.
+    /// The same for another list of migrations that begins with this program's; used to simulate the next release.
     ///
     /// # Errors
     ///
     /// As [`Outbox::migrate`].
     pub async fn migrate_to(&self, migrations: &[Migration]) -> Result<Vec<Migration>, OutboxError> {
-        // Before a connection is taken: there may be one only.
+        // This comes before a connection is taken: there may be only one.
         self.check_suitable().await?;
         let started = Instant::now();
         let (mut delays, mut dice) = (Delays::new(LOCK_RETRY.0, LOCK_RETRY.1), fastrand::Rng::new());
         let mut is_told = false;
         loop {
             let connection = self.connection().await?;
-            // A failure leaves the transaction open, and closing the connection rolls it back.
+            // A failure leaves the transaction open; closing the connection rolls it back.
             let result = self.migrate_with(&connection, migrations).await;
             match self.keep_if_ok(connection, result).await {
                 Err(error) if error.is_in_the_way() && started.elapsed() < MIGRATION_TIMEOUT => {
@@ -150,14 +169,13 @@ impl Outbox {
         if self.recorded(connection, migrations).await? == last {
             return Ok(Vec::new());
         }
-        // Under a stricter isolation, what another one did while this one waited for the lock would not be seen.
-        let is_limited = self.version.load(Ordering::Relaxed) >= TRANSACTION_TIMEOUT_SINCE;
-        let no_timeout = if is_limited { NO_TRANSACTION_TIMEOUT } else { "" };
-        let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; {LIMITS}{no_timeout}");
+        // Under a stricter isolation level, changes made by another migration during the wait for the lock would be
+        // invisible.
+        let begin = begin(&[LIMITS, self.no_transaction_timeout()]);
         self.bounded(MIGRATE, connection.batch_execute(&begin)).await?;
         let tried = self.bounded(MIGRATE, connection.query_typed(TRY_LOCK, &[])).await?;
         if !tried.first().map_or(Ok(false), |row| column::<bool>(MIGRATE, row, 0))? {
-            tracing::info!(database = %self.place, "another outbox-relay migrates; waiting for it");
+            tracing::info!(database = %self.place, "another outbox-relay is migrating; waiting for it");
             self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(LOCK)).await?;
         }
         self.bounded(MIGRATE, connection.batch_execute(LOCK_TIMEOUT)).await?;
@@ -172,70 +190,95 @@ impl Outbox {
             self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(migration.sql)).await?;
             self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(&migration.record())).await?;
         }
-        self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute("COMMIT")).await?;
+        self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(COMMIT)).await?;
         Ok(missing)
     }
 
-    /// The version that is recorded, or none when there are no records yet.
+    /// The recorded version, or `None` when there are no records yet.
     async fn recorded(&self, connection: &Object, migrations: &[Migration]) -> Result<Option<i32>, OutboxError> {
-        // Asked of the catalog: to_regclass may still answer from before the wait for the lock.
-        let exists = "SELECT EXISTS (
-            SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-            WHERE n.nspname = 'outbox' AND c.relname = 'migrations'
-        )";
-        let exists = self.bounded(MIGRATE, connection.query_typed(exists, &[])).await?;
+        let exists = self.bounded(MIGRATE, connection.query_typed(HAS_RECORDS, &[])).await?;
         if !exists.first().map_or(Ok(false), |row| column::<bool>(MIGRATE, row, 0))? {
             return Ok(None);
         }
-        let recorded = "SELECT version, name, checksum, needs FROM outbox.migrations ORDER BY version";
-        let recorded = self.bounded(MIGRATE, connection.query_typed(recorded, &[])).await?;
-        self.check_recorded(&recorded, migrations).map(Some)
+        let rows = self.bounded(MIGRATE, connection.query_typed(RECORDED, &[])).await?;
+        let recorded = self.compare(MIGRATE, &rows, migrations)?;
+        if let Some(version) = recorded.newer {
+            let known = recorded.known;
+            tracing::info!(version, known, "the schema is newer than this outbox-relay, which can work with it");
+        }
+        Ok(Some(recorded.known))
+    }
+
+    /// The version of the schema, of whatever release it is; `None` if there is none. For `outbox-relay dev`, which
+    /// changes nothing that others use.
+    ///
+    /// # Errors
+    ///
+    /// When a statement fails.
+    #[cfg(feature = "dev")]
+    pub async fn schema_version(&self) -> Result<Option<i32>, OutboxError> {
+        const NAME: &str = "look for a schema";
+        if !column::<bool>(NAME, &self.query_one(NAME, HAS_RECORDS, &[]).await?, 0)? {
+            return Ok(None);
+        }
+        let newest = "SELECT coalesce(max(version), 0) FROM outbox.migrations";
+        column(NAME, &self.query_one(NAME, newest, &[]).await?, 0).map(Some)
     }
 
     /// Whether this program can work with the schema, and with the database at all.
     ///
     /// # Errors
     ///
-    /// [`OutboxError::NotMigrated`] when it is older or missing. A newer schema is fine, so that old relays go on while the new
-    /// version is rolled out, and when it is rolled back; unless it says that this program is too old for it.
+    /// [`OutboxError::NotMigrated`] when it is older or missing; [`OutboxError::Changed`] when a migration was another
+    /// one. A newer schema is accepted, so that old relays keep working while the new version is rolled out and if it is
+    /// rolled back, unless the schema says that this program is too old.
     pub async fn check_schema(&self) -> Result<(), OutboxError> {
         self.check_suitable().await?;
         const NAME: &str = "check the schema";
-        const VERSION: &str = "SELECT coalesce(max(version), 0), coalesce(max(needs), 0) FROM outbox.migrations";
-        let row = self.query_one(NAME, VERSION, &[]).await?;
-        let (version, needed): (i32, i32) = (column(NAME, &row, 0)?, column(NAME, &row, 1)?);
-        let known = MIGRATIONS.last().map_or(0, |migration| migration.version);
-        if needed > known {
-            return Err(OutboxError::TooNew { place: self.place.to_string(), found: version, needed, known });
-        }
-        if version < known {
+        let rows = self.query(NAME, RECORDED, &[]).await?;
+        let found = self.compare(NAME, &rows, &MIGRATIONS)?.known;
+        let needed = MIGRATIONS.last().map_or(0, |migration| migration.version);
+        if found < needed {
             return Err(OutboxError::NotMigrated {
                 place: self.place.to_string(),
-                problem: format!("it has schema version {version}, {known} is needed"),
+                problem: format!("it has schema version {found}, {needed} is needed"),
             });
         }
         Ok(())
     }
 
-    fn check_recorded(&self, rows: &[tokio_postgres::Row], migrations: &[Migration]) -> Result<i32, OutboxError> {
-        let known = migrations.last().map_or(0, |migration| migration.version);
-        let mut applied = 0;
+    /// Compares what is recorded with the migrations of this program.
+    fn compare(
+        &self,
+        name: &'static str,
+        rows: &[tokio_postgres::Row],
+        migrations: &[Migration],
+    ) -> Result<Recorded, OutboxError> {
+        let place = || self.place.to_string();
+        let last = migrations.last().map_or(0, |migration| migration.version);
+        let mut recorded = Recorded { known: 0, newer: None };
         for row in rows {
-            let version: i32 = column(MIGRATE, row, 0)?;
+            let (version, needed): (i32, i32) = (column(name, row, 0)?, column(name, row, 3)?);
+            if needed > last {
+                return Err(OutboxError::TooNew { place: place(), found: version, needed, known: last });
+            }
             let Some(migration) = migrations.iter().find(|migration| migration.version == version) else {
-                let needed: i32 = column(MIGRATE, row, 3)?;
-                if needed > known {
-                    return Err(OutboxError::TooNew { place: self.place.to_string(), found: version, needed, known });
-                }
-                tracing::info!(version, known, "the schema is newer than this outbox-relay, which can work with it");
+                recorded.newer = Some(version);
                 continue;
             };
-            if column::<String>(MIGRATE, row, 2)? != migration.checksum() {
-                let name: String = column(MIGRATE, row, 1)?;
-                return Err(OutboxError::Changed { place: self.place.to_string(), version, name });
+            if column::<String>(name, row, 2)? != migration.checksum() {
+                return Err(OutboxError::Changed { place: place(), version, name: column(name, row, 1)? });
             }
-            applied = version;
+            recorded.known = version;
         }
-        Ok(applied)
+        Ok(recorded)
     }
+}
+
+/// Which migrations a database has.
+struct Recorded {
+    /// The last one that this program knows, or 0.
+    known: i32,
+    /// The last one that it does not know.
+    newer: Option<i32>,
 }

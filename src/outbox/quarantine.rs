@@ -1,4 +1,4 @@
-//! Quarantine: messages that are set aside one by one, so that they stop nobody else.
+//! Quarantine: messages that are set aside one by one, so that they stop no others.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
@@ -15,7 +15,7 @@ const UNRECORDED: &str = include_str!("../../sql/queries/unrecorded.sql");
 const UNQUARANTINE: &str = include_str!("../../sql/queries/unquarantine.sql");
 const RELEASE: &str = include_str!("../../sql/queries/release.sql");
 
-/// A message in quarantine, for people.
+/// A message in quarantine, for display.
 #[derive(Clone, Debug)]
 pub struct QuarantinedLine {
     /// The message, with what could not be recorded and why.
@@ -24,7 +24,7 @@ pub struct QuarantinedLine {
     pub since: String,
 }
 
-/// What could not be recorded, column by column.
+/// The outcome that could not be recorded, column by column.
 #[derive(Default)]
 struct Unrecorded<'a> {
     outcome: Option<&'static str>,
@@ -53,7 +53,7 @@ fn message(name: &'static str, row: &tokio_postgres::Row) -> Result<Quarantined,
     let outcome = match column::<Option<&str>>(name, row, 6)? {
         Some("delivered") => Some(Outcome::Delivered { sqs_message_id: column(name, row, 7)? }),
         Some("dead") => {
-            // Of which kind the fault was nobody has to know any more.
+            // The kind of the fault is not needed any more.
             let kind = FaultKind::MessagePermanent;
             Some(Outcome::Dead { attempts: column(name, row, 8)?, kind, error: column(name, row, 9)? })
         }
@@ -102,7 +102,7 @@ impl Outbox {
         self.execute("quarantine", QUARANTINE, &parameters).await.map(drop)
     }
 
-    /// Messages in quarantine, the oldest first; of one destination, or of all.
+    /// Messages in quarantine, oldest first, of one destination or of all.
     ///
     /// # Errors
     ///
@@ -110,10 +110,10 @@ impl Outbox {
     pub async fn quarantined(
         &self,
         destination: Option<&str>,
-        most: i64,
+        limit: i64,
     ) -> Result<Vec<(String, QuarantinedLine)>, OutboxError> {
         const NAME: &str = "list the quarantine";
-        let parameters: [Parameter<'_>; 2] = [(&destination, Type::TEXT), (&most, Type::INT8)];
+        let parameters: [Parameter<'_>; 2] = [(&destination, Type::TEXT), (&limit, Type::INT8)];
         let line = |row: &tokio_postgres::Row| {
             let line = QuarantinedLine { message: message(NAME, row)?, since: column(NAME, row, 11)? };
             Ok((column(NAME, row, 0)?, line))
@@ -121,7 +121,8 @@ impl Outbox {
         self.query(NAME, QUARANTINED, &parameters).await?.iter().map(line).collect()
     }
 
-    /// Messages in quarantine whose outcome could not be recorded, in the order of lanes and ids; those behind one of them.
+    /// Messages in quarantine whose outcome could not be recorded, in the order of lanes and ids; only those after the
+    /// given message, if one is given.
     ///
     /// # Errors
     ///
@@ -130,20 +131,21 @@ impl Outbox {
         &self,
         destination: &str,
         after: Option<MessageKey>,
-        most: i64,
+        limit: i64,
     ) -> Result<Vec<Quarantined>, OutboxError> {
-        const NAME: &str = "list what was not recorded";
+        const NAME: &str = "list unrecorded messages";
         let (lane, id) = after.map_or((i16::MIN, i64::MIN), |key| (key.lane.number(), key.id.0));
         let parameters: [Parameter<'_>; 4] =
-            [(&destination, Type::TEXT), (&lane, Type::INT2), (&id, Type::INT8), (&most, Type::INT8)];
+            [(&destination, Type::TEXT), (&lane, Type::INT2), (&id, Type::INT8), (&limit, Type::INT8)];
         self.query(NAME, UNRECORDED, &parameters).await?.iter().map(|row| message(NAME, row)).collect()
     }
 
-    /// Tries again to record what became of a message in quarantine; returns whether that is done, and it is not there any more.
+    /// Tries again to record the outcome of a message in quarantine; returns whether it is recorded and has left the
+    /// quarantine.
     ///
     /// # Errors
     ///
-    /// When the database fails; not when it still refuses the row.
+    /// When the database fails; a row that it still refuses is no error.
     pub async fn record_quarantined(
         &self,
         destination: &str,
@@ -167,7 +169,7 @@ impl Outbox {
         self.execute("end the quarantine", UNQUARANTINE, &parameters).await.map(|rows| rows > 0)
     }
 
-    /// Gives a message in quarantine back to the relays, which send it.
+    /// Returns a message in quarantine to the relays, which send it.
     ///
     /// # Errors
     ///

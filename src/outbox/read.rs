@@ -1,6 +1,6 @@
-//! Reading: what waits in claimed lanes, without taking anything. [`super::look`] asks whether there is any.
+//! Reading: what is pending in claimed lanes; it changes nothing. [`super::look`] asks whether there is any.
 
-use deadpool_postgres::Object;
+use super::connect::Object;
 use futures_util::{StreamExt as _, pin_mut};
 use tokio_postgres::types::Type;
 
@@ -14,14 +14,15 @@ const READ: &str = include_str!("../../sql/queries/read.sql");
 const READ_GROUPS: &str = include_str!("../../sql/queries/read_groups.sql");
 const READ_DUE: &str = include_str!("../../sql/queries/read_due.sql");
 
-/// What the planner may do while reading, for `BEGIN`.
+/// Planner settings while reading, for `BEGIN`.
 ///
-/// PostgreSQL takes the number of messages that a read may bring as unknown, a tenth of each lane, so with half a million
-/// waiting it would compile the statement anew for each read of a thousand, which takes twice as long as the read. And where
-/// the outbox was empty when it was analyzed, it would rather scan what is deferred, dead or in quarantine once a message.
+/// PostgreSQL does not know how many messages a read may return and assumes a tenth of each lane. So with half a
+/// million pending, it would compile the statement again for each read of a thousand, which takes twice as long as the
+/// read. And if the outbox was empty when it was analyzed, it would prefer to scan everything deferred, dead or in
+/// quarantine once per message.
 pub const READING: &str = "SET LOCAL jit = off; SET LOCAL enable_seqscan = off; SET LOCAL seq_page_cost = 1000000";
 
-/// What every reading statement is given besides its own.
+/// The parameters that all reading statements share.
 struct Common<'a> {
     destination: &'a str,
     max_bytes: i64,
@@ -47,12 +48,12 @@ fn count(number: usize) -> i64 {
 }
 
 impl Outbox {
-    /// More of some groups, the next messages of claimed lanes, and what a look at the gap sees after that. So a message that
-    /// this read shows, and one that was committed before it, are never both missed.
+    /// Reads more of some groups, then the next messages of claimed lanes, then rescans the gap. So a message that this
+    /// read shows and one that was committed before it are never both missed.
     ///
     /// # Errors
     ///
-    /// When a statement fails, or another server answers than the claim's.
+    /// When a statement fails, or when a server other than the claim's answers.
     pub async fn read(
         &self,
         destination: &str,
@@ -101,16 +102,16 @@ impl Outbox {
     ) -> Result<Batch, OutboxError> {
         let lanes = numbers(request.lanes.iter().map(|position| position.lane));
         let above: Vec<i64> = request.lanes.iter().map(|position| position.above.0).collect();
-        let most: Vec<i64> = request.lanes.iter().map(|position| count(position.most)).collect();
-        let total: usize = request.lanes.iter().map(|position| position.most).sum();
+        let limit: Vec<i64> = request.lanes.iter().map(|position| count(position.limit)).collect();
+        let total: usize = request.lanes.iter().map(|position| position.limit).sum();
         let share = |part: usize| count(request.stored_bytes * part / total.max(1)).max(1);
-        let bytes: Vec<i64> = request.lanes.iter().map(|position| share(position.most)).collect();
+        let bytes: Vec<i64> = request.lanes.iter().map(|position| share(position.limit)).collect();
         let (is_ordered, is_blocked) = (request.order.is_kept(), request.order.is_blocked_by_dead());
         let parameters: [Parameter<'_>; 11] = [
             (&common.destination, Type::TEXT),
             (&lanes, Type::INT2_ARRAY),
             (&above, Type::INT8_ARRAY),
-            (&most, Type::INT8_ARRAY),
+            (&limit, Type::INT8_ARRAY),
             (&bytes, Type::INT8_ARRAY),
             (&common.max_bytes, Type::INT8),
             (&is_ordered, Type::BOOL),
@@ -133,7 +134,7 @@ impl Outbox {
         let names: Vec<&str> = request.groups.iter().map(|position| position.group.as_ref()).collect();
         let after: Vec<i64> = request.groups.iter().map(|position| position.after.id.0).collect();
         let upto: Vec<i64> = request.groups.iter().map(|position| position.upto.0).collect();
-        let most: Vec<i64> = request.groups.iter().map(|position| count(position.most)).collect();
+        let limit: Vec<i64> = request.groups.iter().map(|position| count(position.limit)).collect();
         let share = count(request.stored_bytes / request.groups.len().max(1)).max(1);
         let bytes = vec![share; request.groups.len()];
         let is_blocked = request.order.is_blocked_by_dead();
@@ -142,7 +143,7 @@ impl Outbox {
             (&lanes, Type::INT2_ARRAY),
             (&names, Type::TEXT_ARRAY),
             (&after, Type::INT8_ARRAY),
-            (&most, Type::INT8_ARRAY),
+            (&limit, Type::INT8_ARRAY),
             (&bytes, Type::INT8_ARRAY),
             (&common.max_bytes, Type::INT8),
             (&is_blocked, Type::BOOL),
@@ -155,11 +156,11 @@ impl Outbox {
         self.batches(connection, "read groups", READ_GROUPS, &parameters, parts, request.bytes).await
     }
 
-    /// Deferred messages of claimed lanes that are due.
+    /// The deferred messages of claimed lanes that are due.
     ///
     /// # Errors
     ///
-    /// When the statement fails, or another server answers than the claim's.
+    /// When the statement fails, or when a server other than the claim's answers.
     pub async fn read_due(
         &self,
         destination: &str,
@@ -168,14 +169,14 @@ impl Outbox {
     ) -> Result<Batch, OutboxError> {
         let common = Common::new(destination, proof, request.lookup);
         let lanes = numbers(request.lanes.iter().copied());
-        let (most, stored) = (count(request.most), count(request.stored_bytes));
+        let (limit, stored) = (count(request.limit), count(request.stored_bytes));
         let groups: Vec<&str> = request.groups_to_skip.iter().map(AsRef::as_ref).collect();
         let seconds = request.longest_delay.as_secs_f64();
         let (is_ordered, is_blocked) = (request.order.is_kept(), request.order.is_blocked_by_dead());
         let parameters: [Parameter<'_>; 12] = [
             (&common.destination, Type::TEXT),
             (&lanes, Type::INT2_ARRAY),
-            (&most, Type::INT8),
+            (&limit, Type::INT8),
             (&stored, Type::INT8),
             (&groups, Type::TEXT_ARRAY),
             (&common.max_bytes, Type::INT8),
@@ -193,7 +194,7 @@ impl Outbox {
         Ok(batches.pop().unwrap_or_default())
     }
 
-    /// Runs a reading statement; its rows go to so many batches, the first to those of part 0 or 1.
+    /// Runs a reading statement and distributes its rows to this many batches; rows of part 0 or 1 go to the first.
     async fn batches(
         &self,
         connection: &Object,
@@ -217,7 +218,7 @@ impl Outbox {
                 let said = Said::of(statement, &row, &mut said)?;
                 bytes += take_row(statement, (&row, said), batch, bytes, max_bytes)?;
             }
-            // Lanes come one after the other; the oldest message of all is to go first.
+            // Lanes come one after the other; the oldest message of all should go first.
             batches.iter_mut().for_each(|batch| batch.messages.sort_by_cached_key(|message| message.key.id));
             Ok(batches)
         };

@@ -1,13 +1,14 @@
 //! Replays: past events are published again, as new messages.
 //!
-//! The work is done by functions of the database (`sql/migrations/0005_replay.sql`), a step a transaction, so that a replay can
-//! stop at any moment and go on later. How fast, and whether to ask first, is the command's business.
+//! Functions of the database (`sql/migrations/0005_replay.sql`) do the work, one step per transaction, so that a replay
+//! can stop at any moment and continue later. The command decides how fast it runs and whether to ask first.
 
 use std::time::{Duration, SystemTime};
 
 use tokio_postgres::types::Type;
 
 use super::{Outbox, OutboxError, Parameter, column};
+use crate::reading::Replay;
 
 const REPLAY_COUNT: &str = include_str!("../../sql/queries/replay_count.sql");
 const REPLAY_UNFINISHED: &str = include_str!("../../sql/queries/replay_unfinished.sql");
@@ -15,15 +16,16 @@ const REPLAY_BEGIN: &str = include_str!("../../sql/queries/replay_begin.sql");
 const REPLAY_STEP: &str = include_str!("../../sql/queries/replay_step.sql");
 const REPLAY_END: &str = include_str!("../../sql/queries/replay_end.sql");
 const REPLAYS: &str = include_str!("../../sql/queries/replays.sql");
+const REPLAYS_VISIBLE: &str = include_str!("../../sql/queries/replays_visible.sql");
 
-/// Which events are published again, and where.
+/// Which events are published again, and to which destination.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplayOf {
-    /// The destination to which they went.
+    /// The destination they went to.
     pub source: String,
-    /// Where they go now.
+    /// The destination they go to now.
     pub destination: String,
-    /// Whether events count that are not known to have gone to the source.
+    /// Whether to include events that are not known to have gone to the source.
     pub all_events: bool,
     /// Only events of these types; `None` means all.
     pub event_types: Option<Vec<String>>,
@@ -39,69 +41,46 @@ pub struct ReplayOf {
     pub stop: Option<i64>,
 }
 
-/// Events of one type that a replay is about.
+/// The events of one type that a replay includes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplayCount {
     /// Their type.
     pub event_type: String,
     /// How many would be published.
     pub matching: i64,
-    /// How many more, if events counted that are not known to have gone to the source.
+    /// How many more there would be if events were included that are not known to have gone to the source.
     pub others: i64,
 }
 
-/// What a step of a replay has done.
+/// The result of one step of a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplayStep {
-    /// Messages that it wrote.
+    /// The messages written by the step.
     pub messages: i64,
-    /// Messages that the replay has written in all.
+    /// The messages written by the replay so far.
     pub all_messages: i64,
     /// Where the replay began.
     pub start_position: i64,
     /// All events up to this position are done.
     pub position: i64,
-    /// The position to which it goes.
+    /// The last position of the replay.
     pub last_position: i64,
     /// Whether there is nothing more to do.
     pub has_ended: bool,
-    /// Nothing was done, because a transaction runs that may have written events before the replay began.
+    /// Nothing was done, because a transaction is running that may have written events before the replay began.
     pub must_wait: bool,
 }
 
-/// A replay that has not ended.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Replay {
-    /// Its id.
-    pub id: i64,
-    /// The destination whose events they are.
-    pub source: String,
-    /// Where they go.
-    pub destination: String,
-    /// Who began it.
-    pub actor: String,
-    /// Where it began.
-    pub start_position: i64,
-    /// All events up to this position are done.
-    pub position: i64,
-    /// The position to which it goes.
-    pub last_position: i64,
-    /// Messages that it has written.
-    pub messages: i64,
-    /// For how long it has not moved.
-    pub idle: Duration,
-}
-
 impl Outbox {
-    /// How many events a replay would publish, by type, among the next `most`; and whether there may be more.
+    /// How many events a replay would publish, by type, among the next `limit` events, and whether there may be more.
     ///
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn replay_count(&self, of: &ReplayOf, most: i64) -> Result<(Vec<ReplayCount>, bool), OutboxError> {
+    pub async fn replay_count(&self, of: &ReplayOf, limit: i64) -> Result<(Vec<ReplayCount>, bool), OutboxError> {
         const NAME: &str = "count events";
         let mut parameters = of.parameters().to_vec();
-        parameters.push((&most, Type::INT8));
+        parameters.push((&limit, Type::INT8));
         let rows = self.query(NAME, REPLAY_COUNT, &parameters).await?;
         let may_be_more = rows.first().map_or(Ok(false), |row| column(NAME, row, 3))?;
         let mut counts = Vec::new();
@@ -113,7 +92,7 @@ impl Outbox {
         Ok((counts, may_be_more))
     }
 
-    /// The id of the replay with these arguments that has not ended.
+    /// The id of the unfinished replay with these arguments.
     ///
     /// # Errors
     ///
@@ -123,7 +102,7 @@ impl Outbox {
         column(NAME, &self.query_one(NAME, REPLAY_UNFINISHED, &of.parameters()).await?, 0)
     }
 
-    /// Begins a replay, or finds the one with the same arguments that has not ended; returns its id.
+    /// Starts a replay, or finds the unfinished one with the same arguments; returns its id.
     ///
     /// # Errors
     ///
@@ -135,24 +114,18 @@ impl Outbox {
         column(NAME, &self.query_one(NAME, REPLAY_BEGIN, &parameters).await?, 0)
     }
 
-    /// Goes on with a replay: writes at most `most` messages for the next events that match. With `skip_running` it does not
-    /// wait for transactions that may have written some before the replay began.
+    /// Runs a step of a replay: writes at most `limit` messages for the next matching events. With `skip_running` it
+    /// does not wait for transactions that may have written events before the replay began.
     ///
     /// # Errors
     ///
-    /// When the statement fails; then nothing was written, or all of the step was.
-    pub async fn replay_step(&self, id: i64, most: i64, skip_running: bool) -> Result<ReplayStep, OutboxError> {
-        const NAME: &str = "go on with a replay";
-        let parameters: [Parameter<'_>; 3] = [(&id, Type::INT8), (&most, Type::INT8), (&skip_running, Type::BOOL)];
+    /// When the statement fails; then either nothing or all of the step was written.
+    pub async fn replay_step(&self, id: i64, limit: i64, skip_running: bool) -> Result<ReplayStep, OutboxError> {
+        const NAME: &str = "continue a replay";
+        let parameters: [Parameter<'_>; 3] = [(&id, Type::INT8), (&limit, Type::INT8), (&skip_running, Type::BOOL)];
         let connection = self.connection().await?;
-        let work = async {
-            // Whatever the database's default is.
-            self.bounded(NAME, connection.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED")).await?;
-            let rows = self.bounded(NAME, connection.query_typed(REPLAY_STEP, &parameters)).await?;
-            self.bounded(NAME, connection.batch_execute("COMMIT")).await?;
-            Ok(rows)
-        };
-        let result = work.await;
+        let rows = self.bounded(NAME, connection.query_typed(REPLAY_STEP, &parameters));
+        let result = self.transaction(NAME, &connection, "", rows).await;
         let rows = self.keep_if_ok(connection, result).await?;
         let row = rows.first().ok_or(OutboxError::Answer { statement: NAME, problem: "no row".to_owned() })?;
         Ok(ReplayStep {
@@ -166,7 +139,7 @@ impl Outbox {
         })
     }
 
-    /// Gives a replay up; returns whether it had not ended.
+    /// Abandons a replay; returns whether it was unfinished.
     ///
     /// # Errors
     ///
@@ -177,7 +150,17 @@ impl Outbox {
         column(NAME, &self.query_one(NAME, REPLAY_END, &parameters).await?, 0)
     }
 
-    /// The replays that have not ended.
+    /// Whether this role may list replays. A list that is refused leaves a line in the server's log each time.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn may_list_replays(&self) -> Result<bool, OutboxError> {
+        const NAME: &str = "ask for the privilege to list replays";
+        column(NAME, &self.query_one(NAME, REPLAYS_VISIBLE, &[]).await?, 0)
+    }
+
+    /// The unfinished replays.
     ///
     /// # Errors
     ///
@@ -202,7 +185,7 @@ impl Outbox {
 }
 
 impl ReplayOf {
-    /// The parameters that beginning and looking for one have in common.
+    /// The parameters shared by starting a replay and looking for one.
     fn parameters(&self) -> [Parameter<'_>; 9] {
         [
             (&self.source, Type::TEXT),

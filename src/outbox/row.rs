@@ -1,4 +1,5 @@
-//! Rows: what the reading statements answer, whose columns `sql/queries/read.sql` describes, as messages of a batch.
+//! Rows: turns the answers of the reading statements, whose columns `sql/queries/read.sql` describes, into messages of
+//! a batch.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,7 +11,7 @@ use crate::clock::Time;
 use crate::message::{Content, Event, EventPosition, Hold, Message, MessageId, MessageKey, Origin, TransactionId};
 use crate::reading::Batch;
 
-/// Where the columns of all reading statements are, as `sql/queries/read.sql` has them.
+/// The column numbers of all reading statements, as in `sql/queries/read.sql`.
 mod at {
     pub(super) const SAID: usize = 0;
     pub(super) const LANE: usize = 1;
@@ -32,7 +33,7 @@ mod at {
     pub(super) const PART: usize = 17;
 }
 
-/// What a reading statement says of itself, with the first row and now and then again.
+/// The data about the whole statement; it comes with the first row and with some later ones.
 #[derive(Clone, Copy)]
 pub(super) struct Said {
     next_xid: TransactionId,
@@ -43,7 +44,7 @@ pub(super) struct Said {
 }
 
 impl Said {
-    /// What this row says, or one before it did.
+    /// The data of this row, or else of an earlier row.
     ///
     /// # Errors
     ///
@@ -68,30 +69,31 @@ impl Said {
     }
 }
 
-/// The elements of a column that is an array of so many.
+/// The elements of an array column of this length.
 fn elements<T, const N: usize>(statement: &'static str, array: Vec<T>) -> Result<[T; N], OutboxError> {
     let problem = |array: Vec<T>| format!("an array of {} instead of {N}", array.len());
     array.try_into().map_err(|array| OutboxError::Answer { statement, problem: problem(array) })
 }
 
-/// To which part of what was asked for a row belongs, from 1 or, where there is one only, 0.
+/// The part of the request that a row belongs to, counted from 1, or 0 if there is only one.
 ///
 /// # Errors
 ///
-/// When the column is another one.
+/// When the column has another type.
 pub(super) fn part(statement: &'static str, row: &Row) -> Result<i32, OutboxError> {
     column(statement, row, at::PART)
 }
 
-/// A read that brings more messages than this probably brings many; then they are not moved about each time that a batch doubles.
+/// A read that returns more messages than this probably returns many; the batch then reserves room at once instead of
+/// moving messages each time it doubles.
 const FEW: usize = 64;
 const MANY: usize = 1024;
 
-/// Adds a row to its batch, unless there is no room; returns the bytes that it brought.
+/// Adds a row to its batch, unless there is no room; returns the bytes that it added.
 ///
 /// # Errors
 ///
-/// When a column is another one, or an event is hidden.
+/// When a column has another type, or an event is hidden.
 pub(super) fn take_row(
     statement: &'static str,
     (row, said): (&Row, Said),
@@ -107,13 +109,14 @@ pub(super) fn take_row(
     let of_lane = message.key.lane;
     batch.next_xid = Some(said.next_xid);
     batch.last_id = said.last_id;
-    // Of each lane the last row counts.
+    // The last row of each lane counts.
     if !column::<bool>(statement, row, at::HAS_MORE)? {
         batch.lanes_with_more.retain(|other| *other != of_lane);
     } else if !batch.lanes_with_more.contains(&of_lane) {
         batch.lanes_with_more.push(of_lane);
     }
-    // The first message always fits, or it would never be read; what follows one that did not fit is read with it.
+    // The first message always fits; otherwise it would never be read. A message after one that did not fit is read
+    // together with that one.
     if batch.is_cut || (bytes + own > max_bytes && bytes > 0) {
         batch.is_cut = true;
         return Ok(0);
@@ -126,12 +129,12 @@ pub(super) fn take_row(
 }
 
 fn millis(millis: i64) -> Duration {
-    // What waits for ever waits for a century; sums with a time stay within what a time can be.
+    // An endless wait counts as a century, so that adding it to a time does not overflow.
     const CENTURY: i64 = 100 * 366 * 86_400 * 1000;
     Duration::from_millis(u64::try_from(millis.min(CENTURY)).unwrap_or(0))
 }
 
-/// How long a deferred message waits, from what the statements say; `None` when nobody knows.
+/// How long a deferred message waits, according to the statement; `None` when that is not known.
 pub(super) fn wait(milliseconds: Option<i64>) -> Option<Duration> {
     match milliseconds {
         None => Some(Duration::ZERO),
@@ -140,7 +143,7 @@ pub(super) fn wait(milliseconds: Option<i64>) -> Option<Duration> {
     }
 }
 
-/// Why a message may not go, and how long it waits itself.
+/// What holds a message up, and how long it waits itself.
 fn holds(statement: &'static str, row: &Row) -> Result<(Option<Hold>, Option<Duration>), OutboxError> {
     let Some(holds) = column::<Option<Vec<Option<i64>>>>(statement, row, at::HOLDS)? else { return Ok((None, None)) };
     let [held_by, behind, behind_wait, behind_last, own_wait] = elements(statement, holds)?;
@@ -191,7 +194,7 @@ fn without_text(statement: &'static str, row: &Row, said: Said) -> Result<Conten
     }
 }
 
-/// The columns are those of `sql/queries/read.sql`, which all reading statements share.
+/// Reads a message from the columns of `sql/queries/read.sql`, which all reading statements share.
 pub(super) fn message(statement: &'static str, row: &Row, said: Said) -> Result<Message, OutboxError> {
     let enqueued_at: SystemTime = column(statement, row, at::ENQUEUED_AT)?;
     let (hold, wait) = holds(statement, row)?;
@@ -200,7 +203,7 @@ pub(super) fn message(statement: &'static str, row: &Row, said: Said) -> Result<
         origin: Origin { event_position: EventPosition(column(statement, row, at::EVENT_POSITION)?), enqueued_at },
         group: column::<Option<&str>>(statement, row, at::GROUP)?.map(Arc::from),
         attempts: column(statement, row, at::ATTEMPTS)?,
-        // A clock that was set back makes a message look as if it came from the future.
+        // After a clock was set back, a message can appear to be from the future.
         age_when_read: said.now.duration_since(enqueued_at).unwrap_or(Duration::ZERO),
         read_at: said.read_at,
         wait,

@@ -1,9 +1,10 @@
-//! Settling: writes back what became of messages, in one transaction. Idempotent, so an unknown answer is settled again.
+//! Settling: writes outcomes back in one transaction. It is idempotent, so after an unknown answer everything is
+//! settled again.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
 
-use deadpool_postgres::Object;
+use super::connect::Object;
 use tokio_postgres::types::Type;
 
 use super::{Outbox, OutboxError, Parameter, READING, column, lane};
@@ -17,21 +18,22 @@ const DEAD_LETTER: &str = include_str!("../../sql/queries/dead_letter.sql");
 const REPLACE: &str = include_str!("../../sql/queries/replace.sql");
 const UNMATCHED: &str = include_str!("../../sql/queries/unmatched.sql");
 
-/// What the planner may do while settling, for `BEGIN`.
+/// Planner settings while settling, for `BEGIN`.
 ///
-/// Under a long transaction the pending partition holds few rows and many dead ones, and for hundreds of keys the planner
-/// then prefers to scan it all, each time. Nothing but one index probe a message is ever right here. A page that is read in
-/// sequence costs a fortune besides, because PostgreSQL 18 forgets `enable_seqscan` where one partition of a table is left.
+/// Under a long transaction the pending partition holds few rows and many dead ones, and for hundreds of keys the
+/// planner then prefers to scan all of it, each time. The only right plan here is one index probe per message. A page
+/// read sequentially is also given a huge cost, because PostgreSQL 18 ignores `enable_seqscan` when only one partition
+/// of a table is left.
 ///
-/// A relay whose host vanishes in between leaves its rows locked, and whoever publishes them next could not settle them as
-/// long as PostgreSQL takes the session for alive, which is two hours by default. And where these settings make some plan
-/// look dear, as that of a trigger, nothing is compiled for it.
+/// If a relay's host vanishes in between, its rows stay locked. A relay that publishes them next could not settle them
+/// while PostgreSQL believes the session to be alive, which is two hours by default. JIT is off because these settings
+/// can make a plan look expensive, for example that of a trigger.
 pub const SETTLING: &str = "SET LOCAL idle_in_transaction_session_timeout = 5000; SET LOCAL jit = off; \
     SET LOCAL enable_seqscan = off; SET LOCAL seq_page_cost = 1000000; SET LOCAL enable_bitmapscan = off; \
     SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
 
-/// How often to begin again when another transaction was in the way: two relays that settle the same message, of which
-/// one finds it moved to another partition (SQLSTATE 40001).
+/// How often to retry when another transaction conflicted: two relays settle the same message, and one finds it moved
+/// to another partition (SQLSTATE 40001).
 const CONFLICTS: usize = 5;
 
 /// What happens to a row at delivery.
@@ -43,18 +45,19 @@ pub enum Keep {
     Nothing,
 }
 
-/// What came of settling.
+/// The result of settling.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
     /// Delivered messages that another relay had settled, so both published them.
     pub published_twice: Vec<MessageKey>,
-    /// Delivered messages that are not there, or whose id belongs to another one: their transaction was lost.
+    /// Delivered messages that do not exist any more, or whose id belongs to another message: their transaction was
+    /// lost.
     pub unmatched: Vec<MessageKey>,
-    /// Records of delivered messages that were removed, because their ids had been given again.
+    /// Records of delivered messages that were removed because their ids had been assigned again.
     pub replaced: u64,
 }
 
-/// The longest error text that is stored; SQS's sentences are far shorter.
+/// The longest error text that is stored; SQS's messages are far shorter.
 const ERROR_CHARS: usize = 1000;
 
 /// One statement's rows, as columns.
@@ -70,7 +73,7 @@ struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    /// For so many delivered messages, which is what nearly all are.
+    /// With room for this many delivered messages, since nearly all are delivered.
     fn with_capacity(rows: usize) -> Self {
         Self {
             lanes: Vec::with_capacity(rows),
@@ -89,7 +92,7 @@ impl Columns<'_> {
         self.times.push(origin.enqueued_at);
     }
 
-    /// Takes back the last row if it is about this message.
+    /// Removes the last row if it is about this message.
     fn forget(&mut self, key: MessageKey) {
         if self.lanes.last() == Some(&key.lane.number()) && self.ids.last() == Some(&key.id.0) {
             self.lanes.pop();
@@ -102,7 +105,7 @@ impl Columns<'_> {
         }
     }
 
-    /// The parameters that say which messages are meant.
+    /// The parameters that identify the messages.
     fn which<'a>(&'a self, destination: &'a &'a str) -> [Parameter<'a>; 5] {
         [
             (destination, Type::TEXT),
@@ -123,10 +126,10 @@ pub struct SettlePlan<'a> {
 }
 
 impl<'a> SettlePlan<'a> {
-    /// Sorts outcomes into rows. All relays keep one order, so two that settle the same rows wait for each other and never
-    /// deadlock.
+    /// Sorts outcomes into rows. All relays use the same order, so two that settle the same rows wait for each other
+    /// and never deadlock.
     pub fn of(settlements: &'a [Settlement]) -> Self {
-        // Not the settlements themselves, which are large to be moved about.
+        // Sort keys instead of the settlements, which are large to move.
         let mut sorted: Vec<(MessageKey, usize)> =
             settlements.iter().map(|settlement| settlement.key).zip(0..).collect();
         sorted.sort_unstable();
@@ -138,7 +141,7 @@ impl<'a> SettlePlan<'a> {
                     plan.delivered.texts.push(Cow::Borrowed(sqs_message_id));
                 }
                 Outcome::Deferred { attempts, wait, error } => {
-                    // Of two failures of one message the later counts; the order of equal keys is kept.
+                    // Of two failures of one message the later counts; the sort keeps the order of equal keys.
                     plan.deferred.forget(*key);
                     plan.deferred.message(*key, *origin);
                     plan.deferred.attempts.push(*attempts);
@@ -162,12 +165,12 @@ impl<'a> SettlePlan<'a> {
 }
 
 impl Outbox {
-    /// Writes outcomes back. Deferrals and deaths are written only while the claim of the proof lives; without a proof always,
-    /// which is for messages that no relay touches.
+    /// Writes outcomes back. With a proof, deferrals and deaths are written only while its claim lives. Without a proof
+    /// they are always written; that is for messages that no relay touches.
     ///
     /// # Errors
     ///
-    /// When a statement fails; then all or nothing was written, and settling all of it again is right.
+    /// When a statement fails; then all or nothing was written, and settling everything again is right.
     pub async fn settle(
         &self,
         destination: &str,
@@ -231,7 +234,7 @@ impl Outbox {
         }
     }
 
-    /// Runs a statement, unless it has nothing to do.
+    /// Runs a statement, unless it has nothing to write.
     async fn write(
         &self,
         connection: &Object,
@@ -298,14 +301,14 @@ impl Outbox {
         self.write(connection, "dead-letter", DEAD_LETTER, rows, &parameters).await
     }
 
-    /// Some delivered messages matched no pending row: why.
+    /// Finds out why some delivered messages matched no pending row.
     async fn unmatched(
         &self,
         connection: &Object,
         destination: &str,
         rows: &Columns<'_>,
     ) -> Result<Settled, OutboxError> {
-        const NAME: &str = "look at unmatched";
+        const NAME: &str = "look at unmatched messages";
         let mut parameters = rows.which(&destination).to_vec();
         parameters.push((&rows.texts, Type::TEXT_ARRAY));
         let found = self.bounded(NAME, connection.query_typed(UNMATCHED, &parameters));

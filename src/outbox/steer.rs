@@ -1,10 +1,11 @@
-//! Steering: pauses and settings that operators keep in the database, so that all relays follow.
+//! Steering: pauses and settings that operators keep in the database and all relays follow.
 
 use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
 use super::{Outbox, OutboxError, Parameter, column};
+use crate::reading::{Pause, Setting, Steering};
 
 const STEERING: &str = include_str!("../../sql/queries/steering.sql");
 const PAUSE: &str = include_str!("../../sql/queries/pause.sql");
@@ -13,76 +14,13 @@ const DESTINATIONS: &str = include_str!("../../sql/queries/destinations.sql");
 const RELAYS: &str = include_str!("../../sql/queries/relays.sql");
 const SET: &str = include_str!("../../sql/queries/set.sql");
 
-/// Stands for all destinations; no destination can have this name.
-pub const ALL_DESTINATIONS: &str = "*";
-
-/// A pause that is in force.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Pause {
-    /// Which destination, or [`ALL_DESTINATIONS`].
-    pub destination: String,
-    /// Why.
-    pub reason: String,
-    /// Who.
-    pub actor: String,
-    /// For how long it has been, by the database's clock.
-    pub age: Duration,
-    /// How long it still lasts; `None` until somebody resumes.
-    pub left: Option<Duration>,
-}
-
 /// A destination that the database knows of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
     /// Its name.
     pub name: String,
-    /// A relay has served it, since the server's last crash at least.
+    /// Whether a relay has served it, at least since the server's last crash.
     pub is_served: bool,
-}
-
-/// A setting that wins over the environment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Setting {
-    /// For which destination, or [`ALL_DESTINATIONS`].
-    pub destination: String,
-    /// The flag's name without dashes in front.
-    pub name: String,
-    /// What it was set to.
-    pub value: String,
-    /// Who did it.
-    pub actor: String,
-}
-
-/// Everything that operators have decided.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Steering {
-    /// Pauses in force.
-    pub pauses: Vec<Pause>,
-    /// Settings, in the order of destinations and names.
-    pub settings: Vec<Setting>,
-}
-
-impl Steering {
-    /// The pause that concerns a destination: its own, or that of all. Of both it is the one that ends later, for as long as
-    /// the destination has been paused at all.
-    pub fn pause_of(&self, destination: &str) -> Option<Pause> {
-        let of = |name: &str| self.pauses.iter().find(|pause| pause.destination == name).cloned();
-        match (of(destination), of(ALL_DESTINATIONS)) {
-            (Some(own), Some(all)) => {
-                let age = own.age.max(all.age);
-                let ends = |pause: &Pause| pause.left.unwrap_or(Duration::MAX);
-                let longer = if ends(&all) > ends(&own) { all } else { own };
-                Some(Pause { age, ..longer })
-            }
-            (own, all) => own.or(all),
-        }
-    }
-
-    /// The settings that concern a destination; its own come last, and so win.
-    pub fn settings_of<'a>(&'a self, destination: &'a str) -> impl Iterator<Item = &'a Setting> {
-        let of = |name: &'a str| self.settings.iter().filter(move |setting| setting.destination == name);
-        of(ALL_DESTINATIONS).chain(of(destination))
-    }
 }
 
 impl Outbox {
@@ -159,7 +97,7 @@ impl Outbox {
         column("resume", &self.query_one("resume", RESUME, &parameters).await?, 0)
     }
 
-    /// Lets a setting win over the environment, or with `None` no longer. The value is not looked at here.
+    /// Sets a setting that overrides the environment; `None` removes it. The value is not checked here.
     ///
     /// # Errors
     ///
@@ -179,35 +117,4 @@ impl Outbox {
 
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pause(destination: &str, age: u64, left: Option<u64>) -> Pause {
-        let (reason, actor) = (destination.to_owned(), "somebody".to_owned());
-        let left = left.map(Duration::from_secs);
-        Pause { destination: destination.to_owned(), reason, actor, age: Duration::from_secs(age), left }
-    }
-
-    #[test]
-    fn of_two_pauses_the_one_that_ends_later_counts_from_when_the_first_began() {
-        for (own, all, reason, left) in [
-            (Some(300), None, ALL_DESTINATIONS, None),
-            (None, Some(300), "tickets", None),
-            (Some(9), Some(5), "tickets", Some(9)),
-        ] {
-            let steering = Steering {
-                pauses: vec![pause("tickets", 10, own), pause(ALL_DESTINATIONS, 60, all)],
-                settings: vec![],
-            };
-            let found = steering.pause_of("tickets").unwrap();
-            assert_eq!(
-                (found.reason.as_str(), found.age.as_secs(), found.left.map(|left| left.as_secs())),
-                (reason, 60, left)
-            );
-            assert_eq!(steering.pause_of("audit").unwrap().reason, ALL_DESTINATIONS);
-        }
-    }
 }

@@ -1,5 +1,5 @@
-//! Whether a database can hold an outbox at all, and whether this role sees what is in it. Asked by `migrate`, `run`, `check`
-//! and before anybody says that nothing is pending: what is hidden looks like what is not there.
+//! Whether a database can hold an outbox at all, and whether this role sees every row of it. Checked by `migrate`,
+//! `run` and `check`, and before the relay reports that nothing is pending: a hidden row looks like a missing one.
 
 use std::sync::atomic::Ordering;
 
@@ -7,11 +7,11 @@ use super::{Outbox, OutboxError, column};
 
 const SUITABLE: &str = include_str!("../../sql/queries/suitable.sql");
 
-/// The oldest PostgreSQL that has everything the schema uses.
+/// The oldest PostgreSQL version that supports everything the schema uses.
 const OLDEST: i32 = 130_000;
 
 impl Outbox {
-    /// Looks whether the database can be used.
+    /// Checks whether the database can be used.
     ///
     /// # Errors
     ///

@@ -1,31 +1,31 @@
-//! Chunks of ids, for looks that walk what vacuum could not remove: each takes a fraction of a second whatever lies in it. [`super::walk`] goes
-//! over all ids once; what is looked at over and over has [`CautiousWidth`]. Pure.
+//! Chunks of ids, for scans that walk rows vacuum could not remove: each chunk takes a fraction of a second whatever it
+//! contains. [`super::walk`] goes over all ids once; repeated scans use [`CautiousWidth`]. Pure.
 
 use std::time::Duration;
 
 use super::Range;
 use crate::message::MessageId;
 
-/// How wide a chunk of ids is, adapted to what chunks cost.
+/// The width of a chunk in ids, adapted to the cost of chunks.
 #[derive(Clone, Copy, Debug)]
 pub struct ChunkWidth(i64);
 
 impl Default for ChunkWidth {
-    /// Everything: mostly there is little, and where there is more the server says so in half a second.
+    /// Everything: usually there is little, and if there is more the server says so within half a second.
     fn default() -> Self {
         Self(Self::WIDTHS.1)
     }
 }
 
 impl ChunkWidth {
-    /// The narrowest and the widest chunk. The widest is so wide that one id that was written by hand at the far end of all
-    /// numbers keeps nobody from getting there.
+    /// The narrowest and the widest chunk. The widest is wide enough to reach the largest possible id, should somebody
+    /// have written one by hand.
     const WIDTHS: (i64, i64) = (1 << 12, 1 << 62);
 
-    /// What a chunk may cost: enough to make the round trip cheap, little enough to disturb nobody.
+    /// The range of acceptable cost of a chunk: enough to make the round trip cheap, little enough to disturb nothing.
     const COST: (Duration, Duration) = (Duration::from_millis(40), Duration::from_millis(160));
 
-    /// How long the server may work on a chunk before it is cut short, and asked for again narrower.
+    /// How long the server may work on a chunk before it is cut short and repeated with fewer ids.
     const LIMIT: Duration = Duration::from_millis(500);
 
     /// Where a chunk ends that begins above this id.
@@ -33,22 +33,23 @@ impl ChunkWidth {
         MessageId(above.0.saturating_add(self.0))
     }
 
-    /// After what time the server is to cut a chunk short. The narrowest has no limit: a slow server gets further as well.
-    pub fn limit(self) -> Option<Duration> {
+    /// After what time the server is to cut a chunk short. The narrowest has no limit, so that a slow server makes
+    /// progress too.
+    pub fn timeout(self) -> Option<Duration> {
         (self.0 > Self::WIDTHS.0).then_some(Self::LIMIT)
     }
 
-    /// The server cut a chunk of so many ids short: the next is to be narrower.
+    /// The server cut short a chunk of this many ids: the next one is narrower.
     pub fn was_cut_short(&mut self, walked: i64) {
         self.narrow(walked, 16);
     }
 
     fn narrow(&mut self, walked: i64, by: i64) {
-        // A chunk that ended at the last id tells of no more than it walked.
+        // A chunk that ended at the last id says nothing about more ids than it walked.
         self.0 = (self.0.min(walked) / by).max(Self::WIDTHS.0);
     }
 
-    /// Takes the cost of a chunk into account, of which so many ids were walked.
+    /// Adapts the width to the cost of a chunk in which this many ids were walked.
     pub fn took(&mut self, walked: i64, cost: Duration) {
         if cost < Self::COST.0 {
             self.0 = self.0.saturating_mul(2).max(walked).min(Self::WIDTHS.1);
@@ -58,18 +59,19 @@ impl ChunkWidth {
     }
 }
 
-/// The same for looks that are made over and over while others wait for what comes. Dead entries lie together: behind millions of
-/// ids of other destinations come millions of one's own. So it is remembered where ids were dear to walk; outside chunks are as
-/// wide as they are cheap and end where the dear ones begin, inside none is wider than what would not take long if it were as dear
-/// as the dearest of the last ones. Where dear ones are met that nobody knew of, the server cuts the chunk short.
+/// The width for scans that are repeated while messages wait for their results. Dead entries lie together: millions of
+/// ids of other destinations may be followed by millions of one's own. So the places where ids were expensive to walk
+/// are remembered. Outside them, chunks are as wide as they are cheap and end where an expensive place begins. Inside
+/// them, a chunk is at most as wide as would be acceptable if all its ids cost as much as the most expensive recent
+/// ones. If a chunk meets an expensive place that is not known, the server cuts it short.
 #[derive(Clone, Debug)]
 pub struct CautiousWidth {
     outside: ChunkWidth,
     inside: ChunkWidth,
     ceiling: i64,
-    /// Between which ids the last pass was dear, in order.
+    /// The ranges of ids that were expensive in the last pass, in order.
     dear: Vec<(MessageId, MessageId)>,
-    /// The same of this pass.
+    /// The same for this pass.
     found: Vec<(MessageId, MessageId)>,
 }
 
@@ -81,19 +83,19 @@ impl Default for CautiousWidth {
 }
 
 impl CautiousWidth {
-    /// What a chunk of the ceiling's width would have cost.
+    /// The assumed cost of a chunk of the ceiling's width.
     const WORST: Duration = Duration::from_millis(80);
 
-    /// A moment in which everything was slow makes the ceiling no lower.
+    /// The lowest ceiling, so that a moment in which everything was slow does not lower it further.
     const LOWEST: i64 = 1 << 16;
 
-    /// With each chunk the dearest is forgotten by one part in so many.
+    /// With each chunk the ceiling rises again by one part in this many.
     const FORGET: i64 = 32;
 
-    /// Places that are remembered; beyond that those at the end count as one.
+    /// The most places that are remembered; beyond that, the last ones are merged.
     const PLACES: usize = 64;
 
-    /// A pass begins at the bottom: where the last one was dear this one will be.
+    /// A pass begins at the bottom and is expected to be expensive where the last one was.
     pub fn begin(&mut self) {
         self.dear = std::mem::take(&mut self.found);
     }
@@ -107,27 +109,27 @@ impl CautiousWidth {
         }
     }
 
-    /// After what time the server is to cut a chunk short that begins above this id.
-    pub fn limit(&self, above: MessageId) -> Option<Duration> {
+    /// After what time the server is to cut short a chunk that begins above this id.
+    pub fn timeout(&self, above: MessageId) -> Option<Duration> {
         match self.next_dear(above) {
-            Some((from, _)) if above >= from => self.inside.limit(),
-            _ => self.outside.limit(),
+            Some((from, _)) if above >= from => self.inside.timeout(),
+            _ => self.outside.timeout(),
         }
     }
 
-    /// The server cut a chunk of these ranges short: the next is to be narrower.
+    /// The server cut short a chunk of these ranges: the next one is narrower.
     pub fn was_cut_short(&mut self, ranges: &[Range]) {
         let Some(widest) = ranges.iter().max_by_key(|range| range.width()) else { return };
         if self.is_dear(widest.above) {
             self.inside.was_cut_short(widest.width());
             self.lower_ceiling(widest.width(), ChunkWidth::LIMIT);
         } else {
-            // Somewhere in it; where, narrower ones will tell.
+            // The expensive place is somewhere in it; narrower chunks will show where.
             self.outside.was_cut_short(widest.width());
         }
     }
 
-    /// Takes the cost of a chunk of these ranges into account.
+    /// Adapts the widths to the cost of a chunk of these ranges.
     pub fn took(&mut self, ranges: &[Range], cost: Duration) {
         let Some(widest) = ranges.iter().max_by_key(|range| range.width()) else { return };
         let width = if self.is_dear(widest.above) { &mut self.inside } else { &mut self.outside };
@@ -178,13 +180,14 @@ mod tests {
         [Range::new(Lane::all().next().unwrap(), above, upto)]
     }
 
-    /// What a chunk takes where three million dead ids lie above these.
+    /// The cost of a chunk if three million dead ids lie above this id.
     fn cost(dead_above: i64, above: MessageId, upto: MessageId) -> Duration {
         let within = |id: MessageId| id.0.clamp(dead_above, dead_above + 3_000_000);
         Duration::from_nanos((within(upto) - within(above)).unsigned_abs() * 250)
     }
 
-    /// Makes a pass over all ids; returns the dearest chunk and how many there were, those that were cut short included.
+    /// Makes a pass over all ids; returns the cost of the most expensive chunk, and the number of chunks, including
+    /// those cut short.
     fn pass(width: &mut CautiousWidth, dead_above: i64, top: MessageId) -> (Duration, usize) {
         let (mut above, mut dearest, mut chunks) = (MessageId::NONE, Duration::ZERO, 0);
         width.begin();
@@ -192,9 +195,9 @@ mod tests {
             let upto = width.end(above).min(top);
             let cost = cost(dead_above, above, upto);
             chunks += 1;
-            match width.limit(above).filter(|limit| cost > *limit) {
-                Some(limit) => {
-                    dearest = dearest.max(limit);
+            match width.timeout(above).filter(|timeout| cost > *timeout) {
+                Some(timeout) => {
+                    dearest = dearest.max(timeout);
                     width.was_cut_short(&range(above, upto));
                 }
                 None => {
@@ -208,11 +211,11 @@ mod tests {
     }
 
     #[test]
-    fn a_cautious_chunk_is_not_dear_when_cheap_ids_are_followed_by_dear_ones() {
+    fn a_cautious_chunk_is_not_expensive_when_cheap_ids_are_followed_by_expensive_ones() {
         for dead_above in [0, 1_000_000, 3_000_000, 100_000_000, 1_000_000_000_000] {
             let mut width = CautiousWidth::default();
             let top = MessageId(dead_above + 4_000_000);
-            // The first looks for where they are, and the next does so more exactly.
+            // The first pass finds where they are, and the next ones do so more precisely.
             for _ in 0..3 {
                 let (_, chunks) = pass(&mut width, dead_above, top);
                 assert!(chunks <= 100, "{chunks} chunks at first with {dead_above} cheap ids");
@@ -226,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cautious_pass_gets_to_the_far_end_of_all_numbers_however_dear_the_first_ids_are() {
+    fn a_cautious_pass_reaches_the_largest_id_however_expensive_the_first_ids_are() {
         let mut width = CautiousWidth::default();
         for _ in 0..3 {
             let (_, chunks) = pass(&mut width, 0, MessageId::MAX);
@@ -249,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_that_was_cut_short_and_took_long_is_followed_by_a_quarter_of_what_it_walked() {
+    fn a_chunk_that_took_long_is_followed_by_a_quarter_of_the_ids_it_walked() {
         let mut width = ChunkWidth::default();
         (0..100).for_each(|_| width.took(1_000_000, Duration::ZERO));
         width.took(1_000_000, Duration::from_secs(1));
@@ -257,12 +260,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_is_asked_for_narrower_until_it_may_take_as_long_as_it_takes() {
+    fn chunks_that_are_cut_short_get_narrower_until_the_narrowest_has_no_limit() {
         let (mut width, mut cautious) = (ChunkWidth::default(), CautiousWidth::default());
         (0..40).for_each(|_| width.took(0, Duration::ZERO));
         (0..40).for_each(|_| cautious.took(&range(MessageId::NONE, MessageId::NONE), Duration::ZERO));
         let mut tries = 0;
-        while width.limit().is_some() || cautious.limit(MessageId::NONE).is_some() {
+        while width.timeout().is_some() || cautious.timeout(MessageId::NONE).is_some() {
             width.was_cut_short(width.end(MessageId::NONE).0);
             let upto = cautious.end(MessageId::NONE);
             cautious.was_cut_short(&range(MessageId::NONE, upto));

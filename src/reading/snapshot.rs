@@ -11,7 +11,8 @@ use crate::message::TransactionId;
 pub struct Snapshot {
     /// All transactions below this one had ended.
     pub xmin: TransactionId,
-    /// None from this one on had ended. Some may have begun: this follows the latest that has ended, not the latest begun.
+    /// No transaction from this one on had ended. Some may have begun: xmax follows the latest that ended, not the
+    /// latest that began.
     pub xmax: TransactionId,
     running: Vec<TransactionId>,
 }
@@ -23,7 +24,7 @@ impl Snapshot {
         Self { xmin: running.first().copied().unwrap_or(xmax), xmax, running }
     }
 
-    /// Reads what PostgreSQL prints; `None` if it is not that.
+    /// Parses PostgreSQL's text form; `None` if it is not one.
     pub fn parse(text: &str) -> Option<Self> {
         let transaction_id = |text: &str| text.parse().ok().map(TransactionId);
         let mut parts = text.split(':');
@@ -37,7 +38,7 @@ impl Snapshot {
         Some(Self { xmin, xmax, running })
     }
 
-    /// The same, but for transactions that are known to write no messages: they count as ended.
+    /// The same snapshot, except that transactions known to write no messages count as ended.
     #[must_use]
     pub fn without(mut self, known: &BTreeSet<TransactionId>) -> Self {
         if !known.is_empty() {
@@ -50,7 +51,7 @@ impl Snapshot {
         self
     }
 
-    /// Whether a transaction had not ended, or not even begun.
+    /// Whether a transaction had not ended, including one that had not begun.
     pub fn is_running(&self, transaction_id: TransactionId) -> bool {
         transaction_id >= self.xmax || self.running.binary_search(&transaction_id).is_ok()
     }
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_snapshot_tells_what_ran() {
+    fn a_snapshot_shows_which_transactions_ran() {
         let snapshot = Snapshot::parse("10:20:10,14,15").unwrap();
         assert_eq!((snapshot.xmin, snapshot.xmax), (TransactionId(10), TransactionId(20)));
         let running: Vec<i64> = (8..22).filter(|id| snapshot.is_running(TransactionId(*id))).collect();
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_snapshot_is_refused() {
+    fn text_that_is_no_snapshot_is_refused() {
         for text in ["", "1", "1:2", "a:2:", "1:2:x"] {
             assert_eq!(Snapshot::parse(text), None, "{text}");
         }

@@ -1,5 +1,5 @@
-//! Walks over all ids that were handed out, in chunks, for questions that are asked once and may meet what vacuum could not
-//! remove. Pure.
+//! Walks in chunks over all ids that were handed out, for questions that are asked once and may meet rows that vacuum
+//! could not remove. Pure.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub struct Chunk {
     /// Up to and including this one.
     pub upto: MessageId,
     /// After what time the server is to cut it short.
-    pub limit: Option<Duration>,
+    pub timeout: Option<Duration>,
 }
 
 impl Chunk {
@@ -37,30 +37,30 @@ impl Walk {
         Self { above: MessageId::NONE, top, width: ChunkWidth::default() }
     }
 
-    /// Where it leads.
+    /// The highest id of the walk.
     pub fn top(&self) -> MessageId {
         self.top
     }
 
-    /// What to ask for next; nothing when it is over.
+    /// The next chunk to ask for; `None` when the walk is finished.
     pub fn next_chunk(&self) -> Option<Chunk> {
         let upto = self.width.end(self.above).min(self.top);
-        (self.above < self.top).then(|| Chunk { above: self.above, upto, limit: self.width.limit() })
+        (self.above < self.top).then(|| Chunk { above: self.above, upto, timeout: self.width.timeout() })
     }
 
-    /// The server cut this chunk short: the next begins where it began, and is narrower.
+    /// The server cut this chunk short: the next one starts at the same place and is narrower.
     pub fn was_cut_short(&mut self, chunk: &Chunk) {
         self.width.was_cut_short(chunk.width());
     }
 
-    /// The server worked so long on this chunk.
+    /// The server worked this long on this chunk.
     pub fn took(&mut self, chunk: &Chunk, cost: Duration) {
         self.width.took(chunk.width(), cost);
         self.above = chunk.upto;
     }
 }
 
-/// A walk that finds, for each lane, an id below which nothing waits but retries.
+/// A walk that finds, for each lane, an id below which nothing but retries is pending.
 #[derive(Debug)]
 pub struct FloorWalk {
     walk: Walk,
@@ -73,17 +73,17 @@ impl FloorWalk {
         Self { walk: Walk::new(top), floors: ByLane::default() }
     }
 
-    /// What to ask for next; nothing when it is over.
+    /// The next chunk to ask for; `None` when the walk is finished.
     pub fn next_look(&self) -> Option<(Chunk, Rescan)> {
         let missing: Vec<Lane> = Lane::all().filter(|lane| self.floors[*lane].is_none()).collect();
         let chunk = self.walk.next_chunk().filter(|_| !missing.is_empty())?;
         let range = |lane| Range::new(lane, chunk.above, chunk.upto);
-        // What is held up counts: it has to be read to be known.
+        // Held-up messages count: they have to be read to be known.
         let ranges = missing.into_iter().map(range).collect();
-        Some((chunk, Rescan { ranges, most: 1, limit: chunk.limit, ..Rescan::default() }))
+        Some((chunk, Rescan { ranges, limit: 1, timeout: chunk.timeout, ..Rescan::default() }))
     }
 
-    /// What came of this chunk: nothing when the server cut it short.
+    /// Applies the answer to this chunk; `None` when the server cut it short.
     pub fn answered(&mut self, chunk: &Chunk, rescanned: Option<&Rescanned>) {
         let Some(rescanned) = rescanned else { return self.walk.was_cut_short(chunk) };
         for found in &rescanned.found {
@@ -92,7 +92,7 @@ impl FloorWalk {
         self.walk.took(chunk, rescanned.took);
     }
 
-    /// The floors. Where nothing was found it is where the walk led.
+    /// The floors. For a lane in which nothing was found it is the top of the walk.
     pub fn floors(&self) -> ByLane<MessageId> {
         let mut floors = ByLane::all(self.walk.top());
         for (lane, floor) in self.floors.iter() {
@@ -116,7 +116,7 @@ mod tests {
             assert!(chunk.above == above && chunk.upto > above, "{chunk:?} after {above:?}");
             // Each id costs a microsecond.
             let cost = Duration::from_micros(chunk.width().unsigned_abs());
-            if chunk.limit.is_some_and(|limit| cost > limit) {
+            if chunk.timeout.is_some_and(|timeout| cost > timeout) {
                 walk.was_cut_short(&chunk);
             } else {
                 walk.took(&chunk, cost);
@@ -127,14 +127,14 @@ mod tests {
     }
 
     #[test]
-    fn a_floor_is_below_the_first_message_that_was_found_or_where_the_walk_led() {
+    fn a_floor_is_below_the_first_message_found_or_at_the_top_of_the_walk() {
         let lane = Lane::all().next().unwrap();
         let mut walk = FloorWalk::new(MessageId(100));
         let (chunk, look) = walk.next_look().unwrap();
         walk.answered(&chunk, None);
         assert_eq!(look.ranges.len(), Lane::all().count());
         let (chunk, _) = walk.next_look().unwrap();
-        assert_eq!(chunk.above, MessageId::NONE, "what was cut short is asked for again");
+        assert_eq!(chunk.above, MessageId::NONE, "a chunk that was cut short is repeated");
         let found = vec![Found { key: MessageKey { lane, id: MessageId(40) }, group: None }];
         let snapshot = Snapshot::parse("1:1:").unwrap();
         walk.answered(&chunk, Some(&Rescanned { snapshot, found, took: Duration::ZERO }));

@@ -1,7 +1,8 @@
-//! Control: what operators have decided, for the relays of the process: pauses, and settings that win over the environment.
+//! Control: the decisions of operators (pauses, and settings that override the environment), for all relays of the
+//! process.
 //!
-//! One task asks once a second for all destinations. When the database does not answer, the last answer stands. It also sees
-//! to it that the database still shows this role everything: what is hidden looks like what is not there.
+//! One task polls once a second for all destinations. When the database does not answer, the last answer stands. The
+//! task also checks that the database still shows this role every row: a hidden row looks like a missing one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,70 +11,75 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::core::Control;
+use crate::board::Board;
+use crate::clock::Time;
 use crate::config::Tuning;
 use crate::health::Heartbeat;
 use crate::metrics::{DestinationMetrics, Metrics};
-use crate::outbox::{Outbox, OutboxError, Pause, Setting, Steering};
+use crate::outbox::{Outbox, OutboxError};
+use crate::reading::{Pause, Setting, Steering};
 
-/// How often to ask; every relay has followed after twice this time.
+/// The poll interval; every relay has applied a change after twice this time.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// After how many answers to see whether the database still shows everything.
+/// The number of answers between two checks that the database still shows everything.
 const SUITABLE_EVERY: u32 = 10;
 
-/// What is known of the decisions.
+/// The decisions that are known.
 #[derive(Clone, Debug, Default)]
 struct Decided {
     /// `None` before the first answer.
     steering: Option<Arc<Steering>>,
-    /// Why the database must not be used, and how often that was seen.
+    /// Why the database must not be used, and how often the check has failed.
     unsuitable: Option<(u64, OutboxError)>,
 }
 
-/// Asks until told to stop.
+/// Polls until told to stop.
 #[derive(Debug)]
 pub struct ControlPoller {
     outbox: Outbox,
     destinations: Vec<(Arc<str>, DestinationMetrics)>,
     metrics: Arc<Metrics>,
+    board: Arc<Board>,
     decided: watch::Sender<Decided>,
     heartbeat: Arc<Heartbeat>,
 }
 
-/// What one relay knows of it.
+/// One relay's view of the decisions.
 #[derive(Clone, Debug)]
 pub struct ControlHandle {
     decided: watch::Receiver<Decided>,
     destination: Arc<str>,
-    /// As the environment has it.
+    /// The settings given by the environment.
     baseline: Tuning,
     /// The settings that are in force.
     followed: Vec<Setting>,
-    /// What was wrong, so that it is logged once.
+    /// The problems found in the settings, so that each is logged once.
     logged: Vec<String>,
-    /// The latest reason not to use the database that was passed on.
+    /// The number of the last failed check that was passed on.
     unsuitable: u64,
 }
 
 impl ControlPoller {
-    /// For these destinations.
+    /// A poller for these destinations.
     pub fn new(
         outbox: Outbox,
         destinations: Vec<(Arc<str>, DestinationMetrics)>,
         metrics: Arc<Metrics>,
+        board: Arc<Board>,
         heartbeat: Arc<Heartbeat>,
     ) -> Self {
         let (decided, _) = watch::channel(Decided::default());
-        Self { outbox, destinations, metrics, decided, heartbeat }
+        Self { outbox, destinations, metrics, board, decided, heartbeat }
     }
 
-    /// What one relay knows of it.
+    /// The view of one relay.
     pub fn handle(&self, destination: &Arc<str>, baseline: Tuning) -> ControlHandle {
         let (decided, destination) = (self.decided.subscribe(), Arc::clone(destination));
         ControlHandle { decided, destination, baseline, followed: Vec::new(), logged: Vec::new(), unsuitable: 0 }
     }
 
-    /// Asks until told to stop.
+    /// Polls until told to stop.
     pub async fn run(self, stop: CancellationToken) {
         let (mut is_logged, mut rounds) = (false, 0);
         while !stop.is_cancelled() {
@@ -87,12 +93,12 @@ impl ControlPoller {
                         self.see_whether_suitable().await;
                     }
                 }
-                // A right that is missing. Where the database cannot be used at all, the relays say so.
+                // For example a missing privilege. When the database cannot be used at all, the relays report it.
                 Err(error @ (OutboxError::Statement { .. } | OutboxError::Timeout { .. })) => {
                     if !std::mem::replace(&mut is_logged, true) {
                         tracing::warn!(error = %error, "pauses and settings cannot be read; the last ones stand");
                     }
-                    // Without the right to read them nobody can have meant this relay.
+                    // If this role may not read pauses, nobody can have paused this relay.
                     if error.is_denied() && self.decided.borrow().steering.is_none() {
                         self.follow(Steering::default());
                     }
@@ -107,7 +113,7 @@ impl ControlPoller {
         self.heartbeat.finish();
     }
 
-    /// The relays meet every other failure themselves.
+    /// Reports only an unsuitable database; the relays meet every other failure themselves.
     async fn see_whether_suitable(&self) {
         if let Err(error @ OutboxError::Unsuitable { .. }) = self.outbox.check_suitable().await {
             self.decided.send_modify(|decided| {
@@ -131,7 +137,9 @@ impl ControlPoller {
                 _ => {}
             }
         }
-        self.decided.send_modify(|decided| decided.steering = Some(Arc::new(steering)));
+        let steering = Arc::new(steering);
+        self.board.set_steering(Arc::clone(&steering), Time::now());
+        self.decided.send_modify(|decided| decided.steering = Some(steering));
     }
 }
 
@@ -145,7 +153,7 @@ impl ControlHandle {
         }
     }
 
-    /// Waits for another answer.
+    /// Waits for the next answer.
     pub(super) async fn changed(&mut self) {
         // An error means that the poller is gone, which happens only when the process ends.
         if self.decided.changed().await.is_err() {
@@ -153,7 +161,7 @@ impl ControlHandle {
         }
     }
 
-    /// Why the database must not be used, once for each time that this was seen.
+    /// Why the database must not be used; returned once per failed check.
     pub(super) fn unsuitable(&mut self) -> Option<OutboxError> {
         let decided = self.decided.borrow();
         let (seen, error) = decided.unsuitable.as_ref().filter(|(seen, _)| *seen > self.unsuitable)?;
@@ -161,7 +169,7 @@ impl ControlHandle {
         Some(error.clone())
     }
 
-    /// The settings in force, if they are others than at the last time.
+    /// The settings in force, if they have changed since the last call.
     pub(super) fn tuning(&mut self) -> Option<Tuning> {
         let steering = self.decided.borrow().steering.clone()?;
         let settings: Vec<Setting> = steering.settings_of(&self.destination).cloned().collect();

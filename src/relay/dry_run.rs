@@ -1,10 +1,10 @@
 //! The dry run: what the relay computes for each message, without PostgreSQL and without SQS.
 //!
-//! `make test` counts its instructions and compares them with a committed figure, for a clock is too noisy to notice a tenth
-//! (`benches/instructions.rs`). It takes the very steps of a claim session: composing, the schedule, packing, building
-//! requests, and planning what is settled.
+//! `make test` counts its instructions and compares them with a committed figure, because a clock is too noisy to show
+//! a change of ten percent (`benches/instructions.rs`). It runs the same steps as a claim session: composing,
+//! scheduling, packing, building requests, and planning the settling.
 
-use super::core::{MemoryBudget, Schedule, Shape, compose_item};
+use super::core::{MemoryBudget, Schedule, ScheduleLimits, compose_item};
 use crate::config::FifoMode;
 use crate::message::{Fault, FaultKind, Message, Outcome, QueueKind};
 use crate::outbox::SettlePlan;
@@ -13,7 +13,7 @@ use crate::sqs::build_request;
 /// Entries of a request.
 const REQUEST_SIZE: usize = 10;
 
-/// What a dry run did.
+/// The result of a dry run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DryRun {
     /// Requests that would have been sent.
@@ -29,7 +29,7 @@ pub struct DryRun {
 /// A message that SQS can never accept, or a request that cannot be built.
 pub fn dry_run(messages: Vec<Message>, kind: QueueKind) -> Result<DryRun, Fault> {
     let memory = MemoryBudget::new(usize::MAX / 2).share();
-    let mut schedule = Schedule::new(Shape::new(REQUEST_SIZE, FifoMode::Strict));
+    let mut schedule = Schedule::new(ScheduleLimits::new(REQUEST_SIZE, FifoMode::Strict));
     let mut outcomes = Vec::with_capacity(messages.len());
     let mut requests = 0;
     for message in messages {
@@ -42,7 +42,7 @@ pub fn dry_run(messages: Vec<Message>, kind: QueueKind) -> Result<DryRun, Fault>
             .map_err(|error| Fault::new(FaultKind::Internal, "RequestNotBuilt", error.to_string()))?;
         for (item, entry) in items.iter().zip(request) {
             let outcome = Outcome::Delivered { sqs_message_id: entry.id().to_owned() };
-            outcomes.push(item.settled(outcome));
+            outcomes.push(item.with_outcome(outcome));
         }
         schedule.finish(&items, Vec::new());
     }

@@ -1,15 +1,15 @@
-//! The relay: looks for messages of one destination, claims lanes, sends to SQS under the claim, and begins again.
+//! The relay: it looks for messages of one destination, claims lanes, sends to SQS under the claim, and starts over.
 //!
-//! One [`Relay`] serves one destination, so that a slow or halted queue concerns nobody else. [`core`] decides everything and
-//! does nothing; this file and [`session`] do what it says, against [`crate::outbox`] and [`crate::sqs`], and bring back what came
-//! of it; [`report`] tells metrics, logs and probes. Read [`core`] next.
+//! One [`Relay`] serves one destination, so a slow or halted queue affects no other. [`core`] makes every decision and
+//! does no I/O. This file and [`executor`] carry out its decisions against [`crate::outbox`] and [`crate::sqs`] and
+//! return the results. [`report`] updates metrics, logs and probes. Read [`core`] next.
 
 mod control;
 mod core;
 pub mod dry_run;
+mod executor;
 mod poller;
 mod report;
-mod session;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,19 +22,19 @@ use crate::metrics::DestinationMetrics;
 use crate::outbox::{Keep, Outbox, OutboxError};
 use crate::sqs::Queue;
 
-pub use self::core::{Ended, MemoryBudget, MemoryShare, Until};
+pub use self::core::{MemoryBudget, MemoryShare, RunSummary, Until};
 pub use control::{ControlHandle, ControlPoller};
 pub use poller::{Poller, WorkSignal};
 pub use report::Reports;
 
 use self::core::{Core, GaveUp};
+use executor::Executor;
 use report::Reporter;
-use session::Worker;
 
-/// The loop never wakes up sooner than this for something that it could not begin.
+/// The shortest sleep of the loop, in case work that is due cannot start yet.
 const SHORTEST_SLEEP: Duration = Duration::from_micros(200);
 
-/// What a relay works with.
+/// The dependencies of a relay.
 #[derive(Debug)]
 pub struct Destination {
     /// Its name in the database.
@@ -43,17 +43,17 @@ pub struct Destination {
     pub outbox: Outbox,
     /// The queue.
     pub queue: Queue,
-    /// Its series.
+    /// Its metrics.
     pub metrics: DestinationMetrics,
-    /// What steers the flow, as the environment has it.
+    /// The settings that control the flow, as given by the environment.
     pub tuning: Tuning,
     /// What happens to a row at delivery.
     pub keep: Keep,
-    /// The memory that it shares with all others.
+    /// Its share of the memory budget of all destinations.
     pub memory: MemoryShare,
 }
 
-/// Why `--until-empty` did not get there.
+/// Why `--until-empty` gave up.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
     /// The database does not work, and waiting did not help.
@@ -62,7 +62,7 @@ pub enum RelayError {
     /// The queue does not work, and waiting did not help.
     #[error("destination {destination} is halted: {reason}")]
     Halted {
-        /// Which one.
+        /// Its name.
         destination: String,
         /// What SQS said.
         reason: String,
@@ -70,7 +70,7 @@ pub enum RelayError {
     /// An operator has paused it, and waiting did not help.
     #[error("destination {destination} is paused; `outbox-relay status` says by whom")]
     Paused {
-        /// Which one.
+        /// Its name.
         destination: String,
     },
 }
@@ -92,17 +92,17 @@ impl Relay {
         Self { destination, reporter, signal, control }
     }
 
-    /// Publishes until it is told to drain, or until nothing is pending. A failure of database or queue is waited out,
-    /// for ever by the daemon, for a minute by `--until-empty`.
+    /// Publishes until it is told to drain, or until nothing is pending. When the database or the queue fails, the
+    /// daemon retries without limit, and `--until-empty` retries for a minute.
     ///
     /// # Errors
     ///
-    /// Only with [`Until::Empty`]: when database or queue stayed unusable.
-    pub async fn run(mut self, until: Until, drain: CancellationToken) -> Result<Ended, RelayError> {
+    /// Only with [`Until::Empty`]: the database or the queue stayed unusable.
+    pub async fn run(mut self, until: Until, drain: CancellationToken) -> Result<RunSummary, RelayError> {
         let Destination { queue, tuning, memory, .. } = &*self.destination;
-        let dice = fastrand::Rng::new();
-        let mut core = Core::new(queue.kind(), *tuning, until, memory.clone(), dice, Time::now());
-        let mut worker = Worker::new(Arc::clone(&self.destination));
+        let rng = fastrand::Rng::new();
+        let mut core = Core::new(queue.kind(), *tuning, until, memory.clone(), rng, Time::now());
+        let mut executor = Executor::new(Arc::clone(&self.destination));
         core.control(self.control.control(), Time::now());
         loop {
             let now = Time::now();
@@ -110,37 +110,37 @@ impl Relay {
             if drain.is_cancelled() {
                 core.drain();
             }
-            if worker.has_lost_claim() {
+            if executor.take_lost_claim() {
                 core.claim_lost(now);
             }
             for work in core.due(now) {
-                worker.begin(work);
+                executor.begin(work);
             }
             if !core.needs_claim() {
-                worker.drop_claim();
+                executor.drop_claim();
             }
             self.reporter.report(core.reports(), &core);
-            if let Some(outcome) = core.outcome() {
+            if let Some(result) = core.result() {
                 self.reporter.finish();
-                return outcome.map_err(|why| self.gave_up(why));
+                return result.map_err(|why| self.gave_up(why));
             }
-            self.signal.set_idle(core.is_resting());
+            self.signal.set_idle(core.is_idle());
             let sleep = core.wake_at(now).since(now).max(SHORTEST_SLEEP);
             tokio::select! {
-                done = worker.next() => worker.apply(done, &mut core),
+                done = executor.next() => executor.apply(done, &mut core),
                 () = tokio::time::sleep(sleep) => {}
                 watch = self.signal.changed() => core.watched(watch, Time::now()),
                 () = self.control.changed() => self.follow(&mut core),
                 () = drain.cancelled(), if !core.is_draining() => {}
             }
-            // What else is ready is taken along, so that a turn of the loop is paid once for many results.
-            while let Some(done) = worker.ready() {
-                worker.apply(done, &mut core);
+            // Apply everything else that is ready, so that many results cost one turn of the loop.
+            while let Some(done) = executor.ready() {
+                executor.apply(done, &mut core);
             }
         }
     }
 
-    /// Takes over what operators have decided.
+    /// Applies what operators have decided.
     fn follow(&mut self, core: &mut Core) {
         let now = Time::now();
         if let Some(tuning) = self.control.tuning() {

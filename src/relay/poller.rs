@@ -1,8 +1,9 @@
-//! The poller: asks for all idle relays of the process whether anything may have come.
+//! The poller: it asks, for all idle relays of the process, whether there may be new work.
 //!
-//! It reads how far the sequence of message ids has got, whether a retry has fallen due and whether an operator has done
-//! something, which costs a fraction of a look. Idle relays sleep until that changes. It is a hint: each relay rescans once a
-//! second whatever the poller says, so a poller that cannot reach the database, or is wrong, costs time and never a message.
+//! It reads the current value of the message id sequence, whether a retry has fallen due, and whether an operator has
+//! changed something. That costs a fraction of a look. Idle relays sleep until the answer changes. The answer is only a
+//! hint: each relay rescans once a second in any case, so a poller that is wrong or cannot reach the database costs
+//! latency but never a message.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,19 +16,20 @@ use crate::health::Heartbeat;
 use crate::outbox::{Outbox, OutboxError};
 use crate::reading::Watch;
 
-/// How long to leave a database alone that does not answer.
+/// The pause after the database failed to answer.
 const AFTER_FAILURE: Duration = Duration::from_millis(500);
 
-/// After so much time in which nothing came the poller asks less often.
+/// The poller asks less often after nothing new has come for this long.
 const QUIET_AFTER: Duration = Duration::from_secs(5);
 
-/// How much less often. Waking up, not the question, is what an idle relay costs.
+/// The factor by which it then asks less often. The cost of an idle relay is the wake-up, not the query.
 const QUIET_FACTOR: u32 = 4;
 
-/// How often it asks while no relay is idle, for what operators have done.
+/// The poll interval while no relay is idle, to notice what operators have changed.
 const BUSY_EVERY: Duration = Duration::from_secs(1);
 
-/// What is due may be asked for one part in so many of the time. It walks retries that vacuum could not remove.
+/// The query for due retries may take at most one part in this many of the time. It walks dead rows that vacuum could not
+/// remove.
 const DUE_SHARE: u32 = 4;
 
 /// Asks for all relays of the process.
@@ -41,7 +43,7 @@ pub struct Poller {
     heartbeat: Arc<Heartbeat>,
 }
 
-/// What one relay hears of the poller.
+/// One relay's view of the poller.
 #[derive(Debug)]
 pub struct WorkSignal {
     seen: watch::Receiver<Option<Watch>>,
@@ -112,7 +114,7 @@ impl Poller {
 }
 
 impl WorkSignal {
-    /// Says whether this relay waits for something to come.
+    /// Says whether this relay is waiting for new work.
     pub(super) fn set_idle(&mut self, is_idle: bool) {
         if is_idle != self.is_idle {
             self.is_idle = is_idle;

@@ -1,4 +1,5 @@
-//! Reporting: what the core says, as metrics, log lines and probes. The only place of the relay that logs.
+//! Reporting: turns the reports of the core into metrics, log lines and probe results. Nothing else in the relay logs, except
+//! `control.rs` about what operators decided.
 
 use std::sync::Arc;
 
@@ -10,20 +11,20 @@ use crate::health::{Dependency, Heartbeat};
 use crate::message::{Fault, FaultKind, MessageKey, Outcome, Quarantined, Settlement};
 use crate::outbox::OutboxError;
 
-/// Where a relay reports how it is.
+/// Where a relay reports its state.
 #[derive(Clone, Debug)]
 pub struct Reports {
-    /// What it says of the database, beside all other relays.
+    /// The state of the database, shared with all other relays.
     pub database: Arc<Dependency>,
     /// The same as a metric.
     pub database_up: IntGauge,
-    /// Its own queue.
+    /// The state of its own queue.
     pub queue: Arc<Dependency>,
-    /// Its own sign of life.
+    /// Its own heartbeat.
     pub heartbeat: Arc<Heartbeat>,
 }
 
-/// Tells what one relay reports.
+/// Publishes the reports of one relay.
 #[derive(Debug)]
 pub(super) struct Reporter {
     destination: Arc<Destination>,
@@ -35,7 +36,7 @@ impl Reporter {
         Self { destination, reports }
     }
 
-    /// The loop is alive, and these are its gauges.
+    /// Records that the loop is alive, and sets its gauges.
     pub(super) fn tick(&self, core: &Core) {
         self.reports.heartbeat.tick();
         let (lanes, in_flight, limit) = core.gauges();
@@ -45,7 +46,7 @@ impl Reporter {
         metrics.in_flight_limit.set(limit as i64);
     }
 
-    /// The loop ended as it should.
+    /// Records that the loop ended normally.
     pub(super) fn finish(&self) {
         self.destination.metrics.lanes_held.set(0);
         self.reports.heartbeat.finish();
@@ -61,9 +62,9 @@ impl Reporter {
     fn one(&self, report: Report) {
         let metrics = &self.destination.metrics;
         match report {
-            Report::Accepted { ages, left_out } => {
+            Report::Accepted { ages, dropped_attributes } => {
                 ages.iter().for_each(|age| metrics.latency.observe(age.as_secs_f64()));
-                metrics.attributes_left_out.inc_by(left_out as u64);
+                metrics.attributes_left_out.inc_by(dropped_attributes as u64);
             }
             Report::Retried(kind) => metrics.retries(kind).inc(),
             Report::PossibleDuplicates(entries) => metrics.possible_duplicates.inc_by(entries),
@@ -74,15 +75,16 @@ impl Reporter {
             Report::Quarantined(messages) => self.quarantined(&messages),
             Report::Late(messages) => metrics.late.inc_by(messages),
             Report::Halted(fault) => self.halted(&fault),
-            Report::Back => self.back(),
+            Report::Recovered => self.back(),
             Report::DatabaseAnswered => self.database_answered(),
             Report::DatabaseFailed { error, unsettled } => self.database_failed(&error, unsettled),
-            Report::AnotherHistory => {
-                // Another server, behind a pooler that kept the connections, may have given the ids of claims to writers.
+            Report::IncarnationChanged => {
+                // The connections may go through a pooler to another server, which may have given the same transaction
+                // ids to writers.
                 self.destination.outbox.forget_connections();
                 tracing::warn!(
                     destination = %self.destination.name,
-                    "the database goes on from another state than before (failover, crash or restore); everything learnt of it is dropped"
+                    "the database is in another state than before (failover, crash or restore); everything known about it is dropped"
                 );
             }
         }
@@ -91,7 +93,7 @@ impl Reporter {
     fn recorded(&self, settlements: &[Settlement]) {
         let metrics = &self.destination.metrics;
         metrics.delivered.inc_by(settlements.iter().filter(|settlement| settlement.is_delivered()).count() as u64);
-        // One line for all that died together of the same kind of fault, with the first of them as an example.
+        // One line per kind of fault for all messages that died together; it names the first of them as an example.
         let mut lines: Vec<(FaultKind, u64, i64, &str)> = Vec::new();
         for Settlement { key, outcome, .. } in settlements {
             if let Outcome::Dead { kind, error, .. } = outcome {
@@ -131,7 +133,7 @@ impl Reporter {
         tracing::warn!(
             destination = %self.destination.name,
             messages,
-            "ids of delivered messages were given again, and the records of those were replaced: was the sequence of ids set back?"
+            "ids of delivered messages were assigned again and their records replaced: was the id sequence reset?"
         );
     }
 
@@ -157,8 +159,9 @@ impl Reporter {
     fn halted(&self, fault: &Fault) {
         let destination = &self.destination.name;
         self.destination.metrics.up.set(0);
-        // The same fault is logged once, however often it is met.
+        // The same fault is logged once, however often it occurs.
         let is_news = self.reports.queue.report_down(&fault.code);
+        self.reports.queue.explain(fault.shown());
         if is_news && fault.kind == FaultKind::Internal {
             tracing::error!(%destination, code = %fault.code, reason = %fault.detail, "destination halted by an error of outbox-relay, please report it; its messages wait");
         } else if is_news {
@@ -168,7 +171,7 @@ impl Reporter {
 
     fn back(&self) {
         self.destination.metrics.up.set(1);
-        // There is no line when the halt was never logged.
+        // If the halt was never logged, its end is not logged either.
         if self.reports.queue.report_up() {
             tracing::info!(destination = %self.destination.name, "destination is back");
         }
@@ -182,10 +185,10 @@ impl Reporter {
     }
 
     fn database_failed(&self, error: &OutboxError, unsettled: usize) {
-        // What failed on one connection may fail on all that were made before.
+        // A failure on one connection may affect every connection that is open now.
         self.destination.outbox.forget_connections();
         self.reports.database_up.set(0);
-        if self.reports.database.report_down(&error.to_string()) {
+        if self.reports.database.report_down_as(&error.to_string(), &error.shown()) {
             tracing::warn!(error = %error, unsettled, "the database cannot be used; trying again");
         }
     }

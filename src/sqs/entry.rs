@@ -1,7 +1,7 @@
-//! Composing: from a message to what SQS takes, with every rule of SQS that can be checked before sending.
+//! Composing: turns a message into an entry for SQS, and checks every rule of SQS that can be checked before sending.
 //!
-//! A message that SQS can never accept is refused here, alone and with a reason, before it can spoil a request with nine
-//! neighbours. Rules: SendMessageBatch and "Amazon SQS message metadata" in the SQS documentation.
+//! A message that SQS can never accept is refused here, alone and with a reason, before it can spoil a request with
+//! nine others. For the rules see SendMessageBatch and "Amazon SQS message metadata" in the SQS documentation.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use super::MAX_BYTES;
 use crate::message::{Content, Event, Message, MessageId, MessageKey, QueueKind};
 use crate::message::{Fault, FaultKind};
 
-/// Most attributes of a message.
+/// The most attributes of a message.
 const MAX_ATTRIBUTES: usize = 10;
 
 /// Longest MessageGroupId.
@@ -22,14 +22,15 @@ const MAX_GROUP: usize = 128;
 /// Longest attribute name.
 const MAX_NAME: usize = 256;
 
-/// Digits and size of a number that SQS takes: 38 digits, 10^-128 to 10^126; zeros at both ends do not count.
+/// The limits of a number in SQS: 38 digits, 10^-128 to 10^126; zeros at both ends do not count.
 const NUMBER_DIGITS: usize = 38;
 const NUMBER_POWERS: std::ops::Range<i64> = -128..126;
 
-/// Members of metadata that go first when there are more than fit.
+/// Members of metadata that are taken first when there are more than fit.
 const FIRST: [&str; 4] = ["traceparent", "tracestate", "correlation_id", "causation_id"];
 
-/// The member of metadata that becomes SQS's system attribute, which counts neither as an attribute nor as bytes.
+/// The member of metadata that becomes SQS's system attribute. That counts neither as an attribute nor towards the
+/// size.
 const TRACE_HEADER: &str = "AWSTraceHeader";
 
 /// A message attribute.
@@ -40,14 +41,14 @@ pub(super) struct Attribute {
     pub(super) value: String,
 }
 
-/// What FIFO queues want to know.
+/// The parameters for FIFO queues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FifoIds {
     pub(super) group: String,
     pub(super) deduplication: String,
 }
 
-/// One item of a request: a message in SQS's words.
+/// One entry of a request: a message in SQS's terms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     key: MessageKey,
@@ -64,7 +65,7 @@ impl Entry {
         self.key
     }
 
-    /// Group, deduplication id and attributes in words, for people.
+    /// Group, deduplication id and attributes as text.
     pub fn described(&self) -> Vec<(&'static str, String)> {
         let mut lines = Vec::new();
         if let Some(fifo) = &self.fifo {
@@ -77,19 +78,19 @@ impl Entry {
         lines
     }
 
-    /// What SQS counts: the body and each attribute's name, type and value.
+    /// The size that SQS counts: the body and each attribute's name, type and value.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 }
 
-/// An entry and what could not be put into it.
+/// An entry, and how much could not be put into it.
 #[derive(Clone, Debug)]
 pub struct Composed {
     /// The entry.
     pub entry: Entry,
-    /// Members of metadata that SQS cannot take, or that are too many.
-    pub left_out: usize,
+    /// The number of metadata members that SQS cannot take, or that are too many.
+    pub dropped_attributes: usize,
 }
 
 /// Makes an entry of a message.
@@ -113,18 +114,18 @@ pub fn compose(message: Message, kind: QueueKind) -> Result<Composed, Fault> {
         QueueKind::Standard => None,
         QueueKind::Fifo => Some(FifoIds {
             group: group_id(message.group.as_deref(), key.id),
-            // Unique for the message, so that two messages of one event (a replay) both arrive, and for the database, so
+            // Unique per message, so that two messages of one event (a replay) both arrive, and across databases, so
             // that two outboxes can share a queue.
             deduplication: format!("{}-{}", event.event_id, key.id.0),
         }),
     };
-    let (attributes, trace_header, left_out) = attributes(&event);
+    let (attributes, trace_header, dropped_attributes) = attributes(&event);
     let body = printable(event.payload);
     let bytes = body.len() + attributes.iter().map(attribute_bytes).sum::<usize>();
     if bytes > MAX_BYTES {
         return Err(permanent("MessageTooLong", too_long(bytes as u64)));
     }
-    Ok(Composed { entry: Entry { key, bytes, body, attributes, trace_header, fifo }, left_out })
+    Ok(Composed { entry: Entry { key, bytes, body, attributes, trace_header, fifo }, dropped_attributes })
 }
 
 fn too_long(bytes: u64) -> String {
@@ -135,8 +136,8 @@ fn attribute_bytes(attribute: &Attribute) -> usize {
     attribute.name.len() + attribute.kind.len() + attribute.value.len()
 }
 
-/// SQS allows letters, digits and ASCII punctuation, 128 at most. Anything else is replaced by its hash, which keeps groups
-/// apart and order within them. A message without a group is a group of its own.
+/// SQS allows letters, digits and ASCII punctuation, 128 at most. Any other group is replaced by its hash, which keeps
+/// groups distinct and their order intact. A message without a group is a group of its own.
 fn group_id(group: Option<&str>, id: MessageId) -> String {
     match group {
         None => id.0.to_string(),
@@ -148,10 +149,10 @@ fn group_id(group: Option<&str>, id: MessageId) -> String {
     }
 }
 
-/// JSON text from PostgreSQL escapes control characters but not U+FFFE and U+FFFF, which SQS refuses. They can only stand
-/// inside strings, where the escape means the same.
+/// JSON text from PostgreSQL escapes control characters but not U+FFFE and U+FFFF, which SQS refuses. They can only
+/// occur inside strings, where the escape has the same meaning.
 fn printable(payload: String) -> String {
-    // Both begin with this byte, and looking for a byte costs a tenth of looking for characters.
+    // Both begin with this byte, and searching for a byte costs a tenth of searching for characters.
     if memchr::memchr(0xef, payload.as_bytes()).is_some() && payload.contains(['\u{fffe}', '\u{ffff}']) {
         payload.replace('\u{fffe}', "\\ufffe").replace('\u{ffff}', "\\uffff")
     } else {
@@ -162,13 +163,13 @@ fn printable(payload: String) -> String {
 fn attributes(event: &Event) -> (Vec<Attribute>, Option<String>, usize) {
     let string = |name, value: &str| Attribute { name: Cow::Borrowed(name), kind: "String", value: value.to_owned() };
     let mut attributes = Vec::with_capacity(5);
-    let mut left_out = 0;
+    let mut dropped_attributes = 0;
     let mut add = |attributes: &mut Vec<Attribute>, attribute: Attribute| {
         let is_new = attributes.iter().all(|known| known.name != attribute.name);
         if attributes.len() < MAX_ATTRIBUTES && is_new && is_acceptable(&attribute) {
             attributes.push(attribute);
         } else {
-            left_out += 1;
+            dropped_attributes += 1;
         }
     };
     add(&mut attributes, string("event_id", &event.event_id));
@@ -181,11 +182,12 @@ fn attributes(event: &Event) -> (Vec<Attribute>, Option<String>, usize) {
         );
     }
     if event.metadata == "{}" {
-        return (attributes, None, left_out);
+        return (attributes, None, dropped_attributes);
     }
-    // The column's CHECK makes it an object. Its members are judged one by one, so that none costs the others.
+    // The column's CHECK makes it an object. Its members are judged one by one, so that a bad one does not affect the
+    // others.
     let Ok(mut members) = serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(&event.metadata) else {
-        return (attributes, None, left_out + 1);
+        return (attributes, None, dropped_attributes + 1);
     };
     let given = members.remove(TRACE_HEADER).filter(|value| value.get() != "null");
     for name in FIRST {
@@ -200,16 +202,16 @@ fn attributes(event: &Event) -> (Vec<Attribute>, Option<String>, usize) {
         .as_ref()
         .and_then(|value| serde_json::from_str(value.get()).ok())
         .filter(|text: &String| is_trace_header(text));
-    let left_out = left_out + usize::from(given.is_some() && header.is_none());
-    (attributes, header, left_out)
+    let dropped_attributes = dropped_attributes + usize::from(given.is_some() && header.is_none());
+    (attributes, header, dropped_attributes)
 }
 
-/// Null means absent. A number keeps its digits, and what is neither text nor number is sent as its JSON text.
+/// Null means absent. A number keeps its digits, and anything that is neither text nor number is sent as its JSON text.
 fn member(name: String, value: &RawValue) -> Option<Attribute> {
     let json = value.get();
     match json.as_bytes().first()? {
         b'n' => None,
-        // What is no text after all is empty, and so left out.
+        // A value that is not text after all becomes empty and is left out.
         b'"' => {
             Some(Attribute { name: name.into(), kind: "String", value: serde_json::from_str(json).unwrap_or_default() })
         }
@@ -218,7 +220,7 @@ fn member(name: String, value: &RawValue) -> Option<Attribute> {
     }
 }
 
-/// Whether SQS takes a JSON number. One outside its limits would make it refuse the whole message.
+/// Whether SQS accepts a JSON number. A number outside its limits would make it refuse the whole message.
 fn is_number(json: &str) -> bool {
     let unsigned = json.trim_start_matches('-');
     let (mantissa, exponent) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
@@ -227,14 +229,14 @@ fn is_number(json: &str) -> bool {
     let digits = [whole, fraction].concat();
     let significant = digits.trim_start_matches('0');
     let leading_zeros = digits.len() - significant.len();
-    // The power of ten of the first digit that counts.
+    // The power of ten of the first significant digit.
     let power = whole.len() as i64 - 1 - leading_zeros as i64 + i64::from(exponent);
     let significant = significant.trim_end_matches('0');
     significant.is_empty() || (significant.len() <= NUMBER_DIGITS && NUMBER_POWERS.contains(&power))
 }
 
 fn is_acceptable(attribute: &Attribute) -> bool {
-    // The relay's own names and numbers are good; those from metadata are anybody's.
+    // The relay's own names and numbers are valid; those from metadata can be anything.
     let has_good_name = match &attribute.name {
         Cow::Borrowed(_) if attribute.kind == "Number" => return true,
         Cow::Borrowed(_) => true,
@@ -260,13 +262,13 @@ fn is_name(name: &str) -> bool {
 fn is_text(value: &str) -> bool {
     let is_allowed =
         |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
-    // Nearly all there is, and quick to see.
+    // Covers nearly all values and is quick to check.
     let is_plain = || value.bytes().all(|byte| matches!(byte, b' '..=b'~'));
     !value.is_empty() && (is_plain() || value.chars().all(is_allowed))
 }
 
-/// The form of a trace header (X-Ray, "Tracing header"): `Root=1-8 digits-24 digits`, and other fields behind semicolons. SQS
-/// refuses the whole message with another one.
+/// The form of a trace header (X-Ray, "Tracing header"): `Root=1-8 digits-24 digits`, and other fields after
+/// semicolons. With any other form SQS refuses the whole message.
 fn is_trace_header(text: &str) -> bool {
     let is_hex = |text: &str, digits: usize| text.len() == digits && text.bytes().all(|b| b.is_ascii_hexdigit());
     let is_root = |value: &str| {

@@ -1,28 +1,31 @@
-//! Inspecting: what a queue says of itself, and whether this relay may send to it. Nothing is sent that a queue would keep.
+//! Inspecting: a queue's attributes, and whether this relay may send to it. Nothing is sent that a queue would keep.
 
 use std::collections::HashMap;
 
+use aws_sdk_sqs::config::endpoint::{DefaultResolver, Params, ResolveEndpoint as _};
 use aws_sdk_sqs::error::ProvideErrorMetadata as _;
 use aws_sdk_sqs::types::{QueueAttributeName, SendMessageBatchRequestEntry};
 
-use super::{MAX_BYTES, Queue, classify};
+use super::{MAX_BYTES, Queue, classify, http};
+use crate::causes::sentence;
 use crate::message::{Fault, FaultKind};
+use crate::way::Trouble;
 
-/// What a queue says of itself.
+/// The attributes of a queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueAttributes {
     /// Whether it is a FIFO queue.
     pub is_fifo: bool,
-    /// The largest message that it takes, in bytes.
+    /// The largest message that it accepts, in bytes.
     pub most_bytes: Option<usize>,
     /// Whether it encrypts with a key that the sender must be allowed to use.
     pub needs_key: bool,
-    /// How it encrypts, in a word.
+    /// How it encrypts, as text.
     pub encryption: String,
 }
 
 impl QueueAttributes {
-    /// Whether it takes less than the relay would send.
+    /// Whether it accepts less than the relay would send.
     pub fn is_small(&self) -> bool {
         self.most_bytes.is_some_and(|most| most < MAX_BYTES)
     }
@@ -44,16 +47,48 @@ impl QueueAttributes {
     }
 }
 
-/// Why a question to SQS got no answer: a code, and the sentence that goes with it.
+/// Why SQS refused to answer a question: a code and a description.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// SQS's code, or `NoAnswer`.
     pub code: String,
-    /// What it says.
+    /// The description.
     pub detail: String,
 }
 
 impl Queue {
+    /// Host and port of the HTTP proxy through which the queue is reached, if any; never a user or a password.
+    pub fn proxy(&self) -> Option<String> {
+        http::proxy_of(self.access.endpoint().unwrap_or(&self.url)).map(|proxy| proxy.address.to_string())
+    }
+
+    /// The URL that requests for the queue go to.
+    ///
+    /// # Errors
+    ///
+    /// When the SDK knows no such endpoint for the region.
+    pub async fn endpoint(&self) -> Result<String, Trouble> {
+        if let Some(endpoint) = self.access.endpoint() {
+            return Ok(endpoint.to_owned());
+        }
+        let shared = self.access.current().shared().clone();
+        let parameters = Params::builder()
+            .region(self.access.region())
+            .use_fips(shared.use_fips().unwrap_or(false))
+            .use_dual_stack(shared.use_dual_stack().unwrap_or(false))
+            .build();
+        let remedy = "check the region, AWS_USE_FIPS_ENDPOINT and AWS_USE_DUALSTACK_ENDPOINT";
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            Trouble::new(
+                format!("the region {} has no such endpoint: {}", self.access.region(), sentence(error)),
+                remedy,
+            )
+        };
+        let parameters = parameters.map_err(|error| failed(&error))?;
+        let endpoint = DefaultResolver::new().resolve_endpoint(&parameters).await;
+        endpoint.map(|endpoint| endpoint.url().to_owned()).map_err(|error| failed(error.as_ref()))
+    }
+
     /// Asks the queue for its attributes (`sqs:GetQueueAttributes`).
     ///
     /// # Errors
@@ -69,9 +104,10 @@ impl Queue {
         Ok(QueueAttributes::of(&output.attributes.unwrap_or_default()))
     }
 
-    /// Asks whether this relay may send, with a request that SQS refuses as a whole once it has let the sender in: two
-    /// entries with one id (SendMessageBatch, BatchEntryIdsNotDistinct). Nothing reaches the queue. That SQS looks at the
-    /// sender before it looks at the entries is how AWS's services behave, and is not written down for this one.
+    /// Asks whether this relay may send. The request contains two entries with one id, which SQS refuses as a whole
+    /// once it has authorized the sender (SendMessageBatch, BatchEntryIdsNotDistinct). Nothing reaches the queue. That
+    /// SQS authorizes the sender before it checks the entries is how AWS services behave, but it is not documented for
+    /// this one.
     ///
     /// # Errors
     ///
@@ -94,7 +130,7 @@ impl Queue {
             .send()
             .await;
         match answer {
-            // Whoever takes that has put it into the queue.
+            // A server that accepts this has put it into the queue.
             Ok(output) if !output.successful().is_empty() => {
                 let detail = "two entries with one id were accepted, and are in the queue now";
                 Err(Fault::new(FaultKind::Internal, "TestMessageAccepted", detail))

@@ -1,6 +1,6 @@
 //! Packing: how much goes into one request. Pure arithmetic.
 
-/// The largest sum over the entries of a request, which is also that of a single one (SQS, SendMessageBatch).
+/// The largest sum over the entries of a request; it is also the limit of a single entry (SQS, SendMessageBatch).
 pub const MAX_BYTES: usize = crate::message::MAX_MESSAGE_BYTES;
 
 /// How full a request is.

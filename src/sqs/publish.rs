@@ -1,4 +1,4 @@
-//! Publishing: one SendMessageBatch request, and what became of each of its entries.
+//! Publishing: one SendMessageBatch request, and the result of each of its entries.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,14 +16,14 @@ use super::{Entry, Queue, classify};
 use crate::clock::Time;
 use crate::message::{Fault, FaultKind};
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Debug)]
 pub struct Published {
-    /// For each entry, in order, the id SQS gave it or why it was not accepted.
+    /// For each entry, in order, the id assigned by SQS, or why it was not accepted.
     pub results: Vec<Result<String, Fault>>,
-    /// Why the request failed as a whole, if it did; then each result is this fault.
+    /// Why the request failed as a whole, if it did; then each result holds this fault.
     pub request_fault: Option<Fault>,
-    /// From sending to the answer.
+    /// The time from sending to the answer.
     pub duration: Duration,
 }
 
@@ -34,20 +34,21 @@ impl Published {
 }
 
 impl Queue {
-    /// Sends entries in one request. Never fails itself: every entry gets a result, and what no answer confirms is never
-    /// taken as accepted. Nothing is written after `until`, and it ends a request timeout after that. What SQS refused for its
-    /// credentials is sent once more with new ones, if there are any by then.
+    /// Sends entries in one request. It never fails itself: every entry gets a result, and an entry that no answer
+    /// confirms never counts as accepted. Nothing is written after `until`, and the request ends a request timeout
+    /// after that. A request that SQS refused for its credentials is sent once more with new ones, if there are any by
+    /// then.
     pub async fn publish(&self, entries: &[&Entry], until: Time) -> Published {
         let current = self.access.current();
         let published = self.publish_with(&current, entries, until).await;
         if published.request_fault.as_ref().is_none_or(|fault| !classify::is_about_credentials(fault)) {
             return published;
         }
-        // In a box of its own: what asks all providers is large, and every request would carry the room for it.
+        // Boxed: the future that asks all providers is large, and otherwise every request would reserve space for it.
         Box::pin(self.publish_anew(&current, published, entries, until)).await
     }
 
-    /// Sends once more what was refused for its credentials, if there are new ones in time.
+    /// Sends a request once more that was refused for its credentials, if there are new ones in time.
     async fn publish_anew(
         &self,
         refused: &Current,
@@ -58,8 +59,9 @@ impl Queue {
         let code = published.request_fault.as_ref().map_or("", |fault| &fault.code);
         let renewal = self.access.renew(refused, code);
         match tokio::time::timeout(until.since(Time::now()), renewal).await {
-            Ok(true) => self.publish_with(&self.access.current(), entries, until).await,
-            Ok(false) | Err(_) => published,
+            // Later it could not be written, and waiting for credentials once more would outlast the claim.
+            Ok(true) if Time::now() < until => self.publish_with(&self.access.current(), entries, until).await,
+            Ok(_) | Err(_) => published,
         }
     }
 
@@ -86,16 +88,16 @@ impl Queue {
     }
 }
 
-/// The entries of one request, as the SDK takes them.
+/// The entries of one request as SDK types.
 ///
 /// # Errors
 ///
-/// Only when this relay has left something out that SQS requires.
+/// Only when the relay omitted a field that SQS requires.
 pub fn build_request(entries: &[&Entry]) -> Result<Vec<SendMessageBatchRequestEntry>, BuildError> {
     entries.iter().enumerate().map(|(index, entry)| item(index, entry)).collect()
 }
 
-/// The entry's id is its index: unique within the request, and the way back from the answer.
+/// The entry's id is its index: unique within the request, and the way to match the answer.
 fn item(index: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, BuildError> {
     let mut attributes = HashMap::with_capacity(entry.attributes.len());
     for attribute in &entry.attributes {
@@ -117,8 +119,8 @@ fn item(index: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, Bui
     item.build()
 }
 
-/// Brings the answer's two lists back into the order of the entries. An entry in neither list is unconfirmed: it may have
-/// been accepted, so it is sent again and counted. A contradiction is read as unconfirmed too.
+/// Puts the answer's two lists back into the order of the entries. An entry in neither list is unconfirmed: it may have
+/// been accepted, so it is sent again and counted. An entry in both lists is unconfirmed too.
 fn reconcile(entries: usize, output: &SendMessageBatchOutput) -> Vec<Result<String, Fault>> {
     let mut results: Vec<Option<Result<String, Fault>>> = vec![None; entries];
     for accepted in output.successful() {
@@ -137,7 +139,7 @@ fn reconcile(entries: usize, output: &SendMessageBatchOutput) -> Vec<Result<Stri
     results.into_iter().map(|slot| slot.unwrap_or_else(|| Err(unconfirmed("not in the answer")))).collect()
 }
 
-/// Only what this relay has sent is an id; "+1" and "01" are not.
+/// Only an id that this relay has sent is valid; "+1" and "01" are not.
 fn index_of(id: &str) -> Option<usize> {
     id.parse().ok().filter(|index: &usize| index.to_string() == id)
 }
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn each_entry_gets_its_own_result_by_id_and_not_by_place() {
+    fn each_entry_gets_its_own_result_by_id_and_not_by_position() {
         let results = reconcile(3, &answer(vec![accepted("2"), accepted("0")], vec![failed("1", "InternalError")]));
         assert_eq!(results[0], Ok("m0".to_owned()));
         assert_eq!(results[1].as_ref().unwrap_err().kind, FaultKind::MessageTransient);

@@ -1,10 +1,10 @@
-//! The moment at which a request is written: not after the claim is over, and noted, so that what never left this host is not
-//! taken for what SQS may have accepted.
+//! The moment when a request is written. It must not be written after the claim has ended. The moment is noted, so that
+//! a request which never left this host does not count as possibly accepted.
 //!
-//! Between building a request and writing it lie credentials, signing, and sometimes a new connection, and a process may be
-//! stopped in between (SIGSTOP, a suspended machine) and go on when another relay has its lanes. The SDK's interceptors run
-//! before the connection is there; the HTTP client asks for the body when it is about to write it. So the body is what
-//! looks at the clock. A request whose head was written without its body is none to SQS.
+//! Between building a request and writing it come credentials, signing, and sometimes a new connection. A process may
+//! be stopped in between (SIGSTOP, a suspended machine) and resume when another relay has its lanes. The SDK's
+//! interceptors run before the connection exists; the HTTP client asks for the body when it is about to write it. So
+//! the body checks the clock. For SQS a request whose head was written without its body is no request.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::clock::Time;
 
-/// A request came too late to be written.
+/// The request came too late to be written.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the claim was over before the request could be written")]
+#[error("the claim had ended before the request could be written")]
 pub(super) struct TooLate;
 
-/// Watches one request.
+/// Watches the writing of one request.
 #[derive(Clone, Debug)]
 pub(super) struct Writing {
     until: Time,
@@ -33,29 +33,29 @@ pub(super) struct Writing {
 }
 
 impl Writing {
-    /// A request that may be written until then.
+    /// Allows a request to be written until then.
     pub(super) fn new(until: Time) -> Self {
         Self { until, has_begun: Arc::default() }
     }
 
-    /// Whether some of it was written, so that SQS may have it.
+    /// Whether any of it was written, so that SQS may have it.
     pub(super) fn has_begun(&self) -> bool {
         self.has_begun.load(Ordering::Acquire)
     }
 }
 
 tokio::task_local! {
-    /// The request that is made in this task: an interceptor of the client is given nothing of the caller's, and one made for
-    /// each request costs the SDK as much as a message.
+    /// The request made in this task. A task-local, because an interceptor of the client gets nothing from the caller,
+    /// and creating an interceptor for each request costs the SDK as much as a message.
     static WRITING: Writing;
 }
 
-/// Makes a request that is watched.
+/// Runs a request that is watched.
 pub(super) async fn watched<T>(writing: Writing, request: impl Future<Output = T>) -> T {
     WRITING.scope(writing, request).await
 }
 
-/// Has the client's requests watched.
+/// The interceptor that watches the client's requests.
 #[derive(Debug)]
 pub(super) struct Watching;
 
@@ -70,7 +70,7 @@ impl Intercept for Watching {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        // Questions about a queue may be written whenever.
+        // Questions about a queue may be written at any time.
         if let Ok(writing) = WRITING.try_with(Writing::clone) {
             let body = context.request_mut().body_mut();
             let inner = std::mem::replace(body, SdkBody::taken());
@@ -80,7 +80,7 @@ impl Intercept for Watching {
     }
 }
 
-/// A body that looks at the clock when it is asked for.
+/// A body that checks the clock when it is polled.
 struct Watched {
     inner: SdkBody,
     writing: Writing,

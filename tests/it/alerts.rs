@@ -1,6 +1,7 @@
-//! The alert rules: Prometheus takes them, they fire and keep quiet when they should, and what they name is there.
+//! The alert rules: Prometheus accepts them, they fire when they should and stay silent otherwise, and everything they
+//! name exists.
 //!
-//! That they fire on a running relay is `make prove-alerts`.
+//! `make prove-alerts` shows that they fire on a running relay.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ fn promtool(arguments: &[&str]) -> Result<String> {
     Ok(said)
 }
 
-/// Names with our prefix, those of a histogram's series without their ending.
+/// Metric names with our prefix; those of a histogram's series without their suffix.
 pub fn names_in(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let ours = words.filter(|word| word.starts_with("outbox_relay_"));

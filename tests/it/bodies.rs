@@ -1,17 +1,17 @@
-//! What consumers get: the payload byte for byte, and what goes with it.
+//! What consumers receive: the payload byte for byte, and the attributes.
 
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::support::bed::Bed;
-use crate::support::emulator::Received;
+use support::emulator::Received;
+use support::test_bed::TestBed;
 
-/// What SQS takes in one message: body, attributes' names, types and values.
+/// The largest message in SQS: body, and names, types and values of attributes.
 const MAX_BYTES: usize = 1_048_576;
 
-async fn only_message(bed: &Bed, queue: &str) -> Result<Received> {
+async fn only_message(bed: &TestBed, queue: &str) -> Result<Received> {
     let mut messages = bed.queues.contents(queue).await?;
     ensure!(messages.len() == 1, "{} messages", messages.len());
     messages.pop().context("no message")
@@ -19,7 +19,7 @@ async fn only_message(bed: &Bed, queue: &str) -> Result<Received> {
 
 #[tokio::test]
 async fn bodies_arrive_byte_for_byte() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     let payloads = [
         r#"{}"#,
@@ -51,7 +51,7 @@ async fn bodies_arrive_byte_for_byte() -> Result<()> {
 
 #[tokio::test]
 async fn characters_that_sqs_refuses_arrive_escaped() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     bed.enqueue("audit", "{\"a\": \"\u{fffe}x\u{ffff}\"}", None).await?;
     bed.relay().deliver_all().await?;
@@ -62,8 +62,8 @@ async fn characters_that_sqs_refuses_arrive_escaped() -> Result<()> {
     Ok(())
 }
 
-/// Commits a message whose body and attributes are `bytes` bytes together; returns its id.
-async fn enqueue_of_size(bed: &Bed, bytes: usize) -> Result<i64> {
+/// Commits a message whose body and attributes together are `bytes` bytes; returns its id.
+async fn enqueue_of_size(bed: &TestBed, bytes: usize) -> Result<i64> {
     let attributes = "event_id".len() + "String".len() + 36 + "event_type".len() + "String".len() + "T".len();
     let padding = i32::try_from(bytes - attributes - r#"{"pad": ""}"#.len())?;
     let query = "SELECT outbox.enqueue('tickets', 'T', jsonb_build_object('pad', repeat('x', $1)), 'group')";
@@ -72,7 +72,7 @@ async fn enqueue_of_size(bed: &Bed, bytes: usize) -> Result<i64> {
 
 #[tokio::test]
 async fn the_largest_message_that_sqs_takes_arrives() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     let id = enqueue_of_size(&bed, MAX_BYTES).await?;
     bed.relay().deliver_all().await?;
@@ -85,7 +85,7 @@ async fn the_largest_message_that_sqs_takes_arrives() -> Result<()> {
 
 #[tokio::test]
 async fn a_message_one_byte_too_large_dies_with_its_size_and_its_neighbours_arrive() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue("tickets", r#"{"n": 1}"#, Some("group")).await?;
     let id = enqueue_of_size(&bed, MAX_BYTES + 1).await?;
@@ -101,8 +101,8 @@ async fn a_message_one_byte_too_large_dies_with_its_size_and_its_neighbours_arri
 }
 
 #[tokio::test]
-async fn attributes_carry_what_the_event_says_of_itself() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn attributes_carry_the_events_id_type_stream_and_version() -> Result<()> {
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.fifo("tickets").await?;
     let event = "INSERT INTO outbox.events (event_id, event_type, stream_id, stream_version, payload, metadata)
@@ -136,7 +136,7 @@ async fn attributes_carry_what_the_event_says_of_itself() -> Result<()> {
 
 #[tokio::test]
 async fn ten_attributes_are_sent_and_those_left_out_are_counted() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     let query = "SELECT outbox.enqueue('audit', 'T', '{}', NULL, (SELECT jsonb_object_agg('m' || n, 'v') ||
         '{\"traceparent\": \"t\"}' FROM generate_series(10, 29) AS n))";
@@ -155,7 +155,7 @@ async fn ten_attributes_are_sent_and_those_left_out_are_counted() -> Result<()> 
 
 #[tokio::test]
 async fn a_number_too_large_for_an_attribute_takes_nothing_else_with_it() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     let query = "SELECT outbox.enqueue('audit', 'T', '{}', NULL, '{\"big\": 1e400, \"traceparent\": \"00-1\", \"price\": 1.50}')";
     bed.client.execute(query, &[]).await?;
@@ -171,7 +171,7 @@ async fn a_number_too_large_for_an_attribute_takes_nothing_else_with_it() -> Res
 
 #[tokio::test]
 async fn groups_that_sqs_refuses_are_hashed_and_stay_apart() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     let long = "x".repeat(129);
     let names = ["draw-1", "Ziehung 1", "Ziehung 2", "日", &long];
@@ -198,7 +198,7 @@ async fn groups_that_sqs_refuses_are_hashed_and_stay_apart() -> Result<()> {
 
 #[tokio::test]
 async fn a_standard_queue_is_sent_no_group() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.standard("audit").await?;
     bed.enqueue("audit", "{}", Some("draw-1")).await?;
@@ -210,7 +210,7 @@ async fn a_standard_queue_is_sent_no_group() -> Result<()> {
 
 #[tokio::test]
 async fn two_messages_of_one_event_have_different_deduplication_ids() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue("tickets", "{}", Some("draw-1")).await?;
     let replay = "INSERT INTO outbox.messages (destination, event_position, group_id)
@@ -225,7 +225,7 @@ async fn two_messages_of_one_event_have_different_deduplication_ids() -> Result<
 
 #[tokio::test]
 async fn a_message_without_its_event_is_dead_and_not_lost() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let query = "INSERT INTO outbox.messages (destination, event_position) VALUES ('tickets', 4711) RETURNING id";
     let id = bed.client.query_one(query, &[]).await?.get(0);

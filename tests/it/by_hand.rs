@@ -1,14 +1,14 @@
-//! What operators change in the tables by themselves, with the statements of the runbook.
+//! Changes that operators make directly in the tables, with the statements of the runbook.
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::bed::{Bed, connect, numbers};
-use crate::support::eventually;
-use crate::support::roles::Roles;
+use support::eventually;
+use support::roles::Roles;
+use support::test_bed::{TestBed, connect, numbers};
 
 const RUNBOOK: &str = include_str!("../../docs/operations.md");
 
-/// The statements under the heading, in their order, about a message of this id.
+/// The statements under the heading, in their order, for a message with this id.
 fn statements(id: i64) -> Result<Vec<String>> {
     let part = RUNBOOK.split("## Changing messages by hand").nth(1).context("no such heading")?;
     let part = part.split("\n## ").next().unwrap_or_default();
@@ -18,7 +18,7 @@ fn statements(id: i64) -> Result<Vec<String>> {
 
 #[tokio::test]
 async fn messages_can_be_changed_by_hand_as_the_runbook_says() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let tickets = bed.fifo("tickets").await?;
     let audit = bed.standard("audit").await?;
     let first = bed.enqueue("tickets", "{\"n\": 1}", Some("g")).await?;
@@ -52,9 +52,9 @@ async fn messages_can_be_changed_by_hand_as_the_runbook_says() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_held_back_by_hand_does_not_keep_until_empty_waiting() -> Result<()> {
+async fn a_message_held_back_by_hand_does_not_keep_until_empty_waiting() -> Result<()> {
     for is_fifo in [true, false] {
-        let bed = Bed::new().await?;
+        let bed = TestBed::new().await?;
         let queue = if is_fifo { bed.fifo("tickets").await? } else { bed.standard("tickets").await? };
         let held = bed.enqueue("tickets", "{\"n\": 1}", Some("g")).await?;
         bed.enqueue("tickets", "{\"n\": 2}", Some("g")).await?;

@@ -3,12 +3,12 @@
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
-use crate::support::bed::Bed;
-use crate::support::chosen_major;
-use crate::support::postgres::{Cluster, Options};
-use crate::support::proxy::{Fault, Rule};
-use crate::support::relay::Finished;
-use crate::support::roles::Roles;
+use support::chosen_major;
+use support::postgres::{Cluster, Options};
+use support::proxy::{Fault, Rule};
+use support::relay::Finished;
+use support::roles::Roles;
+use support::test_bed::TestBed;
 
 fn ensure_says(output: &Finished, code: i32, sentences: &[&str]) -> Result<()> {
     ensure!(output.code == Some(code), "ended with {:?}: {}{}", output.code, output.stdout, output.stderr);
@@ -21,7 +21,7 @@ fn ensure_says(output: &Finished, code: i32, sentences: &[&str]) -> Result<()> {
 
 #[tokio::test]
 async fn a_healthy_outbox_passes_and_nothing_reaches_the_queues() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
     let checked = bed.relay().output(&["check"]).await?;
     let sentences = [
@@ -47,7 +47,7 @@ async fn a_healthy_outbox_passes_and_nothing_reaches_the_queues() -> Result<()> 
 
 #[tokio::test]
 async fn missing_rights_broken_indexes_and_a_table_without_autovacuum_are_named() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.standard("audit").await?;
     let roles = Roles::create(&bed).await?;
     let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
@@ -68,18 +68,22 @@ async fn missing_rights_broken_indexes_and_a_table_without_autovacuum_are_named(
 }
 
 #[tokio::test]
-async fn a_database_that_is_missing_or_not_migrated_is_told_and_queues_are_checked_all_the_same() -> Result<()> {
-    let bed = Bed::empty().await?;
+async fn a_missing_or_unmigrated_database_is_reported_and_queues_are_checked_all_the_same() -> Result<()> {
+    let bed = TestBed::empty().await?;
     bed.standard("audit").await?;
     let checked = bed.relay().output(&["check"]).await?;
     ensure_says(&checked, 1, &["✗ PostgreSQL: ", "outbox-relay migrate", "✓ queue of audit: this relay may send"])?;
     let elsewhere = bed.relay().env("DATABASE_URL", "postgres://nobody@127.0.0.1:1/none").output(&["check"]).await?;
-    ensure_says(&elsewhere, 1, &["✗ PostgreSQL: cannot connect to PostgreSQL at 127.0.0.1:1/none"])
+    ensure_says(
+        &elsewhere,
+        1,
+        &["✗ PostgreSQL, connection to 127.0.0.1:1: not possible: 127.0.0.1: Connection refused"],
+    )
 }
 
 #[tokio::test]
-async fn a_queue_that_cannot_be_used_is_told() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_queue_that_cannot_be_used_is_reported() -> Result<()> {
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let audit = bed.standard("audit").await?;
     bed.add_destination("gone", &format!("{audit}-which-was-never-made"));
@@ -91,8 +95,8 @@ async fn a_queue_that_cannot_be_used_is_told() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_queue_of_another_type_a_small_one_and_one_with_a_key_are_told() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_queue_of_another_type_a_small_one_and_one_with_a_key_are_reported() -> Result<()> {
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
     let says = |url: &str, attributes: &'static str| {
@@ -105,21 +109,21 @@ async fn a_queue_of_another_type_a_small_one_and_one_with_a_key_are_told() -> Re
     ]);
     let checked = bed.relay().output(&["check"]).await?;
     let sentences = [
-        "✗ queue of tickets: a standard queue, which its URL does not say",
+        "✗ queue of tickets: a standard queue, but its URL says otherwise",
         "✓ queue of audit: a standard queue, takes 262144 bytes, encryption: KMS key alias/ours",
         "! queue of audit: takes no message above 262144 bytes",
-        "! queue of audit: the rights on its key cannot be tried without sending",
+        "! queue of audit: permissions on its key cannot be tested without sending",
     ];
     ensure_says(&checked, 1, &sentences)
 }
 
 #[tokio::test]
-async fn a_server_that_may_lose_what_is_committed_is_told() -> Result<()> {
+async fn a_server_that_may_lose_commits_is_reported() -> Result<()> {
     let cluster = Cluster::start(&Options { major: chosen_major(), durable: true, ..Options::default() })?;
-    let bed = Bed::on(&cluster).await?;
+    let bed = TestBed::on(&cluster).await?;
     bed.standard("audit").await?;
     let checked = bed.relay().output(&["check"]).await?;
-    ensure_says(&checked, 0, &["✓ durability: what is committed survives a crash"])?;
+    ensure_says(&checked, 0, &["✓ durability: committed transactions survive a crash"])?;
     let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
     bed.client.batch_execute(&format!("ALTER DATABASE {database} SET synchronous_commit = off")).await?;
     let checked = bed.relay().output(&["check"]).await?;
@@ -127,8 +131,8 @@ async fn a_server_that_may_lose_what_is_committed_is_told() -> Result<()> {
 }
 
 #[tokio::test]
-async fn every_mistake_of_the_configuration_is_told() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn every_mistake_of_the_configuration_is_reported() -> Result<()> {
+    let bed = TestBed::new().await?;
     bed.standard("audit").await?;
     let command = bed.relay().env("OUTBOX_RELAY_BATCH_SIZE", "0").env("OUTBOX_RELAY_MAX_ATTEMPS", "3");
     let checked = command.output(&["check"]).await?;

@@ -1,12 +1,13 @@
-//! Wrong settings are refused before anything starts: all at once, by name, with the remedy, and without a secret.
+//! Wrong settings are refused before anything starts: all at once, by name, with the remedy, and without showing a
+//! secret.
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::support::relay::{Command, Finished};
+use support::relay::{Command, Finished};
 
 const SECRET: &str = "hunter2-the-secret";
 
-/// A command line that would start if its database and queue were there.
+/// A command that would start if its database and queue existed.
 fn configured() -> Command {
     Command::new()
         .env("DATABASE_URL", format!("postgres://app:{SECRET}@127.0.0.1:1/lottery"))
@@ -15,7 +16,7 @@ fn configured() -> Command {
         .env("AWS_REGION", "us-east-1")
 }
 
-/// Each variable of the contract with values that it refuses.
+/// Each variable with values that it refuses.
 const REFUSED: [(&str, &[&str]); 17] = [
     (
         "OUTBOX_RELAY_DESTINATIONS",
@@ -27,6 +28,11 @@ const REFUSED: [(&str, &[&str]); 17] = [
             ",",
             "t=http://:80/q",
             "t=http://h:x/q",
+            "t=https://h/q;rolle=x",
+            "t=https://h/q;role=",
+            "t=https://h/q;role=publisher",
+            "t=https://h/q;external-id=abc",
+            "t=https://h/q;role=arn:aws:iam::222222222222:role/p;external-id=a b",
         ],
     ),
     ("OUTBOX_RELAY_BATCH_SIZE", &["0", "10001", "-1", "many", "1.5"]),
@@ -74,7 +80,7 @@ async fn every_variable_refuses_bad_values_by_its_name() -> Result<()> {
 }
 
 #[tokio::test]
-async fn all_mistakes_are_told_at_once() -> Result<()> {
+async fn all_mistakes_are_reported_at_once() -> Result<()> {
     let mut command = configured().env("DATABASE_URL", format!("postgres://app:{SECRET}@db:port/lottery"));
     for (name, values) in REFUSED.iter().filter(|(name, _)| *name != "RUST_LOG") {
         command = command.env(name, values[0]);
@@ -106,7 +112,7 @@ async fn a_misspelt_variable_is_refused_with_the_right_one() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_required_is_asked_for_by_name() -> Result<()> {
+async fn missing_required_settings_are_named() -> Result<()> {
     for (name, argument) in [("DATABASE_URL", "run"), ("OUTBOX_RELAY_DESTINATIONS", "run"), ("DATABASE_URL", "migrate")]
     {
         for command in [configured().without(name), configured().env(name, "")] {
@@ -115,6 +121,27 @@ async fn what_is_required_is_asked_for_by_name() -> Result<()> {
             ensure!(ended.stderr.lines().count() == 1, "{argument} without {name}: {}", ended.stderr);
             ensure!(ended.stderr.contains(&format!("{name} is not set")), "{}", ended.stderr);
         }
+    }
+    Ok(())
+}
+
+/// Secrets that stand where a path or a name belongs.
+#[tokio::test]
+async fn a_secret_in_the_wrong_variable_is_not_shown() -> Result<()> {
+    let key = format!("-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----\n");
+    let url = format!("postgres://app:{SECRET}@db/lottery");
+    for (name, value) in [
+        ("PGSSLKEY", key.as_str()),
+        ("PGSSLCERT", &key),
+        ("PGSSLROOTCERT", &key),
+        ("PGSERVICE", &url),
+        ("PGHOSTADDR", SECRET),
+        ("PGCONNECT_TIMEOUT", &format!("5;{SECRET}")),
+        ("DATABASE_URL_FILE", &url),
+    ] {
+        let command = configured().without("DATABASE_URL").env("PGHOST", "db").env("PGSSLMODE", "require");
+        let ended = command.env(name, value).output(&["migrate"]).await?;
+        ensure_refused(&ended).with_context(|| name.to_owned())?;
     }
     Ok(())
 }
@@ -128,13 +155,12 @@ async fn no_mistake_in_the_database_url_shows_its_password() -> Result<()> {
         format!("host=db password={SECRET} nonsense"),
         format!("mysql://app:{SECRET}@db/lottery"),
         format!("mysql://app:{SECRET}=x@db/lottery"),
-        // A sign in the password that ends it too early leaves the rest to be taken for something else.
+        // A character in the password that ends it too early makes the rest look like another part of the URL.
         format!("postgres://app:x@{SECRET}@db/lottery"),
         format!("postgres://app:x@y/{SECRET}@db/lottery"),
         format!("postgres://app:x@y?{SECRET}=1@db/lottery"),
         format!("postgres://app:x@{SECRET}?y@db/lottery"),
         format!("postgres://app:x?y@db/lottery?no={SECRET}"),
-        format!("postgres://db:5432/lottery?password=x@{SECRET}"),
         format!("postgres://db/lottery?user=app&password=x&{SECRET}=1"),
         format!("postgres://app:x@db#{SECRET}/lottery"),
         format!("host=db password=x {SECRET}=1"),
@@ -148,7 +174,7 @@ async fn no_mistake_in_the_database_url_shows_its_password() -> Result<()> {
     let ended = configured().env("DATABASE_URL", format!("postgres://app:x@{SECRET}@db/lottery"));
     let ended = ended.output(&["run"]).await?;
     ensure_refused(&ended)?;
-    ensure!(ended.stderr.contains("holds an @; write it as %40"), "{}", ended.stderr);
+    ensure!(ended.stderr.contains("holds an @ in the user or password; write it as %40"), "{}", ended.stderr);
     Ok(())
 }
 
@@ -171,7 +197,7 @@ async fn the_url_may_come_from_a_file_but_not_from_two_places() -> Result<()> {
     ensure!(none.stderr.contains(file), "{}", none.stderr);
     ensure_refused(&empty)?;
     ensure!(empty.stderr.contains(file) && empty.stderr.contains("is empty; "), "{}", empty.stderr);
-    // Where a path belongs, somebody may have put the secret itself.
+    // Somebody may have put the secret itself where a path belongs.
     let url = format!("postgres://app:{SECRET}@127.0.0.1:1/lottery");
     let confused = configured().without("DATABASE_URL").env("DATABASE_URL_FILE", url);
     ensure_refused(&confused.output(&["migrate"]).await?)?;
@@ -182,7 +208,7 @@ async fn the_url_may_come_from_a_file_but_not_from_two_places() -> Result<()> {
 #[tokio::test]
 async fn an_endpoint_that_is_no_url_is_refused() -> Result<()> {
     let value = "not a url";
-    for name in ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"] {
+    for name in ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"] {
         for value in [value, "localhost:9324", "ftp://localhost:9324", "http://", "http://:9324", "http://h:0"] {
             let ended = configured().env(name, value).output(&["run"]).await?;
             ensure_refused(&ended)?;
@@ -191,7 +217,7 @@ async fn an_endpoint_that_is_no_url_is_refused() -> Result<()> {
             ensure!(ended.stderr.contains("; "), "no remedy for {name}={value}: {}", ended.stderr);
         }
     }
-    // What may be a secret is not shown.
+    // A value that may be a secret is not shown.
     let ended = configured().env("AWS_ENDPOINT_URL_SQS", format!("http://user:{SECRET}@h")).output(&["run"]).await?;
     ensure_refused(&ended)
 }
@@ -267,7 +293,7 @@ async fn help_lists_every_flag_with_its_variable() -> Result<()> {
     Ok(())
 }
 
-/// Help is broken into lines, also between `[env:` and the name.
+/// Help text is wrapped, even between `[env:` and the name.
 fn wraps(help: &str, name: &str) -> bool {
     let words: Vec<_> = help.split_whitespace().collect();
     words.windows(2).any(|pair| pair[0].ends_with("[env:") && pair[1].starts_with(name))
@@ -283,9 +309,9 @@ async fn the_example_of_an_environment_shows_the_defaults() -> Result<()> {
         let setting = name.to_lowercase().replace('_', "-");
         let one = shown.iter().find(|one| one["setting"] == setting.as_str());
         let one = one.with_context(|| format!("{setting} is not a setting"))?;
-        // The address is the one thing that the test itself sets.
+        // The address is the only value that the test itself sets.
         let shown = one["value"].as_str().context("no value")?;
-        // 24h is a day.
+        // 24h equals one day.
         let is_same = match (humantime::parse_duration(shown), humantime::parse_duration(value)) {
             (Ok(shown), Ok(value)) => shown == value,
             _ => shown == value,
@@ -298,11 +324,54 @@ async fn the_example_of_an_environment_shows_the_defaults() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_page_on_configuration_has_every_variable_with_its_default() -> Result<()> {
+    let help = configured().output(&["run", "--help"]).await?.stdout;
+    // Help text is wrapped anywhere between words.
+    let words: Vec<&str> = help.split_whitespace().collect();
+    let help = words.join(" ");
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md"))?;
+    let mut count = 0;
+    for part in help.split("[env: OUTBOX_RELAY_").skip(1) {
+        let name = part.split([']', '=']).next().context("no name")?;
+        let row = format!("| `OUTBOX_RELAY_{name}` |");
+        let row = page
+            .lines()
+            .find(|line| line.starts_with(&row))
+            .with_context(|| format!("docs/configuration.md lacks {name}"))?;
+        let flag = format!("--{} <", name.to_lowercase().replace('_', "-"));
+        let described = help.split(&flag).nth(1).with_context(|| format!("no flag {flag}"))?;
+        let described = described.split(" --").next().unwrap_or(described);
+        if let Some(default) = described.split("[default: ").nth(1).and_then(|rest| rest.split(']').next()) {
+            let shown = row.split('|').nth(2).context("no default")?.trim().trim_matches('`');
+            let is_same = match (humantime::parse_duration(shown), humantime::parse_duration(default)) {
+                (Ok(shown), Ok(default)) => shown == default,
+                _ => shown == default,
+            };
+            ensure!(is_same, "docs/configuration.md says {shown} for {name}, whose default is {default}");
+        }
+        count += 1;
+    }
+    ensure!(count == 19, "only {count} variables were found");
+    Ok(())
+}
+
+#[tokio::test]
 async fn unknown_flags_and_commands_are_usage_errors() -> Result<()> {
     for arguments in [&["run", "--batchsize", "1"][..], &["walk"], &[]] {
         let ended = configured().output(arguments).await?;
         ensure!(ended.code == Some(2), "{arguments:?}: {ended:?}");
         ensure!(ended.stderr.contains("Usage"), "{arguments:?}: {}", ended.stderr);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn config_shows_no_value_that_an_application_passes_to_its_session() -> Result<()> {
+    let options = format!("-c app.jwt_secret={SECRET} -c geqo=off");
+    for arguments in [&["config"][..], &["config", "--json"]] {
+        let shown = configured().env("PGOPTIONS", &options).output(arguments).await?;
+        ensure!(!shown.stdout.contains(SECRET) && !shown.stderr.contains(SECRET), "{shown:?}");
+        ensure!(shown.stdout.contains("-c app.jwt_secret=(not shown) -c geqo=off"), "{}", shown.stdout);
     }
     Ok(())
 }

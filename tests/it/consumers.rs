@@ -1,4 +1,5 @@
-//! The consumers' end: an effect exactly once although messages come more than once, and projections that never skip.
+//! The consumers' end: an effect happens exactly once although messages come more than once, and projections skip
+//! nothing.
 
 use std::sync::Arc;
 
@@ -6,15 +7,15 @@ use anyhow::{Context, Result, ensure};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
-use crate::support::bed::{Bed, connect};
-use crate::support::eventually;
-use crate::support::roles::Roles;
+use support::eventually;
+use support::roles::Roles;
+use support::test_bed::{TestBed, connect};
 
 const ID: &str = "'00000000-0000-0000-0000-000000000001'";
 
 #[tokio::test]
 async fn an_event_is_accepted_once_by_each_consumer() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let accepts = "SELECT concat_ws(' ', outbox.accept('a', id), outbox.accept('a', id), outbox.accept('b', id))
         FROM gen_random_uuid() AS id";
     let said: String = bed.client.query_one(accepts, &[]).await?.get(0);
@@ -24,7 +25,7 @@ async fn an_event_is_accepted_once_by_each_consumer() -> Result<()> {
 
 #[tokio::test]
 async fn the_name_of_a_consumer_has_1_to_200_characters() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let calls = ["accept($1, gen_random_uuid())", "accept($1, 's', 1)", "checkpoint($1, 0, 1)"];
     for call in calls {
         let call = format!("SELECT outbox.{call}");
@@ -41,7 +42,7 @@ async fn the_name_of_a_consumer_has_1_to_200_characters() -> Result<()> {
 
 #[tokio::test]
 async fn of_two_at_a_time_the_second_is_accepted_only_if_the_first_is_rolled_back() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     for (end, expected) in [("COMMIT", false), ("ROLLBACK", true)] {
         let (first, second) = (bed.connect().await?, bed.connect().await?);
         let accept = format!("SELECT outbox.accept('{end}', {ID})");
@@ -59,7 +60,7 @@ async fn of_two_at_a_time_the_second_is_accepted_only_if_the_first_is_rolled_bac
 
 #[tokio::test]
 async fn a_consumer_in_order_accepts_only_what_is_newer_in_its_stream() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     for (stream, version, expected) in
         [("s", 1, true), ("s", 1, false), ("s", 3, true), ("s", 2, false), ("t", 1, true)]
     {
@@ -72,7 +73,7 @@ async fn a_consumer_in_order_accepts_only_what_is_newer_in_its_stream() -> Resul
 
 #[tokio::test]
 async fn two_projections_of_one_name_move_on_once_for_each_event() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.client.batch_execute("CREATE TABLE sums (n bigint); INSERT INTO sums VALUES (0)").await?;
     bed.enqueue_many("tickets", 500, 0).await?;
     let mut projections = JoinSet::new();
@@ -86,7 +87,7 @@ async fn two_projections_of_one_name_move_on_once_for_each_event() -> Result<()>
                 let transaction = client.transaction().await?;
                 let at: i64 = transaction.query_one("SELECT outbox.checkpoint('sums')", &[]).await?.get(0);
                 if at == 0 && beaten == 0 {
-                    // All begin at the same place, so that all but one are beaten.
+                    // All begin at the same position, so all but one lose.
                     all_have_looked.wait().await;
                 }
                 let query =
@@ -117,12 +118,12 @@ async fn two_projections_of_one_name_move_on_once_for_each_event() -> Result<()>
 }
 
 #[tokio::test]
-async fn what_was_accepted_long_ago_is_pruned_when_somebody_asks() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn old_inbox_rows_are_pruned_on_request() -> Result<()> {
+    let bed = TestBed::new().await?;
     let fill = "INSERT INTO outbox.inbox (consumer, event_id, accepted_at)
         SELECT 'c', gen_random_uuid(), now() - n * interval '1 day' FROM generate_series(1, 30) AS n";
     bed.client.batch_execute(fill).await?;
-    ensure!(bed.count("SELECT outbox.prune_inbox(most => 10)").await? == 10);
+    ensure!(bed.count("SELECT outbox.prune_inbox(max_count => 10)").await? == 10);
     ensure!(bed.count("SELECT outbox.prune_inbox() + outbox.prune_inbox()").await? == 6);
     ensure!(bed.count("SELECT count(*) FROM outbox.inbox").await? == 14, "fifteen days are kept");
     Ok(())
@@ -130,7 +131,7 @@ async fn what_was_accepted_long_ago_is_pruned_when_somebody_asks() -> Result<()>
 
 #[tokio::test]
 async fn a_consumer_with_the_rights_of_the_template_accepts_reads_and_prunes() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let roles = Roles::create(&bed).await?;
     bed.enqueue("tickets", "{}", None).await?;
     let consumer = connect(&roles.consumer_url).await?;
@@ -152,7 +153,7 @@ async fn a_consumer_with_the_rights_of_the_template_accepts_reads_and_prunes() -
         ensure!(error.code().is_some_and(|code| code.code() == "42501"), "{statement}: {error}");
     }
     connect(&roles.reader_url).await?.batch_execute("SELECT FROM outbox.read_all()").await?;
-    // An application that reads its streams back and appends to them, and no more.
+    // An application that only reads its streams and appends to them.
     let application = connect(&roles.application_url).await?;
     let append = "SELECT outbox.append('s', 0, '[{\"event_type\": \"T\", \"payload\": 1}]', '{tickets}')";
     application.batch_execute(append).await?;

@@ -1,4 +1,4 @@
-//! Credentials that change while the relay runs: whoever gives them is asked again, and nobody restarts anything.
+//! Credentials that change while the relay runs: their provider is asked again, without a restart.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::support::bed::{Bed, enqueue_range, ensure_each_once, numbers};
-use crate::support::emulator;
-use crate::support::eventually;
-use crate::support::postgres::PASSWORD;
-use crate::support::proxy::{Fault, Proxy, Rule};
-use crate::support::relay::Command;
-use crate::support::roles::Roles;
+use support::emulator;
+use support::eventually;
+use support::postgres::PASSWORD;
+use support::proxy::{Fault, Proxy, Rule};
+use support::relay::Command;
+use support::roles::Roles;
+use support::test_bed::{TestBed, enqueue_range, ensure_each_once, numbers};
 
 const OLD: &str = "AKIAOLDOLDOLDOLDOLD0";
 const NEW: &str = "AKIANEWNEWNEWNEWNEW0";
 
-/// Without keys in the environment, which come before any other.
-fn command(bed: &Bed) -> Command {
+/// Without keys in the environment, because those take precedence.
+fn command(bed: &TestBed) -> Command {
     bed.relay().without("AWS_ACCESS_KEY_ID").without("AWS_SECRET_ACCESS_KEY")
 }
 
@@ -38,8 +38,8 @@ fn write_keys(path: &PathBuf, key: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn keys_that_a_mounted_file_has_anew_are_taken_up() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn new_keys_in_a_mounted_file_are_picked_up() -> Result<()> {
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     let folder = tempfile::tempdir()?;
@@ -53,12 +53,12 @@ async fn keys_that_a_mounted_file_has_anew_are_taken_up() -> Result<()> {
     enqueue_range(&bed.client, "tickets", 21..=40, 5).await?;
     bed.until_nothing_is_pending().await?;
     let log = relay.stop().await?;
-    ensure!(log.contains("all providers are asked for new ones"), "{log}");
+    ensure!(log.contains("asking all providers for new ones"), "{log}");
     ensure!(!log.contains("the-secret-of-aws"), "a secret is shown:\n{log}");
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 40)
 }
 
-/// Gives the old keys once and the new ones from then on, each valid for an hour, as the agent of ECS and EKS does.
+/// Returns the old keys once and the new ones from then on, each valid for an hour, as the agent of ECS and EKS does.
 async fn agent(takes: Duration) -> Result<(String, Arc<AtomicUsize>, AbortOnDropHandle<()>)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}/credentials", listener.local_addr()?);
@@ -79,7 +79,7 @@ async fn agent(takes: Duration) -> Result<(String, Arc<AtomicUsize>, AbortOnDrop
                 "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
                 body.len()
             );
-            // Time is the subject: how long whoever asks waits for its credentials.
+            // Time is the subject: how long a client waits for its credentials.
             tokio::time::sleep(takes).await;
             stream.write_all(answer.as_bytes()).await.ok();
         }
@@ -88,15 +88,15 @@ async fn agent(takes: Duration) -> Result<(String, Arc<AtomicUsize>, AbortOnDrop
 }
 
 #[tokio::test]
-async fn credentials_that_are_taken_back_before_their_time_are_asked_for_anew_and_seldom() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn credentials_revoked_before_they_expire_are_fetched_again_but_seldom() -> Result<()> {
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     let (url, asked, _agent) = agent(Duration::ZERO).await?;
     let relay = command(&bed).env("AWS_CONTAINER_CREDENTIALS_FULL_URI", &url).start().await?;
     bed.enqueue_many("tickets", 20, 5).await?;
     bed.until_nothing_is_pending().await?;
-    ensure!(asked.load(Ordering::SeqCst) == 1, "asked {asked:?} times for what is valid");
+    ensure!(asked.load(Ordering::SeqCst) == 1, "asked {asked:?} times for valid credentials");
     refuse_old(&proxy, "com.amazon.coral.service#ExpiredTokenException", "ExpiredToken;Sender");
     enqueue_range(&bed.client, "tickets", 21..=40, 5).await?;
     bed.until_nothing_is_pending().await?;
@@ -106,8 +106,8 @@ async fn credentials_that_are_taken_back_before_their_time_are_asked_for_anew_an
 }
 
 #[tokio::test]
-async fn a_new_password_in_the_file_of_the_database_url_is_taken_up() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_new_password_in_the_file_of_the_database_url_is_picked_up() -> Result<()> {
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     let roles = Roles::create(&bed).await?;
     let folder = tempfile::tempdir()?;
@@ -116,7 +116,7 @@ async fn a_new_password_in_the_file_of_the_database_url_is_taken_up() -> Result<
     let relay = bed.relay().without("DATABASE_URL").env("DATABASE_URL_FILE", path.to_string_lossy()).start().await?;
     bed.enqueue_many("tickets", 20, 5).await?;
     bed.until_nothing_is_pending().await?;
-    // The server has it first, and the file a while after.
+    // The server gets it first, and the file some time later.
     let change = format!(
         "ALTER ROLE {0} PASSWORD 'another-secret';
         SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{0}'",
@@ -132,10 +132,10 @@ async fn a_new_password_in_the_file_of_the_database_url_is_taken_up() -> Result<
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 40)
 }
 
-/// What it fetched arrives while it is stopped, so that it goes on with requests that are not signed yet.
+/// The credentials arrive while the relay is stopped, so it resumes with requests that are not signed yet.
 #[tokio::test]
 async fn a_relay_that_was_frozen_while_it_fetched_credentials_sends_nothing_of_its_lost_claim() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.standard("audit").await?;
     let (url, asked, _agent) = agent(Duration::from_secs(1)).await?;

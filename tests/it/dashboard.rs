@@ -1,7 +1,7 @@
-//! The dashboard: what it asks has an answer, and it leaves out nothing that the relay exports.
+//! The dashboard: its expressions have answers, and it shows every metric that the relay exports.
 //!
-//! Grafana is not at hand here, so a script asks a real Prometheus each expression and draws the panels into one page
-//! (`tests/tools/dashboard/preview.mjs`); `make dashboard-preview` keeps that page.
+//! Grafana is not available here, so a script runs each expression on a real Prometheus and draws the panels into one
+//! page (`tests/tools/dashboard/preview.mjs`); `make dashboard-preview` keeps that page.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,16 +10,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::alerts::{exported, names_in};
-use crate::support::bed::Bed;
-use crate::support::prometheus::Prometheus;
-use crate::support::proxy::{Choice, Fault, Rule};
+use support::prometheus::Prometheus;
+use support::proxy::{Choice, Fault, Rule};
+use support::test_bed::TestBed;
 
 fn dashboard() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/grafana/outbox-relay.json")
 }
 
 #[test]
-fn the_dashboard_shows_every_metric_and_none_that_is_not_there() -> Result<()> {
+fn the_dashboard_shows_every_metric_and_none_that_does_not_exist() -> Result<()> {
     let (named, exported) = (names_in(&std::fs::read_to_string(dashboard())?), exported()?);
     let ours: BTreeSet<String> = exported.into_iter().filter(|name| name.starts_with("outbox_relay_")).collect();
     let (missing, unknown) = (ours.difference(&named), named.difference(&ours));
@@ -30,11 +30,11 @@ fn the_dashboard_shows_every_metric_and_none_that_is_not_there() -> Result<()> {
 
 #[tokio::test]
 async fn every_expression_of_the_dashboard_has_data_of_a_real_relay() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.fifo("tickets").await?;
     bed.standard("audit").await?;
-    // A day at work: a message now and then fails, some answers are slow, one message is too large.
+    // An ordinary day: a message fails once in a while, some answers are slow, one message is too large.
     let fails = Fault::FailEntries { which: Choice::chance(0.02, 7), code: "InternalError", sender_fault: false };
     proxy.script([Rule::new(Fault::Delay(Duration::from_millis(30))).chance(0.2, 5), Rule::new(fails).chance(0.3, 6)]);
     let relays = [bed.relay().start().await?, bed.relay().start().await?];
@@ -47,7 +47,7 @@ async fn every_expression_of_the_dashboard_has_data_of_a_real_relay() -> Result<
     for second in 0..seconds {
         bed.enqueue_many("tickets", 40 + 30 * (second % 7), 20).await?;
         bed.enqueue_many("audit", 60 + second, 0).await?;
-        // Time is the subject: rates are made of what is scraped over some seconds, and a page to look at shows a minute.
+        // Time is the subject: rates need scrapes over some seconds, and the preview page shows a minute.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let path =

@@ -1,31 +1,31 @@
-//! Dead messages in an operator's hands: found, shown, sent again, given up for good, and every step on record.
+//! Operations on dead messages: they are found, shown, redriven and discarded, and every step is recorded.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::bed::{Bed, numbers};
-use crate::support::eventually;
-use crate::support::relay::{Command, Finished};
+use support::eventually;
+use support::relay::{Command, Finished};
+use support::test_bed::{TestBed, numbers};
 
-/// The command as an operator runs it: it needs the database and nothing else.
-fn operator(bed: &Bed) -> Command {
+/// The command as an operator runs it: it needs only the database.
+fn operator(bed: &TestBed) -> Command {
     Command::new().env("DATABASE_URL", bed.url()).env("USER", "ada")
 }
 
-async fn dead(bed: &Bed, arguments: &str) -> Result<Finished> {
+async fn dead(bed: &TestBed, arguments: &str) -> Result<Finished> {
     let arguments: Vec<&str> = std::iter::once("dead").chain(arguments.split(' ')).collect();
     operator(bed).output(&arguments).await
 }
 
-async fn succeeds(bed: &Bed, arguments: &str) -> Result<String> {
+async fn succeeds(bed: &TestBed, arguments: &str) -> Result<String> {
     let ended = dead(bed, arguments).await?;
     ended.ensure_success()?;
     Ok(ended.stdout)
 }
 
-/// Makes messages dead as a relay does, with the reasons that it writes.
-async fn bury(bed: &Bed, destination: &str, condition: &str, reason: &str) -> Result<()> {
+/// Makes messages dead as a relay does, with the reasons it would record.
+async fn bury(bed: &TestBed, destination: &str, condition: &str, reason: &str) -> Result<()> {
     let update = format!(
         "UPDATE outbox.messages AS m SET status = 'dead', dead_at = clock_timestamp(), attempts = 10, last_error = '{reason}'
          FROM outbox.events AS e WHERE e.position = m.event_position AND m.destination = '{destination}' AND {condition}"
@@ -34,9 +34,9 @@ async fn bury(bed: &Bed, destination: &str, condition: &str, reason: &str) -> Re
     Ok(())
 }
 
-/// Twenty messages to each of two destinations, of which 3, 7 and 12 to the first and 4 to the second are dead.
-async fn graveyard() -> Result<Bed> {
-    let bed = Bed::new().await?;
+/// Twenty messages to each of two destinations; 3, 7 and 12 to the first and 4 to the second are dead.
+async fn graveyard() -> Result<TestBed> {
+    let bed = TestBed::new().await?;
     bed.enqueue_many("tickets", 20, 5).await?;
     bed.enqueue_many("audit", 20, 0).await?;
     let number = "(payload ->> 'n')::int";
@@ -46,13 +46,13 @@ async fn graveyard() -> Result<Bed> {
     Ok(bed)
 }
 
-async fn dead_ids(bed: &Bed) -> Result<Vec<i64>> {
+async fn dead_ids(bed: &TestBed) -> Result<Vec<i64>> {
     let rows = bed.client.query("SELECT id FROM outbox.messages_dead ORDER BY id", &[]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Action, actor, count, ids and filter of every action on record.
-async fn actions(bed: &Bed) -> Result<Vec<String>> {
+/// Action, actor, count, ids and filter of every recorded action.
+async fn actions(bed: &TestBed) -> Result<Vec<String>> {
     let query = "SELECT concat_ws(' ', action, actor, messages, message_ids, filter - 'since' - 'upto')
                  FROM outbox.audit_log ORDER BY id";
     Ok(bed.client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
@@ -94,7 +94,7 @@ async fn dead_messages_are_listed_by_every_filter() -> Result<()> {
 
 #[tokio::test]
 async fn a_dead_message_is_shown_with_payload_and_attributes() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let payload = r#"{"big": 12345678901234567890123, "text": "ü"}"#;
     let query = "SELECT outbox.enqueue('tickets', 'TicketPurchased', $1::text::jsonb, 'draw 7', '{\"traceparent\": \"00-ab-01\"}')";
     let id: i64 = bed.client.query_one(query, &[&payload]).await?.get(0);
@@ -132,9 +132,9 @@ async fn a_redriven_message_is_delivered_by_a_running_relay() -> Result<()> {
     ensure!(done.contains("redrive: 1 message"), "{done}");
     let started = Instant::now();
     eventually("it is delivered", || async { Ok(bed.row(ids[0]).await?.status == "delivered") }).await?;
-    // Through the index of what is due, not by the next sweep of everything.
+    // Found through the index of due messages, not by the next rescan.
     println!("delivered {:?} after the redrive", started.elapsed());
-    ensure!(bed.row(ids[0]).await?.attempts == 0, "attempts start anew");
+    ensure!(bed.row(ids[0]).await?.attempts == 0, "attempts start from 0");
     succeeds(&bed, "redrive --destination tickets --yes").await?;
     eventually("all tickets are delivered", || async {
         Ok(dead_ids(&bed).await?.len() == 1 && bed.pending().await? == 0)
@@ -226,7 +226,7 @@ async fn psql_is_enough_to_list_redrive_and_discard() -> Result<()> {
     let refused =
         bed.client.query("SELECT outbox.dead_discard()", &[]).await.err().context("it discarded everything")?;
     ensure!(format!("{:?}", refused.as_db_error()).contains("-infinity"), "{refused:?}");
-    let fewer_than_none = "SELECT outbox.dead_discard(since => '-infinity', most => -1)";
+    let fewer_than_none = "SELECT outbox.dead_discard(since => '-infinity', max_count => -1)";
     let refused = bed.client.query(fewer_than_none, &[]).await.err().context("it took -1 messages")?;
     ensure!(format!("{:?}", refused.as_db_error()).contains("at most -1 messages"), "{refused:?}");
     ensure!(bed.count("SELECT outbox.dead_discard(since => '-infinity')").await? == 2);
@@ -236,21 +236,21 @@ async fn psql_is_enough_to_list_redrive_and_discard() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_message_that_somebody_has_locked_is_left_out_and_said_so() -> Result<()> {
+async fn a_locked_message_is_left_out_and_reported() -> Result<()> {
     let bed = graveyard().await?;
     let ids = dead_ids(&bed).await?;
     let other = bed.connect().await?;
     other.batch_execute(&format!("BEGIN; SELECT FROM outbox.messages_dead WHERE id = {} FOR UPDATE", ids[0])).await?;
-    // A message at a time, and the locked one would come first.
+    // One message at a time; the locked one would come first.
     let said = succeeds(&bed, "redrive --since 2000-01-01 --rate 1/s --yes").await?;
-    ensure!(said.contains("1 less than counted"), "{said}");
+    ensure!(said.contains("1 fewer than counted"), "{said}");
     ensure!(dead_ids(&bed).await? == ids[..1]);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_redrive_walks_the_dead_messages_once_although_there_were_none_when_they_were_analyzed() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_redrive_walks_the_dead_messages_once_although_the_table_was_empty_when_analyzed() -> Result<()> {
+    let bed = TestBed::new().await?;
     let die = "INSERT INTO outbox.messages (destination, event_position, status, dead_at, last_error)
         SELECT 'audit', n, 'dead', now() - interval '1 hour', 'refused' FROM generate_series(1, 3000) AS n";
     let statements =
@@ -260,10 +260,10 @@ async fn a_redrive_walks_the_dead_messages_once_although_there_were_none_when_th
     }
     let walked = "SELECT coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)
         FROM pg_stat_user_tables WHERE relid = 'outbox.messages_dead'::regclass";
-    // A session that ends reports what it has counted.
+    // A session reports its statistics when it ends.
     let operator = bed.connect().await?;
     for act in ["redrive", "discard"] {
-        let act = format!("SELECT outbox.dead_{act}(destination => 'audit', most => 1000)");
+        let act = format!("SELECT outbox.dead_{act}(destination => 'audit', max_count => 1000)");
         ensure!(operator.query_one(&act, &[]).await?.get::<_, i64>(0) == 1000, "{act}");
     }
     drop(operator);

@@ -1,31 +1,32 @@
-//! What follows a dead message in its group: the next one with `skip`, nothing with `block` until somebody decides.
+//! What happens to the group of a dead message: with `skip` the next message goes, with `block` nothing goes until an
+//! operator decides.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::bed::{Bed, enqueue_range, numbers};
-use crate::support::postgres::{Cluster, Options};
-use crate::support::proxy::{Choice, Fault, Proxy};
-use crate::support::relay::Command;
-use crate::support::{at_last, chosen_major, eventually};
+use support::postgres::{Cluster, Options};
+use support::proxy::{Choice, Fault, Proxy};
+use support::relay::Command;
+use support::test_bed::{TestBed, enqueue_range, numbers};
+use support::{chosen_major, eventually, eventually_within_minutes};
 
-/// SQS can never take the messages with these numbers.
+/// Lets SQS refuse the messages with these numbers for good.
 fn refuse(proxy: &Proxy, refused: &'static [i64]) {
     let bodies: Vec<_> = refused.iter().map(|n| format!("{{\"n\": {n}}}")).collect();
     let which = Choice::by(move |_, entry| bodies.contains(&entry.body));
     proxy.set(Fault::FailEntries { which, code: "InvalidMessageContents", sender_fault: true });
 }
 
-fn blocking(bed: &Bed) -> Command {
+fn blocking(bed: &TestBed) -> Command {
     bed.relay().env("OUTBOX_RELAY_ON_DEAD", "block")
 }
 
-async fn dead_id(bed: &Bed) -> Result<i64> {
+async fn dead_id(bed: &TestBed) -> Result<i64> {
     bed.count("SELECT id FROM outbox.messages_dead").await
 }
 
-async fn arrived_of_group(bed: &Bed, queue: &str, group: &str) -> Result<Vec<i64>> {
+async fn arrived_of_group(bed: &TestBed, queue: &str, group: &str) -> Result<Vec<i64>> {
     let messages = bed.queues.contents(queue).await?;
     let of_group = messages.into_iter().filter(|message| message.group_id.as_deref() == Some(group));
     numbers(&of_group.collect::<Vec<_>>())
@@ -33,7 +34,7 @@ async fn arrived_of_group(bed: &Bed, queue: &str, group: &str) -> Result<Vec<i64
 
 #[tokio::test]
 async fn a_group_goes_on_after_a_dead_message_by_default() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 40, 4).await?;
@@ -46,13 +47,13 @@ async fn a_group_goes_on_after_a_dead_message_by_default() -> Result<()> {
 #[tokio::test]
 async fn a_blocked_group_waits_for_a_redrive_and_others_go_on() -> Result<()> {
     for mode in ["strict", "batched"] {
-        let bed = Bed::new().await?;
+        let bed = TestBed::new().await?;
         let proxy = bed.proxy().await?;
         let queue = bed.fifo("tickets").await?;
         bed.enqueue_many("tickets", 400, 4).await?;
         refuse(&proxy, &[5]);
         let relay = blocking(&bed).env("OUTBOX_RELAY_FIFO_MODE", mode).start().await?;
-        // In batched mode those of the same request are in the queue already: SQS took them.
+        // In batched mode the others of the same request are in the queue already: SQS accepted them.
         let expected = if mode == "strict" { 98 } else { 90 };
         eventually("all other groups are delivered", || async {
             Ok(bed.count("SELECT count(*) FROM outbox.messages_pending WHERE group_id <> 'g1'").await? == 0)
@@ -70,7 +71,7 @@ async fn a_blocked_group_waits_for_a_redrive_and_others_go_on() -> Result<()> {
         if mode == "strict" {
             ensure!(arrived.is_sorted(), "{arrived:?}");
         } else {
-            ensure!(arrived[10] == 41 || arrived[9] == 5, "5 comes before what was not sent: {arrived:?}");
+            ensure!(arrived[10] == 41 || arrived[9] == 5, "5 comes before unsent messages: {arrived:?}");
         }
     }
     Ok(())
@@ -78,7 +79,7 @@ async fn a_blocked_group_waits_for_a_redrive_and_others_go_on() -> Result<()> {
 
 #[tokio::test]
 async fn a_blocked_group_goes_on_without_a_discarded_message() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 10, 1).await?;
@@ -94,18 +95,18 @@ async fn a_blocked_group_goes_on_without_a_discarded_message() -> Result<()> {
 
 #[tokio::test]
 async fn a_group_stays_blocked_over_restarts_and_for_other_relays() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 20, 2).await?;
     refuse(&proxy, &[6]);
     let ended = blocking(&bed).until_empty().await?;
-    ensure!(ended.code == Some(1) && ended.stderr.contains("wait behind dead ones"), "{ended:?}");
+    ensure!(ended.code == Some(1) && ended.stderr.contains("wait behind dead messages"), "{ended:?}");
     ensure!(bed.pending().await? == 7, "{}", bed.pending().await?);
     proxy.clear();
     proxy.forget();
     let ended = blocking(&bed).until_empty().await?;
-    ensure!(ended.code == Some(1) && ended.stderr.contains("wait behind dead ones"), "{ended:?}");
+    ensure!(ended.code == Some(1) && ended.stderr.contains("wait behind dead messages"), "{ended:?}");
     ensure!(proxy.requests_seen() == 0, "something of the group was sent");
     let relays = [blocking(&bed).start().await?, blocking(&bed).start().await?];
     bed.enqueue("tickets", r#"{"n": 22}"#, Some("g0")).await?;
@@ -123,10 +124,10 @@ async fn a_group_stays_blocked_over_restarts_and_for_other_relays() -> Result<()
 #[tokio::test]
 async fn a_blocked_group_with_a_hundred_thousand_messages_is_not_walked_at_each_read() -> Result<()> {
     const BEHIND: i64 = 100_000;
-    // The end of a long writing transaction, in any database of the cluster, has the lanes swept from the bottom; other tests
-    // have many.
+    // When a long writing transaction ends, in any database of the cluster, the lanes are rescanned from the bottom.
+    // Other tests have many such transactions, hence a separate cluster.
     let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
-    let bed = Bed::on(&cluster).await?;
+    let bed = TestBed::on(&cluster).await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue("tickets", r#"{"n": 1}"#, Some("g0")).await?;
@@ -135,7 +136,7 @@ async fn a_blocked_group_with_a_hundred_thousand_messages_is_not_walked_at_each_
     refuse(&proxy, &[1]);
     let relay = blocking(&bed).start().await?;
     eventually("the head is dead", || async { Ok(bed.pending().await? == BEHIND - 1) }).await?;
-    // One message of another group in the same lane at a time: each is a read of its own.
+    // One message of another group in the same lane at a time: each needs a separate read.
     let other = "SELECT name FROM (SELECT 'x' || n AS name FROM generate_series(1, 1000) AS n) AS names
                  WHERE hashtext(name) & 15 = hashtext('g0') & 15 LIMIT 1";
     let other: String = bed.client.query_one(other, &[]).await?.get(0);
@@ -144,7 +145,7 @@ async fn a_blocked_group_with_a_hundred_thousand_messages_is_not_walked_at_each_
         eventually("the other group's message is delivered", || async { Ok(bed.delivered().await? == n - BEHIND) })
             .await
     };
-    // The relay reads past the blocked ones once, which may take longer than anything else is waited for.
+    // The relay reads past the blocked ones once, which may take longer than other waits allow.
     enqueue_range(&bed.client, "tickets", BEHIND..=BEHIND, 1).await?;
     for _ in 0..4 {
         if send(BEHIND + 1).await.is_ok() {
@@ -161,7 +162,7 @@ async fn a_blocked_group_with_a_hundred_thousand_messages_is_not_walked_at_each_
         send(BEHIND + n).await?;
     }
     let walked = read().await? - before;
-    // A hundred reads that walked them would have read ten million entries. The sweep of everything does, once a second.
+    // A hundred reads that walked them would have read ten million entries. The rescan does so, once a second.
     let allowed = BEHIND * (20 + i64::try_from(started.elapsed().as_secs())? * 5 / 2);
     println!("{walked} index entries for 99 messages beside a blocked group of {BEHIND}");
     ensure!(walked < allowed, "{walked} index entries were read, {allowed} are allowed");
@@ -181,7 +182,7 @@ async fn a_blocked_group_with_a_hundred_thousand_messages_is_not_walked_at_each_
 
 #[tokio::test]
 async fn a_message_that_cannot_be_composed_blocks_its_group_too() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue("tickets", r#"{"n": 1}"#, Some("g")).await?;
     let large = bed.enqueue("tickets", &format!("{{\"pad\": \"{}\"}}", "x".repeat(1_100_000)), Some("g")).await?;
@@ -201,7 +202,7 @@ async fn a_message_that_cannot_be_composed_blocks_its_group_too() -> Result<()> 
 #[tokio::test]
 async fn a_redriven_message_waits_for_those_of_its_group_before_it() -> Result<()> {
     for mode in ["block", "skip"] {
-        let bed = Bed::new().await?;
+        let bed = TestBed::new().await?;
         let proxy = bed.proxy().await?;
         let queue = bed.fifo("tickets").await?;
         if mode == "skip" {
@@ -232,7 +233,7 @@ async fn a_redriven_message_waits_for_those_of_its_group_before_it() -> Result<(
 }
 
 /// Makes messages dead without a relay.
-async fn bury(bed: &Bed, condition: &str) -> Result<u64> {
+async fn bury(bed: &TestBed, condition: &str) -> Result<u64> {
     let statement = format!(
         "UPDATE outbox.messages SET status = 'dead', dead_at = now(), last_error = 'refused' WHERE status = 'pending' AND {condition}"
     );
@@ -241,7 +242,7 @@ async fn bury(bed: &Bed, condition: &str) -> Result<u64> {
 
 #[tokio::test]
 async fn run_until_empty_ends_when_a_redriven_message_waits_behind_a_dead_one() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     enqueue_range(&bed.client, "tickets", 1..=2, 1).await?;
     ensure!(bury(&bed, "true").await? == 2);
@@ -255,7 +256,7 @@ async fn run_until_empty_ends_when_a_redriven_message_waits_behind_a_dead_one() 
 
 #[tokio::test]
 async fn many_redriven_messages_of_a_blocked_group_keep_no_retry_of_another_waiting() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     enqueue_range(&bed.client, "tickets", 1..=2000, 1).await?;
     ensure!(bury(&bed, "true").await? == 2000);
@@ -275,7 +276,7 @@ async fn many_redriven_messages_of_a_blocked_group_keep_no_retry_of_another_wait
 
 #[tokio::test]
 async fn a_group_stays_blocked_while_its_dead_message_cannot_be_recorded() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     enqueue_range(&bed.client, "tickets", 1..=10, 1).await?;
@@ -297,12 +298,12 @@ async fn a_group_stays_blocked_while_its_dead_message_cannot_be_recorded() -> Re
 #[tokio::test]
 async fn many_redriven_messages_behind_one_that_failed_again_are_delivered_in_order() -> Result<()> {
     const COUNT: i64 = 1500;
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     enqueue_range(&bed.client, "tickets", 1..=COUNT, 1).await?;
     ensure!(bury(&bed, "true").await? == 1500);
     ensure!(bed.count("SELECT outbox.dead_redrive(since => '-infinity')").await? == COUNT);
-    // As a relay that was stopped has recorded it: due later than all that come after it.
+    // As a stopped relay has recorded it: due later than all messages after it.
     let failed = "UPDATE outbox.messages SET attempts = 1, last_error = 'InternalError', available_at = now() + interval '1 second'
          WHERE id = (SELECT min(id) FROM outbox.messages_pending)";
     ensure!(bed.client.execute(failed, &[]).await? == 1);
@@ -312,12 +313,12 @@ async fn many_redriven_messages_behind_one_that_failed_again_are_delivered_in_or
     bed.ensure_arrived_in_order(&queue, COUNT).await
 }
 
-/// More groups than are remembered one by one, with more behind them than can be read in one claim.
+/// More groups than are remembered one by one, with more messages behind them than one claim can read.
 #[tokio::test]
-async fn others_go_on_beside_any_number_of_blocked_groups_and_so_do_those_that_somebody_lets_go() -> Result<()> {
+async fn any_number_of_blocked_groups_holds_up_no_others_and_released_groups_go_on() -> Result<()> {
     const GROUPS: i64 = 12_000;
     const BEHIND: i64 = 20 * GROUPS;
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", GROUPS, GROUPS).await?;
     let die = "UPDATE outbox.messages SET status = 'dead', dead_at = now(), last_error = 'a bad release'";
@@ -325,13 +326,15 @@ async fn others_go_on_beside_any_number_of_blocked_groups_and_so_do_those_that_s
     enqueue_range(&bed.client, "tickets", GROUPS + 1..=GROUPS + BEHIND, GROUPS).await?;
     bed.enqueue("tickets", "{\"n\": 0}", Some("healthy")).await?;
     let relay = blocking(&bed).start().await?;
-    at_last("the healthy group is delivered", || async { Ok(bed.pending().await? == BEHIND) }).await?;
-    // Those that were read last are not among the first that are remembered.
+    eventually_within_minutes("the healthy group is delivered", || async { Ok(bed.pending().await? == BEHIND) })
+        .await?;
+    // The groups that were read last are not among the first ones that are remembered.
     let discard =
         "SELECT outbox.dead_discard(ids => ARRAY(SELECT id FROM outbox.messages_dead ORDER BY id DESC LIMIT 100))";
     ensure!(bed.count(discard).await? == 100);
     let rest = BEHIND - 100 * (BEHIND / GROUPS);
-    at_last("those that were let go are delivered", || async { Ok(bed.pending().await? == rest) }).await?;
+    eventually_within_minutes("those that were let go are delivered", || async { Ok(bed.pending().await? == rest) })
+        .await?;
     relay.stop().await?;
     let arrived = arrived_of_group(&bed, &queue, &format!("g{}", GROUPS - 1)).await?;
     ensure!(arrived.is_sorted() && arrived.len() as i64 == BEHIND / GROUPS, "{arrived:?}");

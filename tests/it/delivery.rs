@@ -1,12 +1,12 @@
-//! The main job: what is committed reaches its queue, once and in order; what is not committed never does.
+//! The main job: every committed message reaches its queue, once and in order; an uncommitted one never does.
 
 use anyhow::{Result, ensure};
 
-use crate::support::bed::{Bed, enqueue, ensure_each_once, numbers};
+use support::test_bed::{TestBed, enqueue, ensure_each_once, numbers};
 
 #[tokio::test]
 async fn a_committed_message_reaches_its_queue() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     let id = bed.enqueue("tickets", r#"{"ticket": 7}"#, Some("draw-1")).await?;
     bed.relay().deliver_all().await?;
@@ -21,7 +21,7 @@ async fn a_committed_message_reaches_its_queue() -> Result<()> {
 
 #[tokio::test]
 async fn a_rolled_back_message_is_never_published() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     let relay = bed.relay().start().await?;
     let writer = bed.connect().await?;
@@ -41,7 +41,7 @@ async fn a_rolled_back_message_is_never_published() -> Result<()> {
 
 #[tokio::test]
 async fn one_event_reaches_every_destination_it_is_for() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
     bed.enqueue_many("tickets", 500, 7).await?;
     bed.enqueue_many("audit", 500, 7).await?;

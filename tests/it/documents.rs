@@ -1,4 +1,4 @@
-//! What the documents point at is there.
+//! The targets of the documents' links exist.
 
 use std::collections::HashSet;
 use std::fs;
@@ -8,8 +8,9 @@ use anyhow::{Context, Result, ensure};
 
 fn documents() -> Result<Vec<PathBuf>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found = vec![root.join("README.md")];
-    let mut folders = vec![root.join("docs")];
+    let mut found: Vec<PathBuf> =
+        ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"].iter().map(|name| root.join(name)).collect();
+    let mut folders = ["docs", "deploy", "examples"].map(|name| root.join(name)).to_vec();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
@@ -23,14 +24,14 @@ fn documents() -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Text and target of each link that leads to a file.
+/// Text and target of each link to a file.
 fn links(text: &str) -> Vec<(String, String)> {
     let after = text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap_or_default().to_owned());
     let before = text.split("](").map(|rest| rest.rsplit('[').next().unwrap_or_default().to_owned());
     before.zip(after).filter(|(_, target)| !target.contains("://")).collect()
 }
 
-/// The anchors of a document's headings, as GitHub makes them.
+/// The anchors of a document's headings, as GitHub generates them.
 pub fn anchors(text: &str) -> HashSet<String> {
     let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
     let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');

@@ -10,10 +10,10 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use tokio_postgres::error::DbError;
 
-use crate::support::bed::Bed;
-use crate::support::eventually;
+use support::eventually;
+use support::test_bed::TestBed;
 
-/// Appends one event; returns its version, or what PostgreSQL had against it.
+/// Appends one event; returns its version, or PostgreSQL's error.
 async fn append(client: &Client, stream: &str, expected: Option<i64>, n: i64) -> Result<Result<i64, DbError>> {
     let query = "SELECT stream_version FROM outbox.append($1, $2, jsonb_build_array(
         jsonb_build_object('event_type', 'TicketPurchased', 'payload', jsonb_build_object('n', $3::bigint))), '{tickets}')";
@@ -30,7 +30,7 @@ async fn refused(client: &Client, statement: &str) -> Result<DbError> {
 
 #[tokio::test]
 async fn an_append_expects_a_version_and_says_which_one_it_found() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     ensure!(append(&bed.client, "draw-7", Some(0), 1).await? == Ok(1));
     ensure!(append(&bed.client, "draw-7", Some(1), 2).await? == Ok(2));
     ensure!(append(&bed.client, "draw-7", None, 3).await? == Ok(3));
@@ -41,7 +41,7 @@ async fn an_append_expects_a_version_and_says_which_one_it_found() -> Result<()>
     }
     ensure!(append(&bed.client, "draw-8", Some(0), 5).await? == Ok(1), "another stream has versions of its own");
     ensure!(bed.count("SELECT outbox.stream_version('draw-7') * 10 + outbox.stream_version('none')").await? == 30);
-    // The message is written by the same statement, in the group of the stream.
+    // The same statement writes the message, in the group of the stream.
     ensure!(
         bed.count("SELECT count(*) FROM outbox.messages WHERE group_id = 'draw-7' AND destination = 'tickets'").await?
             == 3
@@ -56,7 +56,7 @@ async fn an_append_expects_a_version_and_says_which_one_it_found() -> Result<()>
 
 #[tokio::test]
 async fn the_same_events_again_return_what_they_returned_first() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let call = |stream: &str, expected: i64, ids: std::ops::RangeInclusive<u8>| {
         let events: Vec<String> = ids
             .map(|id| format!("{{\"event_id\": \"00000000-0000-0000-0000-0000000000{id:02}\", \"event_type\": \"T\", \"payload\": {id}}}"))
@@ -97,7 +97,7 @@ async fn the_same_events_again_return_what_they_returned_first() -> Result<()> {
 
 #[tokio::test]
 async fn writers_of_a_stream_get_positions_and_messages_in_the_order_of_versions() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.client.batch_execute("CREATE TABLE business (n bigint)").await?;
     let mut writers = JoinSet::new();
     for writer in 0..8 {
@@ -106,7 +106,7 @@ async fn writers_of_a_stream_get_positions_and_messages_in_the_order_of_versions
             for n in 0..50 {
                 client.batch_execute("BEGIN").await?;
                 if writer % 2 == 0 {
-                    // A transaction that has its id before it waits for its turn.
+                    // A transaction that has its id before it waits for the lock.
                     client.batch_execute("INSERT INTO business VALUES (1)").await?;
                 }
                 append(&client, "draw-7", None, writer * 100 + n).await??;
@@ -130,8 +130,8 @@ async fn writers_of_a_stream_get_positions_and_messages_in_the_order_of_versions
 }
 
 #[tokio::test]
-async fn of_those_who_decided_on_the_same_version_one_wins_and_the_others_try_again() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn of_several_appends_to_the_same_version_one_wins_and_the_others_retry() -> Result<()> {
+    let bed = TestBed::new().await?;
     let mut writers = JoinSet::new();
     let all_have_looked = Arc::new(Barrier::new(6));
     for writer in 0..6 {
@@ -142,7 +142,7 @@ async fn of_those_who_decided_on_the_same_version_one_wins_and_the_others_try_ag
             while written < 30 {
                 let version = client.query_one("SELECT outbox.stream_version('draw-7')", &[]).await?.get(0);
                 if written + conflicts == 0 {
-                    // All decide on the same version, so that one of them wins.
+                    // All decide on the same version, so one of them wins.
                     all_have_looked.wait().await;
                 }
                 match append(&client, "draw-7", Some(version), writer).await? {
@@ -169,8 +169,8 @@ async fn of_those_who_decided_on_the_same_version_one_wins_and_the_others_try_ag
 }
 
 #[tokio::test]
-async fn somebody_who_inserts_by_hand_makes_an_append_a_conflict() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn an_insert_by_hand_makes_an_append_conflict() -> Result<()> {
+    let bed = TestBed::new().await?;
     let other = bed.connect().await?;
     let by_hand =
         "BEGIN; INSERT INTO outbox.events (stream_id, stream_version, event_type, payload) VALUES ('s', 1, 'T', '1')";
@@ -188,7 +188,7 @@ async fn somebody_who_inserts_by_hand_makes_an_append_a_conflict() -> Result<()>
 
 #[tokio::test]
 async fn events_are_neither_changed_nor_deleted_except_for_maintenance() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     append(&bed.client, "s", None, 1).await??;
     for statement in
         ["UPDATE outbox.events SET payload = '2'", "DELETE FROM outbox.events", "TRUNCATE outbox.events CASCADE"]
@@ -200,7 +200,7 @@ async fn events_are_neither_changed_nor_deleted_except_for_maintenance() -> Resu
     ensure!(bed.count("SELECT count(*) FROM outbox.events").await? == 0);
     append(&bed.client, "s", None, 1).await??;
     refused(&bed.client, "DELETE FROM outbox.events").await?;
-    // The function's own permission ends with it.
+    // The function's own permission to delete ends with it.
     let purge = "BEGIN; SELECT outbox.purge_events(now()); DELETE FROM outbox.events";
     let strict = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT outbox.purge_events(now())";
     ensure!(refused(&bed.client, strict).await?.code().code() == "25000");
@@ -210,8 +210,8 @@ async fn events_are_neither_changed_nor_deleted_except_for_maintenance() -> Resu
 }
 
 #[tokio::test]
-async fn what_makes_no_sense_is_refused_with_what_is_wrong() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn invalid_arguments_are_refused_with_the_reason() -> Result<()> {
+    let bed = TestBed::new().await?;
     for (arguments, part) in [
         ("'', 0, '[{\"event_type\": \"T\", \"payload\": 1}]'", "no stream"),
         ("NULL, 0, '[{\"event_type\": \"T\", \"payload\": 1}]'", "no stream"),
@@ -260,19 +260,19 @@ async fn what_makes_no_sense_is_refused_with_what_is_wrong() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_sqs_would_never_take_is_refused_at_append_to_the_byte() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn append_refuses_exactly_the_events_that_are_too_large_for_sqs() -> Result<()> {
+    let bed = TestBed::new().await?;
     let append = |payload: &str, metadata: &str| {
         format!(
             "SELECT outbox.append('s', NULL, jsonb_build_array(jsonb_build_object('event_type', 'T', 'payload', {payload},
              'metadata', {metadata}::jsonb)), '{{tickets}}')"
         )
     };
-    // 104 bytes are attributes, up to version 9, and two are the quotes of the text.
+    // Attributes take 104 bytes, up to version 9, and the quotes of the text two.
     let letters = |missing: i64| format!("repeat('x', {})", 1_048_576 - 104 - 2 - missing);
     let cases: [&dyn Fn(i64) -> String; 4] = [
         &|missing| append(&letters(missing), "'{}'"),
-        // The relay escapes this character, so that each is six bytes.
+        // The relay escapes this character, so each takes six bytes.
         &|missing| append(&format!("repeat(chr(65535), 100000) || {}", letters(600_000 + missing)), "'{}'"),
         // Name, type and value of an attribute.
         &|missing| append(&letters(1 + 6 + 3 + missing), r#"'{"a": "123"}'"#),
@@ -284,10 +284,10 @@ async fn what_sqs_would_never_take_is_refused_at_append_to_the_byte() -> Result<
         ensure!(error.message().contains("a message of 1048577 bytes, SQS takes 1048576"), "{error:?}");
         bed.client.batch_execute(&case(0)).await?;
     }
-    // What is sent nowhere may be of any size, and its stream may have a longer name.
+    // An event that is sent nowhere may be of any size, and its stream may have a longer name.
     let nowhere = append(&letters(-1), "'{}'").replace("{tickets}", "{}").replace("'s'", "repeat('s', 200)");
     bed.client.batch_execute(&nowhere).await?;
-    // The relay counts the same: what append took, SQS takes.
+    // The relay counts in the same way: SQS accepts whatever append accepts.
     bed.standard("tickets").await?;
     let ended = bed.relay().until_empty().await?;
     ensure!(ended.code == Some(0) && bed.delivered().await? == 4, "{ended:?}");
@@ -295,25 +295,25 @@ async fn what_sqs_would_never_take_is_refused_at_append_to_the_byte() -> Result<
 }
 
 #[tokio::test]
-async fn a_null_or_a_senseless_number_is_refused_instead_of_looking_like_the_end() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_null_or_an_invalid_number_is_refused_instead_of_looking_like_the_end() -> Result<()> {
+    let bed = TestBed::new().await?;
     for (call, part) in [
         ("outbox.read_stream(NULL)", "no stream"),
         ("outbox.read_stream('')", "no stream"),
         ("outbox.read_stream('s', NULL)", "from version"),
         ("outbox.read_stream('s', -1)", "from version -1"),
-        ("outbox.read_stream('s', 1, 0)", "most is 0"),
-        ("outbox.read_stream('s', 1, NULL)", "most is null"),
+        ("outbox.read_stream('s', 1, 0)", "max_count is 0"),
+        ("outbox.read_stream('s', 1, NULL)", "max_count is null"),
         ("outbox.stream_version(NULL)", "no stream"),
         ("outbox.read_all(NULL)", "after position"),
         ("outbox.read_all(-1)", "after position -1"),
-        ("outbox.read_all(0, -1)", "most is -1"),
+        ("outbox.read_all(0, -1)", "max_count is -1"),
         ("outbox.purge_events(NULL)", "a time in the past"),
         ("outbox.purge_events(now(), 0, 0)", "a step of 0"),
         ("outbox.purge_events(now(), NULL)", "after position"),
         ("outbox.prune_inbox(NULL)", "keep"),
         ("outbox.prune_inbox('-1 day')", "keep"),
-        ("outbox.prune_inbox('1 day', 0)", "most is 0"),
+        ("outbox.prune_inbox('1 day', 0)", "max_count is 0"),
         ("outbox.checkpoint(NULL)", "no consumer"),
         ("outbox.checkpoint('', 0, 1)", "no consumer"),
         ("outbox.checkpoint('c', -1, 1)", "does not go from -1 to 1"),
@@ -337,7 +337,7 @@ async fn a_null_or_a_senseless_number_is_refused_instead_of_looking_like_the_end
     Ok(())
 }
 
-/// Writes events in short and long transactions, some of which are rolled back, by hand and with the function.
+/// Writes events in short and long transactions, some of which are rolled back, with INSERTs and with the function.
 async fn write_at_random(client: Client, seed: u64) -> Result<()> {
     let mut dice = fastrand::Rng::with_seed(seed);
     for n in 0..60_i64 {
@@ -355,7 +355,7 @@ async fn write_at_random(client: Client, seed: u64) -> Result<()> {
                     )
                     .await?;
             }
-            // A writer that takes its time is what this is about.
+            // Time is the subject: writers that are slow, each in another way.
             tokio::time::sleep(Duration::from_millis(dice.u64(0..4))).await;
         }
         client.batch_execute(if dice.u8(0..5) == 0 { "ROLLBACK" } else { "COMMIT" }).await?;
@@ -364,8 +364,8 @@ async fn write_at_random(client: Client, seed: u64) -> Result<()> {
 }
 
 #[tokio::test]
-async fn whoever_reads_on_from_a_checkpoint_sees_every_event_once_and_in_order() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_reader_that_continues_from_a_checkpoint_sees_every_event_once_and_in_order() -> Result<()> {
+    let bed = TestBed::new().await?;
     let reader = bed.connect().await?;
     let is_over = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&is_over);
@@ -399,8 +399,8 @@ async fn whoever_reads_on_from_a_checkpoint_sees_every_event_once_and_in_order()
 }
 
 #[tokio::test]
-async fn a_writer_of_events_is_waited_for_and_a_writer_of_other_things_is_not() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn readers_wait_for_writers_of_events_and_for_no_others() -> Result<()> {
+    let bed = TestBed::new().await?;
     let read = async || anyhow::Ok(bed.client.query("SELECT FROM outbox.read_all()", &[]).await?.len());
     bed.client.batch_execute("CREATE TABLE business (n bigint)").await?;
     let (unrelated, writer) = (bed.connect().await?, bed.connect().await?);
@@ -423,13 +423,13 @@ async fn a_writer_of_events_is_waited_for_and_a_writer_of_other_things_is_not() 
 
 #[tokio::test]
 async fn purging_keeps_the_end_of_each_stream_and_what_a_replay_needs() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     for n in 1..=6 {
         append(&bed.client, if n % 2 == 0 { "a" } else { "b" }, None, n).await??;
     }
     bed.client.batch_execute("DELETE FROM outbox.messages").await?;
     let begun = "SELECT messages FROM outbox.replay_begin('tickets', stop_position => 3) AS id,
-        outbox.replay_step(id, most => 1, skip_running => true)";
+        outbox.replay_step(id, max_count => 1, skip_running => true)";
     ensure!(bed.count(begun).await? == 1);
     bed.client.batch_execute("DELETE FROM outbox.messages").await?;
     let purge = "SELECT purged FROM outbox.purge_events(now())";

@@ -1,5 +1,5 @@
-//! The consumers that applications are shown: an effect exactly once, although messages come twice and
-//! two of them run, and in order although one fails.
+//! The example consumers: an effect happens exactly once although messages come twice and two consumers run, and in
+//! order although one message fails.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,22 +10,22 @@ use aws_sdk_sqs::types::MessageAttributeValue;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
-use crate::support::bed::Bed;
-use crate::support::group_batches::GroupBatches;
-use crate::support::{emulator, eventually};
+use support::group_batches::GroupBatches;
+use support::test_bed::TestBed;
+use support::{emulator, eventually};
 
-/// The longest that a consumer, or the making of its environment, may take.
+/// The time limit of a consumer, and of creating its environment.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 const TICKETS: i64 = 200;
 
-/// The folder that holds what cargo builds; the test lies in its `deps`.
+/// The folder of cargo's build results; the test is in its `deps`.
 fn built() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     Ok(test.parent().and_then(Path::parent).context("a test lies in a folder of a folder")?.to_owned())
 }
 
-/// Runs a command to its end, in bounded time; fails with what it said unless it went well.
+/// Runs a command to its end, in bounded time; fails with its output if it did not succeed.
 async fn finish(mut command: Command) -> Result<()> {
     command.stdin(Stdio::null()).kill_on_drop(true);
     let program = command.as_std().get_program().to_string_lossy().into_owned();
@@ -37,8 +37,8 @@ async fn finish(mut command: Command) -> Result<()> {
     Ok(())
 }
 
-/// Tickets that a relay has delivered to a standard queue, and every tenth of them once more, as SQS may do it.
-async fn deliver(bed: &Bed) -> Result<String> {
+/// Tickets that a relay has delivered to a standard queue, and every tenth of them twice, as SQS may do.
+async fn deliver(bed: &TestBed) -> Result<String> {
     let queue = bed.standard("sales").await?;
     let enqueue = "SELECT outbox.enqueue('sales', 'TicketPurchased',
             jsonb_build_object('ticket', n, 'draw', 'draw-0' || n % 3, 'price', 5))
@@ -56,7 +56,7 @@ async fn deliver(bed: &Bed) -> Result<String> {
     Ok(queue)
 }
 
-/// Which of the two consumers.
+/// One of the two consumers.
 struct Program {
     binary: PathBuf,
     script: Option<PathBuf>,
@@ -74,13 +74,13 @@ impl Program {
         Ok(Program { binary: python(&folder).await?.clone(), script: Some(folder.join("consumer.py")) })
     }
 
-    /// Told where this test's database and queue are and nothing else.
-    fn command(&self, bed: &Bed, endpoint: &str, queue: &str) -> Command {
+    /// It is given only this test's database and queue.
+    fn command(&self, bed: &TestBed, endpoint: &str, queue: &str) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(&self.script).arg("--init").env_clear();
         command.env("DATABASE_URL", bed.url()).env("QUEUE_URL", queue);
         command.env("AWS_ENDPOINT_URL_SQS", endpoint);
-        // boto3 reads the region from the second.
+        // boto3 reads the region from the second variable.
         command.env("AWS_REGION", "us-east-1").env("AWS_DEFAULT_REGION", "us-east-1");
         command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "the-secret-of-aws");
         command.env("AWS_EC2_METADATA_DISABLED", "true");
@@ -89,7 +89,7 @@ impl Program {
 }
 
 /// Runs a consumer twice at the same time.
-async fn consume(bed: &Bed, queue: &str, program: &Program) -> Result<()> {
+async fn consume(bed: &TestBed, queue: &str, program: &Program) -> Result<()> {
     let consumer = async || {
         let mut command = program.command(bed, emulator()?.endpoint(), queue);
         command.arg("--until-empty");
@@ -99,8 +99,8 @@ async fn consume(bed: &Bed, queue: &str, program: &Program) -> Result<()> {
     Ok(())
 }
 
-/// The effect of the third ticket of the first draw fails as long as that ticket stands in `failing`. A ticket's price is its
-/// number, so that `history` tells in which order they took effect.
+/// The effect of the third ticket of the first draw fails while that ticket is listed in `failing`. A ticket's price is
+/// its number, so `history` shows in which order tickets took effect.
 const FAILING: &str = "
     CREATE TABLE sales (draw text PRIMARY KEY, tickets bigint NOT NULL, revenue bigint NOT NULL);
     CREATE TABLE history (n bigint GENERATED ALWAYS AS IDENTITY, draw text NOT NULL, ticket bigint NOT NULL);
@@ -120,9 +120,9 @@ const FAILING: &str = "
 /// How many tickets each of two draws sells there.
 const OF_EACH_DRAW: i64 = 12;
 
-/// Lets one message fail for a while: its group waits, in order, and the other does not.
+/// Lets one message fail for a while: its group waits, in order, and the other group does not.
 async fn fail_for_a_while(program: &Program) -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("sales").await?;
     bed.client.batch_execute(FAILING).await?;
     let enqueue = "SELECT outbox.enqueue('sales', 'TicketPurchased',
@@ -151,12 +151,12 @@ async fn fail_for_a_while(program: &Program) -> Result<()> {
     ensure!(Command::new("kill").arg(&pid).status().await?.success());
     let output = tokio::time::timeout(PATIENCE, consumer.wait_with_output()).await??;
     let said = String::from_utf8_lossy(&output.stderr);
-    // A failure is told, and what is told quotes nobody's ticket.
+    // A failure is reported, and the report quotes nobody's ticket.
     ensure!(output.status.success() && said.contains(" failed: ") && !said.contains("draw-01"), "{said}");
     Ok(())
 }
 
-async fn ensure_each_ticket_counted_once(bed: &Bed, queue: &str) -> Result<()> {
+async fn ensure_each_ticket_counted_once(bed: &TestBed, queue: &str) -> Result<()> {
     let tickets = bed.count("SELECT sum(tickets)::bigint FROM sales").await?;
     let revenue = bed.count("SELECT sum(revenue)::bigint FROM sales").await?;
     ensure!(tickets == TICKETS && revenue == 5 * TICKETS, "{tickets} tickets for {revenue}");
@@ -167,13 +167,13 @@ async fn ensure_each_ticket_counted_once(bed: &Bed, queue: &str) -> Result<()> {
     Ok(())
 }
 
-/// Python with what the consumer needs; the first test that asks makes it.
+/// Python with the consumer's requirements; the first test that needs it creates it.
 async fn python(folder: &Path) -> Result<&'static PathBuf> {
     static PYTHON: OnceCell<PathBuf> = OnceCell::const_new();
     PYTHON.get_or_try_init(|| make_python(folder)).await
 }
 
-/// Makes it anew when the requirements change.
+/// Creates it again when the requirements change.
 async fn make_python(folder: &Path) -> Result<PathBuf> {
     let requirements = folder.join("requirements.txt");
     let wanted = std::fs::read_to_string(&requirements)?;
@@ -188,14 +188,14 @@ async fn make_python(folder: &Path) -> Result<PathBuf> {
     let mut install = Command::new(&python);
     install.args(["-m", "pip", "install", "--disable-pip-version-check", "-q", "-r"]).arg(&requirements);
     finish(install).await.context("pip could not install what the consumer needs; check that it reaches its index")?;
-    // Last, so that an environment that was interrupted is made anew.
+    // Written last, so that an interrupted environment is created again.
     std::fs::write(&stamp, wanted)?;
     Ok(python)
 }
 
 #[tokio::test]
 async fn two_consumers_in_rust_count_each_ticket_once_although_some_come_twice() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = deliver(&bed).await?;
     consume(&bed, &queue, &Program::in_rust()?).await?;
     ensure_each_ticket_counted_once(&bed, &queue).await
@@ -204,7 +204,7 @@ async fn two_consumers_in_rust_count_each_ticket_once_although_some_come_twice()
 #[tokio::test]
 async fn two_consumers_in_python_count_each_ticket_once_although_some_come_twice() -> Result<()> {
     let program = Program::in_python().await?;
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = deliver(&bed).await?;
     consume(&bed, &queue, &program).await?;
     ensure_each_ticket_counted_once(&bed, &queue).await

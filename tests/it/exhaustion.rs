@@ -1,4 +1,4 @@
-//! PostgreSQL answers, but has no room: on its disk, or for another session, or it is not there yet.
+//! PostgreSQL answers, but its disk is full, it has no free connection, or it is still starting.
 
 use std::collections::HashMap;
 use std::fs;
@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::support::bed::{Bed, ensure_each_once, numbers};
-use crate::support::postgres::{Cluster, Options, StopMode};
-use crate::support::proxy::Fault;
-use crate::support::relay::ensure_told_calmly;
-use crate::support::roles::Roles;
-use crate::support::{chosen_major, eventually};
+use support::postgres::{Cluster, Options, StopMode};
+use support::proxy::Fault;
+use support::relay::ensure_reported_at_most_once_a_second;
+use support::roles::Roles;
+use support::test_bed::{TestBed, ensure_each_once, numbers};
+use support::{chosen_major, eventually};
 
-/// As long as there is a table of this name the disk is full, which is found out when a transaction that delivered something
-/// commits. The sequence counts the refusals, because no ROLLBACK takes its numbers back.
+/// While a table of this name exists, the disk is full; a transaction that delivered something finds out when it
+/// commits. The sequence counts the refusals, because a ROLLBACK does not undo it.
 const DISK: &str = "
     CREATE TABLE disk_is_full ();
     CREATE SEQUENCE refusals;
@@ -32,8 +32,8 @@ const DISK: &str = "
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()";
 
 #[tokio::test]
-async fn what_was_accepted_while_the_disk_was_full_is_settled_and_not_sent_again() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn messages_accepted_while_the_disk_was_full_are_settled_and_not_sent_again() -> Result<()> {
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.standard("audit").await?;
     bed.client.batch_execute(DISK).await?;
@@ -51,11 +51,11 @@ async fn what_was_accepted_while_the_disk_was_full_is_settled_and_not_sent_again
     bed.until_nothing_is_pending().await?;
     relay.wait_for_metric(r#"delivered_messages_total{destination="audit"}"#, 1000.0).await?;
     ensure!(relay.metrics().await?.sum("possible_duplicates_total") == 0.0);
-    ensure_told_calmly(&relay.stop().await?)?;
+    ensure_reported_at_most_once_a_second(&relay.stop().await?)?;
     ensure!(proxy.entries_seen() == 1000, "{} entries were sent", proxy.entries_seen());
     let received = bed.queues.contents(&queue).await?;
     ensure_each_once(numbers(&received)?, 1000)?;
-    // Each row knows the id that SQS gave to it, the first ones too.
+    // Each row has the id that SQS assigned, including the first ones.
     let query = "SELECT m.sqs_message_id, e.payload::text FROM outbox.messages AS m
         JOIN outbox.events AS e ON e.position = m.event_position";
     let rows = bed.client.query(query, &[]).await?;
@@ -67,33 +67,33 @@ async fn what_was_accepted_while_the_disk_was_full_is_settled_and_not_sent_again
 
 #[tokio::test]
 async fn too_few_connections_are_waited_for() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     let Roles { relay: role, relay_url, .. } = Roles::create(&bed).await?;
-    // Enough for a claim and not for what is done under it.
+    // Enough for a claim, but not for the statements under it.
     bed.client.batch_execute(&format!("ALTER ROLE {role} CONNECTION LIMIT 1")).await?;
     bed.enqueue_many("audit", 100, 0).await?;
     let relay = bed.relay().env("DATABASE_URL", relay_url).start().await?;
     relay.wait_for_log("53300").await?;
-    // The relay claims and gives up again and again, and not only for the first second.
+    // The relay claims and gives up repeatedly, and not only during the first second.
     let told = || relay.log().matches("the database cannot be used").count();
-    eventually("it was told twice", || async { Ok(told() >= 2) }).await?;
+    eventually("it was logged twice", || async { Ok(told() >= 2) }).await?;
     ensure!(bed.pending().await? == 100);
     bed.client.batch_execute(&format!("ALTER ROLE {role} CONNECTION LIMIT -1")).await?;
     bed.until_nothing_is_pending().await?;
     relay.wait_for_metric("database_up", 1.0).await?;
-    ensure_told_calmly(&relay.stop().await?)?;
+    ensure_reported_at_most_once_a_second(&relay.stop().await?)?;
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 100)
 }
 
 #[tokio::test]
 async fn a_database_that_is_still_starting_is_waited_for() -> Result<()> {
-    // The recovery asks for a file from the archive and gets no answer as long as there is a file named hold.
+    // Recovery asks the archive for a file and gets no answer while a file named hold exists.
     let archive = "while test -e ../hold; do sleep 0.05; done; exit 1";
     let settings = vec![("restore_command".to_owned(), archive.to_owned())];
     let options = Options { major: chosen_major(), settings, ..Options::default() };
     let cluster = Arc::new(Cluster::start(&options)?);
-    let bed = Bed::on(&cluster).await?;
+    let bed = TestBed::on(&cluster).await?;
     let queue = bed.standard("audit").await?;
     bed.enqueue_many("audit", 100, 0).await?;
     let relay = bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "1h").start().await?;
@@ -114,15 +114,15 @@ async fn a_database_that_is_still_starting_is_waited_for() -> Result<()> {
     starting.await??;
     relay.wait_for_status("/readyz", 200).await?;
     let client = bed.connect().await?;
-    crate::support::bed::enqueue(&client, "audit", "{\"n\": 101}", None).await?;
+    support::test_bed::enqueue(&client, "audit", "{\"n\": 101}", None).await?;
     relay.wait_for_metric(r#"delivered_messages_total{destination="audit"}"#, 1.0).await?;
-    ensure_told_calmly(&relay.stop().await?)?;
+    ensure_reported_at_most_once_a_second(&relay.stop().await?)?;
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 101)
 }
 
 #[tokio::test]
-async fn too_few_file_descriptors_are_told_once_and_cost_no_message() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn too_few_file_descriptors_are_reported_once_and_cost_no_message() -> Result<()> {
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     proxy.set(Fault::Delay(Duration::from_millis(200)));

@@ -1,33 +1,33 @@
-//! What fails is tried again or dead with its reason; what works goes on meanwhile.
+//! Failing messages are retried or become dead with their reason; the others go on meanwhile.
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::bed::{Bed, ensure_each_once, numbers};
-use crate::support::eventually;
-use crate::support::proxy::{Choice, Fault, Request, Rule};
-use crate::support::relay::Command;
+use support::eventually;
+use support::proxy::{Choice, Fault, Request, Rule};
+use support::relay::Command;
+use support::test_bed::{TestBed, ensure_each_once, numbers};
 
-/// SQS's own failure of single entries, for those with these numbers.
+/// SQS's own failure of single entries, for the entries with these numbers.
 fn fail(numbers: &'static [i64]) -> Fault {
     let bodies: Vec<_> = numbers.iter().map(|n| format!("{{\"n\": {n}}}")).collect();
     let which = Choice::by(move |_, entry| bodies.contains(&entry.body));
     Fault::FailEntries { which, code: "InternalError", sender_fault: false }
 }
 
-/// A relay that never gives up a message and never waits long.
-fn patient(bed: &Bed) -> Command {
+/// A relay that makes no message dead and never waits long.
+fn patient(bed: &TestBed) -> Command {
     let relay = bed.relay().env("OUTBOX_RELAY_MAX_ATTEMPTS", "1000");
     relay.env("OUTBOX_RELAY_RETRY_INITIAL", "20ms").env("OUTBOX_RELAY_RETRY_MAX", "200ms")
 }
 
-async fn ids(bed: &Bed) -> Result<Vec<i64>> {
+async fn ids(bed: &TestBed) -> Result<Vec<i64>> {
     let rows = bed.client.query("SELECT id FROM outbox.messages ORDER BY id", &[]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 #[tokio::test]
-async fn what_dies_together_is_one_line_of_the_log() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn messages_that_die_together_are_one_line_of_the_log() -> Result<()> {
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.standard("audit").await?;
     bed.enqueue_many("audit", 500, 0).await?;
@@ -48,8 +48,8 @@ async fn what_dies_together_is_one_line_of_the_log() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_partial_failure_settles_each_entry_by_itself() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_partial_failure_settles_each_entry_separately() -> Result<()> {
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.standard("audit").await?;
     bed.enqueue_many("audit", 10, 0).await?;
@@ -57,7 +57,7 @@ async fn a_partial_failure_settles_each_entry_by_itself() -> Result<()> {
     proxy.set(fail(&[3, 7]));
     let relay = patient(&bed).start().await?;
     eventually("the others are delivered", || async { Ok(bed.delivered().await? == 8) }).await?;
-    // Each request meets the fault again; only two messages are left to be in it.
+    // Each request meets the fault again; only two messages are left for it.
     let seen = proxy.requests_seen();
     proxy.wait_for_requests(seen + 2).await?;
     relay.stop().await?;
@@ -77,7 +77,7 @@ async fn a_partial_failure_settles_each_entry_by_itself() -> Result<()> {
 
 #[tokio::test]
 async fn a_message_that_keeps_failing_is_dead_with_its_reason() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 5, 5).await?;
@@ -95,10 +95,10 @@ async fn a_message_that_keeps_failing_is_dead_with_its_reason() -> Result<()> {
     Ok(())
 }
 
-/// While SQS takes nothing at all, nobody knows whose fault it is, and no message pays for it.
+/// While SQS accepts nothing at all, the cause is unknown, and no message is charged.
 #[tokio::test]
 async fn a_message_that_fails_alone_is_charged_only_once_others_get_through() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.standard("audit").await?;
     let id = bed.enqueue("audit", "{\"n\": 1}", None).await?;
@@ -117,7 +117,7 @@ async fn a_message_that_fails_alone_is_charged_only_once_others_get_through() ->
 
 #[tokio::test]
 async fn attempts_are_counted_over_restarts() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.standard("audit").await?;
     let id = bed.enqueue("audit", "{\"n\": 1}", None).await?;
@@ -132,7 +132,8 @@ async fn attempts_are_counted_over_restarts() -> Result<()> {
             proxy.requests().iter().map(tries).sum::<usize>()
         };
         let tried = tries();
-        // The first ones may come too soon after each other for others to get through meanwhile, and are not charged then.
+        // The first failures may come so soon after each other that no others succeed in between; then they are not
+        // charged.
         eventually("it is tried again and again", || async { Ok(tries() >= tried + 15) }).await?;
         relay.stop().await?;
         let attempts = bed.row(id).await?.attempts;
@@ -144,7 +145,7 @@ async fn attempts_are_counted_over_restarts() -> Result<()> {
 
 #[tokio::test]
 async fn messages_that_sqs_refuses_for_good_are_dead_at_once() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.standard("audit").await?;
     bed.enqueue_many("audit", 10, 0).await?;
@@ -162,7 +163,7 @@ async fn messages_that_sqs_refuses_for_good_are_dead_at_once() -> Result<()> {
 async fn an_unconfirmed_entry_stays_pending_and_is_sent_again_as_the_same() -> Result<()> {
     for fault in [Fault::DropFromAnswer(Choice::body_contains("\"n\": 2}")), Fault::EmptyAnswer] {
         let name = format!("{fault:?}");
-        let bed = Bed::new().await?;
+        let bed = TestBed::new().await?;
         let proxy = bed.proxy().await?;
         let queue = bed.fifo("tickets").await?;
         bed.enqueue_many("tickets", 3, 3).await?;
@@ -189,7 +190,7 @@ async fn an_unconfirmed_entry_stays_pending_and_is_sent_again_as_the_same() -> R
 
 #[tokio::test]
 async fn connections_cut_after_sending_leave_each_message_once_in_a_fifo_queue() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 300, 30).await?;
@@ -210,7 +211,7 @@ async fn connections_cut_after_sending_leave_each_message_once_in_a_fifo_queue()
 
 #[tokio::test]
 async fn unreadable_answers_lose_nothing() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 50, 5).await?;
@@ -225,10 +226,10 @@ async fn unreadable_answers_lose_nothing() -> Result<()> {
 
 #[tokio::test]
 async fn a_failing_message_holds_up_its_group_and_nobody_else() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
-    // Group g5 has the numbers 5, 55, 105, … and 50 groups share 16 lanes.
+    // Group g5 has the numbers 5, 55, 105, …, and 50 groups share 16 lanes.
     bed.enqueue_many("tickets", 1000, 50).await?;
     proxy.set(fail(&[105]));
     let relay = patient(&bed).start().await?;

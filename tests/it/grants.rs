@@ -1,13 +1,13 @@
-//! The rights of `deploy/roles.sql`: enough for everything the relay and an application do, and no more.
+//! The privileges of `deploy/roles.sql`: enough for everything the relay and an application do, and no more.
 
 use anyhow::{Context, Result, ensure};
 use tokio_postgres::Client;
 
-use crate::support::bed::{Bed, connect, enqueue, ensure_each_once, numbers};
-use crate::support::eventually;
-use crate::support::proxy::{Choice, Fault};
-use crate::support::relay::Command;
-use crate::support::roles::Roles;
+use support::eventually;
+use support::proxy::{Choice, Fault};
+use support::relay::Command;
+use support::roles::Roles;
+use support::test_bed::{TestBed, connect, enqueue, ensure_each_once, numbers};
 
 async fn ensure_denied(client: &Client, statement: &str) -> Result<()> {
     let error = client.batch_execute(statement).await.err().with_context(|| format!("{statement} went well"))?;
@@ -16,7 +16,7 @@ async fn ensure_denied(client: &Client, statement: &str) -> Result<()> {
     Ok(())
 }
 
-/// Fifty messages, by the function that applications call.
+/// Writes fifty messages with the function that applications call.
 async fn append(application: &Client, destination: &str) -> Result<()> {
     let call = "SELECT outbox.enqueue($1, 'TicketPurchased', jsonb_build_object('n', n), 'g' || n % 5)
         FROM generate_series(1, 50) AS n";
@@ -26,7 +26,7 @@ async fn append(application: &Client, destination: &str) -> Result<()> {
 
 #[tokio::test]
 async fn a_relay_with_the_rights_of_the_template_delivers_prunes_and_measures() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let roles = Roles::create(&bed).await?;
     let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
@@ -34,7 +34,7 @@ async fn a_relay_with_the_rights_of_the_template_delivers_prunes_and_measures() 
     append(&application, "tickets").await?;
     let doomed = enqueue(&application, "audit", "{\"n\": 0}", None).await?;
     append(&application, "audit").await?;
-    // Reading, deferring and burying as well as delivering.
+    // This reads, defers and dead-letters as well as delivers.
     let which = Choice::by(|_, entry| entry.body == "{\"n\": 0}");
     proxy.set(Fault::FailEntries { which, code: "InternalError", sender_fault: false });
     let relay = bed.relay().env("DATABASE_URL", &roles.relay_url).env("OUTBOX_RELAY_DELIVERED_RETENTION", "1s");
@@ -43,7 +43,7 @@ async fn a_relay_with_the_rights_of_the_template_delivers_prunes_and_measures() 
     eventually("one is dead", || async { Ok(bed.row(doomed).await?.status == "dead") }).await?;
     drop(others);
     bed.until_nothing_is_pending().await?;
-    eventually("what was delivered is pruned", || async { Ok(bed.delivered().await? == 0) }).await?;
+    eventually("delivered messages are pruned", || async { Ok(bed.delivered().await? == 0) }).await?;
     relay.wait_for_metric(r#"dead_messages{destination="audit"}"#, 1.0).await?;
     let log = relay.stop().await?;
     ensure!(!log.contains("42501"), "{log}");
@@ -55,7 +55,7 @@ async fn a_relay_with_the_rights_of_the_template_delivers_prunes_and_measures() 
 
 #[tokio::test]
 async fn a_relay_that_may_not_see_other_sessions_shows_no_age_of_the_horizon_instead_of_none() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let roles = Roles::create(&bed).await?;
     bed.standard("audit").await?;
     let relay = bed.relay().env("DATABASE_URL", &roles.relay_url).start().await?;
@@ -72,8 +72,8 @@ async fn a_relay_that_may_not_see_other_sessions_shows_no_age_of_the_horizon_ins
 }
 
 #[tokio::test]
-async fn a_relay_that_keeps_nothing_may_do_so_too() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_relay_without_retention_has_enough_privileges_too() -> Result<()> {
+    let bed = TestBed::new().await?;
     let roles = Roles::create(&bed).await?;
     let queue = bed.standard("audit").await?;
     bed.enqueue_many("audit", 100, 0).await?;
@@ -84,7 +84,7 @@ async fn a_relay_that_keeps_nothing_may_do_so_too() -> Result<()> {
 
 #[tokio::test]
 async fn an_operator_decides_about_dead_messages_and_nothing_else() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let roles = Roles::create(&bed).await?;
     bed.enqueue_many("audit", 10, 0).await?;
     bed.client.batch_execute("INSERT INTO outbox.lanes SELECT 'audit', generate_series(0, 15)").await?;
@@ -121,7 +121,7 @@ async fn an_operator_decides_about_dead_messages_and_nothing_else() -> Result<()
 
 #[tokio::test]
 async fn a_reader_sees_everything_and_changes_nothing() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let roles = Roles::create(&bed).await?;
     bed.enqueue("audit", "{}", None).await?;
     let reader = connect(&roles.reader_url).await?;
@@ -144,8 +144,8 @@ async fn a_reader_sees_everything_and_changes_nothing() -> Result<()> {
 }
 
 #[tokio::test]
-async fn neither_role_may_do_what_is_not_its_business() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn no_role_may_do_more_than_its_task() -> Result<()> {
+    let bed = TestBed::new().await?;
     let roles = Roles::create(&bed).await?;
     bed.enqueue("audit", "{}", None).await?;
     let application = connect(&roles.application_url).await?;

@@ -1,4 +1,4 @@
-//! Proof that the ground itself holds: what the other tests stand on does what it says.
+//! Tests of the test fixtures: the environment that the other tests use does what it claims.
 
 use std::io::{BufRead, BufReader, Read, Write as _};
 use std::net::TcpStream;
@@ -14,10 +14,10 @@ use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchOutput;
 use aws_sdk_sqs::types::{MessageAttributeValue, SendMessageBatchRequestEntry};
 use tokio_postgres::NoTls;
 
-use crate::support::emulator::{Depth, Emulator, Queues};
-use crate::support::postgres::{Cluster, Options, PASSWORD, StopMode};
-use crate::support::proxy::{Choice, Fault, Proxy, Rule};
-use crate::support::{chosen_major, cluster, emulator, eventually};
+use support::emulator::{Depth, Emulator, Queues};
+use support::postgres::{Cluster, Options, PASSWORD, StopMode};
+use support::proxy::{Choice, Fault, Proxy, Rule};
+use support::{chosen_major, cluster, emulator, eventually};
 
 fn own_cluster() -> Result<Cluster> {
     Cluster::start(&Options { major: chosen_major(), ..Options::default() })
@@ -29,7 +29,7 @@ async fn connect(url: &str) -> Result<tokio_postgres::Client> {
     Ok(client)
 }
 
-/// A proxy, a client that sends through it once and without retries, and a standard queue.
+/// A proxy, a client that sends through it without retries, and a standard queue.
 async fn proxied() -> Result<(Proxy, Client, Queues, String)> {
     let proxy = Proxy::start(emulator()?.endpoint()).await?;
     let queues = Queues::new(emulator()?.endpoint());
@@ -58,7 +58,7 @@ async fn bodies(queues: &Queues, queue_url: &str) -> Result<Vec<String>> {
 }
 
 #[tokio::test]
-async fn a_cluster_lets_its_password_in_and_no_other() -> Result<()> {
+async fn a_cluster_accepts_its_password_and_no_other() -> Result<()> {
     let client = connect(&cluster()?.url("postgres")).await?;
     let version: String = client.query_one("SELECT version()", &[]).await?.get(0);
     if let Some(major) = chosen_major() {
@@ -113,7 +113,7 @@ async fn a_dropped_cluster_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Set in the process that is to be killed.
+/// Set in the process that will be killed.
 const OWNER: &str = "OUTBOX_TEST_OWNER";
 
 #[tokio::test]
@@ -141,7 +141,7 @@ async fn cluster_and_emulator_end_when_their_owner_is_killed() -> Result<()> {
     Ok(())
 }
 
-/// What the test runs in a process of its own: it owns a cluster and an emulator until it is killed.
+/// The test runs this in a separate process: it owns a cluster and an emulator until it is killed.
 fn own_until_killed() -> Result<()> {
     let (cluster, emulator) = (own_cluster()?, Emulator::start()?);
     let emulator_port = emulator.endpoint().rsplit(':').next().unwrap_or_default();
@@ -286,7 +286,7 @@ async fn chosen_entries_fail_and_the_others_are_sent() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_answer_can_pass_over_what_was_delivered() -> Result<()> {
+async fn an_answer_can_omit_what_was_delivered() -> Result<()> {
     let (proxy, client, queues, queue_url) = proxied().await?;
     proxy.script([Rule::new(Fault::DropFromAnswer(Choice::at([0]))).times(1), Rule::new(Fault::EmptyAnswer)]);
     let answer = send(&client, &queue_url, &["a", "b"]).await?;

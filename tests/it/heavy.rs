@@ -1,4 +1,5 @@
-//! Many messages under faults that last: entries that fail at random, a queue that is gone, a relay that keeps dying.
+//! Many messages under lasting faults: entries that fail at random, a queue that is missing, a relay that keeps being
+//! killed.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -7,13 +8,13 @@ use anyhow::{Context, Result, ensure};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::bed::{Bed, enqueue_range, ensure_each_once, ensure_order_in_groups, numbers};
-use crate::support::eventually;
-use crate::support::proxy::{Choice, Fault, Proxy, Request, Rule};
-use crate::support::relay::{Command, Relay};
+use support::eventually;
+use support::proxy::{Choice, Fault, Proxy, Request, Rule};
+use support::relay::{Command, Relay};
+use support::test_bed::{TestBed, enqueue_range, ensure_each_once, ensure_order_in_groups, numbers};
 
-/// Whether the numbers 1 to `count` are in the queue or still pending, each once, when nothing is under way.
-async fn ensure_arrived_or_waiting(bed: &Bed, queue: &str, count: i64) -> Result<()> {
+/// Checks that the numbers 1 to `count` are in the queue or still pending, each once, when nothing is under way.
+async fn ensure_arrived_or_waiting(bed: &TestBed, queue: &str, count: i64) -> Result<()> {
     let messages = bed.queues.contents(queue).await?;
     let query =
         "SELECT (payload ->> 'n')::bigint FROM outbox.messages_pending JOIN outbox.events ON position = event_position";
@@ -22,8 +23,8 @@ async fn ensure_arrived_or_waiting(bed: &Bed, queue: &str, count: i64) -> Result
     ensure_each_once(numbers(&messages)?.into_iter().chain(waiting.iter().map(|row| row.get(0))).collect(), count)
 }
 
-/// A relay that tries again soon, and often.
-fn quick(bed: &Bed) -> Command {
+/// A relay that retries soon and often.
+fn quick(bed: &TestBed) -> Command {
     bed.relay().env("OUTBOX_RELAY_RETRY_INITIAL", "5ms").env("OUTBOX_RELAY_RETRY_MAX", "200ms")
 }
 
@@ -34,8 +35,8 @@ struct Writer {
 }
 
 impl Writer {
-    /// Numbers from `first` on; number n belongs to group `g(n mod groups)`.
-    async fn start(bed: &Bed, first: i64, a_second: i64, groups: i64) -> Result<Writer> {
+    /// Writes numbers from `first` on; number n belongs to group `g(n mod groups)`.
+    async fn start(bed: &TestBed, first: i64, a_second: i64, groups: i64) -> Result<Writer> {
         let (client, stop) = (bed.connect().await?, CancellationToken::new());
         let stopped = stop.clone();
         let task = tokio::spawn(async move {
@@ -52,7 +53,7 @@ impl Writer {
         Ok(Writer { stop, task })
     }
 
-    /// Returns the last number.
+    /// Stops the writer; returns the last number.
     async fn stop(self) -> Result<i64> {
         self.stop.cancel();
         self.task.await?
@@ -61,7 +62,7 @@ impl Writer {
 
 #[tokio::test]
 async fn five_entries_of_a_hundred_failing_lose_nothing_and_keep_the_order() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 20_000, 200).await?;
@@ -75,23 +76,23 @@ async fn five_entries_of_a_hundred_failing_lose_nothing_and_keep_the_order() -> 
     bed.ensure_arrived_in_order(&queue, 20_000).await
 }
 
-/// Rows updated and deleted so far in the outbox's tables, as PostgreSQL counted them.
-async fn changes(bed: &Bed) -> Result<i64> {
-    // A session keeps its statistics to itself for up to a second; a new one has none to keep.
+/// Rows updated and deleted so far in the outbox's tables, as counted by PostgreSQL.
+async fn changes(bed: &TestBed) -> Result<i64> {
+    // A session holds its statistics back for up to a second; a new one has none to hold back.
     let query = "SELECT coalesce(sum(n_tup_upd + n_tup_del), 0)::bigint
         FROM pg_stat_user_tables WHERE schemaname = 'outbox'";
     Ok(bed.connect().await?.query_one(query, &[]).await?.try_get(0)?)
 }
 
-/// Megabytes that a process has resident.
+/// The resident memory of a process in megabytes.
 fn resident(relay: &Relay) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", relay.process_id()?))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1000.0)
 }
 
-/// How many messages a second go through a proxy that makes each request slow, so that waiting is what counts.
-async fn drain_rate(bed: &Bed, proxy: &Proxy) -> Result<f64> {
+/// The messages per second through a proxy that makes each request slow, so that waiting determines the rate.
+async fn drain_rate(bed: &TestBed, proxy: &Proxy) -> Result<f64> {
     proxy.forget();
     proxy.wait_for_requests(5).await?;
     let (before, started) = (proxy.entries_seen(), Instant::now());
@@ -102,11 +103,11 @@ async fn drain_rate(bed: &Bed, proxy: &Proxy) -> Result<f64> {
 }
 
 #[tokio::test]
-async fn half_a_minute_without_the_queue_writes_nothing_needs_no_memory_and_is_made_good_at_full_speed() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn half_a_minute_without_the_queue_writes_nothing_needs_no_memory_and_is_caught_up_at_full_speed() -> Result<()> {
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
-    // So long that it is what counts, however busy this machine is.
+    // Long enough to determine the rate, however busy this machine is.
     let slow = || proxy.set(Fault::Delay(Duration::from_millis(500)));
     bed.enqueue_many("tickets", 3000, 400).await?;
     slow();
@@ -115,16 +116,16 @@ async fn half_a_minute_without_the_queue_writes_nothing_needs_no_memory_and_is_m
     proxy.clear();
     bed.until_drained().await?;
 
-    // A relay that ends: before version 15 a session that falls silent keeps what it has counted to itself.
+    // The relay is stopped: before version 15 an idle session holds its statistics back.
     relay.stop().await?;
     proxy.refuse_connections().await?;
     let relay = quick(&bed).env("OUTBOX_RELAY_MAX_IN_FLIGHT", "4").start().await?;
     let writer = Writer::start(&bed, 3001, 1000, 400).await?;
     relay.wait_for_metric(r#"destination_up{destination="tickets"}"#, 0.0).await?;
-    // Time is the subject; in the first seconds what the drain has counted arrives.
+    // Time is the subject: in the first seconds the statistics of the drain arrive.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let (changes_before, memory_before) = (changes(&bed).await?, resident(&relay)?);
-    // Time is the subject: the outage lasts for half a minute in all.
+    // Time is the subject: the outage lasts half a minute in total.
     tokio::time::sleep(Duration::from_secs(25)).await;
     let (changes_after, memory_after) = (changes(&bed).await?, resident(&relay)?);
     let last = writer.stop().await?;
@@ -132,7 +133,7 @@ async fn half_a_minute_without_the_queue_writes_nothing_needs_no_memory_and_is_m
     ensure!(changes_before >= 3000, "statistics are not there");
     ensure!(changes_after == changes_before, "the outage changed {} rows", changes_after - changes_before);
     println!("{memory_before:.1} MB became {memory_after:.1} MB while {last} messages came");
-    // What is read ahead may come late on a busy machine; all that was written would take 50 MB.
+    // Read-ahead may come late on a busy machine; everything that was written would take 50 MB.
     ensure!(memory_after < memory_before + 16.0, "{memory_before} MB became {memory_after} MB");
 
     slow();
@@ -147,7 +148,7 @@ async fn half_a_minute_without_the_queue_writes_nothing_needs_no_memory_and_is_m
 
 #[tokio::test]
 async fn a_relay_killed_every_second_under_load_loses_nothing_and_keeps_the_order() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     let writer = Writer::start(&bed, 1, 400, 100).await?;
@@ -155,7 +156,7 @@ async fn a_relay_killed_every_second_under_load_loses_nothing_and_keeps_the_orde
     let mut kills = 0;
     while started.elapsed() < Duration::from_secs(30) {
         let relay = bed.relay().start().await?;
-        // Time is the subject: each relay has a second.
+        // Time is the subject: each relay gets a second.
         tokio::time::sleep(Duration::from_secs(1)).await;
         relay.kill().await?;
         kills += 1;
@@ -170,10 +171,10 @@ async fn a_relay_killed_every_second_under_load_loses_nothing_and_keeps_the_orde
 
 #[tokio::test]
 async fn poison_among_ten_thousand_is_dead_with_its_reason_and_the_others_arrive() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
-    // Number n belongs to group g(n mod 500): the two poisonous ones each have a group behind them.
+    // Number n belongs to group g(n mod 500), so each of the two poisonous messages has a group behind it.
     bed.enqueue_many("tickets", 10_002, 500).await?;
     let fail = |n: i64, code, sender_fault| {
         let which = Choice::body_contains(format!("\"n\": {n}}}"));
@@ -198,20 +199,20 @@ async fn poison_among_ten_thousand_is_dead_with_its_reason_and_the_others_arrive
 }
 
 #[tokio::test]
-async fn a_hot_group_delays_nobody_else_and_is_not_held_in_memory() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_hot_group_delays_no_other_and_is_not_held_in_memory() -> Result<()> {
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     enqueue_range(&bed.client, "tickets", 1..=5000, 1).await?;
     enqueue_range(&bed.client, "tickets", 5001..=7000, 50).await?;
-    // Numbers divisible by 50 are in g0 as well, so that is the hot one.
+    // Numbers divisible by 50 are also in g0, which makes it the hot group.
     let relay = quick(&bed).start().await?;
     proxy.wait_for_requests(50).await?;
     let memory_before = resident(&relay)?;
     let others = "SELECT count(*) FROM outbox.messages_pending WHERE group_id <> 'g0'";
     eventually("the others are delivered", || async { Ok(bed.count(others).await? == 0) }).await?;
     let memory_after = resident(&relay)?;
-    // The hot group has a request for each message.
+    // The hot group needs one request per message.
     proxy.wait_for_requests(400).await?;
     relay.stop().await?;
     let sent = sent(&proxy.requests())?;
@@ -235,7 +236,7 @@ fn sent(requests: &[Request]) -> Result<Vec<i64>> {
 
 #[tokio::test]
 async fn a_relay_frozen_for_fifteen_seconds_stalls_no_group_for_long_and_does_no_harm() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     let writer = Writer::start(&bed, 1, 100, 20).await?;
     let proxies = [bed.proxy().await?, bed.proxy().await?];
@@ -243,7 +244,7 @@ async fn a_relay_frozen_for_fifteen_seconds_stalls_no_group_for_long_and_does_no
     let relays = [relay_of(&proxies[0]).await?, relay_of(&proxies[1]).await?];
     let busy = busiest(&proxies).await?;
     relays[busy].signal("STOP").await?;
-    // Time is the subject: longer than a frozen relay keeps its claim, which is what the other one waits for.
+    // Time is the subject: longer than a frozen relay keeps its claim, which the other relay waits for.
     tokio::time::sleep(Duration::from_secs(15)).await;
     relays[busy].signal("CONT").await?;
     let seen_by_all = || proxies.iter().map(Proxy::requests_seen).sum::<usize>();
@@ -262,7 +263,7 @@ async fn a_relay_frozen_for_fifteen_seconds_stalls_no_group_for_long_and_does_no
     bed.ensure_arrived_in_order(&queue, last).await
 }
 
-/// The relay that sends now, by its proxy.
+/// The relay that is sending now, by its proxy.
 async fn busiest(proxies: &[Proxy; 2]) -> Result<usize> {
     let before: Vec<_> = proxies.iter().map(Proxy::requests_seen).collect();
     let has_sent = |number: usize| proxies[number].requests_seen() > before[number] + 20;

@@ -1,4 +1,4 @@
-//! Progress does not depend on how fast anything answers: latencies of the database and of SQS, both kinds of queue, both
+//! Progress does not depend on the speed of any answer: latencies of the database and of SQS, both kinds of queue, both
 //! modes, dead messages that block and that do not.
 
 use std::time::{Duration, Instant};
@@ -6,25 +6,25 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 
-use crate::support::bed::Bed;
-use crate::support::chosen_major;
-use crate::support::postgres::{Cluster, Options};
-use crate::support::proxy::Fault;
-use crate::support::relay::Relay;
-use crate::support::wire_cut::WireCut;
+use support::chosen_major;
+use support::postgres::{Cluster, Options};
+use support::proxy::Fault;
+use support::relay::Relay;
+use support::test_bed::TestBed;
+use support::wire_cut::WireCut;
 
-/// Milliseconds that a round trip takes longer, up to two seconds; with 30 and 55 a relay once stood still, and with 500.
+/// Milliseconds added to each round trip, up to two seconds. A relay once stood still with 30, 55 and 500.
 const DATABASE: [u64; 6] = [0, 30, 55, 150, 500, 2000];
 const SQS: [u64; 2] = [0, 2000];
 
-/// How long a relay may take for anything here: time is no subject, only that it goes on.
+/// The time limit for everything here: only progress matters, not speed.
 const PATIENCE: Duration = Duration::from_secs(400);
 
-/// Mode of FIFO queues, and what a dead message does to its group.
+/// The mode of FIFO queues, and what a dead message does to its group.
 const SETTINGS: [(&str, &str); 2] = [("strict", "block"), ("batched", "skip")];
 
 /// Waits until a count is 0.
-async fn wait_for(bed: &Bed, relay: &Relay, count: &str) -> Result<()> {
+async fn wait_for(bed: &TestBed, relay: &Relay, count: &str) -> Result<()> {
     let since = Instant::now();
     while bed.count(count).await? > 0 {
         ensure!(since.elapsed() < PATIENCE, "{count} is not 0:\n{}", relay.log());
@@ -33,9 +33,15 @@ async fn wait_for(bed: &Bed, relay: &Relay, count: &str) -> Result<()> {
     Ok(())
 }
 
-/// A few groups with a few messages, a dead message that holds a group up beside them, and what has no order. Returns the
-/// latencies of half of the messages of each kind of queue, in seconds.
-async fn deliver(bed: &Bed, port: u16, database: u64, sqs: u64, (mode, on_dead): (&str, &str)) -> Result<(f64, f64)> {
+/// Delivers a few groups with a few messages, beside a dead message that blocks a group, and messages without order.
+/// Returns the median latency of each kind of queue, in seconds.
+async fn deliver(
+    bed: &TestBed,
+    port: u16,
+    database: u64,
+    sqs: u64,
+    (mode, on_dead): (&str, &str),
+) -> Result<(f64, f64)> {
     let proxy = bed.proxy().await?;
     bed.fifo("tickets").await?;
     bed.standard("audit").await?;
@@ -67,13 +73,13 @@ async fn deliver(bed: &Bed, port: u16, database: u64, sqs: u64, (mode, on_dead):
 
 #[tokio::test]
 async fn messages_are_delivered_with_two_seconds_to_the_database_and_two_seconds_to_sqs() -> Result<()> {
-    // All at once, because nearly all of it is waiting, and not on the cluster that other tests share.
+    // All at once, because it is nearly all waiting, and on a separate cluster.
     let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
     let all = DATABASE.iter().flat_map(|database| SQS.map(|sqs| (*database, sqs)));
     let cluster = &cluster;
     let cell = |(database, sqs): (u64, u64)| async move {
         let both = SETTINGS.map(|settings| async move {
-            let bed = Bed::beside(cluster).await?;
+            let bed = TestBed::beside(cluster).await?;
             let p50 = deliver(&bed, cluster.port(), database, sqs, settings).await;
             p50.with_context(|| format!("{database} ms, SQS {sqs} ms, {settings:?}"))
         });

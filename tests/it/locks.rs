@@ -1,21 +1,21 @@
-//! Somebody else's transaction holds a message, or a trigger makes writing one slow: the relay neither loses what SQS accepted,
-//! nor sends it twice, nor leaves sessions behind.
+//! Another transaction holds a message locked, or a trigger makes writing one slow: the relay neither loses what SQS
+//! accepted, nor sends it twice, nor leaves sessions behind.
 
 use anyhow::{Result, ensure};
 use tokio_postgres::Client;
 
-use crate::support::bed::{Bed, ensure_each_once, numbers};
-use crate::support::eventually;
+use support::eventually;
+use support::test_bed::{TestBed, ensure_each_once, numbers};
 
 const SESSIONS: &str = "SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND application_name LIKE 'outbox-relay%'";
 
-/// The session of a relay that waits for a lock; 0 when none does.
+/// The session of a relay that waits for a lock; 0 when there is none.
 const WAITING: &str = "SELECT coalesce(max(pid), 0)::bigint FROM pg_stat_activity WHERE datname = current_database()
     AND application_name LIKE 'outbox-relay%' AND wait_event_type = 'Lock'";
 
-/// An operator who has begun to change a message and went for lunch.
-async fn lock_one(bed: &Bed) -> Result<Client> {
+/// An operator who has begun to change a message and left the transaction open.
+async fn lock_one(bed: &TestBed) -> Result<Client> {
     let client = bed.connect().await?;
     client.batch_execute("BEGIN; SELECT FROM outbox.messages WHERE id = 20 FOR UPDATE").await?;
     Ok(client)
@@ -23,14 +23,14 @@ async fn lock_one(bed: &Bed) -> Result<Client> {
 
 #[tokio::test]
 async fn a_locked_message_is_settled_when_it_is_free_and_nothing_is_sent_twice() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     bed.enqueue_many("audit", 50, 0).await?;
     let operator = lock_one(&bed).await?;
     let relays = [bed.relay().start().await?, bed.relay().start().await?];
     eventually("a relay waits for the lock", || async { Ok(bed.count(WAITING).await? > 0) }).await?;
     let first = bed.count(WAITING).await?;
-    // The server gives up after a while, and the relay asks again in another session, with the claim in its hands.
+    // The server gives up after a while, and the relay asks again in another session while it holds the claim.
     eventually("it waits again", || async { Ok(![0, first].contains(&bed.count(WAITING).await?)) }).await?;
     operator.batch_execute("COMMIT").await?;
     bed.until_nothing_is_pending().await?;
@@ -42,7 +42,7 @@ async fn a_locked_message_is_settled_when_it_is_free_and_nothing_is_sent_twice()
 
 #[tokio::test]
 async fn a_long_lock_leaves_no_sessions_behind() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 50, 10).await?;
     let operator = lock_one(&bed).await?;
@@ -63,7 +63,7 @@ async fn a_long_lock_leaves_no_sessions_behind() -> Result<()> {
 
 #[tokio::test]
 async fn a_message_that_somebody_else_settles_meanwhile_is_no_failure() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     bed.enqueue_many("audit", 50, 0).await?;
     let other = bed.connect().await?;
@@ -85,10 +85,11 @@ async fn a_message_that_somebody_else_settles_meanwhile_is_no_failure() -> Resul
 
 #[tokio::test]
 async fn messages_that_take_long_to_write_are_settled_a_part_at_a_time_while_their_claim_lives() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     bed.enqueue_many("audit", 10_000, 0).await?;
-    // As a trigger of the application's may: all of them take longer than a statement is given, and than a claim lasts.
+    // As a trigger of the application may do: all of them together take longer than a statement may, and longer than a
+    // claim lasts.
     let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
             'BEGIN PERFORM pg_sleep(0.001); RETURN NEW; END';
         CREATE TRIGGER slow BEFORE UPDATE ON outbox.messages_pending FOR EACH ROW EXECUTE FUNCTION slow()";

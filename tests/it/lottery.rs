@@ -1,4 +1,5 @@
-//! The example application as a whole: sold, drawn, paid, audited, shown on its page, and its read models built anew.
+//! The example application as a whole: tickets are sold, drawn, paid, audited and shown on its page, and its read
+//! models are rebuilt.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -6,17 +7,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
-use tokio::sync::OnceCell;
 
-use crate::support::eventually;
-use crate::support::relay::binary;
+use crate::browser::{chromium, visit};
+use support::eventually;
+use support::relay::binary;
 
-/// Setting up, selling and auditing take seconds.
+/// Setup, selling and auditing take seconds.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The example application, selling.
+/// The running example application.
 struct Lottery {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -27,7 +28,7 @@ struct Lottery {
 impl Lottery {
     /// Starts `lottery serve` on a free port.
     async fn start(name: &str, arguments: &[&str]) -> Result<Lottery> {
-        // Where it has to be installed first, nobody sells tickets meanwhile.
+        // If Chromium has to be installed first, no tickets are sold meanwhile.
         chromium().await?;
         let test = std::env::current_exe()?;
         let example = test.parent().and_then(Path::parent).context("no target folder")?.join("examples/lottery");
@@ -41,12 +42,12 @@ impl Lottery {
         Ok(Lottery { child, lines, said: String::new(), folder })
     }
 
-    /// Chromium's folder.
+    /// Chromium's profile folder.
     fn profile(&self) -> PathBuf {
         self.folder.with_extension("chromium")
     }
 
-    /// Returns when it says this; without one, when it has said all.
+    /// Returns when the output contains this word; without a word, when the output has ended.
     async fn until_it_says(&mut self, word: Option<&str>) -> Result<()> {
         let Lottery { lines, said, .. } = self;
         let waiting = async {
@@ -63,20 +64,13 @@ impl Lottery {
         tokio::time::timeout(PATIENCE, waiting).await.context("it says no more").flatten().with_context(|| said.clone())
     }
 
-    /// Opens the page, runs a script in it, and returns what that returns.
+    /// Opens the page, runs a script in it, and returns its result.
     async fn on_its_page(&self, script: &str) -> Result<Value> {
         let url = self.said.lines().find_map(|line| line.trim().strip_prefix("page ")).context("no page")?.trim();
-        let mut command = Command::new("node");
-        command.arg(tool("page.mjs")).arg(chromium().await?).arg(self.profile()).arg(url);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true);
-        let mut child = command.spawn()?;
-        child.stdin.take().context("no input")?.write_all(script.as_bytes()).await?;
-        let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await??;
-        ensure!(output.status.success(), "the page did not do what it was to; see above");
-        Ok(serde_json::from_slice(&output.stdout)?)
+        visit(&self.profile(), url, &[], script).await
     }
 
-    /// Interrupts it; everything must be right then, and put away.
+    /// Interrupts it; then everything must be right and cleaned up.
     async fn end_well(mut self) -> Result<()> {
         let pid = self.child.id().context("it has ended")?.to_string();
         ensure!(Command::new("kill").args(["-INT", &pid]).status().await?.success());
@@ -89,27 +83,11 @@ impl Lottery {
 
 impl Drop for Lottery {
     fn drop(&mut self) {
-        // What a failed test leaves; and Chromium's last processes may still write.
+        // What a failed test leaves behind; Chromium's last processes may still be writing.
         for folder in [&self.folder, &self.profile()] {
             std::fs::remove_dir_all(folder).ok();
         }
     }
-}
-
-fn tool(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools").join(name)
-}
-
-/// Where a Chromium is; the first test that asks looks, and installs one where it may.
-async fn chromium() -> Result<&'static str> {
-    static CHROMIUM: OnceCell<String> = OnceCell::const_new();
-    let look = async || {
-        let found = Command::new("/bin/sh").arg(tool("chromium.sh")).stderr(Stdio::inherit()).output().await?;
-        ensure!(found.status.success(), "no Chromium; the script says why above");
-        let said = String::from_utf8(found.stdout)?;
-        Ok(said.lines().last().context("the script said nothing")?.to_owned())
-    };
-    Ok(CHROMIUM.get_or_try_init(look).await?.as_str())
 }
 
 fn text_of(page: &str, id: &str) -> Result<String> {
@@ -117,13 +95,13 @@ fn text_of(page: &str, id: &str) -> Result<String> {
     Ok(after.split('<').next().unwrap_or_default().to_owned())
 }
 
-/// What the page is when it shows the relay as well.
+/// The complete state of the page, including the relay.
 const WHOLE_PAGE: &str = "
     const lag = () => document.getElementById('lag').textContent;
     while (lag() === '–') await new Promise((done) => setTimeout(done, 50));
     return document.documentElement.outerHTML;";
 
-/// Clicks the first draw's button while tickets are sold; returns what the page shows when more of them are.
+/// Clicks the first draw's button while tickets are sold; returns what the page shows once more of them are sold.
 const DRAW: &str = "
     const rows = () => [...document.querySelectorAll('#draws tr')], until = async (is) => {
         while (!is()) await new Promise((done) => setTimeout(done, 50));
@@ -140,7 +118,7 @@ const DRAW: &str = "
     return { draw, numbers, refused: refused(), isOtherOpen: Boolean(rows()[1].querySelector('button')) };";
 
 #[tokio::test]
-async fn the_lottery_sells_draws_pays_and_shows_it_and_every_read_model_is_what_the_events_say() -> Result<()> {
+async fn the_lottery_sells_draws_pays_and_shows_it_and_every_read_model_matches_the_events() -> Result<()> {
     let mut lottery = Lottery::start("whole", &["--purchases", "300", "--draws", "3", "--stay"]).await?;
     lottery.until_it_says(Some("stays up")).await?;
     let page = lottery.on_its_page(WHOLE_PAGE).await?;
@@ -150,7 +128,7 @@ async fn the_lottery_sells_draws_pays_and_shows_it_and_every_read_model_is_what_
     let said = &lottery.said;
     ensure!(said.contains(&format!("tickets sold         {sold}")), "the page says {sold}:\n{said}");
     for view in ["tickets", "sales", "payouts"] {
-        ensure!(said.contains(&format!("{view}, built anew")), "{view} was not built anew:\n{said}");
+        ensure!(said.contains(&format!("{view}, rebuilt")), "{view} was not rebuilt:\n{said}");
     }
     ensure!(page.matches("<td>draw-0").count() == 3 && !page.contains(">draw</button>"), "not all draws are over");
     ensure!(text_of(page, "lag")?.ends_with('s'), "the relay's lag is not shown");
@@ -170,6 +148,6 @@ async fn numbers_are_drawn_from_the_page_while_tickets_are_sold() -> Result<()> 
     let numbers =
         shown["numbers"].as_str().context("no numbers")?.split(' ').map(str::parse).collect::<Result<Vec<u8>, _>>()?;
     ensure!(numbers.len() == 6 && numbers.iter().all(|number| (1..=49).contains(number)), "{shown}");
-    // Its end draws what is left, pays, and finds no ticket that was sold after the draw.
+    // At the end the application draws what is left, pays, and finds no ticket that was sold after the draw.
     lottery.end_well().await
 }

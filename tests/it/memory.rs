@@ -1,18 +1,19 @@
-//! Memory is bounded by what is configured or by what the control group allows, whatever the rows are.
+//! Memory is bounded by the configuration or by the control group, whatever the rows contain.
 
 use anyhow::{Result, ensure};
 
-use crate::support::bed::{Bed, ensure_each_once, numbers};
-use crate::support::cgroup::{MemoryGroup, peak};
-use crate::support::eventually;
-use crate::support::relay::{Command, Relay};
+use support::cgroup::{MemoryGroup, peak};
+use support::eventually;
+use support::relay::{Command, Relay};
+use support::test_bed::{TestBed, ensure_each_once, numbers};
 
 const MIB: u64 = 1024 * 1024;
 
-/// What the shipped manifest allows.
+/// The limit in the shipped manifest.
 const LIMIT: u64 = 160 * MIB;
 
-/// As in a container with this limit; where nobody may make one, the relay is told, and only what it takes is looked at.
+/// As in a container with this limit; if no control group can be created, the relay is given the limit, and only its
+/// usage is checked.
 async fn start(command: Command, group: Option<&MemoryGroup>) -> Result<Relay> {
     let command = match group {
         Some(group) => command.after(&group.enter()),
@@ -23,7 +24,7 @@ async fn start(command: Command, group: Option<&MemoryGroup>) -> Result<Relay> {
 
 #[tokio::test]
 async fn four_hundred_bodies_of_a_megabyte_to_four_destinations_fit_into_the_limit_of_the_manifest() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let mut queues = Vec::new();
     for name in ["one", "two"] {
         queues.push(bed.fifo(name).await?);
@@ -31,7 +32,7 @@ async fn four_hundred_bodies_of_a_megabyte_to_four_destinations_fit_into_the_lim
     for name in ["three", "four"] {
         queues.push(bed.standard(name).await?);
     }
-    // Nothing that PostgreSQL could store in less.
+    // Random text, which PostgreSQL cannot compress.
     let rows = "WITH pad AS (SELECT string_agg(md5(random()::text), '') AS pad FROM generate_series(1, 31200))
         SELECT count(outbox.enqueue(d, 'TicketPurchased', jsonb_build_object('n', n, 'pad', pad), 'g' || n % 20))
         FROM pad, generate_series(1, 100) AS n, unnest(ARRAY['one', 'two', 'three', 'four']) AS d";
@@ -51,7 +52,7 @@ async fn four_hundred_bodies_of_a_megabyte_to_four_destinations_fit_into_the_lim
 
 #[tokio::test]
 async fn a_payload_of_a_hundred_megabytes_dies_by_its_size_and_is_never_loaded() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let large =
         "SELECT outbox.enqueue('tickets', 'TicketPurchased', jsonb_build_object('pad', repeat('x', 100000000)), 'g')";

@@ -1,19 +1,19 @@
-//! What the relay shows of itself: metrics that Prometheus takes, probes, and the health check.
+//! What the relay exposes: metrics that Prometheus accepts, probes, and the health check.
 
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use tokio::io::AsyncWriteExt;
 
-use crate::support::bed::Bed;
-use crate::support::eventually;
-use crate::support::postgres::free_port;
-use crate::support::proxy::Fault;
-use crate::support::relay::Relay;
+use support::eventually;
+use support::postgres::free_port;
+use support::proxy::Fault;
+use support::relay::Relay;
+use support::test_bed::TestBed;
 
 #[tokio::test]
 async fn metrics_pass_the_check_of_promtool() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     bed.standard("audit").await?;
     bed.enqueue_many("tickets", 100, 10).await?;
@@ -37,14 +37,14 @@ async fn metrics_pass_the_check_of_promtool() -> Result<()> {
 
 #[tokio::test]
 async fn metrics_count_what_happened() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     bed.standard("audit").await?;
     bed.enqueue_many("tickets", 40, 40).await?;
     let relay = bed.relay().start().await?;
     bed.until_nothing_is_pending().await?;
     relay.wait_for_metric(r#"delivered_messages_total{destination="tickets"}"#, 40.0).await?;
-    // It is there once it was measured, which may be later than all is delivered.
+    // The value appears once it was measured, which may be after everything is delivered.
     relay.wait_for_metric(r#"lag_seconds{destination="audit"}"#, 0.0).await?;
     let metrics = relay.metrics().await?;
     let tickets = |name: &str| metrics.get(&format!("{name}{{destination=\"tickets\"}}"));
@@ -65,7 +65,7 @@ async fn metrics_count_what_happened() -> Result<()> {
 
 #[tokio::test]
 async fn lag_and_backlog_are_measured_in_the_table() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.fifo("tickets").await?;
     proxy.set(Fault::throttle());
@@ -88,7 +88,7 @@ async fn lag_and_backlog_are_measured_in_the_table() -> Result<()> {
 
 #[tokio::test]
 async fn the_health_check_asks_a_running_relay() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.fifo("tickets").await?;
     let relay = bed.relay().start().await?;
@@ -102,15 +102,15 @@ async fn the_health_check_asks_a_running_relay() -> Result<()> {
     Ok(())
 }
 
-async fn health(bed: &Bed, relay: &Relay, ready: bool) -> Result<Option<i32>> {
+async fn health(bed: &TestBed, relay: &Relay, ready: bool) -> Result<Option<i32>> {
     let arguments: &[&str] = if ready { &["healthcheck", "--ready"] } else { &["healthcheck"] };
     let ended = bed.relay().env("OUTBOX_RELAY_HTTP_LISTEN", relay.address()).output(arguments).await?;
     Ok(ended.code)
 }
 
 #[tokio::test]
-async fn the_health_check_fails_where_no_relay_runs() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn the_health_check_fails_if_no_relay_runs() -> Result<()> {
+    let bed = TestBed::new().await?;
     let address = format!("0.0.0.0:{}", free_port()?);
     let ended = bed.relay().env("OUTBOX_RELAY_HTTP_LISTEN", &address).output(&["healthcheck"]).await?;
     ensure!(ended.code == Some(1) && ended.stderr.lines().count() == 1, "{ended:?}");
@@ -120,18 +120,18 @@ async fn the_health_check_fails_where_no_relay_runs() -> Result<()> {
 
 #[tokio::test]
 async fn unknown_paths_are_not_found() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let relay = bed.relay().start().await?;
     ensure!(relay.get("/nothing").await?.0 == 404);
     let (status, text) = relay.get("/").await?;
-    ensure!(status == 200 && text.contains("/metrics"), "{status} {text}");
+    ensure!(status == 200 && text.contains("href=\"metrics\""), "{status} {text}");
     Ok(())
 }
 
 #[tokio::test]
 async fn logs_are_json_when_asked_for() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 3, 1).await?;
     let ended = bed.relay().env("OUTBOX_RELAY_LOG_FORMAT", "json").until_empty().await?;
@@ -145,14 +145,14 @@ async fn logs_are_json_when_asked_for() -> Result<()> {
 }
 
 #[tokio::test]
-async fn who_holds_the_horizon_is_found_among_snapshots_that_begin_at_the_same_transaction() -> Result<()> {
-    let (bed, other) = (Bed::new().await?, Bed::new().await?);
+async fn the_horizons_holder_is_found_among_snapshots_that_begin_at_the_same_transaction() -> Result<()> {
+    let (bed, other) = (TestBed::new().await?, TestBed::new().await?);
     bed.standard("tickets").await?;
     let relay = bed.relay().start().await?;
     bed.enqueue_many("tickets", 10, 0).await?;
     bed.until_nothing_is_pending().await?;
-    // The ids of all snapshots taken from now on begin at this one's, in whichever database. The relay's sessions are older than
-    // the holder's, so that they come first where nothing else counts.
+    // All snapshots taken from now on begin at this transaction's id, in every database. The relay's sessions are older
+    // than the holder's, so they would be found first if nothing else counted.
     other.client.batch_execute("BEGIN; SELECT pg_current_xact_id()").await?;
     let holder = bed.connect().await?;
     holder.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM outbox.events LIMIT 1").await?;

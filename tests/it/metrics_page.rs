@@ -1,4 +1,4 @@
-//! `docs/metrics.md` says what is declared: `UPDATE=1 cargo test --test it metrics_page` writes it anew.
+//! `docs/metrics.md` matches the declarations: `UPDATE=1 cargo test --test it metrics_page` writes it again.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,20 +9,20 @@ use outbox_relay::message::FaultKind;
 use outbox_relay::metrics::Metrics;
 
 const HEAD: &str = "# Metrics\n\n\
-    Served at `/metrics` of `OUTBOX_RELAY_HTTP_LISTEN`. This page is written from `src/metrics.rs`; a test\n\
+    Served at `/metrics` of `OUTBOX_RELAY_HTTP_LISTEN`. This page is generated from `src/metrics.rs`; a test\n\
     compares the two.\n\n\
-    - What is counted exists from the start, with 0, so that `increase()` sees the first event after a scrape. What is measured in\n\
-    \x20 PostgreSQL is there when it was measured, which takes moments.\n\
+    - Counters exist from the start, with 0, so that `increase()` sees the first event after a scrape. Values measured in\n\
+    \x20 PostgreSQL appear with the first measurement, moments later.\n\
     - What the process did is counted where it happens. Lag, backlog, dead messages and the horizon are measured in PostgreSQL\n\
     \x20 every few seconds, by each relay for all its destinations: take `max`, not `sum`, over several relays.\n\
-    - When they could not be measured for 60 seconds, those series are left out of the answer, for a number that stands still\n\
-    \x20 looks like a true one. `outbox_relay_database_up` and `outbox_relay_backlog_probe_timestamp_seconds` stay.\n\
+    - If they could not be measured for 60 seconds, those series are left out of the answer, because a number that does not\n\
+    \x20 change looks like a true one. `outbox_relay_database_up` and `outbox_relay_backlog_probe_timestamp_seconds` stay.\n\
     - The values of `reason` are REASONS;\n\
     \x20 [operations.md](operations.md) says what each means.\n\
     - `process_*` is Prometheus's own family: processor time, memory, open files, start time.\n\n\
     | metric | type | labels | what it says |\n|---|---|---|---|\n";
 
-/// What the text format tells of one metric.
+/// The text format's data about one metric.
 #[derive(Debug, Default)]
 struct Family {
     kind: String,
@@ -63,7 +63,7 @@ fn families(text: &str) -> Result<BTreeMap<String, Family>> {
     Ok(families)
 }
 
-/// The values of the label `reason`, as they are written in documents.
+/// The values of the label `reason`, as documents write them.
 fn reasons() -> [String; FaultKind::ALL.len()] {
     FaultKind::ALL.map(|kind| format!("`{}`", kind.reason()))
 }
@@ -72,7 +72,7 @@ fn page() -> Result<String> {
     let metrics = Metrics::new()?;
     metrics.destination("tickets");
     metrics.has_measured();
-    // Born only while a destination is paused.
+    // This series exists only while a destination is paused.
     metrics.set_paused("tickets", Some(std::time::Duration::ZERO));
     let families = families(&String::from_utf8(metrics.render()?)?)?;
     let ours = || families.iter().filter(|(name, _)| !name.starts_with("process_"));
@@ -99,7 +99,7 @@ fn the_page_of_metrics_says_what_is_declared() -> Result<()> {
     }
     ensure!(
         std::fs::read_to_string(&path)? == page,
-        "{} is not what is declared; write it with UPDATE=1",
+        "{} does not match the declarations; write it with UPDATE=1",
         path.display()
     );
     Ok(())

@@ -1,4 +1,4 @@
-//! Migrations: each applies on data, many may start at once, and a schema that does not fit is refused.
+//! Migrations: each applies on data, many may start at once, and an unsuitable schema is refused.
 
 use std::time::{Duration, Instant};
 
@@ -6,15 +6,15 @@ use anyhow::{Context, Result, ensure};
 use outbox_relay::config::Flags;
 use outbox_relay::outbox::{MIGRATIONS, Migration, Outbox, STATEMENT_TIMEOUT, script};
 
-use crate::support::bed::{Bed, connect, enqueue};
-use crate::support::eventually;
-use crate::support::postgres::PASSWORD;
-use crate::support::relay::Command;
+use support::eventually;
+use support::postgres::PASSWORD;
+use support::relay::Command;
+use support::test_bed::{TestBed, connect, enqueue};
 
 const RECORDED: &str = "SELECT count(*) FROM outbox.migrations";
 
-/// Everything that makes up the schema, one line each.
-async fn schema(bed: &Bed) -> Result<Vec<String>> {
+/// The whole schema, one line per object.
+async fn schema(bed: &TestBed) -> Result<Vec<String>> {
     let query = "SELECT concat_ws(' ', 'column', table_name, column_name, data_type, is_nullable, column_default,
                 is_identity, generation_expression) AS line
             FROM information_schema.columns WHERE table_schema = 'outbox'
@@ -30,12 +30,12 @@ async fn schema(bed: &Bed) -> Result<Vec<String>> {
     Ok(bed.client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
-/// What migrations are recorded in.
+/// The table that records migrations.
 const PRELUDE: &str = "CREATE SCHEMA outbox; CREATE TABLE outbox.migrations (version integer PRIMARY KEY, name text NOT NULL,
     checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp(), needs integer NOT NULL DEFAULT 1)";
 
 /// Applies a migration as an earlier version did.
-async fn apply(bed: &Bed, migration: &Migration) -> Result<()> {
+async fn apply(bed: &TestBed, migration: &Migration) -> Result<()> {
     bed.client.batch_execute(migration.sql).await.with_context(|| migration.name.to_owned())?;
     let record = "INSERT INTO outbox.migrations (version, name, checksum) VALUES ($1, $2, $3)";
     bed.client.execute(record, &[&migration.version, &migration.name, &migration.checksum()]).await?;
@@ -44,10 +44,10 @@ async fn apply(bed: &Bed, migration: &Migration) -> Result<()> {
 
 #[tokio::test]
 async fn every_migration_applies_on_data() -> Result<()> {
-    let bed = Bed::empty().await?;
+    let bed = TestBed::empty().await?;
     let queue = bed.fifo("tickets").await?;
-    // What the relay records beside each migration, so that it takes the database for one it migrated itself.
-    let reference = Bed::new().await?;
+    // The records that the relay keeps of each migration, so that it accepts the database as migrated by itself.
+    let reference = TestBed::new().await?;
     let rows = reference.client.query("SELECT version, checksum FROM outbox.migrations ORDER BY version", &[]).await?;
     ensure!(rows.len() == MIGRATIONS.len());
     bed.client.batch_execute(PRELUDE).await?;
@@ -58,7 +58,7 @@ async fn every_migration_applies_on_data() -> Result<()> {
             // There are no messages yet.
             continue;
         }
-        // Data of every kind for the next one to apply on.
+        // Data of every kind, for the next migration.
         enqueue(&bed.client, "tickets", "{\"n\": 1}", Some("draw-1")).await?;
         let settled =
             "INSERT INTO outbox.messages (destination, event_position, status, delivered_at, dead_at, last_error)
@@ -75,7 +75,7 @@ async fn every_migration_applies_on_data() -> Result<()> {
 
 #[tokio::test]
 async fn migrating_twice_changes_nothing() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let before = schema(&bed).await?;
     let again = bed.relay().output(&["migrate"]).await?;
     again.ensure_success()?;
@@ -86,8 +86,8 @@ async fn migrating_twice_changes_nothing() -> Result<()> {
 
 #[tokio::test]
 async fn ten_migrations_at_once_apply_each_one_once() -> Result<()> {
-    let bed = Bed::empty().await?;
-    // Whoever comes waits for this schema's end, so that all ten are at work when it vanishes.
+    let bed = TestBed::empty().await?;
+    // Every migration waits until this transaction ends, so that all ten run when it does.
     let start = bed.connect().await?;
     start.batch_execute("BEGIN; CREATE SCHEMA outbox").await?;
     let all_wait = async {
@@ -105,17 +105,17 @@ async fn ten_migrations_at_once_apply_each_one_once() -> Result<()> {
     let applied: usize = outputs.iter().map(|output| output.stdout.matches("applied migration").count()).sum();
     ensure!(applied == MIGRATIONS.len(), "{applied} were applied");
     ensure!(bed.count(RECORDED).await? == i64::try_from(MIGRATIONS.len())?);
-    ensure!(schema(&bed).await? == schema(&Bed::new().await?).await?);
+    ensure!(schema(&bed).await? == schema(&TestBed::new().await?).await?);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_database_newer_than_the_relay_is_left_alone_by_migrate_and_served_by_run() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     let newer = "INSERT INTO outbox.migrations (version, name, checksum) VALUES (99, 'future', 'x')";
     bed.client.batch_execute(newer).await?;
-    // An init container of the old version may start again while the new one is rolled out, and it must not block.
+    // An init container of the old version may start again during a rollout, and must not block.
     let migrated = bed.relay().output(&["migrate"]).await?;
     migrated.ensure_success()?;
     ensure!(migrated.stderr.contains("newer") && migrated.stderr.contains("version=99"), "{migrated:?}");
@@ -127,8 +127,8 @@ async fn a_database_newer_than_the_relay_is_left_alone_by_migrate_and_served_by_
 }
 
 #[tokio::test]
-async fn a_database_that_needs_a_newer_relay_is_refused_by_every_command_with_what_to_install() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_database_that_needs_a_newer_relay_is_refused_by_every_command_with_the_remedy() -> Result<()> {
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let newer = "INSERT INTO outbox.migrations (version, name, checksum, needs) VALUES (99, 'future', 'x', 98)";
     bed.client.batch_execute(newer).await?;
@@ -143,7 +143,7 @@ async fn a_database_that_needs_a_newer_relay_is_refused_by_every_command_with_wh
 
 #[tokio::test]
 async fn a_migration_that_was_changed_is_refused() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.client.batch_execute("UPDATE outbox.migrations SET checksum = 'x' WHERE version = 1").await?;
     let refused = bed.relay().output(&["migrate"]).await?;
     ensure!(refused.code == Some(1) && refused.stderr.lines().count() == 1, "{refused:?}");
@@ -153,8 +153,8 @@ async fn a_migration_that_was_changed_is_refused() -> Result<()> {
 
 #[tokio::test]
 async fn a_failing_migration_leaves_nothing_behind() -> Result<()> {
-    let bed = Bed::empty().await?;
-    // In the way of what the first migration creates.
+    let bed = TestBed::empty().await?;
+    // This conflicts with an object that the first migration creates.
     bed.client.batch_execute("CREATE SCHEMA outbox; CREATE TABLE outbox.lanes (in_the_way integer)").await?;
     let failed = bed.relay().output(&["migrate"]).await?;
     ensure!(failed.code == Some(1) && failed.stderr.contains("lanes"), "{failed:?}");
@@ -166,33 +166,33 @@ async fn a_failing_migration_leaves_nothing_behind() -> Result<()> {
 
 #[tokio::test]
 async fn the_printed_migrations_make_the_same_schema() -> Result<()> {
-    let bed = Bed::empty().await?;
-    // Without a database or any setting: a team that runs SQL itself has neither at hand.
+    let bed = TestBed::empty().await?;
+    // Without a database or any setting: a team that runs SQL itself may have neither.
     let printed = Command::new().output(&["migrate", "--print"]).await?;
     printed.ensure_success()?;
     bed.client.batch_execute(&printed.stdout).await?;
-    ensure!(schema(&bed).await? == schema(&Bed::new().await?).await?);
+    ensure!(schema(&bed).await? == schema(&TestBed::new().await?).await?);
     let migrated = bed.relay().output(&["migrate"]).await?;
     ensure!(migrated.stdout.contains("up to date"), "{migrated:?}");
     Ok(())
 }
 
-/// A role that may log in and nothing else, and the address of the test's database for it.
-async fn role(bed: &Bed, name: &str) -> Result<String> {
+/// A role that may only log in, and the address of the test's database for it.
+async fn role(bed: &TestBed, name: &str) -> Result<String> {
     bed.client.batch_execute(&format!("CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'")).await?;
     Ok(bed.url().replace("//postgres:", &format!("//{name}:")))
 }
 
 #[tokio::test]
-async fn a_role_that_may_only_look_is_told_that_all_is_up_to_date() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_role_that_may_only_read_learns_that_all_is_up_to_date() -> Result<()> {
+    let bed = TestBed::new().await?;
     let url = role(&bed, "may_only_look").await?;
     let rights = "GRANT USAGE ON SCHEMA outbox TO may_only_look; GRANT SELECT ON outbox.migrations TO may_only_look";
     bed.client.batch_execute(rights).await?;
     let migrated = bed.relay().env("DATABASE_URL", &url).output(&["migrate"]).await?;
     migrated.ensure_success()?;
     ensure!(migrated.stdout.contains("up to date"), "{migrated:?}");
-    // It does not claim so when there is something to do.
+    // It does not say so when there is something to do.
     bed.client.batch_execute("DELETE FROM outbox.migrations WHERE version > 1").await?;
     let refused = bed.relay().env("DATABASE_URL", &url).output(&["migrate"]).await?;
     ensure!(refused.code == Some(1) && refused.stderr.contains("permission denied"), "{refused:?}");
@@ -201,21 +201,21 @@ async fn a_role_that_may_only_look_is_told_that_all_is_up_to_date() -> Result<()
 
 #[tokio::test]
 async fn a_role_that_owns_the_schema_needs_no_right_on_the_database() -> Result<()> {
-    let bed = Bed::empty().await?;
+    let bed = TestBed::empty().await?;
     let url = role(&bed, "owns_the_schema").await?;
     bed.client.batch_execute("CREATE SCHEMA outbox AUTHORIZATION owns_the_schema").await?;
     let migrated = bed.relay().env("DATABASE_URL", &url).output(&["migrate"]).await?;
     migrated.ensure_success()?;
     ensure!(migrated.stdout.matches("applied").count() == MIGRATIONS.len(), "{migrated:?}");
-    ensure!(schema(&bed).await? == schema(&Bed::new().await?).await?);
+    ensure!(schema(&bed).await? == schema(&TestBed::new().await?).await?);
     // Nor does the printed script.
     bed.client.batch_execute("DROP SCHEMA outbox CASCADE; CREATE SCHEMA outbox AUTHORIZATION owns_the_schema").await?;
     connect(&url).await?.batch_execute(&script()).await?;
-    ensure!(schema(&bed).await? == schema(&Bed::new().await?).await?);
+    ensure!(schema(&bed).await? == schema(&TestBed::new().await?).await?);
     Ok(())
 }
 
-async fn until_one_waits(bed: &Bed) -> Result<()> {
+async fn until_one_waits(bed: &TestBed) -> Result<()> {
     let query = "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
         WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()";
     eventually("a migration waits for the lock", || async { Ok(bed.count(query).await? == 1) }).await
@@ -223,7 +223,7 @@ async fn until_one_waits(bed: &Bed) -> Result<()> {
 
 #[tokio::test]
 async fn a_migration_waits_for_another_one_that_takes_long() -> Result<()> {
-    let bed = Bed::empty().await?;
+    let bed = TestBed::empty().await?;
     let other = bed.connect().await?;
     other.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(x'6F75FFFFFFFFFF01'::bigint)").await?;
     let waiting = async {
@@ -235,14 +235,14 @@ async fn a_migration_waits_for_another_one_that_takes_long() -> Result<()> {
     let command = bed.relay();
     let (migrated, ()) = futures_util::future::try_join(command.output(&["migrate"]), waiting).await?;
     migrated.ensure_success()?;
-    ensure!(migrated.stderr.contains("another outbox-relay migrates"), "{migrated:?}");
+    ensure!(migrated.stderr.contains("another outbox-relay is migrating"), "{migrated:?}");
     Ok(())
 }
 
-/// A role may have another isolation level by default, under which the end of the other migration would not be seen.
+/// A role may have another default isolation level, under which the end of the other migration would be invisible.
 #[tokio::test]
 async fn a_migration_sees_what_another_one_did_at_any_isolation() -> Result<()> {
-    let bed = Bed::empty().await?;
+    let bed = TestBed::empty().await?;
     let database: String = bed.client.query_one("SELECT current_database()::text", &[]).await?.get(0);
     let level = format!("ALTER DATABASE {database} SET default_transaction_isolation = 'repeatable read'");
     bed.client.batch_execute(&level).await?;
@@ -262,7 +262,7 @@ async fn a_migration_sees_what_another_one_did_at_any_isolation() -> Result<()> 
 
 #[tokio::test]
 async fn every_table_and_column_has_a_comment() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let tables = "SELECT oid::regclass::text FROM pg_class
         WHERE relnamespace = 'outbox'::regnamespace AND relkind IN ('r', 'p') ORDER BY 1";
     ensure!(bed.client.query(tables, &[]).await?.len() >= 7);
@@ -281,7 +281,7 @@ async fn every_table_and_column_has_a_comment() -> Result<()> {
 
 #[tokio::test]
 async fn impossible_messages_are_refused_by_the_table() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let wrong = [
         "(destination, event_position, status) VALUES ('a', 1, 'delivered')",
         "(destination, event_position, status, dead_at) VALUES ('a', 1, 'dead', now())",
@@ -310,22 +310,23 @@ async fn the_printed_migrations_are_plain_ascii() -> Result<()> {
     Ok(())
 }
 
-/// What a later release may do: whatever waits for the lock of a table that is in use has all writers behind it.
+/// A migration that a later release may contain: every writer queues behind a statement that waits for the lock of a
+/// table in use.
 const LATER: Migration =
-    Migration { version: 8, name: "later", sql: "ALTER TABLE outbox.events ADD COLUMN later text;" };
+    Migration { version: 8, name: "later", sql: "ALTER TABLE outbox.events ADD COLUMN later text;", needs: 1 };
 
 #[tokio::test]
 async fn a_migration_never_holds_writers_up_while_it_waits_for_a_table() -> Result<()> {
-    let bed = Bed::new().await?;
-    // A report that runs for long holds the locks of what it reads.
+    let bed = TestBed::new().await?;
+    // A long-running report holds locks on the tables it reads.
     let report = bed.connect().await?;
     report.batch_execute("BEGIN; SELECT count(*) FROM outbox.events").await?;
-    let flags = Flags { database_url: Some(bed.url().to_owned()), ..Flags::default() };
+    let flags = Flags::default().with("database-url", bed.url());
     let outbox = Outbox::new(&flags.database()?, 1)?;
     let migrations = [&MIGRATIONS[..], &[LATER]].concat();
     let writing = async {
         let (since, mut longest) = (Instant::now(), Duration::ZERO);
-        // Time is the subject: long enough for some attempts of the migration.
+        // Time is the subject: long enough for several attempts of the migration.
         while since.elapsed() < Duration::from_secs(10) {
             let began = Instant::now();
             enqueue(&bed.client, "tickets", "{\"n\": 1}", Some("draw-1")).await?;
@@ -344,7 +345,7 @@ async fn a_migration_never_holds_writers_up_while_it_waits_for_a_table() -> Resu
 
 #[tokio::test]
 async fn every_advisory_lock_has_a_key_of_the_documented_range() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let documented = MIGRATIONS[0].sql;
     let client = bed.connect().await?;
     let all = "BEGIN;
@@ -366,8 +367,8 @@ async fn every_advisory_lock_has_a_key_of_the_documented_range() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_message_is_found_by_its_id_whatever_became_of_it() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_message_is_found_by_its_id_whatever_its_status() -> Result<()> {
+    let bed = TestBed::new().await?;
     let rows = "INSERT INTO outbox.messages (destination, event_position, status, delivered_at, dead_at, last_error)
         VALUES ('tickets', 1, 'delivered', now(), NULL, NULL), ('tickets', 1, 'dead', NULL, now(), 'too large'),
             ('tickets', 1, 'pending', NULL, NULL, NULL)";
@@ -376,7 +377,7 @@ async fn a_message_is_found_by_its_id_whatever_became_of_it() -> Result<()> {
     let found: Vec<String> = bed.client.query(found, &[]).await?.iter().map(|row| row.get(0)).collect();
     ensure!(found == ["delivered", "dead", "pending"], "{found:?}");
     ensure!(bed.count("SELECT count(*) FROM outbox.find_message('audit', 1)").await? == 0);
-    // Not by a walk through all of them.
+    // And not by walking all of them.
     bed.client.batch_execute("ANALYZE").await?;
     bed.enqueue_many("tickets", 30_000, 100).await?;
     let plan = "EXPLAIN (COSTS off) SELECT * FROM outbox.find_message('tickets', 1000)";

@@ -1,16 +1,16 @@
-//! The order of a group under writers that commit out of the order of their ids.
+//! The order of a group when writers commit in another order than that of their ids.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::bed::{Bed, enqueue, numbers};
-use crate::support::emulator::Received;
-use crate::support::eventually;
-use crate::support::proxy::{Fault, Rule};
+use support::emulator::Received;
+use support::eventually;
+use support::proxy::{Fault, Rule};
+use support::test_bed::{TestBed, enqueue, numbers};
 
 /// Two groups of one lane.
-async fn neighbours(bed: &Bed) -> Result<(String, String)> {
+async fn neighbours(bed: &TestBed) -> Result<(String, String)> {
     let query = "SELECT min(g), max(g) FROM (SELECT 'g' || n AS g FROM generate_series(1, 100) AS n) AS names
         GROUP BY hashtext(g) & 15 HAVING count(*) > 1 LIMIT 1";
     let row = bed.client.query_one(query, &[]).await?;
@@ -24,9 +24,9 @@ fn of_group(messages: &[Received], group: &str) -> Result<Vec<i64>> {
 
 #[tokio::test]
 async fn the_first_messages_of_an_outbox_keep_their_order() -> Result<()> {
-    // A sweep that happens to come at the right moment hides what the ordinary way misses, but not every time.
+    // A rescan at the right moment may hide that the ordinary read misses something, but not every time.
     for _ in 0..3 {
-        let bed = Bed::new().await?;
+        let bed = TestBed::new().await?;
         let queue = bed.fifo("tickets").await?;
         let relay = bed.relay().start().await?;
         relay.wait_for_status("/readyz", 200).await?;
@@ -46,7 +46,7 @@ async fn the_first_messages_of_an_outbox_keep_their_order() -> Result<()> {
 
 #[tokio::test]
 async fn a_group_keeps_its_order_when_its_writer_commits_after_higher_ids() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     let (slow, quick) = neighbours(&bed).await?;
     let relay = bed.relay().start().await?;
@@ -70,14 +70,14 @@ async fn a_group_keeps_its_order_when_its_writer_commits_after_higher_ids() -> R
 
 #[tokio::test]
 async fn a_group_keeps_its_order_when_its_writer_commits_seconds_after_higher_ids() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     let (slow, quick) = neighbours(&bed).await?;
     let relay = bed.relay().start().await?;
     let writer = bed.connect().await?;
     writer.batch_execute("BEGIN").await?;
     enqueue(&writer, "tickets", "{\"n\": 0}", Some(&slow)).await?;
-    // Time is the subject: longer than the low bound waits for a running transaction.
+    // Time is the subject: longer than the low watermark waits for a running transaction.
     let started = std::time::Instant::now();
     while started.elapsed() < Duration::from_millis(2500) {
         bed.enqueue("tickets", "{\"n\": 0}", Some(&quick)).await?;
@@ -93,8 +93,49 @@ async fn a_group_keeps_its_order_when_its_writer_commits_seconds_after_higher_id
     Ok(())
 }
 
-/// Takes a lane as another relay would, as soon as it is free; the session gives it back at its end.
-async fn hold_lane_of(bed: &Bed, group: &str) -> Result<tokio_postgres::Client> {
+#[tokio::test]
+async fn a_group_keeps_its_order_when_its_writer_takes_an_id_long_before_it_writes_its_first_row() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    let (slow, quick) = neighbours(&bed).await?;
+    let relay = bed.relay().start().await?;
+    let writer = bed.connect().await?;
+    let mut expected = Vec::new();
+    for round in 0..20 {
+        let event = format!("{{\"n\": {}}}", round * 2);
+        let event = "INSERT INTO outbox.events (event_type, payload) VALUES ('T', $1::text::jsonb) RETURNING position"
+            .replace("$1", &format!("'{event}'"));
+        let position: i64 = bed.client.query_one(&event, &[]).await?.get(0);
+        // The id comes before the group in the row: it is taken, and then a fifth of a second passes before the row is written.
+        let late = format!(
+            "BEGIN; INSERT INTO outbox.messages (destination, event_position, group_id)
+             VALUES ('tickets', {position}, '{slow}' || left(pg_sleep(0.2)::text, 0)); COMMIT;
+             SELECT outbox.enqueue('tickets', 'T', '{{\"n\": {}}}', '{slow}')",
+            round * 2 + 1
+        );
+        let last_id = bed.count("SELECT last_value FROM outbox.messages_id_seq").await?;
+        let neighbour = async {
+            eventually("the writer has its id", || async {
+                Ok(bed.count("SELECT last_value FROM outbox.messages_id_seq").await? > last_id)
+            })
+            .await?;
+            let id = bed.enqueue("tickets", "{\"n\": 0}", Some(&quick)).await?;
+            eventually("the neighbour is delivered", || async { Ok(bed.row(id).await?.status == "delivered") }).await
+        };
+        let (late, neighbour) = tokio::join!(writer.batch_execute(&late), neighbour);
+        late?;
+        neighbour?;
+        expected.extend([round * 2, round * 2 + 1]);
+    }
+    bed.until_nothing_is_pending().await?;
+    relay.stop().await?;
+    let arrived = of_group(&bed.queues.contents(&queue).await?, &slow)?;
+    ensure!(arrived == expected, "{arrived:?}");
+    Ok(())
+}
+
+/// Takes a lane as another relay would, as soon as it is free; the session releases it when it ends.
+async fn hold_lane_of(bed: &TestBed, group: &str) -> Result<tokio_postgres::Client> {
     let other = bed.connect().await?;
     other.batch_execute("BEGIN").await?;
     let query =
@@ -105,7 +146,7 @@ async fn hold_lane_of(bed: &Bed, group: &str) -> Result<tokio_postgres::Client> 
 
 #[tokio::test]
 async fn a_group_keeps_its_order_when_another_relay_had_its_lane_at_the_late_commit() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     let (slow, quick) = neighbours(&bed).await?;
     let relay = bed.relay().start().await?;
@@ -114,7 +155,7 @@ async fn a_group_keeps_its_order_when_another_relay_had_its_lane_at_the_late_com
         let writer = bed.connect().await?;
         writer.batch_execute("BEGIN").await?;
         enqueue(&writer, "tickets", &format!("{{\"n\": {}}}", round * 2), Some(&slow)).await?;
-        // Time is the subject: longer than the low bound waits for a running transaction.
+        // Time is the subject: longer than the low watermark waits for a running transaction.
         let started = std::time::Instant::now();
         while started.elapsed() < Duration::from_millis(2500) {
             bed.enqueue("tickets", "{\"n\": 0}", Some(&quick)).await?;
@@ -127,9 +168,12 @@ async fn a_group_keeps_its_order_when_another_relay_had_its_lane_at_the_late_com
         let next = format!("COMMIT; SELECT outbox.enqueue('tickets', 'T', '{{\"n\": {}}}', '{slow}')", round * 2 + 1);
         let mut next = Some(next);
         let started = std::time::Instant::now();
-        // All the time the relay has a claim on the other lanes, and under it sees that the writer has ended.
+        // All the time the relay holds a claim on the other lanes and sees under it that the writer has ended.
         while started.elapsed() < Duration::from_millis(1500) {
-            bed.enqueue("tickets", "{\"n\": 0}", Some(&elsewhere)).await?;
+            // Not more than a busy machine delivers meanwhile.
+            if bed.count(pending).await? < 20 {
+                bed.enqueue("tickets", "{\"n\": 0}", Some(&elsewhere)).await?;
+            }
             if started.elapsed() > Duration::from_millis(200)
                 && let Some(next) = next.take()
             {
@@ -146,8 +190,8 @@ async fn a_group_keeps_its_order_when_another_relay_had_its_lane_at_the_late_com
 }
 
 #[tokio::test]
-async fn a_late_commit_behind_a_deferred_message_goes_before_what_was_committed_after_it() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_late_commit_behind_a_deferred_message_goes_before_later_commits() -> Result<()> {
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     let (group, neighbour) = neighbours(&bed).await?;
     let first = bed.enqueue("tickets", "{\"n\": 0}", Some(&group)).await?;
@@ -158,14 +202,14 @@ async fn a_late_commit_behind_a_deferred_message_goes_before_what_was_committed_
     let late = enqueue(&writer, "tickets", "{\"n\": 1}", Some(&group)).await?;
     let proxy = bed.proxy().await?;
     let relay = bed.relay().start().await?;
-    // The relay has begun while the writer was open, and has gone by its message.
+    // The relay has started while the writer was open, and has read past its message.
     let above = bed.enqueue("tickets", "{\"n\": 9}", Some(&neighbour)).await?;
     eventually("the neighbour is delivered", || async { Ok(bed.row(above).await?.status == "delivered") }).await?;
     proxy.forget();
     proxy.script([Rule::new(Fault::Hold).times(1)]);
     writer.batch_execute("COMMIT").await?;
     proxy.wait_for_held(1).await?;
-    // The first is on its way; what comes now is read, and has to wait for both.
+    // The first message is in flight; the next one is read and has to wait for both.
     bed.client.batch_execute("BEGIN").await?;
     bed.enqueue("tickets", "{\"n\": 2}", Some(&group)).await?;
     let above = bed.enqueue("tickets", "{\"n\": 9}", Some(&neighbour)).await?;

@@ -1,21 +1,21 @@
-//! An outage of a queue costs no message an attempt and writes nothing; its end needs nobody.
+//! An outage of a queue costs no message an attempt and writes nothing; recovery needs no operator.
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::bed::{Bed, ensure_each_once, numbers};
-use crate::support::eventually;
-use crate::support::proxy::{Fault, Rule};
-use crate::support::relay::{Command, Relay};
+use support::eventually;
+use support::proxy::{Fault, Rule};
+use support::relay::{Command, Relay};
+use support::test_bed::{TestBed, ensure_each_once, numbers};
 
 const UP: &str = r#"destination_up{destination="tickets"}"#;
 
-/// A relay that looks often whether the queue is back.
-fn probing(bed: &Bed) -> Command {
+/// A relay that probes often whether the queue is back.
+fn probing(bed: &TestBed) -> Command {
     bed.relay().env("OUTBOX_RELAY_RETRY_INITIAL", "10ms").env("OUTBOX_RELAY_RETRY_MAX", "50ms")
 }
 
-/// Where each message lies and who wrote it there: any write to a row changes its line.
-async fn versions(bed: &Bed) -> Result<Vec<String>> {
+/// The physical location and version of each message: any write to a row changes its line.
+async fn versions(bed: &TestBed) -> Result<Vec<String>> {
     let query = "SELECT concat_ws(' ', tableoid::regclass, id, ctid, xmin, attempts, available_at) AS version
                  FROM outbox.messages ORDER BY id";
     Ok(bed.client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
@@ -25,9 +25,9 @@ async fn failures(relay: &Relay) -> Result<f64> {
     Ok(relay.metrics().await?.sum("request_failures_total"))
 }
 
-/// The relay meets the fault again and again, writes nothing, and delivers once the fault is gone.
+/// The relay meets the fault repeatedly, writes nothing, and delivers once the fault has ended.
 async fn survives(fault: Fault) -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 40, 8).await?;
@@ -45,7 +45,7 @@ async fn survives(fault: Fault) -> Result<()> {
     relay.wait_for_metric(UP, 1.0).await?;
     bed.until_nothing_is_pending().await?;
     let log = relay.stop().await?;
-    ensure!(log.matches("destination halted").count() == 1, "the same outage is told again and again:\n{log}");
+    ensure!(log.matches("destination halted").count() == 1, "the same outage is logged repeatedly:\n{log}");
     ensure!(log.matches("destination is back").count() == 1, "{log}");
     ensure!(bed.count("SELECT max(attempts)::bigint FROM outbox.messages").await? == 0);
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 40)
@@ -83,7 +83,7 @@ async fn a_queue_said_to_be_missing_costs_no_attempt_and_no_write() -> Result<()
 
 #[tokio::test]
 async fn refused_connections_cost_no_attempt_and_no_write() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 40, 8).await?;
@@ -102,7 +102,7 @@ async fn refused_connections_cost_no_attempt_and_no_write() -> Result<()> {
 
 #[tokio::test]
 async fn a_queue_that_is_created_late_gets_its_messages() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let elsewhere = bed.queues.create_standard("elsewhere").await?;
     let name = format!("late-{}", std::process::id());
     let (base, _) = elsewhere.rsplit_once('/').context("no path")?;
@@ -117,8 +117,8 @@ async fn a_queue_that_is_created_late_gets_its_messages() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_halted_destination_concerns_no_other() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_halted_destination_affects_no_other() -> Result<()> {
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
     bed.enqueue_many("tickets", 20, 4).await?;
@@ -136,8 +136,8 @@ async fn a_halted_destination_concerns_no_other() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_halted_destination_is_tried_with_one_request_at_a_time() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_halted_destination_is_probed_with_one_request_at_a_time() -> Result<()> {
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.standard("tickets").await?;
     bed.enqueue_many("tickets", 200, 0).await?;

@@ -1,4 +1,4 @@
-//! The SQL of the documents runs as it stands there, and returns what stands behind the arrows.
+//! The SQL in the documents runs as it is, and returns the values after the arrows.
 
 use std::fs;
 use std::path::Path;
@@ -6,9 +6,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use crate::support::bed::Bed;
+use support::test_bed::TestBed;
 
-/// A statement of a document, and what is said to come of it.
+/// A statement of a document, and its documented result.
 #[derive(Debug, Default)]
 struct Example {
     line: usize,
@@ -16,8 +16,8 @@ struct Example {
     outcome: Option<String>,
 }
 
-/// The statements of all blocks of SQL. One ends with a semicolon outside of a function's body; `-- → …` behind it or on the
-/// next line is its outcome.
+/// The statements of all SQL blocks. A statement ends with a semicolon outside of a function's body; `-- → …` after it
+/// or on the next line is its result.
 fn examples(document: &str) -> Result<Vec<Example>> {
     let mut examples: Vec<Example> = Vec::new();
     let mut current = Example::default();
@@ -52,7 +52,7 @@ fn examples(document: &str) -> Result<Vec<Example>> {
     Ok(examples)
 }
 
-/// What a statement returned: rows after a semicolon, columns after a comma; or the code of its error.
+/// The result of a statement: rows separated by semicolons, columns by commas; or its error code.
 async fn outcome(client: &Client, sql: &str) -> Result<String> {
     let messages = match client.simple_query(sql).await {
         Ok(messages) => messages,
@@ -77,7 +77,7 @@ async fn outcome(client: &Client, sql: &str) -> Result<String> {
 async fn run(document: &str) -> Result<(usize, usize)> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
     let examples = examples(&fs::read_to_string(&path)?)?;
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     for Example { line, sql, outcome: expected } in &examples {
         let actual = outcome(&bed.client, sql).await?;
         match expected {

@@ -1,17 +1,18 @@
-//! Behind PgBouncer in transaction mode, where a relay's next statement may meet another session of the server.
+//! Behind PgBouncer in transaction mode, where consecutive statements of a relay may run in different server sessions.
 //!
-//! `THROUGH_PGBOUNCER=1` lets the relays of all other tests go through it as well.
+//! With `THROUGH_PGBOUNCER=1` the relays of all other tests go through it as well.
 
 use anyhow::{Context, Result, ensure};
 use tokio_postgres::SimpleQueryMessage;
 
-use crate::support::bed::{Bed, connect, ensure_each_once, migrate, numbers};
-use crate::support::pgbouncer::{POOL_SIZE, PgBouncer};
-use crate::support::postgres::{Cluster, Options};
-use crate::support::proxy::{Choice, Fault};
-use crate::support::{self, chosen_major, cluster, eventually};
+use support::pgbouncer::{POOL_SIZE, PgBouncer};
+use support::postgres::{Cluster, Options};
+use support::proxy::{Choice, Fault};
+use support::roles::Roles;
+use support::test_bed::{TestBed, connect, ensure_each_once, migrate, numbers};
+use support::{self, chosen_major, cluster, eventually};
 
-/// A column of what PgBouncer's console shows about a database.
+/// A column of PgBouncer's console output about a database.
 async fn shown(pgbouncer: &PgBouncer, command: &str, database: &str, column: &str) -> Result<Vec<String>> {
     let console = connect(&pgbouncer.console()).await?;
     let mut values = Vec::new();
@@ -28,7 +29,7 @@ async fn shown(pgbouncer: &PgBouncer, command: &str, database: &str, column: &st
 #[tokio::test]
 async fn relays_migrate_and_deliver_through_pgbouncer() -> Result<()> {
     let pgbouncer = PgBouncer::start(cluster()?)?;
-    let bed = Bed::empty().await?;
+    let bed = TestBed::empty().await?;
     migrate(&pgbouncer.url(bed.url())).await?;
     let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
     let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
@@ -42,15 +43,32 @@ async fn relays_migrate_and_deliver_through_pgbouncer() -> Result<()> {
     relay.stop().await?;
     let transactions = shown(&pgbouncer, "SHOW STATS", &database, "total_xact_count").await?;
     let transactions: u64 = transactions.first().context("no statistics")?.parse()?;
-    // Each of the destinations looked, claimed, read and settled at least once.
+    // Each of the destinations has looked, claimed, read and settled at least once.
     ensure!(transactions >= 8, "only {transactions} transactions went through PgBouncer");
     ensure_each_once(numbers(&bed.queues.contents(&tickets).await?)?, 1000)?;
     ensure_each_once(numbers(&bed.queues.contents(&audit).await?)?, 1000)
 }
 
+/// PgBouncer asks the server for the password's secret (auth_query), and gives each client a session of its own.
 #[tokio::test]
-async fn the_relays_of_all_tests_go_through_pgbouncer_if_that_is_asked_for() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_relay_delivers_through_sessions_whose_passwords_pgbouncer_looks_up() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    let roles = Roles::create(&bed).await?;
+    let lines = "pool_mode = session\nauth_user = postgres\nauth_query = SELECT usename, passwd FROM pg_shadow WHERE usename = $1\n";
+    let pgbouncer = PgBouncer::start_with(cluster()?, lines)?;
+    let relay = bed.relay().env("DATABASE_URL", pgbouncer.url(&roles.relay_url)).start().await?;
+    bed.enqueue_many("tickets", 500, 20).await?;
+    bed.until_nothing_is_pending().await?;
+    let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
+    ensure!(shown(&pgbouncer, "SHOW POOLS", &database, "pool_mode").await?.contains(&"session".to_owned()));
+    relay.stop().await?;
+    bed.ensure_arrived_in_order(&queue, 500).await
+}
+
+#[tokio::test]
+async fn the_relays_of_all_tests_go_through_pgbouncer_on_request() -> Result<()> {
+    let bed = TestBed::new().await?;
     bed.standard("audit").await?;
     bed.enqueue_many("audit", 100, 0).await?;
     let relay = bed.relay().start().await?;
@@ -66,12 +84,13 @@ async fn the_relays_of_all_tests_go_through_pgbouncer_if_that_is_asked_for() -> 
     Ok(())
 }
 
-/// What the relay had PostgreSQL do, as PostgreSQL logged it, without comments and in capitals; how it was sent goes before.
+/// The statements that PostgreSQL logged for the relay, without comments and in capitals, each after the way it was
+/// sent.
 fn statements_of_the_relay(log: &str) -> Vec<String> {
     let mut statements = Vec::<String>::new();
     let mut is_ours = false;
     for line in log.lines() {
-        // What belongs to the line before begins with a tab.
+        // Continuation lines begin with a tab.
         if let Some((head, statement)) = line.split_once("LOG:  ").filter(|_| !line.starts_with('\t')) {
             is_ours = head.contains(" outbox-relay ");
             if is_ours {
@@ -86,7 +105,7 @@ fn statements_of_the_relay(log: &str) -> Vec<String> {
     statements.iter().map(|one| one.lines().map(without_comment).collect::<Vec<_>>().join(" ")).collect()
 }
 
-/// Says something that only means something to the session it is said in.
+/// Whether a statement has a meaning only within its session.
 fn is_for_a_session(statement: &str) -> bool {
     let words = [
         "LISTEN",
@@ -108,8 +127,8 @@ fn is_for_a_session(statement: &str) -> bool {
         || (statement.starts_with("EXECUTE ") && !statement.starts_with("EXECUTE <UNNAMED>:"))
 }
 
-/// Delivers, reads on in a group, defers, buries, sweeps, measures and prunes.
-async fn do_everything(bed: &Bed) -> Result<()> {
+/// Delivers, reads on in a group, defers, dead-letters, rescans, measures and prunes.
+async fn do_everything(bed: &TestBed) -> Result<()> {
     let proxy = bed.proxy().await?;
     bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 100, 2).await?;
@@ -122,13 +141,13 @@ async fn do_everything(bed: &Bed) -> Result<()> {
     bed.client.batch_execute("UPDATE outbox.messages SET available_at = now() WHERE available_at IS NOT NULL").await?;
     let relay = bed.relay().env("OUTBOX_RELAY_MAX_ATTEMPTS", "2").env("OUTBOX_RELAY_DELIVERED_RETENTION", "1s");
     let relay = relay.start().await?;
-    // A message that fails alone is charged only while others get through.
+    // A message that fails alone is charged only while others succeed.
     let others = bed.trickle("tickets").await?;
     let is_dead = || async { Ok(bed.count("SELECT count(*) FROM outbox.messages_dead").await? == 1) };
     eventually("the message that fails is dead", is_dead).await?;
     drop(others);
     bed.until_nothing_is_pending().await?;
-    eventually("what was delivered is pruned", || async { Ok(bed.delivered().await? == 0) }).await?;
+    eventually("delivered messages are pruned", || async { Ok(bed.delivered().await? == 0) }).await?;
     relay.stop().await?;
     Ok(())
 }
@@ -137,7 +156,7 @@ async fn do_everything(bed: &Bed) -> Result<()> {
 async fn no_statement_of_the_relay_needs_a_session() -> Result<()> {
     let settings = vec![("log_statement".to_owned(), "all".to_owned())];
     let cluster = Cluster::start(&Options { major: chosen_major(), settings, ..Options::default() })?;
-    let bed = Bed::on(&cluster).await?;
+    let bed = TestBed::on(&cluster).await?;
     do_everything(&bed).await?;
     let statements = statements_of_the_relay(&std::fs::read_to_string(cluster.log_path())?);
     for part in [
@@ -151,7 +170,7 @@ async fn no_statement_of_the_relay_needs_a_session() -> Result<()> {
     ] {
         ensure!(statements.iter().any(|statement| statement.contains(part)), "{part} was never said");
     }
-    // The bodies of the functions that `migrate` makes are no statements of its session.
+    // The bodies of the functions that `migrate` creates are not statements of its session.
     let said = statements.iter().filter(|statement| !statement.contains("CREATE FUNCTION"));
     let wrong: Vec<_> = said.filter(|statement| is_for_a_session(statement)).collect();
     ensure!(wrong.is_empty(), "these need a session: {wrong:#?}");

@@ -1,5 +1,5 @@
-//! Each statement uses the index it is meant to use: on an empty outbox, on a full one, and on one that is full of dead
-//! rows which a long transaction keeps from being vacuumed.
+//! Each statement uses the index intended for it: on an empty outbox, on a full one, and on one full of dead rows that
+//! a long transaction keeps from being vacuumed.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use outbox_relay::outbox::{PRUNING, READING, SETTLING};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use crate::support::bed::Bed;
+use support::test_bed::TestBed;
 
 /// A statement of the relay with parameters, and how it may reach the pending messages.
 struct Planned {
@@ -15,7 +15,7 @@ struct Planned {
     sql: &'static str,
     types: &'static str,
     arguments: &'static str,
-    /// Index and the columns that its condition must have, so that no more is walked than wanted.
+    /// The index, and the columns that its condition must have so that it walks no more than needed.
     pending: &'static [Way],
 }
 
@@ -27,15 +27,15 @@ macro_rules! query {
 
 const LANES: &str = "'{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}'";
 const CURSORS: &str = "'{9,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9}'";
-/// As many messages of each lane as a relay reads at once, with the highest batch size.
+/// The most messages of each lane in one read, with the largest batch size.
 const MANY: &str = "array_fill(625::bigint, '{16}')";
-/// More bytes of each lane than those weigh.
+/// More bytes of each lane than these messages have.
 const BYTES: &str = "array_fill(1000000::bigint, '{16}')";
-/// As many as a relay settles at once.
+/// The most messages in one settling.
 const SETTLED_LANES: &str = "array_fill(3::smallint, '{2000}')";
 const SETTLED: &str = "array_fill(7::bigint, '{2000}')";
 const SETTLED_TIMES: &str = "array_fill(now(), '{2000}')";
-/// As many groups as are asked about at once.
+/// The most groups in one question.
 const GROUP_NAMES: &str = "array_fill('g1'::text, '{1000}')";
 const TOPS: &str = "array_fill(30000::bigint, '{16}')";
 const PKEY: &str = "messages_pending_pkey";
@@ -54,7 +54,7 @@ const ANY_DEFERRED: Way = (DEFERRED, &["destination ="]);
 const ANY_DEFERRED_GROUP: Way = (GROUPS, &["destination ="]);
 const OF_GROUP: Way = (GROUPS, &["destination =", "group_id ="]);
 
-/// How what is not pending may be reached.
+/// How other tables and partitions may be reached.
 const OTHERS: [(&str, Way); 8] = [
     ("messages_dead", ("messages_dead_groups", &["destination ="])),
     ("messages_dead", ("messages_dead_pkey", &["destination ="])),
@@ -176,7 +176,7 @@ struct Scan {
 fn scans(plan: &serde_json::Value, found: &mut Vec<Scan>) {
     let text = |name: &str| plan[name].as_str().unwrap_or_default().to_owned();
     if plan["Relation Name"].is_string() && plan["Node Type"] != "ModifyTable" {
-        // A bitmap scan's index and condition stand one node below it.
+        // The index and condition of a bitmap scan are one node below it.
         let of_index = if plan["Node Type"] == "Bitmap Heap Scan" { &plan["Plans"][0] } else { plan };
         let text_of_index = |name: &str| of_index[name].as_str().unwrap_or_default().to_owned();
         let (index, condition) = (text_of_index("Index Name"), text_of_index("Index Cond"));
@@ -185,7 +185,7 @@ fn scans(plan: &serde_json::Value, found: &mut Vec<Scan>) {
     plan["Plans"].as_array().into_iter().flatten().for_each(|plan| scans(plan, found));
 }
 
-/// A statement's arguments, with the arrays that words stand for.
+/// A statement's arguments, with words replaced by their arrays.
 fn written_out(arguments: &str) -> String {
     let arrays = [
         ("KEY_LANES", SETTLED_LANES),
@@ -201,7 +201,7 @@ fn written_out(arguments: &str) -> String {
     arrays.iter().fold(arguments.to_owned(), |all, (word, array)| all.replace(word, array))
 }
 
-/// The plan that the relay's unnamed statement gets: made for these very parameters.
+/// The plan of the relay's unnamed statement, made for these very parameters.
 async fn plan(client: &Client, statement: &Planned) -> Result<Vec<Scan>> {
     let Planned { name, sql, types, arguments, .. } = statement;
     let arguments = written_out(arguments);
@@ -209,7 +209,7 @@ async fn plan(client: &Client, statement: &Planned) -> Result<Vec<Scan>> {
         "deliver" | "delete_delivered" | "defer" | "dead_letter" | "replace" => SETTLING,
         "read" | "read_groups" | "read_due" | "rescan" | "look" | "held_groups" | "pending" | "unmatched" => READING,
         "prune" => PRUNING,
-        // These are statements without a transaction around them.
+        // These statements run without a transaction.
         _ => "SET LOCAL jit = off",
     };
     let prepare =
@@ -238,21 +238,21 @@ fn is_intended(scan: &Scan, statement: &Planned) -> bool {
     }
 }
 
-/// `id >` is not to be found in `paid > 3`.
+/// Does not find `id >` in `paid > 3`.
 fn has_column(condition: &str, column: &str) -> bool {
     condition.contains(&format!("({column}"))
 }
 
-/// Keeps PostgreSQL from looking at the tables by itself, so that its statistics stay as they are.
-async fn never_analyze(bed: &Bed) -> Result<()> {
+/// Disables autovacuum's analyze, so that the statistics stay as they are.
+async fn never_analyze(bed: &TestBed) -> Result<()> {
     for table in ["messages_pending", "messages_delivered", "messages_dead", "quarantine", "events"] {
         bed.client.batch_execute(&format!("ALTER TABLE outbox.{table} SET (autovacuum_enabled = off)")).await?;
     }
     Ok(())
 }
 
-async fn ensure_plans(bed: &Bed) -> Result<()> {
-    // On a table without a page every way costs nothing; records are replaced only where there are some.
+async fn ensure_plans(bed: &TestBed) -> Result<()> {
+    // On a table without pages every plan costs nothing; records are replaced only if there are some.
     let delivered = "INSERT INTO outbox.messages (destination, event_position, status, delivered_at)
         SELECT 'audit', n, 'delivered', now() FROM generate_series(1, 1000) AS n";
     bed.client.batch_execute(delivered).await?;
@@ -268,21 +268,21 @@ async fn ensure_plans(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-/// On a table without a page every way costs nothing, and the relay's statements are planned anew each time. What counts is
-/// what the planner makes of a table that it was told is empty and that has filled up since.
+/// On a table without pages every plan costs nothing, and the relay's statements are planned again each time. The test
+/// shows what the planner does with a table that was analyzed empty and has filled up since.
 #[tokio::test]
 async fn statements_use_their_indexes_on_an_outbox_that_was_analyzed_empty() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.client.batch_execute("ANALYZE").await?;
     bed.enqueue_many("audit", 30_000, 100).await?;
     ensure_plans(&bed).await
 }
 
-/// An outbox is empty most of the time, so that is what its statistics mostly say, but its table has pages and a burst fills
-/// them: then the planner takes any way through the whole index for that to one row.
+/// An outbox is empty most of the time, so its statistics usually say so, but its table has pages and a burst fills
+/// them. Then the planner mistakes any walk through the whole index for one to a single row.
 #[tokio::test]
 async fn statements_use_their_indexes_on_an_outbox_that_was_analyzed_when_it_had_run_empty() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     never_analyze(&bed).await?;
     bed.enqueue_many("audit", 10_000, 100).await?;
     let forget =
@@ -300,14 +300,14 @@ async fn statements_use_their_indexes_on_an_outbox_that_was_analyzed_when_it_had
 
 #[tokio::test]
 async fn statements_use_their_indexes_on_an_outbox_that_was_never_analyzed() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.enqueue_many("audit", 30_000, 100).await?;
     ensure_plans(&bed).await
 }
 
 #[tokio::test]
 async fn statements_use_their_indexes_on_a_full_outbox() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.enqueue_many("audit", 50_000, 100).await?;
     bed.enqueue_many("tickets", 50_000, 100).await?;
     let deferred = "UPDATE outbox.messages SET available_at = now() WHERE id % 1000 = 0";
@@ -318,7 +318,7 @@ async fn statements_use_their_indexes_on_a_full_outbox() -> Result<()> {
 
 #[tokio::test]
 async fn statements_use_their_indexes_on_an_outbox_full_of_dead_rows() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let report = bed.connect().await?;
     report.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM outbox.events").await?;
     bed.enqueue_many("audit", 30_000, 100).await?;
@@ -333,7 +333,7 @@ async fn statements_use_their_indexes_on_an_outbox_full_of_dead_rows() -> Result
 
 #[tokio::test]
 async fn claims_take_lane_rows_and_walk_nothing_else() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.enqueue_many("audit", 1000, 100).await?;
     let query =
         "INSERT INTO outbox.lanes SELECT d, l FROM unnest('{audit,tickets}'::text[]) AS d, generate_series(0, 15) AS l";
@@ -353,7 +353,7 @@ async fn claims_take_lane_rows_and_walk_nothing_else() -> Result<()> {
 
 #[tokio::test]
 async fn pruning_walks_delivered_messages_by_their_key() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     never_analyze(&bed).await?;
     let delivered = "INSERT INTO outbox.messages (destination, event_position, group_id, status, delivered_at)
          SELECT 'audit', n, 'g' || n % 100, 'delivered', now() FROM generate_series(1, 50000) AS n";
@@ -383,11 +383,11 @@ async fn pruning_walks_delivered_messages_by_their_key() -> Result<()> {
     Ok(())
 }
 
-/// `age()` answers once in a transaction and repeats that (PostgreSQL, GetStableLatestTransactionId), and reads follow one another
-/// in one.
+/// `age()` answers once per transaction and then repeats its answer (PostgreSQL, GetStableLatestTransactionId), and
+/// several reads run in one transaction.
 #[tokio::test]
 async fn a_read_knows_of_writers_that_began_after_the_reads_before_it_in_its_transaction() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.enqueue("tickets", "{}", Some("g")).await?;
     let lane = bed.count("SELECT lane::bigint FROM outbox.messages").await?;
     let of = |name: &str| STATEMENTS.iter().find(|one| one.name == name).context("no such statement");
@@ -422,8 +422,9 @@ async fn a_read_knows_of_writers_that_began_after_the_reads_before_it_in_its_tra
 
 #[tokio::test]
 async fn no_statement_fails_under_a_claim_of_a_server_that_was_further_than_this_one() -> Result<()> {
-    // A standby that was behind does not know the claim's transaction id yet, and PostgreSQL refuses to say what became of it.
-    let bed = Bed::new().await?;
+    // A standby that was behind does not know the claim's transaction id yet, and PostgreSQL refuses to return its
+    // status.
+    let bed = TestBed::new().await?;
     bed.enqueue("audit", "{}", Some("g1")).await?;
     let mut under_claims = 0;
     for Planned { name, sql, types, arguments, .. } in STATEMENTS.iter().filter(|one| one.arguments.contains("'1', ''"))

@@ -1,12 +1,12 @@
-//! One row that PostgreSQL refuses or cannot read stops itself and its group, and nobody else.
+//! A row that PostgreSQL refuses or cannot read stops only itself and its group.
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::bed::{Bed, ensure_order_in_groups, numbers};
-use crate::support::postgres::{Cluster, Options, StopMode};
-use crate::support::{chosen_major, eventually};
+use support::postgres::{Cluster, Options, StopMode};
+use support::test_bed::{TestBed, ensure_order_in_groups, numbers};
+use support::{chosen_major, eventually};
 
-/// Every way in which a database refuses to record that a message was delivered, and how that is mended.
+/// Every way in which a database refuses to record a delivery, and how to fix it.
 const REFUSALS: [(&str, &str, &str); 4] = [
     (
         "a trigger",
@@ -38,7 +38,7 @@ const REFUSALS: [(&str, &str, &str); 4] = [
 ];
 
 async fn is_refused_alone(refuse: &str, mend: &str) -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     bed.client.batch_execute(refuse).await?;
     let relay = bed.relay().start().await?;
@@ -57,7 +57,7 @@ async fn is_refused_alone(refuse: &str, mend: &str) -> Result<()> {
     ensure!(listed[0]["outcome"] == "delivered" && listed[0]["group_id"] == "odd", "{listed}");
     ensure!(listed.as_array().is_some_and(|lines| lines.len() == 1), "{listed}");
     bed.client.batch_execute(mend).await?;
-    // A relay that starts tries at once; otherwise it is a minute.
+    // A relay that starts retries at once; otherwise it takes a minute.
     relay.stop().await?;
     let relay = bed.relay().start().await?;
     bed.until_nothing_is_pending().await?;
@@ -69,7 +69,7 @@ async fn is_refused_alone(refuse: &str, mend: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_postgresql_refuses_to_record_stops_its_group_only_and_is_recorded_when_that_is_mended() -> Result<()> {
+async fn an_outcome_that_postgresql_refuses_stops_only_its_group_and_is_recorded_once_that_is_fixed() -> Result<()> {
     for (name, refuse, mend) in REFUSALS {
         is_refused_alone(refuse, mend).await.with_context(|| name.to_owned())?;
     }
@@ -77,11 +77,11 @@ async fn what_postgresql_refuses_to_record_stops_its_group_only_and_is_recorded_
 }
 
 #[tokio::test]
-async fn a_message_that_postgresql_cannot_read_stops_its_group_only_and_goes_once_it_is_released() -> Result<()> {
+async fn an_unreadable_message_stops_only_its_group_and_goes_once_it_is_released() -> Result<()> {
     let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
-    let mut bed = Bed::on(&cluster).await?;
+    let mut bed = TestBed::on(&cluster).await?;
     let queue = bed.fifo("tickets").await?;
-    // Random text, so that it is stored outside the row, where a part of it is then lost.
+    // Random text, so that it is stored outside the row; then a part of it is lost.
     let random = "(SELECT string_agg(md5(random()::text || i), '') FROM generate_series(1, 2000) AS i)";
     let insert = format!("SELECT outbox.enqueue('tickets', 'T', jsonb_build_object('pad', {random}), 'odd')");
     bed.client.batch_execute(&insert).await?;
@@ -110,7 +110,7 @@ async fn a_message_that_postgresql_cannot_read_stops_its_group_only_and_goes_onc
     cluster.put_back(&toast, &kept)?;
     cluster.start_again()?;
     bed.client = bed.connect().await?;
-    // Whoever looked has marked the index entries of what was not there as dead.
+    // A reader has marked the index entries of missing rows as dead.
     bed.client.batch_execute("REINDEX TABLE outbox.events").await?;
     let unknown = bed.relay().output(&["quarantine", "release", "999999", "--yes"]).await?;
     ensure!(unknown.code == Some(1) && unknown.stderr.contains("message 999999 is not in quarantine"), "{unknown:?}");
@@ -128,12 +128,12 @@ async fn a_message_that_postgresql_cannot_read_stops_its_group_only_and_goes_onc
 }
 
 #[tokio::test]
-async fn a_whole_batch_that_postgresql_refuses_to_record_stops_nobody_and_is_sent_once() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_whole_batch_that_postgresql_refuses_to_record_stops_no_others_and_is_sent_once() -> Result<()> {
+    let bed = TestBed::new().await?;
     let queue = bed.standard("tickets").await?;
     let (_, refuse, mend) = REFUSALS[0];
     bed.client.batch_execute(refuse).await?;
-    // Of one group and so neighbours in one lane; nothing else is there at first.
+    // All of one group, and so neighbours in one lane; there is nothing else at first.
     let insert =
         "SELECT outbox.enqueue('tickets', 'T', jsonb_build_object('n', n), 'odd') FROM generate_series(1, 60) AS n";
     bed.client.batch_execute(insert).await?;
@@ -153,11 +153,11 @@ async fn a_whole_batch_that_postgresql_refuses_to_record_stops_nobody_and_is_sen
 }
 
 #[tokio::test]
-async fn what_can_be_recorded_leaves_the_quarantine_however_much_stays_and_a_death_keeps_its_reason() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn recordable_messages_leave_the_quarantine_however_many_stay_and_a_death_keeps_its_reason() -> Result<()> {
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let id = bed.enqueue("tickets", "{}", Some("a")).await?;
-    // None of the others was sent, so there is nothing to be recorded of them.
+    // None of the others was sent, so they have no outcome to record.
     let unreadable =
         "INSERT INTO outbox.quarantine (destination, lane, message_id, event_position, enqueued_at, reason)
         SELECT 'tickets', 0, -n, 1, now(), 'unreadable' FROM generate_series(1, 300) AS n";

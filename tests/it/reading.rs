@@ -12,18 +12,18 @@ use outbox_relay::message::{Lane, MessageId};
 use outbox_relay::outbox::{Outbox, READING};
 use outbox_relay::reading::{Range, Rescan};
 
-use crate::support::bed::{Bed, enqueue, enqueue_range, ensure_each_once, numbers};
-use crate::support::postgres::{Cluster, Options};
-use crate::support::{chosen_major, eventually};
+use support::postgres::{Cluster, Options};
+use support::test_bed::{TestBed, enqueue, enqueue_range, ensure_each_once, numbers};
+use support::{chosen_major, eventually};
 
 const READ: &str = include_str!("../../sql/queries/read.sql");
 
-/// A late commit is delivered within this time.
+/// The time limit for the delivery of a late commit.
 const LATE_LIMIT: Duration = Duration::from_secs(2);
 
 #[tokio::test]
 async fn a_late_committer_with_a_lower_id_is_delivered_within_two_seconds() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     let relay = bed.relay().start().await?;
     let late = bed.connect().await?;
@@ -42,14 +42,14 @@ async fn a_late_committer_with_a_lower_id_is_delivered_within_two_seconds() -> R
 }
 
 #[tokio::test]
-async fn a_committer_that_is_later_than_the_low_bound_waits_is_delivered_too() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_commit_later_than_the_low_watermark_waits_is_delivered_too() -> Result<()> {
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let relay = bed.relay().start().await?;
     let late = bed.connect().await?;
     late.batch_execute("BEGIN").await?;
     let id = enqueue(&late, "tickets", "{}", Some("g1")).await?;
-    // The low bound passes a running transaction after two seconds, if reads show it that there is more.
+    // The low watermark passes a running transaction after two seconds, if reads show that there is more.
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(3) {
         bed.enqueue_many("tickets", 100, 20).await?;
@@ -60,9 +60,9 @@ async fn a_committer_that_is_later_than_the_low_bound_waits_is_delivered_too() -
     Ok(())
 }
 
-/// Commits the late one. The limit is for a machine that has nothing else to do; how much this one has shows in how long an
-/// ordinary message takes just now.
-async fn ensure_delivered_soon(bed: &Bed, id: i64, late: &Client) -> Result<()> {
+/// Commits the late message. The limit is for an idle machine; the current latency of an ordinary message shows how
+/// busy this one is.
+async fn ensure_delivered_soon(bed: &TestBed, id: i64, late: &Client) -> Result<()> {
     let is_delivered = async |id: i64| anyhow::Ok(bed.row(id).await?.status == "delivered");
     let started = Instant::now();
     for _ in 0..5 {
@@ -83,7 +83,7 @@ async fn ensure_delivered_soon(bed: &Bed, id: i64, late: &Client) -> Result<()> 
 
 #[tokio::test]
 async fn eight_writers_that_commit_out_of_order_lose_nothing() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     let relay = bed.relay().start().await?;
     let mut writers = Vec::new();
@@ -103,13 +103,13 @@ async fn eight_writers_that_commit_out_of_order_lose_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Fifty transactions, each of which takes its id and commits at another time than the others.
+/// Fifty transactions, each of which takes its id and commits at a different time from the others.
 async fn write_slowly(client: Client, writer: i64) -> Result<()> {
     let group = format!("writer {writer}");
     for number in writer * 50 + 1..=writer * 50 + 50 {
         client.batch_execute("BEGIN").await?;
         enqueue(&client, "tickets", &format!("{{\"n\": {number}}}"), Some(&group)).await?;
-        // Not to wait for something: the delay between taking an id and committing is what this is about.
+        // This waits for nothing: the delay between taking an id and committing is the subject.
         client.batch_execute("SELECT pg_sleep(random() * 0.04)").await?;
         client.batch_execute("COMMIT").await?;
     }
@@ -118,7 +118,7 @@ async fn write_slowly(client: Client, writer: i64) -> Result<()> {
 
 #[tokio::test]
 async fn an_idle_repeatable_read_session_does_not_slow_reading() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     let _report = long_transaction(&bed).await?;
     let (bounded, unbounded) = buffers_after_delivering(&bed, 1..=10_000).await?;
@@ -128,15 +128,16 @@ async fn an_idle_repeatable_read_session_does_not_slow_reading() -> Result<()> {
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 20_000)
 }
 
-/// What a read of a thousand messages touches behind those that were delivered: above the bound, and from the bottom.
-async fn buffers_after_delivering(bed: &Bed, numbers: RangeInclusive<i64>) -> Result<(i64, i64)> {
+/// The pages that a read of a thousand messages touches behind delivered ones: above the watermark, and from the
+/// bottom.
+async fn buffers_after_delivering(bed: &TestBed, numbers: RangeInclusive<i64>) -> Result<(i64, i64)> {
     enqueue_range(&bed.client, "audit", numbers, 0).await?;
     bed.relay().deliver_all().await?;
     let last = bed.count("SELECT max(id) FROM outbox.messages").await?;
     let writer = bed.connect().await?;
     writer.batch_execute("BEGIN").await?;
     enqueue_range(&writer, "audit", 1..=1000, 0).await?;
-    // One plan for all measurements, whatever the statistics were.
+    // One plan for all measurements, whatever the statistics.
     writer
         .batch_execute("ANALYZE outbox.events; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off")
         .await?;
@@ -148,43 +149,44 @@ async fn buffers_after_delivering(bed: &Bed, numbers: RangeInclusive<i64>) -> Re
 
 #[tokio::test]
 async fn a_relay_walks_no_dead_rows_over_and_over() -> Result<()> {
-    // The transactions of other tests would hold the bounds back, and what is above them is walked again and again.
+    // The transactions of other tests would hold the watermarks back, and everything above them is walked repeatedly.
+    // Hence a separate cluster.
     let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
-    let bed = Bed::on(&cluster).await?;
+    let bed = TestBed::on(&cluster).await?;
     bed.standard("audit").await?;
     let _report = long_transaction(&bed).await?;
     let started = Instant::now();
     let relay = bed.relay().start().await?;
     for wave in 0..200 {
         enqueue_range(&bed.client, "audit", wave * 100 + 1..=wave * 100 + 100, 0).await?;
-        // Asked of the relay, because asking the table would walk the dead rows too.
+        // The relay is asked, because a query of the table would walk the dead rows too.
         let delivered = (wave * 100 + 100) as f64;
         relay.wait_for_metric(r#"delivered_messages_total{destination="audit"}"#, delivered).await?;
     }
     relay.stop().await?;
-    // Two hundred reads that begin at the bottom would walk 200 × 10,000 entries and as many again for each look.
+    // Two hundred reads that begin at the bottom would walk 200 × 10,000 entries, and as many again for each look.
     let query = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'messages_pending_pkey'";
     let walked = bed.count(query).await?;
     ensure!(walked >= 20_000, "{walked} index entries: statistics are not there");
-    // A sweep from the bottom each second is meant to be; a slow machine gets more of them for the same messages.
+    // A rescan from the bottom each second is intended; a slow machine needs more of them for the same messages.
     let allowed = 300_000 + i64::try_from(started.elapsed().as_secs())? * 25_000;
     ensure!(walked < allowed, "{walked} index entries were walked for 20,000 messages, {allowed} are allowed");
     Ok(())
 }
 
-/// A transaction that keeps vacuum from removing anything that is deleted from now on.
-async fn long_transaction(bed: &Bed) -> Result<Client> {
+/// A transaction that keeps vacuum from removing anything deleted from now on.
+async fn long_transaction(bed: &TestBed) -> Result<Client> {
     let report = bed.connect().await?;
     report.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM outbox.events").await?;
     Ok(report)
 }
 
-/// Pages that the relay's read touches when all lanes are read from this cursor.
+/// The pages that the relay's read touches when all lanes are read from this position.
 const PREPARE: &str =
     "PREPARE read (text, smallint[], bigint[], bigint[], bigint[], bigint, boolean, boolean, text, text,
     boolean) AS ";
 
-/// Reads all lanes of a standard queue, each above one id.
+/// Reads all lanes of a standard queue, each above the same id.
 fn execute_read(above: i64, most: i64, bytes: i64) -> String {
     let all = |value: i64| format!("array_fill({value}::bigint, '{{16}}')");
     let (above, most, bytes) = (all(above), all(most), all(bytes));
@@ -211,10 +213,10 @@ async fn buffers_of_a_read(client: &Client, cursor: i64) -> Result<i64> {
 
 #[tokio::test]
 async fn a_relay_that_starts_amid_dead_rows_delivers_and_measures() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     let _report = long_transaction(&bed).await?;
-    // More ids than a slice has, so that the way up takes several.
+    // More ids than a chunk has, so that the first scan takes several.
     enqueue_range(&bed.client, "tickets", 1..=400_000, 100).await?;
     bed.client.batch_execute("DELETE FROM outbox.messages").await?;
     enqueue_range(&bed.client, "tickets", 1..=300, 100).await?;
@@ -228,21 +230,21 @@ async fn a_relay_that_starts_amid_dead_rows_delivers_and_measures() -> Result<()
 #[tokio::test]
 async fn a_chunk_of_too_many_dead_rows_is_cut_short_and_a_narrower_one_comes_back_on_the_same_connection() -> Result<()>
 {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let _report = long_transaction(&bed).await?;
     enqueue_range(&bed.client, "tickets", 1..=200_000, 100).await?;
     bed.client.batch_execute("DELETE FROM outbox.messages").await?;
     let id = enqueue(&bed.client, "tickets", "{}", Some("g")).await?;
-    let flags = Flags { database_url: Some(bed.url().to_owned()), ..Flags::default() };
+    let flags = Flags::default().with("database-url", bed.url());
     let outbox = Outbox::new(&flags.database()?, 1)?;
-    let all = |above, upto, limit| {
+    let all = |above, upto, timeout| {
         let range = |lane| Range::new(lane, MessageId(above), MessageId(upto));
-        Rescan { ranges: Lane::all().map(range).collect(), most: 1, limit, ..Rescan::default() }
+        Rescan { ranges: Lane::all().map(range).collect(), limit: 1, timeout, ..Rescan::default() }
     };
-    let limit = Some(Duration::from_millis(1));
+    let timeout = Some(Duration::from_millis(1));
     let session = "SELECT min(pid)::bigint FROM pg_stat_activity WHERE datname = current_database() \
         AND application_name LIKE 'outbox-relay%'";
-    ensure!(outbox.rescan("tickets", &all(0, id, limit), None).await?.is_none(), "200,000 rows within a millisecond");
+    ensure!(outbox.rescan("tickets", &all(0, id, timeout), None).await?.is_none(), "200,000 rows within a millisecond");
     let before = bed.count(session).await?;
     let narrow = outbox.rescan("tickets", &all(id - 100, id, Some(Duration::from_secs(5))), None).await?;
     let found = narrow.context("a hundred rows take over five seconds")?.found;
@@ -252,38 +254,38 @@ async fn a_chunk_of_too_many_dead_rows_is_cut_short_and_a_narrower_one_comes_bac
 }
 
 #[tokio::test]
-async fn a_look_that_leaves_out_what_is_held_up_shows_it_of_groups_that_are_known() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_rescan_that_leaves_out_held_up_messages_still_shows_those_of_known_groups() -> Result<()> {
+    let bed = TestBed::new().await?;
     for group in ["a", "b"] {
         for n in 1..=2 {
             bed.enqueue("tickets", &format!("{{\"n\": {n}}}"), Some(group)).await?;
         }
     }
-    // The first of each is deferred, and so holds up the second.
+    // The first of each group is deferred, and so holds up the second.
     bed.client
         .batch_execute("UPDATE outbox.messages SET available_at = now() + interval '1 hour' WHERE id IN (1, 3)")
         .await?;
-    let flags = Flags { database_url: Some(bed.url().to_owned()), ..Flags::default() };
+    let flags = Flags::default().with("database-url", bed.url());
     let outbox = Outbox::new(&flags.database()?, 1)?;
-    let look = async |ready_upto: MessageId, known: &[&str]| {
+    let rescan = async |ready_upto: MessageId, known: &[&str]| {
         let range = |lane| Range { ready_upto, ..Range::new(lane, MessageId::NONE, MessageId(100)) };
         let known = known.iter().copied().map(std::sync::Arc::from).collect();
         let order = outbox_relay::reading::Order::Groups;
         let ranges = Lane::all().map(range).collect();
-        let rescan = Rescan { ranges, most: 10, known, order, ..Rescan::default() };
-        let found = outbox.rescan("tickets", &rescan, None).await?.context("it was cut short")?.found;
+        let request = Rescan { ranges, limit: 10, known, order, ..Rescan::default() };
+        let found = outbox.rescan("tickets", &request, None).await?.context("it was cut short")?.found;
         anyhow::Ok(found.iter().map(|found| found.key.id.0).collect::<BTreeSet<_>>())
     };
-    ensure!(look(MessageId::NONE, &[]).await? == BTreeSet::from([2, 4]));
-    ensure!(look(MessageId(100), &[]).await?.is_empty());
-    ensure!(look(MessageId(2), &[]).await? == BTreeSet::from([4]), "only up to there");
-    ensure!(look(MessageId(100), &["b"]).await? == BTreeSet::from([4]));
+    ensure!(rescan(MessageId::NONE, &[]).await? == BTreeSet::from([2, 4]));
+    ensure!(rescan(MessageId(100), &[]).await?.is_empty());
+    ensure!(rescan(MessageId(2), &[]).await? == BTreeSet::from([4]), "only up to there");
+    ensure!(rescan(MessageId(100), &["b"]).await? == BTreeSet::from([4]));
     Ok(())
 }
 
 #[tokio::test]
-async fn a_read_brings_no_more_bytes_than_it_was_asked_for() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_read_returns_no_more_bytes_than_asked_for() -> Result<()> {
+    let bed = TestBed::new().await?;
     let random = "(SELECT string_agg(md5(random()::text || i), '') FROM generate_series(1, 8000) AS i)";
     let insert = format!(
         "SELECT outbox.enqueue('audit', 'T', jsonb_build_object('pad', {random}), 'g') FROM generate_series(1, 10) AS n"
@@ -302,9 +304,9 @@ async fn a_read_brings_no_more_bytes_than_it_was_asked_for() -> Result<()> {
 
 #[tokio::test]
 async fn large_messages_are_delivered_with_little_memory() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("audit").await?;
-    // They shrink to almost nothing in the table, so the server's count of bytes says little.
+    // They compress to almost nothing in the table, so the server's count of bytes says little.
     let insert = "WITH event AS (
             INSERT INTO outbox.events (event_type, payload)
             SELECT 'T', jsonb_build_object('n', n, 'pad', repeat('x', 900000)) FROM generate_series(1, 30) AS n

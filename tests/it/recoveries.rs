@@ -1,4 +1,4 @@
-//! What an operator or AWS mends later: the relay takes notice by itself.
+//! What an operator or AWS fixes later: the relay notices by itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,14 +7,14 @@ use anyhow::{Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::support::bed::{Bed, ensure_each_once, numbers};
-use crate::support::eventually;
-use crate::support::proxy::{Fault, Rule};
+use support::eventually;
+use support::proxy::{Fault, Rule};
+use support::test_bed::{TestBed, ensure_each_once, numbers};
 
 const UP: &str = r#"destination_up{destination="tickets"}"#;
 const LIMIT: &str = r#"in_flight_limit{destination="tickets"}"#;
 
-/// Answers as the credentials service of a container does: no, until it may say yes.
+/// Answers as the credentials service of a container does: with a refusal until it may answer.
 async fn credentials_service(may: Arc<AtomicBool>) -> Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -43,7 +43,7 @@ async fn credentials_service(may: Arc<AtomicBool>) -> Result<String> {
 
 #[tokio::test]
 async fn credentials_that_come_later_are_used_without_a_restart() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 30, 5).await?;
     let may = Arc::new(AtomicBool::new(false));
@@ -63,7 +63,7 @@ async fn credentials_that_come_later_are_used_without_a_restart() -> Result<()> 
 
 #[tokio::test]
 async fn a_throttled_destination_comes_back_with_fewer_requests_and_works_its_way_up() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.standard("tickets").await?;
     proxy.script([Rule::new(Fault::throttle())]);
@@ -72,7 +72,7 @@ async fn a_throttled_destination_comes_back_with_fewer_requests_and_works_its_wa
     ensure!(relay.metrics().await?.get(LIMIT)? == 16.0);
     bed.enqueue_many("tickets", 200, 0).await?;
     relay.wait_for_metric(LIMIT, 1.0).await?;
-    // Whoever is let through is held, so that what is in flight can be seen.
+    // Requests that are let through are held, so that those in flight can be seen.
     proxy.script([Rule::new(Fault::Pass).times(1), Rule::new(Fault::Hold)]);
     eventually("the first request was let through", || async { Ok(bed.delivered().await? > 0) }).await?;
     proxy.wait_for_held(1).await?;
@@ -85,7 +85,7 @@ async fn a_throttled_destination_comes_back_with_fewer_requests_and_works_its_wa
             break;
         }
         ensure!(wave < 19, "the limit is still {}", relay.metrics().await?.get(LIMIT)?);
-        crate::support::bed::enqueue_range(&bed.client, "tickets", wave * 200 + 201..=wave * 200 + 400, 0).await?;
+        support::test_bed::enqueue_range(&bed.client, "tickets", wave * 200 + 201..=wave * 200 + 400, 0).await?;
         bed.until_nothing_is_pending().await?;
     }
     relay.stop().await?;
@@ -94,8 +94,8 @@ async fn a_throttled_destination_comes_back_with_fewer_requests_and_works_its_wa
 }
 
 #[tokio::test]
-async fn a_message_to_a_destination_that_nobody_serves_waits_and_holds_up_nobody() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_message_to_an_unserved_destination_waits_and_holds_up_no_other() -> Result<()> {
+    let bed = TestBed::new().await?;
     let queue = bed.standard("tickets").await?;
     let stray = bed.enqueue("nowhere", "{}", Some("g")).await?;
     bed.enqueue_many("tickets", 20, 0).await?;

@@ -1,4 +1,4 @@
-//! Past events are published again, as new messages: all of them, in order, once, whatever interrupts it.
+//! Past events are published again as new messages: all of them, in order, once, whatever interrupts the replay.
 
 use std::collections::HashSet;
 use std::process::Stdio;
@@ -7,13 +7,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tokio_postgres::Client;
 
-use crate::support::bed::{Bed, enqueue, ensure_each_once, ensure_order_in_groups, numbers};
-use crate::support::eventually;
-use crate::support::relay::{Command, Finished, binary};
-use crate::support::roles::Roles;
+use support::eventually;
+use support::relay::{Command, Finished, binary};
+use support::roles::Roles;
+use support::test_bed::{TestBed, enqueue, ensure_each_once, ensure_order_in_groups, numbers};
 
-/// Events as `outbox.enqueue` writes them: it records where they go.
-async fn write(bed: &Bed, destination: &str, numbers: std::ops::RangeInclusive<i64>, groups: i64) -> Result<()> {
+/// Writes events as `outbox.enqueue` does: it records their destinations.
+async fn write(bed: &TestBed, destination: &str, numbers: std::ops::RangeInclusive<i64>, groups: i64) -> Result<()> {
     let query = "SELECT outbox.enqueue($1, CASE WHEN n % 10 = 0 THEN 'TicketCancelled' ELSE 'TicketPurchased' END,
             jsonb_build_object('n', n), CASE WHEN $4::bigint > 0 THEN 'g' || n % $4 END)
         FROM generate_series($2::bigint, $3::bigint) AS n";
@@ -21,8 +21,8 @@ async fn write(bed: &Bed, destination: &str, numbers: std::ops::RangeInclusive<i
     Ok(())
 }
 
-/// A relay has served them.
-async fn serve(bed: &Bed, destinations: &[&str]) -> Result<()> {
+/// Lets a relay serve these destinations.
+async fn serve(bed: &TestBed, destinations: &[&str]) -> Result<()> {
     for destination in destinations {
         let lanes = format!("INSERT INTO outbox.lanes SELECT '{destination}', generate_series(0, 15)");
         bed.client.batch_execute(&lanes).await?;
@@ -30,23 +30,23 @@ async fn serve(bed: &Bed, destinations: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn operator(bed: &Bed) -> Command {
+fn operator(bed: &TestBed) -> Command {
     Command::new().env("DATABASE_URL", bed.url()).env("USER", "ada")
 }
 
-async fn replay(bed: &Bed, arguments: &str) -> Result<Finished> {
+async fn replay(bed: &TestBed, arguments: &str) -> Result<Finished> {
     let arguments: Vec<&str> = std::iter::once("replay").chain(arguments.split(' ')).collect();
     operator(bed).output(&arguments).await
 }
 
-async fn succeeds(bed: &Bed, arguments: &str) -> Result<String> {
+async fn succeeds(bed: &TestBed, arguments: &str) -> Result<String> {
     let ended = replay(bed, arguments).await?;
     ended.ensure_success()?;
     Ok(ended.stdout)
 }
 
-/// The numbers of the events for which messages wait, in the order of the messages.
-async fn waiting(bed: &Bed, destination: &str) -> Result<Vec<i64>> {
+/// The numbers of the events with pending messages, in the order of the messages.
+async fn waiting(bed: &TestBed, destination: &str) -> Result<Vec<i64>> {
     let query = "SELECT (e.payload ->> 'n')::bigint FROM outbox.messages_pending AS m
         JOIN outbox.events AS e ON e.position = m.event_position WHERE m.destination = $1 ORDER BY m.id";
     Ok(bed.client.query(query, &[&destination]).await?.iter().map(|row| row.get(0)).collect())
@@ -54,10 +54,10 @@ async fn waiting(bed: &Bed, destination: &str) -> Result<Vec<i64>> {
 
 #[tokio::test]
 async fn a_new_destination_is_filled_from_history_in_order_although_the_messages_are_gone() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let tickets = bed.fifo("tickets").await?;
     write(&bed, "tickets", 1..=3000, 7).await?;
-    // Nothing is kept of the messages.
+    // None of the messages is kept.
     bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "0s").deliver_all().await?;
     ensure!(bed.count("SELECT count(*) FROM outbox.messages").await? == 0);
     let sales = bed.fifo("sales").await?;
@@ -72,7 +72,7 @@ async fn a_new_destination_is_filled_from_history_in_order_although_the_messages
     ensure_each_once(numbers(&after)?, 3000)?;
     ensure_order_in_groups(&after)?;
     ensure!(after.iter().filter_map(|message| message.group_id.as_deref()).collect::<HashSet<_>>().len() == 7);
-    let ids = |messages: &[crate::support::emulator::Received]| -> HashSet<Option<String>> {
+    let ids = |messages: &[support::emulator::Received]| -> HashSet<Option<String>> {
         messages.iter().map(|message| message.attributes.get("event_id").cloned()).collect()
     };
     ensure!(ids(&before) == ids(&after) && ids(&after).len() == 3000, "the event ids are others");
@@ -80,8 +80,8 @@ async fn a_new_destination_is_filled_from_history_in_order_although_the_messages
 }
 
 #[tokio::test]
-async fn the_same_queue_takes_replayed_messages_for_new_ones() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn the_same_queue_accepts_replayed_messages_as_new_ones() -> Result<()> {
+    let bed = TestBed::new().await?;
     let tickets = bed.fifo("tickets").await?;
     write(&bed, "tickets", 1..=20, 2).await?;
     bed.relay().deliver_all().await?;
@@ -99,8 +99,8 @@ async fn the_same_queue_takes_replayed_messages_for_new_ones() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_replay_that_is_killed_goes_on_where_it_stopped() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_killed_replay_continues_where_it_stopped() -> Result<()> {
+    let bed = TestBed::new().await?;
     serve(&bed, &["tickets"]).await?;
     write(&bed, "tickets", 1..=4000, 3).await?;
     bed.client.batch_execute("DELETE FROM outbox.messages").await?;
@@ -120,13 +120,13 @@ async fn a_replay_that_is_killed_goes_on_where_it_stopped() -> Result<()> {
     let status = operator(&bed).output(&["status"]).await?.stdout;
     ensure!(status.contains("replay 1 ") && status.contains("tickets"), "{status}");
     let unasked = replay(&bed, "--destination tickets").await?;
-    ensure!(unasked.code == Some(2) && unasked.stderr.contains("go on with replay 1 of"), "{unasked:?}");
+    ensure!(unasked.code == Some(2) && unasked.stderr.contains("continue replay 1 of"), "{unasked:?}");
     let said = succeeds(&bed, "--destination tickets --dry-run").await?;
-    ensure!(said.contains("the same command would go on with replay 1"), "{said}");
+    ensure!(said.contains("the same command would continue replay 1"), "{said}");
     succeeds(&bed, "--destination tickets --yes").await?;
     ensure!(waiting(&bed, "tickets").await? == (1..=4000).collect::<Vec<_>>());
     ensure!(!operator(&bed).output(&["status"]).await?.stdout.contains("replay 1 "));
-    // One that has come to its end begins anew.
+    // A completed replay starts over.
     succeeds(&bed, "--destination tickets --position 1..5 --yes").await?;
     succeeds(&bed, "--destination tickets --position 1..5 --yes").await?;
     ensure!(bed.pending().await? == 4010);
@@ -134,8 +134,8 @@ async fn a_replay_that_is_killed_goes_on_where_it_stopped() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_restart_begins_anew_and_gives_up_what_is_left() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_restart_starts_over_and_abandons_the_rest() -> Result<()> {
+    let bed = TestBed::new().await?;
     serve(&bed, &["tickets"]).await?;
     write(&bed, "tickets", 1..=30, 0).await?;
     bed.client.batch_execute("DELETE FROM outbox.messages").await?;
@@ -152,7 +152,7 @@ async fn a_restart_begins_anew_and_gives_up_what_is_left() -> Result<()> {
 
 #[tokio::test]
 async fn only_what_is_asked_for_is_published_again() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     serve(&bed, &["tickets", "audit"]).await?;
     write(&bed, "tickets", 1..=100, 4).await?;
     write(&bed, "audit", 101..=120, 0).await?;
@@ -180,13 +180,13 @@ async fn only_what_is_asked_for_is_published_again() -> Result<()> {
         bed.client.batch_execute("DELETE FROM outbox.messages").await?;
     }
     let said = succeeds(&bed, "--destination tickets --dry-run").await?;
-    ensure!(said.contains("of 25 more it is not known") && said.contains("--all-events"), "{said}");
+    ensure!(said.contains("25 more events do not name") && said.contains("--all-events"), "{said}");
     succeeds(&bed, "--destination tickets --all-events --stream draw-7 --yes").await?;
     ensure!(bed.count("SELECT count(*) FROM outbox.messages_pending WHERE group_id = 'draw-7'").await? == 5);
     Ok(())
 }
 
-/// What a step by hand says: messages written, and whether it has to wait.
+/// The result of a step called by hand: messages written, and whether it has to wait.
 async fn step(client: &Client, id: i64, skip_running: bool) -> Result<(i64, bool)> {
     let query = "SELECT messages, must_wait FROM outbox.replay_step($1, 10, $2)";
     let row = client.query_one(query, &[&id, &skip_running]).await?;
@@ -195,7 +195,7 @@ async fn step(client: &Client, id: i64, skip_running: bool) -> Result<(i64, bool
 
 #[tokio::test]
 async fn an_event_that_was_written_before_the_replay_and_commits_later_is_part_of_it() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     serve(&bed, &["tickets"]).await?;
     let late = bed.connect().await?;
     late.batch_execute("BEGIN").await?;
@@ -206,7 +206,7 @@ async fn an_event_that_was_written_before_the_replay_and_commits_later_is_part_o
     ensure!(step(&bed.client, id, false).await? == (0, true), "it did not wait");
     let command = operator(&bed);
     let running = tokio::spawn(async move { command.output(&["replay", "--destination", "tickets", "--yes"]).await });
-    // Whoever does not wait does without.
+    // A replay that does not wait leaves the event out.
     let hasty = bed.count("SELECT outbox.replay_begin('tickets', stop_position => 2)").await?;
     ensure!(step(&bed.client, hasty, true).await? == (1, false));
     late.batch_execute("COMMIT; DELETE FROM outbox.messages").await?;
@@ -216,8 +216,8 @@ async fn an_event_that_was_written_before_the_replay_and_commits_later_is_part_o
 }
 
 #[tokio::test]
-async fn two_who_type_the_same_publish_nothing_twice() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn the_same_command_run_twice_at_once_publishes_nothing_twice() -> Result<()> {
+    let bed = TestBed::new().await?;
     serve(&bed, &["tickets"]).await?;
     write(&bed, "tickets", 1..=3000, 5).await?;
     bed.client.batch_execute("DELETE FROM outbox.messages").await?;
@@ -243,8 +243,8 @@ async fn two_who_type_the_same_publish_nothing_twice() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_a_new_destination_has_had_already_is_left_out() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn events_that_a_new_destination_already_had_are_left_out() -> Result<()> {
+    let bed = TestBed::new().await?;
     serve(&bed, &["tickets", "sales"]).await?;
     let append = "SELECT outbox.append('draw-1', NULL, jsonb_build_array(
             jsonb_build_object('event_type', 'T', 'payload', jsonb_build_object('n', n))
@@ -258,7 +258,7 @@ async fn what_a_new_destination_has_had_already_is_left_out() -> Result<()> {
 
 #[tokio::test]
 async fn a_replay_keeps_the_groups_of_its_source() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let write = "INSERT INTO outbox.events (event_type, payload, stream_id, stream_version, destinations) VALUES
         ('T', '{}', 's', 1, '{\"audit\": null}'), ('T', '{}', 's', 2, '{\"tickets\": \"g\"}'), ('T', '{}', 's', 3, NULL),
         ('T', '{}', NULL, NULL, '{\"tickets\": \"h\"}'), ('T', '{}', NULL, NULL, '{\"a\": \"x\", \"b\": \"y\"}')";
@@ -273,7 +273,7 @@ async fn a_replay_keeps_the_groups_of_its_source() -> Result<()> {
 
 #[tokio::test]
 async fn a_stream_is_published_again_by_versions_whatever_its_positions_are() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     serve(&bed, &["tickets"]).await?;
     // As an import may have written it.
     for version in [2, 1, 4, 3] {
@@ -290,7 +290,7 @@ async fn a_stream_is_published_again_by_versions_whatever_its_positions_are() ->
 
 #[tokio::test]
 async fn an_answer_of_no_leaves_an_unfinished_replay_as_it_is() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     serve(&bed, &["tickets"]).await?;
     write(&bed, "tickets", 1..=30, 0).await?;
     bed.count("SELECT outbox.replay_begin('tickets')").await?;
@@ -301,8 +301,8 @@ async fn an_answer_of_no_leaves_an_unfinished_replay_as_it_is() -> Result<()> {
 }
 
 #[tokio::test]
-async fn one_that_somebody_gives_up_is_not_reported_as_complete() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn an_abandoned_replay_is_not_reported_as_complete() -> Result<()> {
+    let bed = TestBed::new().await?;
     serve(&bed, &["tickets"]).await?;
     write(&bed, "tickets", 1..=300, 0).await?;
     bed.client.batch_execute("DELETE FROM outbox.messages").await?;
@@ -312,13 +312,13 @@ async fn one_that_somebody_gives_up_is_not_reported_as_complete() -> Result<()> 
     eventually("it has begun", || async { Ok(bed.pending().await? > 0) }).await?;
     ensure!(bed.client.query_one("SELECT outbox.replay_end(1)", &[]).await?.get::<_, bool>(0));
     let ended = running.await??;
-    ensure!(ended.code == Some(1) && ended.stderr.contains("was given up"), "{ended:?}");
+    ensure!(ended.code == Some(1) && ended.stderr.contains("was abandoned"), "{ended:?}");
     Ok(())
 }
 
 #[tokio::test]
 async fn times_bound_a_replay_exactly() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     serve(&bed, &["tickets"]).await?;
     // One event a second, over ten minutes.
     let write = "INSERT INTO outbox.events (event_type, payload, recorded_at, destinations)
@@ -334,8 +334,8 @@ async fn times_bound_a_replay_exactly() -> Result<()> {
 
 #[tokio::test]
 async fn the_position_of_a_time_is_found_between_events() -> Result<()> {
-    let bed = Bed::new().await?;
-    // With gaps, as rolled back transactions leave them, and ten events a second.
+    let bed = TestBed::new().await?;
+    // With gaps, as rolled back transactions leave, and ten events a second.
     let write = "INSERT INTO outbox.events (position, event_type, payload, recorded_at) OVERRIDING SYSTEM VALUE
         SELECT n * 3 + n % 2, 'T', '{}', timestamptz '2026-11-25Z' + n * interval '0.1 second' FROM generate_series(1, 500) AS n";
     bed.client.batch_execute(write).await?;
@@ -352,14 +352,14 @@ async fn the_position_of_a_time_is_found_between_events() -> Result<()> {
 
 #[tokio::test]
 async fn an_operator_may_replay_and_forge_no_event() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     serve(&bed, &["tickets"]).await?;
     let roles = Roles::create(&bed).await?;
     write(&bed, "tickets", 1..=10, 2).await?;
     let arguments = ["replay", "--destination", "tickets", "--yes"];
     operator(&bed).env("DATABASE_URL", &roles.operator_url).output(&arguments).await?.ensure_success()?;
     ensure!(bed.pending().await? == 20);
-    // In a sidecar's container there is the relay's role only.
+    // A sidecar's container has only the relay's role.
     operator(&bed).env("DATABASE_URL", &roles.relay_url).output(&["status"]).await?.ensure_success()?;
     let relay = operator(&bed).env("DATABASE_URL", &roles.relay_url).output(&arguments).await?;
     ensure!(relay.code == Some(1) && relay.stderr.contains("permission denied"), "{relay:?}");
@@ -367,8 +367,8 @@ async fn an_operator_may_replay_and_forge_no_event() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_makes_no_sense_is_refused_before_anything_is_written() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn invalid_arguments_are_refused_before_anything_is_written() -> Result<()> {
+    let bed = TestBed::new().await?;
     serve(&bed, &["tickets"]).await?;
     write(&bed, "tickets", 1..=10, 0).await?;
     for (arguments, code, part) in [

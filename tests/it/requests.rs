@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::bed::{Bed, ensure_each_once, numbers};
-use crate::support::proxy::{Entry, Fault, Proxy, Request};
+use support::proxy::{Entry, Fault, Proxy, Request};
+use support::test_bed::{TestBed, ensure_each_once, numbers};
 
 const MAX_BYTES: usize = 1_048_576;
 
@@ -18,7 +18,7 @@ fn number(entry: &Entry) -> Result<i64> {
     body["n"].as_i64().with_context(|| entry.body.clone())
 }
 
-/// What was sent of each group, in the order of the requests and of the entries in them.
+/// The messages sent of each group, in the order of requests and of their entries.
 fn sent_by_group(requests: &[Request]) -> Result<BTreeMap<String, Vec<i64>>> {
     let mut sent = BTreeMap::<_, Vec<i64>>::new();
     for entry in requests.iter().flat_map(|request| request.entries.iter()) {
@@ -50,7 +50,7 @@ fn bytes(request: &Request) -> Result<usize> {
 
 #[tokio::test]
 async fn requests_to_a_standard_queue_are_filled_to_ten() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.standard("audit").await?;
     bed.enqueue_many("audit", 1000, 0).await?;
@@ -61,7 +61,7 @@ async fn requests_to_a_standard_queue_are_filled_to_ten() -> Result<()> {
 
 #[tokio::test]
 async fn requests_to_a_fifo_queue_with_many_groups_are_filled_to_ten() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 1000, 500).await?;
@@ -80,7 +80,7 @@ fn ensure_is_filled(proxy: &Proxy, messages: usize) -> Result<()> {
 
 #[tokio::test]
 async fn requests_are_no_larger_than_the_request_size() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.standard("audit").await?;
     bed.enqueue_many("audit", 30, 0).await?;
@@ -91,7 +91,7 @@ async fn requests_are_no_larger_than_the_request_size() -> Result<()> {
 
 #[tokio::test]
 async fn no_more_requests_are_in_flight_than_allowed() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.standard("audit").await?;
     bed.enqueue_many("audit", 300, 0).await?;
@@ -107,7 +107,7 @@ async fn no_more_requests_are_in_flight_than_allowed() -> Result<()> {
 
 #[tokio::test]
 async fn requests_are_split_by_bytes() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.standard("audit").await?;
     let query =
@@ -120,22 +120,22 @@ async fn requests_are_split_by_bytes() -> Result<()> {
         ensure!(request.answered == Some(200), "{:?} {} bytes", request.answered, bytes(&request)?);
         ensure!(bytes(&request)? <= MAX_BYTES, "{} bytes", bytes(&request)?);
     }
-    // Three fit into a request, so seven requests are the least.
+    // Three fit into a request, so at least seven requests are needed.
     ensure!(proxy.requests_seen() <= 8, "{:?}", proxy.entries_per_request());
     Ok(())
 }
 
 #[tokio::test]
 async fn strict_mode_never_sends_two_entries_of_a_group_at_a_time() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 60, 3).await?;
     proxy.set(Fault::HoldAnswer);
     let relay = bed.relay().start().await?;
     proxy.wait_for_held(1).await?;
-    // The last message of a group of its own: whatever the relay would send along with the first three, it has sent
-    // when this one comes.
+    // The last message, in a group of its own: by the time it comes, the relay has sent everything it would send along
+    // with the first three.
     bed.enqueue("tickets", r#"{"n": 61}"#, Some("last")).await?;
     proxy.wait_for_held(2).await?;
     let in_flight = proxy.requests();
@@ -155,7 +155,7 @@ async fn strict_mode_never_sends_two_entries_of_a_group_at_a_time() -> Result<()
 
 #[tokio::test]
 async fn batched_mode_sends_up_to_ten_of_a_group_in_order() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 100, 1).await?;
@@ -170,7 +170,7 @@ async fn batched_mode_sends_up_to_ten_of_a_group_in_order() -> Result<()> {
 #[tokio::test]
 async fn messages_of_a_group_arrive_in_the_order_of_their_ids() -> Result<()> {
     for mode in ["strict", "batched"] {
-        let bed = Bed::new().await?;
+        let bed = TestBed::new().await?;
         let queue = bed.fifo("tickets").await?;
         bed.enqueue_many("tickets", 1500, 40).await?;
         bed.relay().env("OUTBOX_RELAY_FIFO_MODE", mode).deliver_all().await?;

@@ -1,4 +1,4 @@
-//! PostgreSQL goes away and comes back: nothing is lost, and the relay needs no help.
+//! PostgreSQL stops and comes back: nothing is lost, and the relay needs no help.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,12 +8,12 @@ use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::ChildStdout;
 
-use crate::support::bed::{Bed, connect, enqueue, numbers};
-use crate::support::postgres::{Cluster, Options, StopMode};
-use crate::support::relay::{Command, Relay, ensure_told_calmly};
-use crate::support::{chosen_major, eventually};
+use support::postgres::{Cluster, Options, StopMode};
+use support::relay::{Command, Relay, ensure_reported_at_most_once_a_second};
+use support::test_bed::{TestBed, connect, enqueue, numbers};
+use support::{chosen_major, eventually};
 
-/// The longest that an answer may take after the database is gone.
+/// The time limit for an answer after the database has stopped.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn own_cluster() -> Result<Arc<Cluster>> {
@@ -21,7 +21,7 @@ fn own_cluster() -> Result<Arc<Cluster>> {
     Ok(Arc::new(Cluster::start(&options)?))
 }
 
-/// Commits as many messages as it can until told to stop, reconnecting as applications do.
+/// Commits as many messages as possible until told to stop, and reconnects as applications do.
 async fn write(url: String, stop: Arc<AtomicBool>) -> i64 {
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -43,7 +43,7 @@ async fn write(url: String, stop: Arc<AtomicBool>) -> i64 {
 #[tokio::test]
 async fn postgresql_restarted_in_mid_traffic_loses_nothing() -> Result<()> {
     let cluster = own_cluster()?;
-    let bed = Bed::on(&cluster).await?;
+    let bed = TestBed::on(&cluster).await?;
     let queue = bed.fifo("tickets").await?;
     let relay = bed.relay().start().await?;
     let stop = Arc::new(AtomicBool::new(false));
@@ -64,7 +64,7 @@ async fn postgresql_restarted_in_mid_traffic_loses_nothing() -> Result<()> {
         .await?;
     let log = relay.stop().await?;
     ensure!(log.contains("the database is back"), "{log}");
-    ensure_told_calmly(&log)?;
+    ensure_reported_at_most_once_a_second(&log)?;
     let query = "SELECT (payload ->> 'n')::bigint FROM outbox.events ORDER BY position";
     let committed: Vec<i64> = client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect();
     let mut arrived = numbers(&bed.queues.contents(&queue).await?)?;
@@ -84,7 +84,7 @@ async fn delivered(relay: &Relay) -> Result<f64> {
 #[tokio::test]
 async fn a_relay_lives_while_its_database_is_down_and_delivers_when_it_is_back() -> Result<()> {
     let cluster = own_cluster()?;
-    let bed = Bed::on(&cluster).await?;
+    let bed = TestBed::on(&cluster).await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue("tickets", "{\"n\": 1}", None).await?;
     cluster.stop(StopMode::Fast)?;
@@ -102,7 +102,7 @@ async fn a_relay_lives_while_its_database_is_down_and_delivers_when_it_is_back()
     Ok(())
 }
 
-/// Each try to settle a message of `tickets` fails, and is counted, since a sequence is not rolled back.
+/// Each attempt to settle a message of `tickets` fails and is counted, since a sequence is not rolled back.
 const TICKETS_FAIL: &str = "CREATE SEQUENCE tries;
     CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN PERFORM nextval('tries'); RAISE EXCEPTION 'no room for tickets' USING ERRCODE = 'disk_full'; END $$;
@@ -111,7 +111,7 @@ const TICKETS_FAIL: &str = "CREATE SEQUENCE tries;
 
 #[tokio::test]
 async fn a_database_that_fails_one_destination_is_down_until_it_serves_both() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     bed.standard("audit").await?;
     bed.client.batch_execute(TICKETS_FAIL).await?;
@@ -144,9 +144,9 @@ async fn until_it_shows(lines: &mut Lines<BufReader<ChildStdout>>, word: &str) -
 }
 
 #[tokio::test]
-async fn a_status_that_is_watched_goes_on_when_the_database_is_back() -> Result<()> {
+async fn a_watched_status_continues_when_the_database_is_back() -> Result<()> {
     let cluster = own_cluster()?;
-    let bed = Bed::on(&cluster).await?;
+    let bed = TestBed::on(&cluster).await?;
     bed.fifo("tickets").await?;
     let relay = bed.relay().start().await?;
     relay.wait_for_status("/readyz", 200).await?;

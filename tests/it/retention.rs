@@ -1,11 +1,11 @@
-//! What stays in the tables after a delivery, and for how long.
+//! What remains in the tables after a delivery, and for how long.
 
 use anyhow::{Result, ensure};
 
-use crate::support::bed::{Bed, ensure_each_once, numbers};
-use crate::support::eventually;
+use support::eventually;
+use support::test_bed::{TestBed, ensure_each_once, numbers};
 
-/// A thousand more than the janitor deletes in one statement, all in one lane: delivered an hour ago.
+/// A thousand more than the janitor deletes in one statement, all in one lane and delivered an hour ago.
 const OLD: &str =
     "INSERT INTO outbox.messages (destination, event_position, group_id, status, enqueued_at, delivered_at)
     SELECT 'audit', n, 'g', 'delivered', now() - interval '2 hours', now() - interval '1 hour'
@@ -16,21 +16,21 @@ const RECENT: &str = "INSERT INTO outbox.messages (destination, event_position, 
 
 #[tokio::test]
 async fn no_retention_deletes_messages_at_delivery_and_keeps_the_events() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     bed.enqueue_many("audit", 500, 0).await?;
     bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "0s").deliver_all().await?;
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 500)?;
     ensure!(bed.count("SELECT count(*) FROM outbox.messages").await? == 0);
     ensure!(bed.count("SELECT count(*) FROM outbox.events").await? == 500);
-    // Nothing passed through the delivered partition either: deleting is all that was written.
+    // Nothing passed through the delivered partition either: rows were only deleted.
     ensure!(bed.count("SELECT pg_relation_size('outbox.messages_delivered')").await? == 0);
     Ok(())
 }
 
 #[tokio::test]
 async fn delivered_messages_are_kept_by_default() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.standard("audit").await?;
     bed.enqueue_many("audit", 100, 0).await?;
     let relay = bed.relay().start().await?;
@@ -44,7 +44,7 @@ async fn delivered_messages_are_kept_by_default() -> Result<()> {
 
 #[tokio::test]
 async fn messages_older_than_the_retention_are_pruned_and_younger_ones_stay() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.standard("audit").await?;
     bed.client.batch_execute(OLD).await?;
     bed.client.batch_execute(RECENT).await?;
@@ -57,8 +57,8 @@ async fn messages_older_than_the_retention_are_pruned_and_younger_ones_stay() ->
 }
 
 #[tokio::test]
-async fn pruning_that_fails_is_told_once_and_goes_on_when_it_can() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn failing_pruning_is_reported_once_and_continues_when_possible() -> Result<()> {
+    let bed = TestBed::new().await?;
     bed.standard("audit").await?;
     bed.client.batch_execute(OLD).await?;
     let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -80,19 +80,19 @@ async fn pruning_that_fails_is_told_once_and_goes_on_when_it_can() -> Result<()>
     Ok(())
 }
 
-/// Low ids that were delivered late, so that they are to stay for long: more than a round looks at in one lane.
+/// Low ids that were delivered late and so must stay for long: more than a round looks at in one lane.
 const LATE: &str =
     "INSERT INTO outbox.messages (destination, event_position, group_id, status, enqueued_at, delivered_at)
     SELECT 'audit', n, 'g', 'delivered', now() - interval '2 hours', now() + interval '1 hour' FROM generate_series(1, 25000) AS n";
 
 #[tokio::test]
 async fn messages_delivered_late_do_not_keep_others_from_being_pruned() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.standard("audit").await?;
     bed.client.batch_execute(LATE).await?;
     bed.client.batch_execute(OLD).await?;
     let old = "SELECT count(*) FROM outbox.messages_delivered WHERE delivered_at < now()";
-    // A round every second.
+    // One round every second.
     let relay = bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "10s").start().await?;
     eventually("the old ones are gone", || async { Ok(bed.count(old).await? == 0) }).await?;
     relay.stop().await?;
@@ -102,7 +102,7 @@ async fn messages_delivered_late_do_not_keep_others_from_being_pruned() -> Resul
 
 #[tokio::test]
 async fn a_lane_of_young_messages_is_not_walked_again_and_again() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.standard("audit").await?;
     let young = "INSERT INTO outbox.messages (destination, event_position, group_id, status, delivered_at)
         SELECT 'audit', n, 'g', 'delivered', now() FROM generate_series(1, 30000) AS n";
@@ -110,7 +110,7 @@ async fn a_lane_of_young_messages_is_not_walked_again_and_again() -> Result<()> 
     let number =
         |what: &str| format!("SELECT {what} FROM pg_stat_all_indexes WHERE indexrelname = 'messages_delivered_pkey'");
     let (scans, rows) = (bed.count(&number("idx_scan")).await?, bed.count(&number("idx_tup_read")).await?);
-    // A round every second.
+    // One round every second.
     let relay = bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "10s").start().await?;
     eventually("three rounds were made", || async {
         let fresh = bed.connect().await?;
@@ -122,14 +122,14 @@ async fn a_lane_of_young_messages_is_not_walked_again_and_again() -> Result<()> 
     let fresh = bed.connect().await?;
     let read: i64 = fresh.query_one(&number("idx_tup_read"), &[]).await?.get(0);
     let scanned: i64 = fresh.query_one(&number("idx_scan"), &[]).await?.get(0);
-    // One chunk of the one lane that has any, of sixteen scans a round.
+    // One chunk of the only lane that has any messages; a round has sixteen scans.
     ensure!(read - rows < 200 * (scanned - scans), "{} rows in {} scans", read - rows, scanned - scans);
     Ok(())
 }
 
 #[tokio::test]
 async fn messages_are_pruned_once_the_retention_is_over() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.standard("audit").await?;
     bed.enqueue_many("audit", 200, 0).await?;
     let relay = bed.relay().env("OUTBOX_RELAY_DELIVERED_RETENTION", "1s").start().await?;
@@ -142,8 +142,8 @@ async fn messages_are_pruned_once_the_retention_is_over() -> Result<()> {
 }
 
 #[tokio::test]
-async fn old_events_that_no_message_needs_are_purged_when_somebody_asks() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn old_events_that_no_message_needs_are_purged_on_request() -> Result<()> {
+    let bed = TestBed::new().await?;
     bed.enqueue_many("audit", 6, 0).await?;
     let changes = "UPDATE outbox.messages SET status = 'delivered', delivered_at = now() WHERE id IN (1, 2);
         UPDATE outbox.messages SET status = 'dead', dead_at = now(), last_error = 'too large' WHERE id = 3;
@@ -163,7 +163,7 @@ async fn old_events_that_no_message_needs_are_purged_when_somebody_asks() -> Res
 
 #[tokio::test]
 async fn dead_and_pending_messages_are_never_pruned() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.standard("audit").await?;
     bed.client.batch_execute(OLD).await?;
     let query =

@@ -1,21 +1,21 @@
-//! Recorded retries: however many there are, they hold up their groups, are found when they are due, and leave an idle relay
-//! as cheap as it was.
+//! Recorded retries: however many there are, they hold up their groups, they are found when due, and an idle relay
+//! stays as cheap as before.
 
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::bed::{Bed, enqueue_range, numbers};
-use crate::support::eventually;
-use crate::support::proxy::{Choice, Fault, Request, Rule};
+use support::proxy::{Choice, Fault, Request, Rule};
+use support::test_bed::{TestBed, enqueue_range, numbers};
+use support::{eventually, eventually_within_minutes};
 
 #[tokio::test]
 async fn more_retries_than_a_read_holds_still_hold_up_their_groups() -> Result<()> {
     const GROUPS: i64 = 2500;
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 2 * GROUPS, GROUPS).await?;
-    // The first of each group failed, as a relay that was stopped has recorded it.
+    // The first message of each group failed, as recorded by a relay that was stopped.
     let deferred = "UPDATE outbox.messages AS m
          SET attempts = 1, last_error = 'InternalError', available_at = now() + interval '1 second' * random()
          FROM outbox.events AS e WHERE e.position = m.event_position AND (e.payload ->> 'n')::int <= $1::bigint";
@@ -35,14 +35,14 @@ async fn more_retries_than_a_read_holds_still_hold_up_their_groups() -> Result<(
 
 #[tokio::test]
 async fn a_retry_costs_an_idle_relay_no_more_than_it_takes() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.fifo("tickets").await?;
-    // The other message of the request gets through, so that this one is charged.
+    // The other message of the request succeeds, so this one is charged.
     let which = Choice::body_contains("\"n\": 1");
     proxy.set(Fault::FailEntries { which, code: "InternalError", sender_fault: false });
-    // Longer than a claim lasts, so that the retry is recorded and found by whoever is idle; one that is drawn shorter fails
-    // again.
+    // Longer than a claim lasts, so that the retry is recorded and found by an idle relay; a retry with a shorter
+    // random delay fails again.
     let relay = bed.relay().env("OUTBOX_RELAY_RETRY_INITIAL", "1m").env("OUTBOX_RELAY_RETRY_MAX", "1m");
     let relay = relay.start().await?;
     enqueue_range(&bed.client, "tickets", 1..=2, 2).await?;
@@ -51,24 +51,28 @@ async fn a_retry_costs_an_idle_relay_no_more_than_it_takes() -> Result<()> {
     proxy.clear();
     bed.client.execute("UPDATE outbox.messages SET available_at = now() WHERE status = 'pending'", &[]).await?;
     bed.until_nothing_is_pending().await?;
-    // An idle relay asks the cheap question, which does not touch this index; a look probes it once a lane.
+    // The poller's cheap query does not touch this index; a look probes it once per lane.
     let probes = async || {
         let query = "SELECT coalesce(sum(idx_scan), 0)::bigint FROM pg_stat_user_indexes
                      WHERE indexrelname = 'messages_pending_pkey'";
         anyhow::Ok(bed.connect().await?.query_one(query, &[]).await?.get::<_, i64>(0))
     };
     let commits = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
-    let (first, before) = (bed.count(commits).await?, probes().await?);
-    eventually("two hundred statements", || async { Ok(bed.count(commits).await? > first + 200) }).await?;
-    let probed = probes().await? - before;
-    ensure!(probed < 200 * 16 / 4, "{probed} probes for two hundred statements of an idle relay");
+    // A session reports its scans late, so that those of the delivery may be counted here; a relay that looked each time
+    // would do so in every window.
+    eventually_within_minutes("two hundred statements with few probes", || async {
+        let (first, before) = (bed.count(commits).await?, probes().await?);
+        eventually("two hundred statements", || async { Ok(bed.count(commits).await? > first + 200) }).await?;
+        Ok(probes().await? - before < 200 * 16 / 4)
+    })
+    .await?;
     relay.stop().await?;
     Ok(())
 }
 
 #[tokio::test]
 async fn attempts_move_with_a_message_from_relay_to_relay() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.fifo("tickets").await?;
     let id = bed.enqueue("tickets", "{\"n\": 1}", Some("g")).await?;
@@ -87,7 +91,7 @@ async fn attempts_move_with_a_message_from_relay_to_relay() -> Result<()> {
         eventually("it is tried again and again", || async { Ok(tries() >= before + 5) }).await?;
         running.stop().await?;
     }
-    // At least three of five were charged each time: the first may have been alone.
+    // At least three of five attempts were charged each time: in the first request the message may have been alone.
     let row = bed.row(id).await?;
     ensure!(row.status == "pending" && (9..60).contains(&row.attempts), "{row:?}");
     let running = relay.start().await?;
@@ -99,10 +103,10 @@ async fn attempts_move_with_a_message_from_relay_to_relay() -> Result<()> {
 
 #[tokio::test]
 async fn an_attempt_is_recorded_at_once_when_its_retry_comes_after_the_claim() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.fifo("tickets").await?;
-    // One request under way keeps the claim.
+    // One request under way keeps the claim open.
     proxy.script([
         Rule::new(Fault::HoldAnswer).times(1),
         Rule::new(Fault::FailEntries {
@@ -132,7 +136,7 @@ async fn an_attempt_is_recorded_at_once_when_its_retry_comes_after_the_claim() -
 
 #[tokio::test]
 async fn retries_of_ungrouped_messages_are_found_when_they_are_due() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     let relay = bed.relay().start().await?;
     enqueue_range(&bed.client, "audit", 1..=1, 0).await?;

@@ -1,18 +1,19 @@
-//! Many messages at once, and none for a while: exact queues, full requests, few connections, and silence when idle.
+//! Many messages at once, and none for a while: exact deliveries, full requests, few connections, and little activity
+//! when idle.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::bed::{Bed, ensure_each_once, numbers};
-use crate::support::eventually;
+use support::eventually;
+use support::test_bed::{TestBed, ensure_each_once, numbers};
 
 /// Sessions of the relay, as PostgreSQL sees them.
 const SESSIONS: &str = "SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND application_name LIKE 'outbox-relay%'";
 
 /// Commits `count` messages with bodies of 500 bytes and the numbers 1 to `count`, in a thousand groups.
-async fn enqueue_half_kilobytes(bed: &Bed, destination: &str, count: i64) -> Result<()> {
+async fn enqueue_half_kilobytes(bed: &TestBed, destination: &str, count: i64) -> Result<()> {
     let query = "WITH event AS (
             INSERT INTO outbox.events (event_type, payload)
             SELECT 'TicketPurchased', jsonb_build_object('n', n, 'pad', repeat('x', 470)) FROM generate_series(1, $2::bigint) AS n
@@ -27,7 +28,7 @@ async fn enqueue_half_kilobytes(bed: &Bed, destination: &str, count: i64) -> Res
 #[tokio::test]
 async fn many_messages_reach_their_queues_in_full_requests() -> Result<()> {
     const EACH: i64 = 15_000;
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
     enqueue_half_kilobytes(&bed, "tickets", EACH).await?;
@@ -39,7 +40,7 @@ async fn many_messages_reach_their_queues_in_full_requests() -> Result<()> {
     let ended = relay.wait();
     tokio::pin!(ended);
     let (status, log) = loop {
-        // The process is looked at again and again until it is gone.
+        // The process is observed repeatedly until it has ended.
         tokio::select! {
             ended = &mut ended => break ended?,
             _ = looks.tick() => {
@@ -63,14 +64,14 @@ async fn many_messages_reach_their_queues_in_full_requests() -> Result<()> {
 
 #[tokio::test]
 async fn an_idle_relay_writes_nothing() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     bed.standard("audit").await?;
     bed.enqueue_many("tickets", 100, 10).await?;
-    // A relay that ends: before version 15 a session that falls silent keeps what it has counted to itself.
+    // A relay that ends: before version 15 an idle session holds its statistics back.
     bed.relay().deliver_all().await?;
     let relay = bed.relay().start().await?;
-    // What sessions had not told yet is told by now.
+    // By now all sessions have reported their statistics.
     polls(&bed, 100).await?;
     let before = bed.writes().await?;
     ensure!(before >= 200, "{before} writes: statistics are not there");
@@ -84,12 +85,12 @@ async fn an_idle_relay_writes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Waits until the relay has committed so many statements more, and for longer than PostgreSQL keeps statistics back.
-async fn polls(bed: &Bed, count: i64) -> Result<()> {
+/// Waits until the relay has committed this many more statements, and longer than PostgreSQL holds statistics back.
+async fn polls(bed: &TestBed, count: i64) -> Result<()> {
     let started = Instant::now();
     let commits = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
     let before = bed.count(commits).await?;
-    // Asking commits as well, so the own questions are counted and left out.
+    // The queries of this test commit as well, so they are counted and subtracted.
     let mut asked = 0;
     let mut looks = tokio::time::interval(Duration::from_millis(100));
     loop {
@@ -104,14 +105,14 @@ async fn polls(bed: &Bed, count: i64) -> Result<()> {
 
 #[tokio::test]
 async fn a_relay_catches_up_while_more_is_written() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     bed.enqueue_many("audit", 2000, 0).await?;
     let relay = bed.relay().start().await?;
     let writer = bed.connect().await?;
     for wave in 0..20 {
         let first = 2000 + wave * 100;
-        crate::support::bed::enqueue_range(&writer, "audit", first + 1..=first + 100, 0).await?;
+        support::test_bed::enqueue_range(&writer, "audit", first + 1..=first + 100, 0).await?;
     }
     eventually("all are delivered", || async { Ok(bed.delivered().await? == 4000) }).await?;
     relay.stop().await?;

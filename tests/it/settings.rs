@@ -1,18 +1,18 @@
-//! Settings of the server and of the role hurt nobody: every setting of PostgreSQL that is a timeout, in whatever version, so
-//! that the next new one is found.
+//! Settings of the server and of the role do no harm. The test covers every timeout setting of PostgreSQL, whatever its
+//! version, so that it also finds new ones.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use futures_util::future::try_join;
 
-use crate::support::bed::{Bed, enqueue_range, ensure_each_once, numbers};
-use crate::support::postgres::PASSWORD;
-use crate::support::proxy::Fault;
+use support::postgres::PASSWORD;
+use support::proxy::Fault;
+use support::test_bed::{TestBed, enqueue_range, ensure_each_once, numbers};
 
-/// Every timeout that a role can have, as short as a second.
-async fn set_all_to_a_second(bed: &Bed, role: &str) -> Result<Vec<String>> {
-    // deadlock_timeout is how long a waiting statement lets pass before it looks for a deadlock, and ends nothing.
+/// Sets every timeout that a role can have to a second.
+async fn set_all_to_a_second(bed: &TestBed, role: &str) -> Result<Vec<String>> {
+    // deadlock_timeout is how long a waiting statement waits before it looks for a deadlock; it ends nothing.
     let timeouts = "SELECT name::text, unit::text FROM pg_settings
         WHERE name LIKE '%timeout%' AND context IN ('user', 'superuser') AND unit IN ('s', 'ms') ORDER BY name";
     let mut names = Vec::new();
@@ -26,7 +26,7 @@ async fn set_all_to_a_second(bed: &Bed, role: &str) -> Result<Vec<String>> {
 
 #[tokio::test]
 async fn no_timeout_of_the_role_gets_in_the_way() -> Result<()> {
-    let bed = Bed::empty().await?;
+    let bed = TestBed::empty().await?;
     let database: String = bed.client.query_one("SELECT current_database()::text", &[]).await?.get(0);
     let role = format!("hurried_{database}");
     let create =
@@ -51,7 +51,8 @@ async fn no_timeout_of_the_role_gets_in_the_way() -> Result<()> {
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     let relay = bed.relay().env("DATABASE_URL", &url).start().await?;
-    // Claims that last, a settlement that waits for a lock of two seconds, and pauses that are long enough for idle sessions.
+    // Claims that last, a settling that waits two seconds for a lock, and pauses that are long enough for idle
+    // sessions.
     proxy.set(Fault::Delay(Duration::from_millis(1500)));
     bed.enqueue_many("tickets", 100, 5).await?;
     let locked = bed.connect().await?;

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::bed::{Bed, enqueue_range, ensure_each, ensure_each_once, ensure_order_in_groups, numbers};
-use crate::support::eventually;
-use crate::support::proxy::{Choice, Fault, Rule};
-use crate::support::relay::Metrics;
+use support::eventually;
+use support::proxy::{Choice, Fault, Rule};
+use support::relay::Metrics;
+use support::test_bed::{TestBed, enqueue_range, ensure_each, ensure_each_once, ensure_order_in_groups, numbers};
 
 const DELIVERED: &str = r#"delivered_messages_total{destination="tickets"}"#;
 
@@ -18,14 +18,14 @@ const CLAIMS: &str =
 
 #[tokio::test]
 async fn two_relays_share_an_outbox_and_send_nothing_twice() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("tickets").await?;
     let relays = [bed.relay().start().await?, bed.relay().start().await?];
     let mut count = 0;
     let both_worked = || async {
         anyhow::Ok(relays[0].metrics().await?.get(DELIVERED)? > 0.0 && relays[1].metrics().await?.get(DELIVERED)? > 0.0)
     };
-    // Who wins the lanes is left to chance, again for each wave, until both had their share.
+    // Chance decides which relay gets the lanes, again in each wave, until both had some.
     while count < 2000 || (count < 10_000 && !both_worked().await?) {
         enqueue_range(&bed.client, "tickets", count + 1..=count + 100, 0).await?;
         count += 100;
@@ -43,7 +43,7 @@ async fn two_relays_share_an_outbox_and_send_nothing_twice() -> Result<()> {
 
 #[tokio::test]
 async fn a_relay_with_too_much_to_do_leaves_lanes_to_another() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.standard("tickets").await?;
     bed.enqueue_many("tickets", 10_000, 0).await?;
@@ -69,7 +69,7 @@ async fn a_relay_with_too_much_to_do_leaves_lanes_to_another() -> Result<()> {
 
 #[tokio::test]
 async fn groups_keep_their_order_with_many_relays() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     proxy.add(Rule::new(Fault::FailEntries {
@@ -91,7 +91,7 @@ async fn groups_keep_their_order_with_many_relays() -> Result<()> {
 
 #[tokio::test]
 async fn lanes_that_one_relay_holds_are_left_alone_by_the_other() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 10, 10).await?;
@@ -100,7 +100,7 @@ async fn lanes_that_one_relay_holds_are_left_alone_by_the_other() -> Result<()> 
     proxy.wait_for_held(1).await?;
     bed.standard("audit").await?;
     let second = bed.relay().start().await?;
-    // While it delivers these one after the other, the second relay looks for tickets as well.
+    // While it delivers these one after the other, the second relay also looks for tickets.
     for number in 1..=20 {
         bed.enqueue("audit", "{}", None).await?;
         let audit = r#"delivered_messages_total{destination="audit"}"#;
@@ -116,7 +116,7 @@ async fn lanes_that_one_relay_holds_are_left_alone_by_the_other() -> Result<()> 
 
 #[tokio::test]
 async fn a_relay_killed_in_mid_flight_loses_nothing() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
     bed.enqueue_many("tickets", 200, 40).await?;
@@ -125,7 +125,7 @@ async fn a_relay_killed_in_mid_flight_loses_nothing() -> Result<()> {
     let relay = bed.relay().env("OUTBOX_RELAY_MAX_IN_FLIGHT", "3").start().await?;
     proxy.wait_for_held(6).await?;
     relay.kill().await?;
-    ensure!(bed.pending().await? >= 60, "what was in flight is not pending");
+    ensure!(bed.pending().await? >= 60, "messages that were in flight are not pending");
     proxy.release();
     proxy.wait_until_quiet().await?;
     bed.relay().deliver_all().await?;
@@ -135,14 +135,14 @@ async fn a_relay_killed_in_mid_flight_loses_nothing() -> Result<()> {
     let sent_to_audit = numbers(&bed.queues.contents(&audit).await?)?;
     let again = sent_to_audit.len() - 200;
     ensure_each(sent_to_audit, 200)?;
-    // Three requests of ten were in flight, and up to six before them may not have been written down yet.
+    // Three requests of ten were in flight, and up to six before them may not have been recorded yet.
     ensure!((30..=90).contains(&again), "{again} messages were sent twice");
     Ok(())
 }
 
 #[tokio::test]
 async fn a_relay_killed_again_and_again_loses_nothing_and_keeps_the_order() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 2000, 100).await?;
@@ -161,14 +161,14 @@ async fn a_relay_killed_again_and_again_loses_nothing_and_keeps_the_order() -> R
 
 #[tokio::test]
 async fn a_claim_whose_session_is_terminated_loses_nothing() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 300, 30).await?;
     proxy.set(Fault::HoldAnswer);
     let relay = bed.relay().start().await?;
     proxy.wait_for_held(1).await?;
-    // While the claim asks for more lanes, its session is not idle for a moment.
+    // While the claim asks for more lanes, its session is never idle.
     let query = format!("SELECT count(pg_terminate_backend(pid)) {CLAIMS}");
     eventually("the claim's session is terminated", || async { Ok(bed.count(&query).await? == 1) }).await?;
     proxy.release();
@@ -181,7 +181,7 @@ async fn a_claim_whose_session_is_terminated_loses_nothing() -> Result<()> {
 
 #[tokio::test]
 async fn all_sessions_terminated_while_messages_flow_lose_nothing() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     let relay = bed.relay().start().await?;
@@ -203,7 +203,7 @@ async fn all_sessions_terminated_while_messages_flow_lose_nothing() -> Result<()
 
 #[tokio::test]
 async fn the_lanes_of_a_frozen_relay_go_to_another_and_it_does_no_harm_when_it_wakes() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 400, 20).await?;

@@ -1,14 +1,14 @@
-//! Stopping: what is in flight is awaited and recorded, and there is always a way out.
+//! Stopping: requests in flight are awaited and recorded, and there is always a way to abort.
 
 use anyhow::{Result, ensure};
 
-use crate::support::bed::{Bed, ensure_each_once, numbers};
-use crate::support::proxy::Fault;
+use support::proxy::Fault;
+use support::test_bed::{TestBed, ensure_each_once, numbers};
 
 #[tokio::test]
 async fn sigterm_in_mid_flight_duplicates_nothing() -> Result<()> {
     for signal in ["TERM", "INT"] {
-        let bed = Bed::new().await?;
+        let bed = TestBed::new().await?;
         let proxy = bed.proxy().await?;
         let queue = bed.standard("audit").await?;
         bed.enqueue_many("audit", 100, 0).await?;
@@ -29,7 +29,7 @@ async fn sigterm_in_mid_flight_duplicates_nothing() -> Result<()> {
 
 #[tokio::test]
 async fn until_empty_that_was_told_to_stop_says_that_messages_are_left() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.standard("audit").await?;
     bed.enqueue_many("audit", 100, 0).await?;
@@ -41,13 +41,16 @@ async fn until_empty_that_was_told_to_stop_says_that_messages_are_left() -> Resu
     proxy.release();
     let (status, log) = relay.wait().await?;
     ensure!(bed.pending().await? == 80 && log.contains("outbox-relay ends"), "{log}");
-    ensure!(status.code() == Some(1) && log.matches("told to stop before").count() == 1, "{status}\n{log}");
+    ensure!(
+        status.code() == Some(1) && log.matches("stopped while messages were pending").count() == 1,
+        "{status}\n{log}"
+    );
     Ok(())
 }
 
 #[tokio::test]
 async fn a_second_signal_aborts_at_once() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 10, 10).await?;
@@ -58,7 +61,7 @@ async fn a_second_signal_aborts_at_once() -> Result<()> {
     relay.terminate().await?;
     relay.wait_for_log("draining").await?;
     relay.terminate().await?;
-    // The request is still held, so only giving it up lets the process end.
+    // The request is still held, so the process can only end by giving it up.
     let (status, log) = relay.wait().await?;
     ensure!(status.code() == Some(1), "{status}\n{log}");
     ensure!(bed.pending().await? == 10);
@@ -69,8 +72,8 @@ async fn a_second_signal_aborts_at_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_drain_timeout_ends_a_drain_that_does_not() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn the_drain_timeout_ends_a_drain_that_takes_too_long() -> Result<()> {
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 10, 10).await?;
@@ -87,7 +90,7 @@ async fn the_drain_timeout_ends_a_drain_that_does_not() -> Result<()> {
 
 #[tokio::test]
 async fn an_idle_relay_leaves_when_told() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let relay = bed.relay().env("OUTBOX_RELAY_POLL_INTERVAL", "1m").start().await?;
     relay.wait_for_status("/readyz", 200).await?;
@@ -98,7 +101,7 @@ async fn an_idle_relay_leaves_when_told() -> Result<()> {
 
 #[tokio::test]
 async fn a_relay_whose_queue_is_halted_leaves_when_told() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 10, 10).await?;
@@ -111,8 +114,8 @@ async fn a_relay_whose_queue_is_halted_leaves_when_told() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_relay_whose_log_nobody_reads_goes_on_and_leaves_when_told() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_relay_whose_log_is_not_read_continues_and_stops_when_told() -> Result<()> {
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let mut relay = bed.relay().start().await?;
     relay.close_log().await;

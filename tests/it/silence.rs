@@ -1,20 +1,20 @@
-//! The way to PostgreSQL goes silent without a word: every wait of the relay ends by itself.
+//! The connection to PostgreSQL goes silent without being closed: every wait of the relay ends by itself.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use crate::support::bed::{Bed, enqueue_range, ensure_each, numbers};
-use crate::support::cluster;
-use crate::support::proxy::{Fault, Proxy};
-use crate::support::relay::{Command, Relay, ensure_told_calmly};
-use crate::support::wire_cut::WireCut;
+use support::cluster;
+use support::proxy::{Fault, Proxy};
+use support::relay::{Command, Relay, ensure_reported_at_most_once_a_second};
+use support::test_bed::{TestBed, enqueue_range, ensure_each, numbers};
+use support::wire_cut::WireCut;
 
 async fn wire() -> Result<WireCut> {
     WireCut::start(cluster()?.port()).await
 }
 
-fn through(wire: &WireCut, bed: &Bed) -> Command {
+fn through(wire: &WireCut, bed: &TestBed) -> Command {
     bed.relay().env("DATABASE_URL", wire.url(bed.url())).env("OUTBOX_RELAY_REQUEST_TIMEOUT", "1s")
 }
 
@@ -24,8 +24,8 @@ fn ensure_within(limit: Duration, since: Instant, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// A hundred messages are delivered and SQS has accepted a hundred more when the wire goes silent.
-async fn silenced(bed: &Bed, proxy: &Proxy, wire: &WireCut) -> Result<Relay> {
+/// A hundred messages are delivered, and SQS has accepted a hundred more when the connection goes silent.
+async fn silenced(bed: &TestBed, proxy: &Proxy, wire: &WireCut) -> Result<Relay> {
     let relay = through(wire, bed).start().await?;
     bed.enqueue_many("audit", 100, 0).await?;
     bed.until_nothing_is_pending().await?;
@@ -39,7 +39,7 @@ async fn silenced(bed: &Bed, proxy: &Proxy, wire: &WireCut) -> Result<Relay> {
 
 #[tokio::test]
 async fn a_relay_whose_sessions_went_silent_makes_new_ones() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.standard("audit").await?;
     let wire = WireCut::start(cluster()?.port()).await?;
@@ -48,13 +48,13 @@ async fn a_relay_whose_sessions_went_silent_makes_new_ones() -> Result<()> {
     wire.serve_new_connections();
     bed.until_nothing_is_pending().await?;
     ensure_within(Duration::from_secs(20), since, "coming back")?;
-    ensure_told_calmly(&relay.stop().await?)?;
+    ensure_reported_at_most_once_a_second(&relay.stop().await?)?;
     ensure_each(numbers(&bed.queues.contents(&queue).await?)?, 200)
 }
 
 #[tokio::test]
 async fn a_relay_is_back_soon_after_a_silent_database_answers_new_sessions() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.standard("audit").await?;
     let wire = WireCut::start(cluster()?.port()).await?;
@@ -65,13 +65,13 @@ async fn a_relay_is_back_soon_after_a_silent_database_answers_new_sessions() -> 
     wire.serve_new_connections();
     bed.until_nothing_is_pending().await?;
     ensure_within(Duration::from_secs(20), since, "coming back")?;
-    ensure_told_calmly(&relay.stop().await?)?;
+    ensure_reported_at_most_once_a_second(&relay.stop().await?)?;
     ensure_each(numbers(&bed.queues.contents(&queue).await?)?, 200)
 }
 
 #[tokio::test]
 async fn the_lanes_of_a_relay_that_fell_silent_go_to_another() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.standard("audit").await?;
     let wire = WireCut::start(cluster()?.port()).await?;
@@ -79,18 +79,18 @@ async fn the_lanes_of_a_relay_that_fell_silent_go_to_another() -> Result<()> {
     let since = Instant::now();
     let other = bed.relay().start().await?;
     bed.until_nothing_is_pending().await?;
-    // The claim ends by itself 3.5 s and the request timeout after its last statement.
+    // The claim ends automatically 3.5 s plus the request timeout after its last statement.
     ensure_within(Duration::from_secs(12), since, "taking over")?;
     other.stop().await?;
     ensure_each(numbers(&bed.queues.contents(&queue).await?)?, 200)
 }
 
 #[tokio::test]
-async fn a_relay_that_fell_silent_while_it_settled_holds_nothing_up() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_relay_that_fell_silent_while_settling_holds_nothing_up() -> Result<()> {
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     let wire = WireCut::start(cluster()?.port()).await?;
-    // The rows are marked and locked, and the COMMIT never comes.
+    // The rows are marked and locked, and the COMMIT never arrives.
     wire.go_silent_after("SET status = 'delivered'");
     let _silent = through(&wire, &bed).start().await?;
     bed.enqueue_many("audit", 100, 0).await?;
@@ -99,6 +99,6 @@ async fn a_relay_that_fell_silent_while_it_settled_holds_nothing_up() -> Result<
     let other = bed.relay().start().await?;
     bed.until_nothing_is_pending().await?;
     ensure_within(Duration::from_secs(15), since, "taking over")?;
-    ensure_told_calmly(&other.stop().await?)?;
+    ensure_reported_at_most_once_a_second(&other.stop().await?)?;
     ensure_each(numbers(&bed.queues.contents(&queue).await?)?, 100)
 }

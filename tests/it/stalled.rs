@@ -1,4 +1,5 @@
-//! Nothing stands still in silence: where messages are due and nobody delivers them, every place says so where people look.
+//! Nothing stands still unnoticed: if messages are due and nobody delivers them, every place that people look at says
+//! so.
 
 use std::time::{Duration, Instant};
 
@@ -9,25 +10,25 @@ use outbox_relay::message::MessageId;
 use outbox_relay::outbox::Outbox;
 use outbox_relay::reading::{ByLane, Order};
 
-use crate::support::bed::Bed;
+use support::test_bed::TestBed;
 
 const STALLED: &str = "stalled{destination=\"tickets\"}";
 
 #[tokio::test]
-async fn a_session_that_holds_the_lanes_and_delivers_nothing_is_told_of_until_it_ends() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_session_that_holds_the_lanes_and_delivers_nothing_is_reported_until_it_ends() -> Result<()> {
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let relay = bed.relay().start().await?;
     bed.enqueue_many("tickets", 10, 2).await?;
     bed.until_nothing_is_pending().await?;
-    // Somebody who looks at the lanes by hand, and goes for lunch.
+    // A session that has locked the lanes by hand and stays open.
     let other = bed.connect().await?;
     other.batch_execute("BEGIN; SELECT FROM outbox.lanes FOR UPDATE").await?;
     bed.enqueue_many("tickets", 10, 2).await?;
-    // It is given half a minute before it is told of.
+    // Standing still is reported only after half a minute.
     let since = Instant::now();
     while relay.metrics().await?.get(STALLED)? == 0.0 {
-        ensure!(since.elapsed() < Duration::from_secs(90), "nobody says a word:\n{}", relay.log());
+        ensure!(since.elapsed() < Duration::from_secs(90), "nothing reports it:\n{}", relay.log());
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     let log = relay.wait_for_log("without a known reason").await?;
@@ -45,8 +46,8 @@ async fn a_session_that_holds_the_lanes_and_delivers_nothing_is_told_of_until_it
 }
 
 #[tokio::test]
-async fn what_may_go_is_measured_however_much_of_its_lane_is_held_up_before_it() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_message_that_may_go_is_measured_however_many_of_its_lane_are_held_up_before_it() -> Result<()> {
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let only_held_and_one_behind = "
         SELECT outbox.enqueue('tickets', 'T', '{}', 'held') FROM generate_series(1, 300);
@@ -58,13 +59,13 @@ async fn what_may_go_is_measured_however_much_of_its_lane_is_held_up_before_it()
     bed.client.batch_execute(only_held_and_one_behind).await?;
     ensure!(bed.count("SELECT count(DISTINCT lane) FROM outbox.messages").await? == 1);
     ensure!(bed.count("SELECT count(*) FROM outbox.messages WHERE group_id <> 'held'").await? > 0);
-    let flags = Flags { database_url: Some(bed.url().to_owned()), ..Flags::default() };
+    let flags = Flags::default().with("database-url", bed.url());
     let outbox = Outbox::new(&flags.database()?, 1)?;
     let floors = ByLane::all(MessageId::NONE);
     let ready_lag = outbox.backlog("tickets", &floors, Order::GroupsBlockedByDead).await?.ready_lag;
     ensure!(ready_lag > 0.0, "nothing seems to be due");
     let free = bed.client.execute("DELETE FROM outbox.messages WHERE group_id <> 'held'", &[]).await?;
     let ready_lag = outbox.backlog("tickets", &floors, Order::GroupsBlockedByDead).await?.ready_lag;
-    ensure!(ready_lag == 0.0, "{free} messages are gone, and what is held up seems to be due");
+    ensure!(ready_lag == 0.0, "{free} messages are gone, but held-up ones seem to be due");
     Ok(())
 }

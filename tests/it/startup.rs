@@ -1,16 +1,16 @@
-//! Starting where not everything is there yet: one clear line from a command, patience from the daemon.
+//! Starting when something is missing: one clear line from a command, patience from the daemon.
 
 use anyhow::{Result, ensure};
 
-use crate::support::bed::{Bed, migrate};
-use crate::support::emulator::Queues;
-use crate::support::postgres::{PASSWORD, free_port};
-use crate::support::relay::{Command, Finished};
-use crate::support::{cluster, emulator};
+use support::emulator::Queues;
+use support::postgres::{PASSWORD, free_port};
+use support::relay::{Command, Finished};
+use support::test_bed::{TestBed, migrate};
+use support::{cluster, emulator};
 
 const SECRETS: [&str; 3] = [PASSWORD, "the-secret-of-aws", "a-wrong-password"];
 
-/// One line of complaint, exit code 1, no panic and no secret.
+/// One error line, exit code 1, no panic and no secret.
 fn ensure_failed_with(ended: &Finished, text: &str) -> Result<()> {
     ensure!(ended.code == Some(1), "{ended:?}");
     let complaints: Vec<_> = ended.stderr.lines().filter(|line| line.starts_with("outbox-relay: ")).collect();
@@ -29,7 +29,7 @@ async fn ensure_both_fail_with(command: &Command, text: &str) -> Result<()> {
 
 #[tokio::test]
 async fn a_wrong_password_is_one_clear_line() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let command = bed.relay().env("DATABASE_URL", bed.url().replace(PASSWORD, "a-wrong-password"));
     ensure_both_fail_with(&command, "password authentication failed").await
@@ -37,7 +37,7 @@ async fn a_wrong_password_is_one_clear_line() -> Result<()> {
 
 #[tokio::test]
 async fn a_missing_database_is_one_clear_line() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let command = bed.relay().env("DATABASE_URL", cluster()?.url("no_such_database"));
     ensure_both_fail_with(&command, "no_such_database").await
@@ -52,14 +52,14 @@ async fn an_unreachable_database_is_one_clear_line_from_migrate() -> Result<()> 
 
 #[tokio::test]
 async fn a_database_that_is_not_migrated_is_one_clear_line() -> Result<()> {
-    let bed = Bed::empty().await?;
+    let bed = TestBed::empty().await?;
     bed.fifo("tickets").await?;
     ensure_failed_with(&bed.relay().until_empty().await?, "run `outbox-relay migrate`")
 }
 
 #[tokio::test]
 async fn an_address_in_use_is_one_clear_line() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let relay = bed.relay().start().await?;
     let second = bed.relay().env("OUTBOX_RELAY_HTTP_LISTEN", relay.address());
@@ -72,7 +72,7 @@ async fn a_relay_waits_for_a_database_that_appears_later() -> Result<()> {
     let url = cluster()?.url(name);
     let queues = Queues::new(emulator()?.endpoint());
     let queue = queues.create_fifo("tickets").await?;
-    let command = Bed::new().await?.relay().env("OUTBOX_RELAY_DESTINATIONS", format!("tickets={queue}"));
+    let command = TestBed::new().await?.relay().env("OUTBOX_RELAY_DESTINATIONS", format!("tickets={queue}"));
     let relay = command.env("DATABASE_URL", &url).start().await?;
     relay.wait_for_log("does not exist").await?;
     ensure!(relay.get("/livez").await?.0 == 200 && relay.get("/readyz").await?.0 == 503);
@@ -80,8 +80,8 @@ async fn a_relay_waits_for_a_database_that_appears_later() -> Result<()> {
     relay.wait_for_log("not migrated").await?;
     ensure!(relay.get("/livez").await?.0 == 200 && relay.get("/readyz").await?.0 == 503);
     migrate(&url).await?;
-    let client = crate::support::bed::connect(&url).await?;
-    crate::support::bed::enqueue(&client, "tickets", "{}", None).await?;
+    let client = support::test_bed::connect(&url).await?;
+    support::test_bed::enqueue(&client, "tickets", "{}", None).await?;
     relay.wait_for_metric(r#"delivered_messages_total{destination="tickets"}"#, 1.0).await?;
     relay.wait_for_status("/readyz", 200).await?;
     let log = relay.stop().await?;
@@ -94,7 +94,7 @@ async fn a_relay_waits_for_a_database_that_appears_later() -> Result<()> {
 
 #[tokio::test]
 async fn a_relay_waits_for_the_right_password() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let role = "late_password";
     let create = format!("CREATE ROLE {role} LOGIN SUPERUSER PASSWORD 'another'");

@@ -5,14 +5,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::support::bed::{Bed, enqueue_range, ensure_each_once, numbers};
-use crate::support::eventually;
-use crate::support::proxy::Fault;
-use crate::support::roles::Roles;
+use support::eventually;
+use support::proxy::Fault;
+use support::roles::Roles;
+use support::test_bed::{TestBed, enqueue_range, ensure_each_once, numbers};
 
 #[tokio::test]
 async fn a_paused_destination_publishes_nothing_until_it_is_resumed_and_others_go_on() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
     let relay = bed.relay().start().await?;
     bed.enqueue("tickets", "{\"n\": 1}", Some("g")).await?;
@@ -42,7 +42,7 @@ async fn a_paused_destination_publishes_nothing_until_it_is_resumed_and_others_g
 
 #[tokio::test]
 async fn a_relay_that_starts_in_a_pause_publishes_nothing_before_its_end() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     bed.enqueue_many("audit", 20, 0).await?;
     // As psql would do it, and before any relay has served the destination.
@@ -51,7 +51,7 @@ async fn a_relay_that_starts_in_a_pause_publishes_nothing_before_its_end() -> Re
     relay.wait_for_metric(r#"paused{destination="audit"}"#, 1.0).await?;
     let requests = r#"requests_total{destination="audit"}"#;
     ensure!(relay.metrics().await?.get(requests)? == 0.0, "it published in the pause");
-    // A pause that is given an end ends by itself.
+    // A pause with an end ends automatically.
     bed.client.batch_execute("SELECT outbox.pause('*', interval '1 second', 'soon')").await?;
     bed.until_nothing_is_pending().await?;
     let over = "SELECT count(*) FROM outbox.pauses WHERE ends_at <= clock_timestamp()";
@@ -61,17 +61,17 @@ async fn a_relay_that_starts_in_a_pause_publishes_nothing_before_its_end() -> Re
 
 #[tokio::test]
 async fn a_relay_that_cannot_ask_whether_it_is_paused_waits_until_it_can() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let queue = bed.standard("audit").await?;
     bed.relay().deliver_all().await?;
     bed.enqueue_many("audit", 20, 0).await?;
-    // A statement that fails, and for another reason than a missing right.
+    // A statement that fails for another reason than a missing privilege.
     let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
     bed.client.batch_execute(&format!("ALTER DATABASE {database} SET lock_timeout = '200ms'")).await?;
     bed.client.batch_execute("BEGIN; LOCK TABLE outbox.pauses IN ACCESS EXCLUSIVE MODE").await?;
     let relay = bed.relay().start().await?;
     relay.wait_for_log("pauses and settings cannot be read").await?;
-    // Time is the subject: one that took silence for permission would have published long ago.
+    // Time is the subject: a relay that took silence for permission would have published long ago.
     tokio::time::sleep(Duration::from_secs(3)).await;
     ensure!(relay.metrics().await?.get(r#"requests_total{destination="audit"}"#)? == 0.0, "it may have been paused");
     bed.client.batch_execute("COMMIT").await?;
@@ -81,7 +81,7 @@ async fn a_relay_that_cannot_ask_whether_it_is_paused_waits_until_it_can() -> Re
 
 #[tokio::test]
 async fn a_pause_in_the_middle_of_a_backlog_finishes_what_is_in_flight_and_keeps_the_order() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 2_000, 20).await?;
@@ -94,7 +94,7 @@ async fn a_pause_in_the_middle_of_a_backlog_finishes_what_is_in_flight_and_keeps
     let known_at = proxy.requests_seen();
     relay.wait_for_metric(lanes, 0.0).await?;
     let seen = proxy.requests_seen();
-    // Not only when the claim is over, which is a hundred requests later.
+    // Not only when the claim ends, which is a hundred requests later.
     ensure!(seen < known_at + 20, "{} requests were sent in the pause", seen - known_at);
     let pending = bed.pending().await?;
     ensure!(pending > 0 && pending < 2_000, "{pending} are left: the pause did not meet the backlog");
@@ -108,8 +108,8 @@ async fn a_pause_in_the_middle_of_a_backlog_finishes_what_is_in_flight_and_keeps
 }
 
 #[tokio::test]
-async fn until_empty_ends_in_a_pause_when_nothing_waits_and_a_signal_ends_it_when_something_does() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn until_empty_ends_in_a_pause_if_nothing_is_pending_and_otherwise_on_a_signal() -> Result<()> {
+    let bed = TestBed::new().await?;
     bed.standard("audit").await?;
     bed.client.batch_execute("SELECT outbox.pause()").await?;
     bed.relay().deliver_all().await?;
@@ -118,14 +118,14 @@ async fn until_empty_ends_in_a_pause_when_nothing_waits_and_a_signal_ends_it_whe
     relay.wait_for_metric(r#"paused{destination="audit"}"#, 1.0).await?;
     relay.terminate().await?;
     let (status, log) = relay.wait().await?;
-    ensure!(status.code() == Some(1) && log.contains("told to stop before nothing was pending"), "{status}: {log}");
+    ensure!(status.code() == Some(1) && log.contains("stopped while messages were pending"), "{status}: {log}");
     ensure!(bed.pending().await? == 5);
     Ok(())
 }
 
 #[tokio::test]
 async fn groups_that_a_dead_message_holds_up_go_on_when_on_dead_is_set_to_skip() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let relay = bed.relay().env("OUTBOX_RELAY_ON_DEAD", "block").start().await?;
     bed.enqueue("tickets", &format!("{{\"n\": \"{}\"}}", "x".repeat(1_100_000)), Some("g")).await?;
@@ -140,7 +140,7 @@ async fn groups_that_a_dead_message_holds_up_go_on_when_on_dead_is_set_to_skip()
 
 #[tokio::test]
 async fn a_shorter_retry_reaches_a_destination_that_is_halted_already() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.standard("audit").await?;
     proxy.set(Fault::queue_missing());
@@ -150,7 +150,7 @@ async fn a_shorter_retry_reaches_a_destination_that_is_halted_already() -> Resul
     for argument in ["retry-initial=100ms", "retry-max=200ms"] {
         bed.relay().output(&["set", argument]).await?.ensure_success()?;
     }
-    // It is tried again and again, and not only once for each setting.
+    // The destination is probed repeatedly, and not only once for each setting.
     proxy.wait_for_requests(proxy.requests_seen() + 8).await?;
     proxy.clear();
     bed.until_nothing_is_pending().await?;
@@ -158,8 +158,8 @@ async fn a_shorter_retry_reaches_a_destination_that_is_halted_already() -> Resul
 }
 
 #[tokio::test]
-async fn resuming_all_ends_every_pause_and_resuming_one_says_what_still_holds() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn resuming_all_ends_every_pause_and_resuming_one_reports_a_remaining_pause() -> Result<()> {
+    let bed = TestBed::new().await?;
     bed.standard("audit").await?;
     bed.relay().deliver_all().await?;
     for arguments in [vec!["pause"], vec!["pause", "audit", "--for", "1h"]] {
@@ -171,6 +171,13 @@ async fn resuming_all_ends_every_pause_and_resuming_one_says_what_still_holds() 
     bed.relay().output(&["pause", "audit"]).await?.ensure_success()?;
     bed.relay().output(&["resume"]).await?.ensure_success()?;
     ensure!(bed.count("SELECT count(*) FROM outbox.pauses").await? == 0);
+    for text in ["9000years", "367days"] {
+        let endless = bed.relay().output(&["pause", "audit", "--for", text]).await?;
+        let is_named =
+            endless.stderr.contains(text) && endless.stderr.contains("leave --for out to pause until resumed");
+        ensure!(endless.code == Some(2) && is_named, "{endless:?}");
+    }
+    ensure!(bed.count("SELECT count(*) FROM outbox.pauses").await? == 0);
     let unknown = bed.relay().output(&["pause", "audti"]).await?;
     ensure!(unknown.code == Some(1) && unknown.stderr.contains("there are: audit"), "{}", unknown.stderr);
     let actions = "SELECT count(*) FROM outbox.audit_log WHERE action IN ('pause', 'resume')";
@@ -179,8 +186,8 @@ async fn resuming_all_ends_every_pause_and_resuming_one_says_what_still_holds() 
 }
 
 #[tokio::test]
-async fn a_setting_wins_over_the_environment_without_a_restart_until_it_is_unset() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn a_setting_overrides_the_environment_without_a_restart_until_it_is_unset() -> Result<()> {
+    let bed = TestBed::new().await?;
     bed.standard("audit").await?;
     bed.standard("tickets").await?;
     let relay = bed.relay().env("OUTBOX_RELAY_MAX_IN_FLIGHT", "50").start().await?;
@@ -202,7 +209,7 @@ async fn a_setting_wins_over_the_environment_without_a_restart_until_it_is_unset
     relay.wait_for_metric(requests, before + 10.0).await?;
     for (arguments, says) in [
         (vec!["set", "--unset", "max-in-flight"], "for audit stays in force"),
-        (vec!["set", "--unset", "max-in-flight", "--destination", "audit"], "the environment counts again"),
+        (vec!["set", "--unset", "max-in-flight", "--destination", "audit"], "the environment applies again"),
     ] {
         let unset = bed.relay().output(&arguments).await?;
         ensure!(unset.code == Some(0) && unset.stdout.contains(says), "{unset:?}");
@@ -212,8 +219,8 @@ async fn a_setting_wins_over_the_environment_without_a_restart_until_it_is_unset
 }
 
 #[tokio::test]
-async fn a_setting_that_makes_no_sense_is_refused_with_what_is_allowed() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn an_invalid_setting_is_refused_with_the_allowed_values() -> Result<()> {
+    let bed = TestBed::new().await?;
     bed.standard("audit").await?;
     bed.relay().deliver_all().await?;
     for (argument, sentence) in [
@@ -232,7 +239,7 @@ async fn a_setting_that_makes_no_sense_is_refused_with_what_is_allowed() -> Resu
 
 #[tokio::test]
 async fn config_shows_every_value_with_its_origin_and_no_secret() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.standard("audit").await?;
     bed.relay().deliver_all().await?;
     bed.relay().output(&["set", "batch-size=123", "--actor", "ada"]).await?.ensure_success()?;
@@ -248,7 +255,7 @@ async fn config_shows_every_value_with_its_origin_and_no_secret() -> Result<()> 
     let odd = command.output(&["config"]).await?.stdout;
     ensure!(odd.contains("many (not followed)") && odd.contains("3 (not followed)"), "{odd}");
     command.output(&["set", "--unset", "max-atempts"]).await?.ensure_success()?;
-    // By itself it is allowed, but not beside a first delay of 200 ms.
+    // Alone it is valid, but not together with a first delay of 200 ms.
     command.output(&["set", "retry-max=100ms"]).await?.ensure_success()?;
     let odd = command.output(&["config"]).await?.stdout;
     ensure!(odd.contains("100ms (not followed)"), "{odd}");
@@ -264,8 +271,52 @@ async fn config_shows_every_value_with_its_origin_and_no_secret() -> Result<()> 
 }
 
 #[tokio::test]
-async fn status_tells_what_waits_how_fast_it_goes_and_what_the_relay_here_says() -> Result<()> {
-    let bed = Bed::new().await?;
+async fn config_shows_the_variables_that_aws_proxies_and_tls_follow_and_no_secret() -> Result<()> {
+    let bed = TestBed::new().await?;
+    bed.standard("audit").await?;
+    let command = bed
+        .relay()
+        .append("OUTBOX_RELAY_DESTINATIONS", ";role=arn:aws:iam::222222222222:role/publisher;external-id=abc")
+        .env("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+        .env("AWS_SESSION_TOKEN", "the-secret-token")
+        .env("AWS_DEFAULT_REGION", "eu-west-1")
+        .env("AWS_PROFILE", "")
+        .env("AWS_CA_BUNDLE", "")
+        .env("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:1")
+        .env("HTTPS_PROXY", "http://user:the-secret@proxy:3128")
+        .env("no_proxy", "internal.test,10.0.0.0/8");
+    let text = command.output(&["config"]).await?;
+    let json = command.output(&["config", "--json"]).await?;
+    let settings: Vec<Value> = serde_json::from_str(&json.stdout)?;
+    let (before, section) = text.stdout.split_once("\n\nVARIABLE ").with_context(|| text.stdout.clone())?;
+    ensure!(before.contains(";role=arn:aws:iam::222222222222:role/publisher;external-id=abc"), "{before}");
+    for (name, value) in [
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_DEFAULT_REGION", "eu-west-1 (not followed)"),
+        ("AWS_ACCESS_KEY_ID", "…MPLE"),
+        ("AWS_SECRET_ACCESS_KEY", "(set, not shown)"),
+        ("AWS_SESSION_TOKEN", "(set, not shown)"),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+        ("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:1"),
+        ("HTTPS_PROXY", "http://proxy:3128"),
+        ("no_proxy", "internal.test,10.0.0.0/8"),
+    ] {
+        let wanted: Vec<&str> = [name].into_iter().chain(value.split(' ')).chain(["environment"]).collect();
+        let is_there = section.lines().any(|line| line.split_whitespace().eq(wanted.iter().copied()));
+        ensure!(is_there, "{wanted:?} is not in\n{section}");
+        let one = settings.iter().find(|one| one["setting"] == name).with_context(|| json.stdout.clone())?;
+        ensure!(one["value"] == value && one["origin"] == "environment", "{one}");
+    }
+    ensure!(!section.contains("AWS_PROFILE") && !section.contains("AWS_CA_BUNDLE"), "{section}");
+    for secret in ["the-secret", "AKIAIOS", "user:"] {
+        ensure!(!text.stdout.contains(secret) && !json.stdout.contains(secret), "{secret} is in\n{}", text.stdout);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn status_shows_the_backlog_the_rate_and_the_state_of_the_local_relay() -> Result<()> {
+    let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     bed.standard("audit").await?;
     bed.fifo("tickets").await?;
@@ -308,7 +359,7 @@ async fn status_tells_what_waits_how_fast_it_goes_and_what_the_relay_here_says()
 
 #[tokio::test]
 async fn a_relay_without_the_right_to_read_pauses_says_so_and_delivers() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     let roles = Roles::create(&bed).await?;
     let queue = bed.standard("audit").await?;
     let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
@@ -319,4 +370,18 @@ async fn a_relay_without_the_right_to_read_pauses_says_so_and_delivers() -> Resu
     relay.wait_for_log("pauses and settings cannot be read").await?;
     bed.until_nothing_is_pending().await?;
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 20)
+}
+
+#[tokio::test]
+async fn without_a_name_the_login_is_recorded_as_who_did_it() -> Result<()> {
+    let bed = TestBed::new().await?;
+    bed.standard("audit").await?;
+    let roles = Roles::create(&bed).await?;
+    let operator = bed.relay().env("DATABASE_URL", &roles.operator_url).without("USER");
+    operator.output(&["pause"]).await?.ensure_success()?;
+    operator.env("USER", "").output(&["resume"]).await?.ensure_success()?;
+    let login = roles.operator_url.split("://").nth(1).and_then(|rest| rest.split(':').next()).context("no login")?;
+    let recorded = format!("SELECT count(*) FROM outbox.audit_log WHERE actor = '{login}'");
+    ensure!(bed.count(&recorded).await? == 2, "the login {login} is not recorded");
+    Ok(())
 }

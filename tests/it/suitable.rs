@@ -1,16 +1,16 @@
-//! Databases that cannot hold an outbox, or hide what is in it, are refused with the reason and the remedy: what is hidden looks
-//! like what is not there.
+//! Databases that cannot hold an outbox, or hide some of its rows, are refused with the reason and the remedy: a hidden
+//! row looks like a missing one.
 
 use anyhow::{Result, ensure};
 use tokio_postgres::Client;
 
-use crate::support::bed::{Bed, connect, enqueue_range, ensure_each_once, numbers};
-use crate::support::postgres::{Cluster, Options, StopMode};
-use crate::support::relay::Command;
-use crate::support::roles::Roles;
-use crate::support::{chosen_major, cluster};
+use support::postgres::{Cluster, Options, StopMode};
+use support::relay::Command;
+use support::roles::Roles;
+use support::test_bed::{TestBed, connect, enqueue_range, ensure_each_once, numbers};
+use support::{chosen_major, cluster};
 
-/// No command that needs the database ends well, and each says these.
+/// Every command that needs the database fails, with each of these sentences.
 async fn ensure_refused(command: &Command, commands: &[&[&str]], sentences: &[&str]) -> Result<()> {
     for arguments in commands {
         let ended = command.output(arguments).await?;
@@ -27,7 +27,7 @@ const ALL: [&[&str]; 4] = [&["migrate"], &["check"], &["run", "--until-empty"], 
 
 #[tokio::test]
 async fn a_database_of_another_encoding_is_refused_and_nothing_is_made_in_it() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let maintenance = connect(&cluster()?.url("postgres")).await?;
     for encoding in ["SQL_ASCII", "LATIN1"] {
@@ -49,7 +49,7 @@ async fn a_database_of_another_encoding_is_refused_and_nothing_is_made_in_it() -
 #[tokio::test]
 async fn a_standby_is_refused_and_served_once_it_is_promoted() -> Result<()> {
     let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
-    let mut bed = Bed::on(&cluster).await?;
+    let mut bed = TestBed::on(&cluster).await?;
     let queue = bed.fifo("tickets").await?;
     bed.enqueue_many("tickets", 20, 5).await?;
     cluster.stop(StopMode::Fast)?;
@@ -71,7 +71,7 @@ async fn database_of(client: &Client) -> Result<String> {
 
 #[tokio::test]
 async fn row_level_security_that_hides_rows_is_noticed_by_every_command() -> Result<()> {
-    let bed = Bed::new().await?;
+    let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let roles = Roles::create(&bed).await?;
     bed.enqueue_many("tickets", 20, 5).await?;
@@ -92,7 +92,7 @@ async fn row_level_security_that_hides_rows_is_noticed_by_every_command() -> Res
 #[tokio::test]
 async fn row_level_security_that_comes_under_a_running_relay_costs_no_message() -> Result<()> {
     for table in ["messages", "events"] {
-        let bed = Bed::new().await?;
+        let bed = TestBed::new().await?;
         let queue = bed.fifo("tickets").await?;
         let roles = Roles::create(&bed).await?;
         let relay = bed.relay().env("DATABASE_URL", &roles.relay_url).start().await?;

@@ -1,45 +1,29 @@
-//! `sslmode` means what it means to libpq, against a real PostgreSQL with certificates made for the test.
+//! `sslmode` has the same meaning as in libpq, tested on a real PostgreSQL with certificates made for the test.
 
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::support::chosen_major;
-use crate::support::postgres::{Cluster, Options};
+use support::chosen_major;
+use support::postgres::{Cluster, Options, StopMode};
 
-/// A cluster that offers TLS as `localhost`, and the certificate authorities.
-struct Ground {
-    cluster: Cluster,
+/// A cluster that offers TLS, and a folder for certificates.
+pub(crate) struct Ground {
+    pub(crate) cluster: Cluster,
+    pub(crate) folder: TempDir,
     trusted: PathBuf,
     stranger: PathBuf,
-    _folder: Folder,
 }
 
-/// A folder that goes with the value.
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.0));
-    }
-}
-
-fn authority(name: &str) -> Result<CertifiedIssuer<'static, KeyPair>> {
+pub(crate) fn authority(name: &str) -> Result<CertifiedIssuer<'static, KeyPair>> {
     let mut params = CertificateParams::new(Vec::<String>::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(rcgen::DnType::CommonName, name);
     Ok(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?)
-}
-
-/// The server only reads a key that is its own and nobody else's.
-fn give(path: &Path, text: &str, owner: &std::fs::Metadata) -> Result<()> {
-    std::fs::write(path, text)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))?;
-    Ok(())
 }
 
 async fn client(cluster: &Cluster) -> Result<tokio_postgres::Client> {
@@ -48,30 +32,49 @@ async fn client(cluster: &Cluster) -> Result<tokio_postgres::Client> {
     Ok(client)
 }
 
-async fn ground() -> Result<Ground> {
-    let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
-    let folder = Folder(std::env::temp_dir().join(format!("outbox-tls-{}-{}", std::process::id(), cluster.port())));
-    std::fs::create_dir_all(&folder.0)?;
-    let (trusted, stranger) = (folder.0.join("trusted.pem"), folder.0.join("stranger.pem"));
-    let authority_of_server = authority("trusted")?;
-    std::fs::write(&trusted, authority_of_server.pem())?;
-    std::fs::write(&stranger, authority("stranger")?.pem())?;
-    let key = KeyPair::generate()?;
-    let certificate = CertificateParams::new(vec!["localhost".to_owned()])?.signed_by(&key, &authority_of_server)?;
-    let admin = client(&cluster).await?;
-    let data: String = admin.query_one("SHOW data_directory", &[]).await?.get(0);
-    let data = PathBuf::from(data);
-    let owner = std::fs::metadata(data.join("postgresql.conf"))?;
-    give(&data.join("server.crt"), &certificate.pem(), &owner)?;
-    give(&data.join("server.key"), &key.serialize_pem(), &owner)?;
-    admin.batch_execute("ALTER SYSTEM SET ssl = on").await?;
-    // A restart and not a reload: the reload is only seen by connections that begin some time after it.
-    drop(admin);
-    cluster.restart(crate::support::postgres::StopMode::Fast)?;
-    Ok(Ground { cluster, trusted, stranger, _folder: folder })
+impl Ground {
+    /// A server with TLS as `localhost`.
+    pub(crate) async fn start(options: Options) -> Result<Ground> {
+        let cluster = Cluster::start(&Options { major: chosen_major(), ..options })?;
+        let folder = tempfile::tempdir()?;
+        let (trusted, stranger) = (folder.path().join("trusted.pem"), folder.path().join("stranger.pem"));
+        let authority_of_server = authority("trusted")?;
+        std::fs::write(&trusted, authority_of_server.pem())?;
+        std::fs::write(&stranger, authority("stranger")?.pem())?;
+        let key = KeyPair::generate()?;
+        let certificate =
+            CertificateParams::new(vec!["localhost".to_owned()])?.signed_by(&key, &authority_of_server)?;
+        let admin = client(&cluster).await?;
+        cluster.write("server.crt", &certificate.pem())?;
+        cluster.write("server.key", &key.serialize_pem())?;
+        admin.batch_execute("ALTER SYSTEM SET ssl = on").await?;
+        // A restart, not a reload: only connections that begin some time after a reload see it.
+        drop(admin);
+        cluster.restart(StopMode::Fast)?;
+        Ok(Ground { cluster, folder, trusted, stranger })
+    }
+
+    /// The path of a file with this text.
+    pub(crate) fn file(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(path.display().to_string())
+    }
+
+    /// The server shows another certificate from now on.
+    pub(crate) fn show(&self, certificate: &str, key: &str) -> Result<()> {
+        self.cluster.write("server.crt", certificate)?;
+        self.cluster.write("server.key", key)?;
+        self.cluster.restart(StopMode::Fast)
+    }
 }
 
-/// What `outbox-relay migrate` makes of a connection: whether it succeeded, and what it said.
+async fn ground() -> Result<Ground> {
+    Ground::start(Options::default()).await
+}
+
+/// The result of `outbox-relay migrate` on a connection: whether it succeeded, and its output.
 async fn migrate(cluster: &Cluster, host: &str, options: &str) -> Result<(bool, String)> {
     let url = cluster.url("postgres").replace("127.0.0.1", host).replace("localhost", host);
     let output = Command::new(env!("CARGO_BIN_EXE_outbox-relay"))
@@ -91,7 +94,7 @@ async fn a_verified_connection_needs_the_right_authority_and_the_right_name() ->
     let accepted = [
         ("localhost", format!("sslmode=verify-full&sslrootcert={trusted}")),
         ("127.0.0.1", format!("sslmode=verify-ca&sslrootcert={trusted}")),
-        // With a root certificate, require means verify-ca, as libpq has it.
+        // With a root certificate, require means verify-ca, as in libpq.
         ("127.0.0.1", format!("sslmode=require&sslrootcert={trusted}")),
         ("127.0.0.1", "sslmode=require".to_owned()),
         ("127.0.0.1", "sslmode=prefer".to_owned()),
@@ -106,7 +109,7 @@ async fn a_verified_connection_needs_the_right_authority_and_the_right_name() ->
         ("localhost", format!("sslmode=verify-full&sslrootcert={stranger}"), "invalid peer certificate"),
         ("localhost", format!("sslmode=verify-ca&sslrootcert={stranger}"), "invalid peer certificate"),
         ("localhost", format!("sslmode=require&sslrootcert={stranger}"), "invalid peer certificate"),
-        // Without a certificate of its own, the system's authorities decide, and none of them signed this server.
+        // Without a given certificate, the system's authorities decide, and none of them signed this server's.
         ("localhost", "sslmode=verify-full".to_owned(), ""),
         ("localhost", "sslmode=verify-full&sslrootcert=/does/not/exist.pem".to_owned(), "/does/not/exist.pem"),
     ];
@@ -125,7 +128,7 @@ async fn require_and_prefer_encrypt_and_disable_does_not() -> Result<()> {
     let admin = client(&ground.cluster).await?;
     admin.batch_execute("ALTER SYSTEM SET log_connections = on").await?;
     drop(admin);
-    ground.cluster.restart(crate::support::postgres::StopMode::Fast)?;
+    ground.cluster.restart(StopMode::Fast)?;
     for (options, is_encrypted) in [("sslmode=require", true), ("sslmode=prefer", true), ("sslmode=disable", false)] {
         let before = std::fs::read_to_string(ground.cluster.log_path())?.len();
         assert!(migrate(&ground.cluster, "127.0.0.1", options).await?.0, "{options}");

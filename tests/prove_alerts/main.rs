@@ -1,17 +1,14 @@
-//! `make prove-alerts`: each alert is made to fire by a real fault, and seen through Prometheus's own API.
+//! `make prove-alerts`: each alert is made to fire by a real fault, and observed through Prometheus's own API.
 //!
-//! A real Prometheus scrapes real relays and evaluates the shipped rules, their times shortened by one factor (`rules`). Each
-//! alert has a stage of its own: a database, queues, a relay and a scrape job (`stages`), so that no fault meets another.
-//! First nothing may fire; then all faults are made; then each alert must fire on its own stage.
+//! A real Prometheus scrapes real relays and evaluates the shipped rules, with all times shortened by one factor
+//! (`rules`). Each alert has its own stage: a database, queues, a relay and a scrape job (`stages`), so that no fault
+//! affects another. First nothing may fire; then all faults are made; then each alert must fire on its own stage.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it talks to the person who started it")]
 #![allow(unreachable_pub, reason = "a test has no outside")]
 
 mod rules;
 mod stages;
-#[path = "../it/support/mod.rs"]
-#[allow(dead_code, reason = "shared with the integration tests")]
-mod support;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -66,7 +63,7 @@ async fn prove(minute: u32) -> Result<bool> {
     for stage in &mut stages {
         stage.break_it().await?;
     }
-    // The longest of them needs an hour of the rules, and some.
+    // The longest of them needs a little over an hour of the rules.
     let patience = Duration::from_secs(u64::from(minute) * 60 + 180);
     let mut seen: Vec<Seen> = stages.iter().map(Seen::new).collect();
     while started.elapsed() < patience && seen.iter().any(|seen| seen.firing.is_none()) {
@@ -87,7 +84,8 @@ async fn prove(minute: u32) -> Result<bool> {
     Ok(all_fired)
 }
 
-/// Before any fault is made nothing fires, and what was pending while Prometheus began to scrape is over.
+/// Before any fault is made nothing may fire, and alerts that were pending when Prometheus began to scrape must have
+/// ended.
 async fn wait_for_quiet(prometheus: &Prometheus) -> Result<()> {
     let started = Instant::now();
     loop {

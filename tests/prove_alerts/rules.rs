@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-/// The rules, a minute made this many seconds: every `for:`, every range in brackets, every number before `# seconds`.
+/// The rules with a minute shortened to this many seconds: every `for:`, every range in brackets, every number before
+/// `# seconds`.
 pub fn shortened(minute: u32) -> Result<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus/outbox-relay.rules.yml");
     let rules = std::fs::read_to_string(path)?;
@@ -19,7 +20,7 @@ pub fn shortened(minute: u32) -> Result<String> {
     Ok(lines.join("\n") + "\n")
 }
 
-/// A line with its times shortened, and how many there were. Comments stay as they are.
+/// A line with its times shortened, and the number of times. Comments stay as they are.
 fn shorten(line: &str, minute: u32) -> Result<(String, usize)> {
     if line.trim_start().starts_with('#') {
         return Ok((line.to_owned(), 0));
@@ -42,7 +43,7 @@ fn shorten(line: &str, minute: u32) -> Result<(String, usize)> {
                 text.push_str(&format!("[{range}]{rest}"));
                 count += 1;
             }
-            // A class of a regular expression.
+            // A character class of a regular expression.
             Err(_) => text.push_str(&format!("[{inner}]{rest}")),
         }
     }

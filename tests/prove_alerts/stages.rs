@@ -1,4 +1,4 @@
-//! The stages: for each alert a relay that works, and a fault that is real.
+//! The stages: for each alert a working relay, and a real fault.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,11 +7,11 @@ use anyhow::{Context, Result};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
-use crate::support::bed::Bed;
-use crate::support::chosen_major;
-use crate::support::postgres::{Cluster, Options, StopMode};
-use crate::support::proxy::{Choice, Fault, Proxy, Rule};
-use crate::support::relay::Relay;
+use support::chosen_major;
+use support::postgres::{Cluster, Options, StopMode};
+use support::proxy::{Choice, Fault, Proxy, Rule};
+use support::relay::Relay;
+use support::test_bed::TestBed;
 
 /// What is broken, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ enum Act {
     SlowAnswers,
 }
 
-/// Alert, job, what is done in words, and what is done. The first alert only knows the job of its rule.
+/// Alert, job, fault as text, and fault. The first alert only knows the job of its rule.
 const ACTS: [(&str, &str, &str, Act); 13] = [
     ("OutboxRelayDown", "outbox-relay", "the relay is killed", Act::KillTheRelay),
     (
@@ -58,14 +58,14 @@ pub struct Stage {
     alert: &'static str,
     job: &'static str,
     fault: &'static str,
-    bed: Arc<Bed>,
+    bed: Arc<TestBed>,
     proxy: Proxy,
     queue: String,
     relay: Option<Relay>,
     address: String,
-    /// A cluster of its own where PostgreSQL is stopped.
+    /// A separate cluster if PostgreSQL is stopped.
     cluster: Option<Cluster>,
-    /// Sessions that hold something.
+    /// Sessions that hold locks or snapshots.
     sessions: Vec<Client>,
     traffic: JoinHandle<()>,
 }
@@ -98,12 +98,12 @@ impl Stage {
             _ => None,
         };
         let bed = match &cluster {
-            Some(cluster) => Bed::on(cluster).await?,
-            None => Bed::new().await?,
+            Some(cluster) => TestBed::on(cluster).await?,
+            None => TestBed::new().await?,
         };
         let proxy = bed.proxy().await?;
         let queue = bed.standard("tickets").await?;
-        // A second for a minute: a retry that would wait for one may wait for that long here.
+        // A second for a minute: a retry that would wait for a minute may wait a second here.
         let longest = format!("{minute}s");
         let relay = bed.relay().env("OUTBOX_RELAY_MAX_ATTEMPTS", "1000").env("OUTBOX_RELAY_RETRY_MAX", longest);
         let relay = relay.start().await?;
@@ -126,7 +126,7 @@ impl Stage {
         })
     }
 
-    /// The alert that is to fire.
+    /// The alert that should fire.
     pub fn alert(&self) -> &'static str {
         self.alert
     }
@@ -136,7 +136,7 @@ impl Stage {
         self.job
     }
 
-    /// What is done, in words.
+    /// The fault, as text.
     pub fn fault(&self) -> &'static str {
         self.fault
     }
@@ -204,8 +204,8 @@ impl Stage {
     }
 }
 
-/// Five messages a second, for as long as the database takes them.
-async fn trickle(bed: Arc<Bed>) {
+/// Five messages a second, while the database accepts them.
+async fn trickle(bed: Arc<TestBed>) {
     for n in 0_u64.. {
         // A database that is stopped on purpose is no failure of the traffic.
         bed.enqueue("tickets", &format!("{{\"n\": {n}}}"), None).await.ok();

@@ -1,4 +1,4 @@
-//! What the database holds at the end, and what it may rightly have forgotten.
+//! What the database contains at the end, and what it may legitimately have lost.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -8,10 +8,10 @@ use tokio_postgres::{Client, Row};
 
 use crate::by_hand::ODD;
 use crate::chronicle::Chronicle;
-use crate::ledger::{OrderBreak, Receipt, Sale};
 use crate::writers::Attempt;
+use support::lottery::ledger::{OrderBreak, Receipt, Sale};
 
-/// What is still on its way.
+/// Messages that are still pending.
 pub async fn pending(client: &Client) -> Result<i64> {
     let query = "SELECT count(*) FROM outbox.messages_pending AS m
         WHERE m.destination = ANY ($1) AND NOT EXISTS (
@@ -21,7 +21,7 @@ pub async fn pending(client: &Client) -> Result<i64> {
     Ok(client.query_one(query, &[&[ODD, "tickets", "audit"].as_slice()]).await?.try_get(0)?)
 }
 
-/// Messages that were given up or set aside, although nothing was wrong with them.
+/// Messages that are dead or in quarantine, although nothing was wrong with them.
 pub async fn stopped(client: &Client) -> Result<[i64; 2]> {
     let query = "SELECT (SELECT count(*) FROM outbox.messages_dead WHERE destination <> $1),
         (SELECT count(*) FROM outbox.quarantine WHERE destination <> $1)";
@@ -29,7 +29,7 @@ pub async fn stopped(client: &Client) -> Result<[i64; 2]> {
     Ok([row.try_get(0)?, row.try_get(1)?])
 }
 
-/// What was sold: the database's word.
+/// What was sold, according to the database.
 pub async fn sales(client: &Client) -> Result<HashMap<u64, Sale>> {
     let rows = client.query("SELECT ticket, draw, number_in_draw FROM lottery.tickets", &[]).await?;
     let sale = |row: &Row| {
@@ -39,7 +39,7 @@ pub async fn sales(client: &Client) -> Result<HashMap<u64, Sale>> {
     Ok(rows.iter().map(sale).collect())
 }
 
-/// When the outbox knew that a ticket's message to a destination was delivered, on this process's clock.
+/// When the outbox recorded that a ticket's message to a destination was delivered, on this process's clock.
 pub async fn recorded_at(
     client: &Client,
     destination: &str,
@@ -58,12 +58,12 @@ pub async fn recorded_at(
     Ok(rows.iter().map(recorded_at).collect())
 }
 
-/// Purchases that the database does not hold any more.
+/// Purchases that the database does not contain any more.
 #[derive(Debug, Default)]
 pub struct Forgotten {
-    /// A server that was lost had them, or may have had them.
+    /// A lost server had them, or may have had them.
     excused: HashMap<u64, Attempt>,
-    /// The database had said that they are committed, and nothing excuses that they are not there.
+    /// The database had confirmed their commit, and nothing excuses their absence.
     pub unexcused: usize,
 }
 
@@ -80,12 +80,12 @@ impl Forgotten {
         forgotten
     }
 
-    /// How many the database had said are committed, and lost with its server.
+    /// How many commits the database had confirmed and lost with its server.
     pub fn heard(&self) -> usize {
         self.excused.values().filter(|attempt| attempt.is_heard).count()
     }
 
-    /// The receipts without those of purchases that the database rightly forgot, which may have been sent before.
+    /// The receipts without those of purchases that the database legitimately lost; those may have been sent before.
     pub fn without(&self, receipts: &[Receipt]) -> Vec<Receipt> {
         let is_of = |receipt: &&Receipt| {
             self.excused
@@ -96,13 +96,13 @@ impl Forgotten {
     }
 }
 
-/// Tickets that the outbox says are delivered and that never arrived.
+/// Tickets that the outbox records as delivered and that never arrived.
 pub fn never_sent(recorded_at: &HashMap<u64, Instant>, receipts: &[Receipt]) -> usize {
     let arrived: HashSet<u64> = receipts.iter().map(|receipt| receipt.ticket).collect();
     recorded_at.keys().filter(|ticket| !arrived.contains(ticket)).count()
 }
 
-/// Everything about a message that came behind a later one of its draw, and about those around it.
+/// Everything about a message that came after a later one of its draw, and about its neighbours.
 pub async fn told(
     client: &Client,
     order_break: &OrderBreak,

@@ -1,4 +1,4 @@
-//! Somebody who changes rows by hand, by the statements of the runbook, and writes some that nobody thought of.
+//! Changes rows by hand, with the statements of the runbook, and writes some unusual rows.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::chronicle::Chronicle;
-use crate::shop;
 use crate::storm::pause;
+use support::lottery::shop;
 
-/// A FIFO destination for rows that are odd; what becomes of them must not be in anybody's way.
+/// A FIFO destination for unusual rows; they must not affect other messages.
 pub const ODD: &str = "by-hand";
 
 /// The longest between two changes.
@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// The longest that a message is held back.
 const HELD: Duration = Duration::from_secs(3);
 
-/// One message among those that wait, at random.
+/// A random pending message.
 const SOME_MESSAGE: &str = "SELECT id FROM outbox.messages
     WHERE destination = $1 AND status = 'pending' AND available_at IS NULL ORDER BY random() LIMIT 1";
 
@@ -39,9 +39,9 @@ const GIVEN_UP: &str = "SELECT (e.payload ->> 'ticket')::bigint
     FROM outbox.messages AS m JOIN outbox.events AS e ON e.position = m.event_position
     WHERE m.destination = 'audit' AND m.status = 'dead'";
 
-const REDRIVE: &str = "SELECT outbox.dead_redrive(destination => 'audit', most => 1000)";
+const REDRIVE: &str = "SELECT outbox.dead_redrive(destination => 'audit', max_count => 1000)";
 
-/// Rows that nobody thought of. $1 a random number.
+/// Unusual rows. $1 a random number.
 const ODD_ROWS: [&str; 8] = [
     "INSERT INTO outbox.messages (id, destination, event_position, group_id) OVERRIDING SYSTEM VALUE
      SELECT -$1::bigint, 'by-hand', max(position), 'negative' FROM outbox.events",
@@ -69,7 +69,7 @@ const ODD_ROWS: [&str; 8] = [
      SELECT 'nobody-serves-this', max(position), 'g' FROM outbox.events WHERE $1::bigint > 0",
 ];
 
-/// Whoever changes rows.
+/// The operator who changes rows.
 #[derive(Debug)]
 pub struct Operator {
     /// The application's address.
@@ -79,11 +79,11 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// One change after the other until it is calm; then nothing is held back any more.
+    /// Makes one change after the other until it is calm; then nothing is held back any more.
     pub async fn work(mut self, calm: CancellationToken) -> Result<()> {
         while !calm.is_cancelled() {
             pause(&calm, PAUSE.mul_f64(self.dice.f64())).await;
-            // The database may be away; then the next change is tried.
+            // The database may be unavailable; then the next change is tried.
             self.change(&calm).await.ok();
         }
         let mut last = Ok(());
@@ -94,7 +94,7 @@ impl Operator {
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        last.context("what is held back by hand cannot be let go")
+        last.context("messages held back by hand cannot be released")
     }
 
     async fn change(&mut self, calm: &CancellationToken) -> Result<()> {
@@ -128,7 +128,7 @@ impl Operator {
         self.redrive(client).await
     }
 
-    /// It may have been on its way when it was given up.
+    /// It may have been in flight when it was declared dead.
     async fn redrive(&self, client: &Client) -> Result<()> {
         for row in client.query(GIVEN_UP, &[]).await? {
             self.chronicle.redriven(row.get::<_, i64>(0).cast_unsigned());

@@ -1,19 +1,19 @@
-//! What was done to the system, and when: every fault, and the moments at which a relay may have forgotten what SQS said.
+//! What was done to the system, and when: every fault, and the times at which a relay may have forgotten SQS's answers.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What a relay had sent and not yet recorded in this time may rightly be sent again.
+/// What a relay had sent and not yet recorded in this time may legitimately be sent again.
 #[derive(Debug, Clone, Copy)]
 pub struct Disturbance {
-    /// The relay it happened to; none when it happened to all.
+    /// The relay it happened to; `None` for all.
     pub relay: Option<usize>,
     pub from: Instant,
     pub until: Instant,
 }
 
-/// Notes of all that is done on purpose.
+/// A record of everything that is done on purpose.
 #[derive(Debug)]
 pub struct Chronicle {
     clock: Instant,
@@ -42,27 +42,28 @@ impl Chronicle {
         notes.lines.push(line.trim_end().to_owned());
     }
 
-    /// Something that is no fault, for those who read about one.
+    /// Notes something that is no fault, for readers of the chronicle.
     pub fn note(&self, line: &str) {
         self.notes().lines.push(format!("{:>8.3} s  {line}", self.clock.elapsed().as_secs_f64()));
     }
 
-    /// From that moment until now one relay, or all, may have forgotten what SQS said.
+    /// From that moment until now one relay, or all, may have forgotten SQS's answers.
     pub fn disturb(&self, relay: Option<usize>, from: Instant) {
         self.notes().disturbances.push(Disturbance { relay, from, until: Instant::now() });
     }
 
-    /// What was committed from that moment until now, the database may have lost.
+    /// The database may have lost what was committed between that moment and now.
     pub fn lose(&self, from: Instant) {
         self.notes().losses.push((from, Instant::now()));
     }
 
-    /// Whether the database may have lost what was committed at a moment.
+    /// Whether the database may have lost what was committed at this time.
     pub fn may_have_lost(&self, committed_at: Instant) -> bool {
         self.notes().losses.iter().any(|(from, until)| (*from..=*until).contains(&committed_at))
     }
 
-    /// Somebody gave up the message of this ticket to the standard queue, perhaps on its way, and had it sent again.
+    /// The message of this ticket to the standard queue was declared dead by hand, perhaps while in flight, and sent
+    /// again.
     pub fn redriven(&self, ticket: u64) {
         self.notes().redriven.push(ticket);
     }

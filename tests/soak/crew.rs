@@ -1,4 +1,4 @@
-//! The relays: each has a proxy of its own, and is killed, stopped and frozen at random.
+//! The relays: each has its own proxy, and is killed, stopped and frozen at random.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,21 +8,21 @@ use fastrand::Rng;
 use tokio_util::sync::CancellationToken;
 
 use crate::chronicle::Chronicle;
-use crate::support::relay::{Command, Relay};
+use support::relay::{Command, Relay};
 
-/// How long a relay works at most before the next thing happens to it.
+/// The longest that a relay works before the next thing happens to it.
 const WORKS_FOR: Duration = Duration::from_secs(8);
 
 /// The longest that a relay is frozen: longer than its claim lives.
 const FROZEN_FOR: Duration = Duration::from_secs(9);
 
-/// The longest that nobody starts a killed relay again.
+/// The longest time until a killed relay is restarted.
 const GONE_FOR: Duration = Duration::from_secs(2);
 
-/// Between two looks at the metrics.
+/// The pause between two reads of the metrics.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// A relay's place: what is done to it, and what is remembered of its processes.
+/// The position of a relay: what is done to it, and the record of its processes.
 #[derive(Debug)]
 pub struct Place {
     pub number: usize,
@@ -31,9 +31,9 @@ pub struct Place {
     pub dice: Rng,
     /// Everything its processes logged.
     pub log: String,
-    /// Entries of the standard queue that its processes said they may have sent twice.
+    /// Entries to the standard queue that its processes reported as possibly sent twice.
     pub possible_duplicates: f64,
-    /// The same without the process that runs now.
+    /// The same without the process that is running now.
     pub counted_before: f64,
 }
 

@@ -9,29 +9,29 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chronicle::Chronicle;
 use crate::servers::Servers;
-use crate::shop;
 use crate::storm::pause;
-use crate::support::postgres::StopMode;
+use support::lottery::shop;
+use support::postgres::StopMode;
 
-/// After its session or server has gone a relay may send for this long before it notices.
+/// How long a relay may still send after its session or server has gone, before it notices.
 const NOTICE: Duration = Duration::from_secs(1);
 
-/// The longest that nothing happens to the database.
+/// The longest time without a fault of the database.
 const PAUSE: Duration = Duration::from_secs(15);
 
 /// The longest that a report or a backup keeps its snapshot.
 const LONG_READ: Duration = Duration::from_secs(12);
 
-/// The longest that a standby is behind, that nobody waits for commits, and that the disk is full.
+/// The longest that a standby is behind, that commits are asynchronous, and that the disk is full.
 const BEHIND: Duration = Duration::from_secs(4);
 
 /// The longest that a relay cannot reach the database: longer than its claim lives.
 const CUT: Duration = Duration::from_secs(9);
 
-/// What came before a standby was cut off had so long to reach it.
+/// How long changes made before a standby was cut off had to reach it.
 const STREAMING: Duration = Duration::from_secs(1);
 
-/// Where the database's faults come from.
+/// The source of the database's faults.
 #[derive(Debug)]
 pub struct Database {
     pub servers: Arc<Servers>,
@@ -42,7 +42,7 @@ pub struct Database {
 }
 
 impl Database {
-    /// One fault after the other until it is calm; then the database works.
+    /// Makes one fault after the other until it is calm; then the database works.
     pub async fn trouble(mut self, calm: CancellationToken) -> Result<()> {
         while !calm.is_cancelled() {
             pause(&calm, PAUSE.mul_f64(self.dice.f64())).await;
@@ -91,7 +91,7 @@ impl Database {
         Ok(())
     }
 
-    /// A snapshot that vacuum has to respect.
+    /// Holds a snapshot that vacuum has to respect.
     async fn read_for_long(&mut self, calm: &CancellationToken) -> Result<()> {
         self.chronicle.begin("long transaction", "");
         let client = shop::connect(&self.url).await?;
@@ -101,7 +101,7 @@ impl Database {
         Ok(())
     }
 
-    /// A crash while nobody waits for commits: the last of them are gone.
+    /// A crash while commits are asynchronous: the last of them are lost.
     async fn lose_commits(&mut self, calm: &CancellationToken) -> Result<()> {
         let time = BEHIND.mul_f64(self.dice.f64());
         self.chronicle.begin("commits lost in a crash", &format!("of at most {time:.1?}"));
@@ -112,7 +112,8 @@ impl Database {
         tokio::task::spawn_blocking(move || cluster.restart(StopMode::Immediate)).await??;
         self.chronicle.lose(began_at);
         self.configure(&["synchronous_commit = on", "wal_writer_delay = 200"]).await?;
-        // Who had not heard of it yet did not wait for commits, and nothing crashed that could lose them.
+        // Sessions that had not learnt of the setting yet did not commit asynchronously, and no crash could lose
+        // anything.
         self.end(None, began_at).await;
         Ok(())
     }
@@ -126,7 +127,7 @@ impl Database {
         Ok(())
     }
 
-    /// A standby streams, falls behind, and takes over: what it did not get is gone.
+    /// A standby streams, falls behind, and takes over: what it did not receive is lost.
     async fn fail_over(&mut self, calm: &CancellationToken) -> Result<()> {
         let behind = BEHIND.mul_f64(self.dice.f64());
         self.chronicle.begin("standby took over", &format!("{behind:.1?} behind"));
@@ -145,7 +146,7 @@ impl Database {
         });
         let standby = standby.await??;
         let url = standby.url("postgres");
-        // At times everybody finds a server that only reads.
+        // Sometimes everyone finds a read-only server at first.
         let is_known_before = self.dice.bool();
         let mut promoted = Some(standby);
         if is_known_before && let Some(standby) = promoted.take() {
@@ -161,7 +162,7 @@ impl Database {
         Ok(())
     }
 
-    /// Nothing of a relay, or of both, reaches the database, and nothing is closed.
+    /// Nothing from one relay, or from both, reaches the database, and no connection is closed.
     async fn cut(&mut self, calm: &CancellationToken) -> Result<()> {
         let (time, count) = (CUT.mul_f64(self.dice.f64()), self.servers.wires.len());
         let chosen = Some(self.dice.usize(..=count)).filter(|relay| *relay < count);
@@ -179,7 +180,7 @@ impl Database {
         Ok(())
     }
 
-    /// Nothing more can be written, until somebody makes room; a server that gave up meanwhile is started.
+    /// Nothing can be written until there is space again; a server that gave up meanwhile is restarted.
     async fn fill_disk(&mut self, calm: &CancellationToken) -> Result<()> {
         let Some(disk) = &self.servers.disk else { return Ok(()) };
         let time = BEHIND.mul_f64(self.dice.f64());

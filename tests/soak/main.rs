@@ -1,10 +1,10 @@
 //! The soak: business as usual for minutes while everything breaks at random, and a ledger at the end. `make soak` runs it.
 //!
-//! Writers sell lottery tickets, each a transaction with a message to a FIFO queue and one to a standard queue; two relays
-//! publish them. From the seed faults are drawn: of the queues (`storm`), of the database (`database`, on `servers`), of the
-//! relays (`crew`), and of people who change rows (`by_hand`). Then the faults end, everything must arrive, and what the
-//! database holds (`audit`) is compared with what the consumers got.
-//! `sends` says how many duplicates of a standard queue had a cause; `report` is the table.
+//! Writers sell lottery tickets, each in a transaction with a message to a FIFO queue and one to a standard queue; two
+//! relays publish them. Faults are drawn from the seed: of the queues (`storm`), of the database (`database`, on
+//! `servers`), of the relays (`crew`), and of people who change rows (`by_hand`). Then the faults end, everything must
+//! arrive, and the contents of the database (`audit`) are compared with what the consumers received. `sends` says how
+//! many duplicates of a standard queue had a cause; `report` is the table.
 //!
 //! The shop, its consumers and the ledger are those of examples/lottery.
 
@@ -14,25 +14,13 @@
 mod audit;
 mod by_hand;
 mod chronicle;
-#[path = "../../examples/lottery/consumer.rs"]
-#[allow(dead_code, reason = "shared with the lottery")]
-mod consumer;
 mod crew;
 mod database;
-#[path = "../../examples/lottery/ledger.rs"]
-#[allow(dead_code, reason = "shared with the lottery")]
-mod ledger;
 mod report;
 mod sends;
 mod servers;
-#[path = "../../examples/lottery/shop.rs"]
-#[allow(dead_code, reason = "shared with the lottery")]
-mod shop;
 mod stage;
 mod storm;
-#[path = "../it/support/mod.rs"]
-#[allow(dead_code, reason = "shared with the integration tests")]
-mod support;
 mod writers;
 
 use std::process::ExitCode;
@@ -40,8 +28,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-
-use support::emulator;
 
 /// Lets everything break at random, and compares what was committed with what arrived
 #[derive(Parser, Debug)]
@@ -73,7 +59,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Says whether all promises were kept.
+/// Returns whether all promises were kept.
 async fn soak(minutes: f64, seed: u64) -> Result<bool> {
     println!("A soak of {minutes} minutes, SEED={seed}.");
     let stage = stage::Stage::set(seed).await?;

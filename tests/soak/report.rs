@@ -1,4 +1,4 @@
-//! What the user sees: a line now and then, and the table at the end.
+//! The output: a line once in a while, and the table at the end.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use crate::audit::Forgotten;
 use crate::chronicle::Chronicle;
-use crate::ledger::Account;
 use crate::sends::Excuses;
+use support::lottery::ledger::Account;
 
-/// Of each kind of breach.
+/// How many breaches of each kind are shown.
 pub const BREACHES_SHOWN: usize = 10;
 
-/// How far things are.
+/// The progress.
 #[derive(Debug)]
 pub struct Progress {
     pub committed: u64,
@@ -32,23 +32,23 @@ impl Progress {
     }
 }
 
-/// Everything the table needs.
+/// The data of the table.
 #[derive(Debug)]
 pub struct Report {
     pub seed: u64,
     pub forgotten: Forgotten,
-    /// At tickets and audit: recorded as delivered, and never arrived.
+    /// For tickets and audit: recorded as delivered, but never arrived.
     pub never_sent: [usize; 2],
     /// Messages that are neither delivered, nor dead, nor set aside, those written by hand included.
     pub left_by_hand: i64,
     pub rolled_back: u64,
     /// Purchases whose connection broke.
     pub unclear: u64,
-    /// Purchases that the database holds.
+    /// Purchases that the database contains.
     pub committed: usize,
-    /// Of tickets, FIFO, and audit, standard.
+    /// Of tickets (FIFO) and of audit (standard).
     pub accounts: [Account; 2],
-    /// What is known of the first messages that came behind a later one of their draw.
+    /// What is known about the first messages that came after a later one of their draw.
     pub order_breaks: Vec<String>,
     /// Without those written by hand.
     pub dead: i64,
@@ -69,7 +69,7 @@ impl Report {
         self.breaches().is_empty()
     }
 
-    /// Every promise that was broken, in words.
+    /// Every broken promise, as text.
     fn breaches(&self) -> Vec<String> {
         let [tickets, audit] = &self.accounts;
         let count = |rows: i64| usize::try_from(rows).unwrap_or_default();
@@ -92,7 +92,7 @@ impl Report {
         broken.map(|(count, what)| format!("{count} {what}")).collect()
     }
 
-    /// Prints the table, and on a breach all that helps to find its cause.
+    /// Prints the table, and after a breach everything that helps to find its cause.
     pub fn print(&self) {
         let [tickets, audit] = &self.accounts;
         let row = |name: &str, of_tickets: usize, of_audit: String, note: &str| {

@@ -1,7 +1,9 @@
-//! What the relays sent to the standard queue, as their proxies saw it, and which of it may rightly have been sent twice.
+//! What the relays sent to the standard queue, as their proxies saw it, and which of it may legitimately have been sent
+//! twice.
 //!
-//! An entry may be sent again when the relay never got an answer, or when it got one and was disturbed (killed, frozen, cut
-//! off from the database) before the outbox knew of it, or when somebody had it sent again. Nothing else excuses a duplicate.
+//! An entry may be sent again if the relay never got an answer, if it got one and was disturbed (killed, frozen, cut
+//! off from the database) before the outbox recorded it, or if somebody had it sent again. Nothing else excuses a
+//! duplicate.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,9 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::chronicle::Disturbance;
-use crate::support::proxy::Request;
+use support::proxy::Request;
 
-/// Between the moment that a row says it was delivered and the end of the transaction that says so.
+/// The time between the delivery time in a row and the end of the transaction that wrote it.
 const COMMIT: Duration = Duration::from_millis(200);
 
 /// No disturbance lasts longer.
@@ -35,14 +37,14 @@ pub struct Sends(Vec<Sent>);
 #[derive(Debug, Default)]
 pub struct Excuses {
     by_ticket: HashMap<u64, usize>,
-    /// Entries that went to the queue and whose sender got no answer.
+    /// Entries that went to the queue without an answer to the sender.
     pub unanswered: usize,
-    /// Entries whose answer was not yet recorded when their sender was disturbed.
+    /// Entries whose answer was not yet recorded when the sender was disturbed.
     pub unrecorded: usize,
 }
 
 impl Sends {
-    /// Takes in what went through a relay's proxy.
+    /// Adds what went through a relay's proxy.
     pub fn take(&mut self, relay: usize, queue_url: &str, requests: &[Request]) -> Result<()> {
         for request in requests.iter().filter(|request| request.forwarded && request.queue_url == queue_url) {
             for entry in request.entries.iter() {
@@ -60,7 +62,7 @@ impl Sends {
         Ok(())
     }
 
-    /// When a ticket went to the queue, for people.
+    /// When a ticket went to the queue, for display.
     pub fn told(&self, ticket: u64, began_at: Instant) -> Vec<String> {
         let seconds = |at: Instant| at.saturating_duration_since(began_at).as_secs_f64();
         let of_ticket = self.0.iter().filter(|sent| sent.ticket == ticket);
@@ -74,7 +76,7 @@ impl Sends {
             .collect()
     }
 
-    /// Which of them may have been sent again, by what the outbox says about when it knew of each delivery.
+    /// Which entries may have been sent again, based on when the outbox recorded each delivery.
     pub fn excuses(
         &self,
         recorded_at: &HashMap<u64, Instant>,

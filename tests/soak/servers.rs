@@ -1,4 +1,4 @@
-//! PostgreSQL: the server that serves now, the addresses that lead to it, and the small disk that its data are on.
+//! PostgreSQL: the current server, the addresses that lead to it, and the small disk that holds its data.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,35 +7,35 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::shop;
-use crate::support::chosen_major;
-use crate::support::postgres::{Cluster, Options, StopMode};
-use crate::support::wire_cut::WireCut;
+use support::chosen_major;
+use support::lottery::shop;
+use support::postgres::{Cluster, Options, StopMode};
+use support::wire_cut::WireCut;
 
-/// The longest that a server may need until it takes connections again.
+/// The longest that a server may need until it accepts connections again.
 const BACK: Duration = Duration::from_secs(60);
 
-/// The server that serves now, and everybody's way to it.
+/// The current server, and the paths of all clients to it.
 #[derive(Debug)]
 pub struct Servers {
     pub options: Options,
     current: Mutex<Arc<Cluster>>,
-    /// The application's way.
+    /// The application's path.
     pub front: WireCut,
-    /// Each relay's own.
+    /// The path of each relay.
     pub wires: Vec<WireCut>,
-    /// None where this process may not mount one. Last, so that the servers end before.
+    /// `None` if this process may not mount one. Last, so that the servers end before.
     pub disk: Option<SmallDisk>,
 }
 
 impl Servers {
-    /// The first server, with a way to it for each relay.
+    /// Starts the first server, with a path to it for each relay.
     pub async fn start(relays: usize) -> Result<Servers> {
         let disk = SmallDisk::mount();
         if disk.is_none() {
             println!("The disk will not be full in this soak: only root may mount one that is small.");
         }
-        // Commits that nobody waits for are lost in a crash for as long as the log is not written.
+        // Asynchronous commits are lost in a crash while the log is not written.
         let settings = [("wal_writer_flush_after", "1GB"), ("wal_buffers", "64MB")];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let below = disk.as_ref().map(|disk| disk.folder.clone());
@@ -54,7 +54,7 @@ impl Servers {
         Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// All ways lead to this server from now on; the one before is gone with its last owner.
+    /// All paths lead to this server from now on; the previous one ends with its last owner.
     pub fn lead_to(&self, cluster: Cluster) {
         for wire in self.wires.iter().chain([&self.front]) {
             wire.lead_to(cluster.port());
@@ -62,7 +62,7 @@ impl Servers {
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(cluster);
     }
 
-    /// Waits until the server takes connections; starts it where it gave up.
+    /// Waits until the server accepts connections; restarts it if it gave up.
     pub async fn bring_back(&self) -> Result<()> {
         let url = self.current().url("postgres");
         let back = async {
@@ -76,7 +76,7 @@ impl Servers {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 let cluster = self.current();
-                // What fails here is tried again.
+                // A failure here is retried.
                 tokio::task::spawn_blocking(move || {
                     cluster.stop(StopMode::Immediate).ok();
                     cluster.start_again().ok();
@@ -89,7 +89,7 @@ impl Servers {
     }
 }
 
-/// A file system in memory that can be made full.
+/// A file system in memory that can be filled.
 #[derive(Debug)]
 pub struct SmallDisk {
     folder: PathBuf,
@@ -107,7 +107,7 @@ impl SmallDisk {
         None
     }
 
-    /// There is hardly a page left.
+    /// Leaves hardly a page of free space.
     pub fn fill(&self) -> Result<()> {
         let used = Command::new("df").args(["--output=used", "-k"]).arg(&self.folder).output()?;
         let used = String::from_utf8(used.stdout)?;
@@ -115,7 +115,7 @@ impl SmallDisk {
         self.remount(&format!("size={}k", used + SPARE_KIB))
     }
 
-    /// There is room again.
+    /// Frees the space again.
     pub fn empty(&self) -> Result<()> {
         self.remount(ROOMY)
     }
@@ -127,10 +127,10 @@ impl SmallDisk {
     }
 }
 
-/// What everything needs is far less; the memory is taken as it is used.
+/// Far more than everything needs; the memory is allocated as it is used.
 const ROOMY: &str = "size=16g,mode=755";
 
-/// So much can still be written when the disk is full.
+/// How much can still be written when the disk is full.
 const SPARE_KIB: u64 = 64;
 
 impl Drop for SmallDisk {

@@ -13,29 +13,30 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::{self, Forgotten};
 use crate::by_hand::{ODD, Operator};
 use crate::chronicle::Chronicle;
-use crate::consumer::{self, Inbox};
 use crate::crew::Place;
 use crate::database::Database;
-use crate::ledger::{Account, Receipt};
 use crate::report::{Progress, Report};
 use crate::sends::Sends;
 use crate::servers::Servers;
-use crate::support::bed::Bed;
-use crate::support::emulator;
-use crate::support::proxy::Proxy;
+use crate::storm;
 use crate::writers::{self, DRAWS, Till};
-use crate::{shop, storm};
+use support::emulator;
+use support::lottery::consumer::{self, Inbox};
+use support::lottery::ledger::{Account, Receipt};
+use support::lottery::shop;
+use support::proxy::Proxy;
+use support::test_bed::TestBed;
 
 /// Relays at work.
 const RELAYS: usize = 2;
 
-/// Between two looks at how far things are.
+/// The pause between two checks of the progress.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Between two lines of progress.
+/// The time between two lines of progress.
 const LINE: Duration = Duration::from_secs(5);
 
-/// When nothing arrives for so long after the last fault, what is missing counts as lost.
+/// When nothing arrives for this long after the last fault, missing messages count as lost.
 const STALL: Duration = Duration::from_secs(30);
 
 /// Everything that runs.
@@ -43,21 +44,21 @@ pub struct Stage {
     seed: u64,
     dice: Rng,
     servers: Arc<Servers>,
-    /// The application's address of the database, whichever server it is.
+    /// The application's address of the database, whichever server is current.
     url: String,
-    bed: Bed,
-    /// Of tickets, FIFO, and audit, standard.
+    bed: TestBed,
+    /// Of tickets (FIFO) and of audit (standard).
     queue_urls: [String; 2],
     inboxes: [Arc<Inbox>; 2],
     chronicle: Arc<Chronicle>,
     till: Arc<Till>,
-    /// To tickets and audit.
+    /// To tickets and to audit.
     sends: [Sends; 2],
     proxies: Vec<Arc<Proxy>>,
     places: Vec<JoinHandle<Result<Place>>>,
-    /// Set when the faults are to end.
+    /// Cancelled when the faults should end.
     calm: CancellationToken,
-    /// Set when the relays are to end.
+    /// Cancelled when the relays should end.
     end: CancellationToken,
 }
 
@@ -65,7 +66,7 @@ impl Stage {
     /// Starts PostgreSQL and the emulator, and the relays each behind a proxy.
     pub async fn set(seed: u64) -> Result<Stage> {
         let servers = Arc::new(Servers::start(RELAYS).await?);
-        let bed = Bed::on(&servers.current()).await?;
+        let bed = TestBed::on(&servers.current()).await?;
         let url = servers.front.url(bed.url());
         let queue_urls = [bed.fifo("tickets").await?, bed.standard("audit").await?];
         bed.fifo(ODD).await?;
@@ -82,7 +83,7 @@ impl Stage {
                 .env("OUTBOX_RELAY_RETRY_INITIAL", "20ms")
                 .env("OUTBOX_RELAY_RETRY_MAX", "1s")
                 .env("OUTBOX_RELAY_REQUEST_TIMEOUT", "2s")
-                // No message is ever to die here: each failure is the proxy's.
+                // No message should ever die here: each failure is the proxy's.
                 .env("OUTBOX_RELAY_MAX_ATTEMPTS", "1000");
             let place = Place {
                 number,
@@ -113,7 +114,7 @@ impl Stage {
         })
     }
 
-    /// Sells while everything breaks, lets everything arrive, and draws up the accounts.
+    /// Sells while everything breaks, lets everything arrive, and computes the accounts.
     pub async fn play(mut self, time: Duration) -> Result<Report> {
         let (began_at, wall_clock) = (Instant::now(), SystemTime::now());
         let (stop_selling, stop_receiving) = (CancellationToken::new(), CancellationToken::new());
@@ -139,7 +140,7 @@ impl Stage {
         self.close(began_at, wall_clock).await
     }
 
-    /// Starts what breaks queues and database, and who changes rows by hand.
+    /// Starts the faults of queues and database, and the changes by hand.
     fn trouble(&mut self) -> JoinSet<Result<()>> {
         let queues = storm::Queues {
             proxies: self.proxies.clone(),
@@ -162,7 +163,7 @@ impl Stage {
         troubles
     }
 
-    /// Lets a moment pass: fails if somebody failed, takes in what the proxies saw, and shows how far things are.
+    /// Waits a moment: fails if a task failed, reads what the proxies saw, and shows the progress.
     async fn pass(&mut self, groups: &mut [&mut JoinSet<Result<()>>]) -> Result<()> {
         let before = self.chronicle.elapsed();
         tokio::time::sleep(PAUSE).await;
@@ -196,7 +197,7 @@ impl Stage {
         }
     }
 
-    /// Waits until nothing is pending and the queues are empty, or nothing moves any more.
+    /// Waits until nothing is pending and the queues are empty, or until nothing changes any more.
     async fn arrive(&mut self, receivers: &mut JoinSet<Result<()>>) -> Result<()> {
         let client = shop::connect(&self.url).await?;
         let (mut seen, mut changed_at) = ((0, [0, 0]), Instant::now());

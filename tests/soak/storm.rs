@@ -8,13 +8,13 @@ use fastrand::Rng;
 use tokio_util::sync::CancellationToken;
 
 use crate::chronicle::Chronicle;
-use crate::support::proxy::{Choice, Fault, Proxy, Rule};
+use support::proxy::{Choice, Fault, Proxy, Rule};
 
-/// The longest that one fault of a queue lasts, and the longest that there is none.
+/// The longest duration of a queue's fault, and of the time without one.
 const QUEUE_FAULT: Duration = Duration::from_secs(4);
 const QUEUE_PAUSE: Duration = Duration::from_secs(3);
 
-/// Where the queues' faults come from.
+/// The source of the queues' faults.
 #[derive(Debug)]
 pub struct Queues {
     pub proxies: Vec<Arc<Proxy>>,
@@ -24,11 +24,11 @@ pub struct Queues {
 }
 
 impl Queues {
-    /// One fault after the other until it is calm; then there is none.
+    /// Makes one fault after the other until it is calm; then there is none.
     pub async fn trouble(mut self, calm: CancellationToken) -> Result<()> {
         while !calm.is_cancelled() {
             pause(&calm, QUEUE_PAUSE.mul_f64(self.dice.f64())).await;
-            // Either relay's own way to SQS, or SQS for both.
+            // Either one relay's own path to SQS, or SQS for both.
             let struck: Vec<Arc<Proxy>> = match self.dice.usize(..4) {
                 chosen @ 0..2 => self.proxies.get(chosen).into_iter().cloned().collect(),
                 _ => self.proxies.clone(),
@@ -85,7 +85,7 @@ fn throttle_entries(code: &'static str, seed: u64) -> Fault {
     Fault::FailEntries { which: Choice::chance(0.5, seed), code, sender_fault: false }
 }
 
-/// Lets time pass, or less when it becomes calm.
+/// Waits for this time, or less when it becomes calm.
 pub async fn pause(calm: &CancellationToken, time: Duration) {
     tokio::select! {
         () = tokio::time::sleep(time) => {}

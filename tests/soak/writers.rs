@@ -10,7 +10,7 @@ use fastrand::Rng;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::shop::{Purchase, Writer, connect, draw_name};
+use support::lottery::shop::{Purchase, Writer, connect, draw_name};
 
 /// Draws, each a group of the FIFO queue.
 pub const DRAWS: u64 = 300;
@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(40);
 /// A session that cannot connect tries again after this.
 const RECONNECT: Duration = Duration::from_millis(50);
 
-/// A session that meets nothing but errors for so many purchases is wrong itself.
+/// A session whose purchases fail this many times in a row is itself at fault.
 const FAILURES_IN_A_ROW: u32 = 1000;
 
 /// What the writers did so far.
@@ -33,7 +33,7 @@ pub struct Till {
     next_ticket: AtomicU64,
     pub committed: AtomicU64,
     pub rolled_back: AtomicU64,
-    /// The connection broke, so only the database knows.
+    /// Purchases whose connection broke, so only the database knows.
     pub unclear: AtomicU64,
     /// All purchases that were to be committed, by ticket.
     attempts: Mutex<HashMap<u64, Attempt>>,
@@ -45,7 +45,7 @@ pub struct Attempt {
     pub draw: String,
     pub number_in_draw: u64,
     pub ended_at: Instant,
-    /// The database said that it is committed.
+    /// Whether the database confirmed the commit.
     pub is_heard: bool,
 }
 
@@ -117,7 +117,7 @@ fn draw_purchase(dice: &mut Rng, till: &Till) -> Purchase {
     }
 }
 
-/// Mostly none; sometimes longer than the relay's reads wait for a running transaction.
+/// Usually none; sometimes longer than the relay's reads wait for a running transaction.
 fn hesitation(dice: &mut Rng) -> Duration {
     let most = match dice.u32(..1000) {
         0..3 => Duration::from_millis(3500),

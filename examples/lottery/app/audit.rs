@@ -1,10 +1,10 @@
-//! What must be true at the end of any run: the money adds up, nothing was sold after a draw, and every read model is what a
-//! recomputation from the events says.
+//! What must be true at the end of any run: the money adds up, nothing was sold after a draw, and every read model
+//! equals a recomputation from the events.
 
 use anyhow::Result;
 use tokio_postgres::Client;
 
-/// An invariant, and a statement that counts what breaks it.
+/// An invariant, and a statement that counts its violations.
 type Invariant = (&'static str, &'static str);
 
 /// What must be true of the events themselves.
@@ -33,7 +33,7 @@ const OF_EVENTS: [Invariant; 5] = [
          ) AS w",
     ),
     (
-        "whoever has won was paid what he has won, once, and nobody else",
+        "every winner was paid the prize once, and nobody else was paid",
         "WITH won AS (
             SELECT b.stream_id AS draw, b.payload ->> 'ticket' AS ticket, (ARRAY[10, 100, 1000, 100000])[m.count - 2]::bigint AS amount
             FROM outbox.events AS b
@@ -112,13 +112,13 @@ const OF_VIEWS: [Invariant; 4] = [
     ),
 ];
 
-/// Money in and out and what is left, each by a read model of its own, which got it from a queue of its own.
+/// Money in, money out and the balance, each from a separate read model with a separate queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Money {
     pub paid_in: i64,
     pub refunded: i64,
     pub won: i64,
-    /// What is left of the price of the tickets that were not given back, by the tickets of the players.
+    /// What is left of the price of the tickets that were not returned, according to the players' tickets.
     pub balance: i64,
 }
 
@@ -139,12 +139,12 @@ async fn broken_of(database: &Client, invariants: &[Invariant]) -> Result<Vec<St
     Ok(broken)
 }
 
-/// Which invariants of the events are broken, and how often.
+/// Which invariants of the events are violated, and how often.
 pub async fn broken_by_events(database: &Client) -> Result<Vec<String>> {
     broken_of(database, &OF_EVENTS).await
 }
 
-/// Which invariants are broken, and how often.
+/// Which invariants are violated, and how often.
 pub async fn broken(database: &Client) -> Result<Vec<String>> {
     let mut broken = broken_by_events(database).await?;
     broken.extend(broken_of(database, &OF_VIEWS).await?);
@@ -155,7 +155,8 @@ pub async fn broken(database: &Client) -> Result<Vec<String>> {
     Ok(broken)
 }
 
-/// The money: paid in and refunded by the sales, won by the payouts, the balance by the tickets.
+/// The money: paid in and refunded according to the sales, won according to the payouts, balance according to the
+/// tickets.
 pub async fn money(database: &Client) -> Result<Money> {
     let query = "SELECT
         (SELECT coalesce(sum(revenue), 0)::bigint FROM views.sales),

@@ -1,4 +1,4 @@
-//! Buyers at the command side: each buys the next ticket when it has an answer to the last, and now and then changes its mind.
+//! Buyers: each buys the next ticket after the answer to the last one, and changes its mind once in a while.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,18 +17,18 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::draw::{CHOSEN, HIGHEST};
-use crate::shop::draw_name;
+use support::lottery::shop::draw_name;
 
-/// What nobody waits longer for.
+/// The longest that a buyer waits.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// One ticket in so many is given back.
+/// One ticket in this many is returned.
 const CANCELLED_ONE_IN: u64 = 20;
 
-/// A player comes with so many others.
+/// The number of players.
 const PLAYERS: u64 = 500;
 
-/// What a buyer got for an answer.
+/// The answer to a buyer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Granted,
@@ -39,13 +39,13 @@ pub enum Outcome {
 /// One request and its answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
-    /// When it was asked, since the beginning.
+    /// When it was sent, since the beginning.
     pub at: Duration,
     pub took: Duration,
     pub outcome: Outcome,
 }
 
-/// Everything that was asked and answered.
+/// All requests and answers.
 #[derive(Debug, Default)]
 pub struct Tally {
     samples: Mutex<Vec<Sample>>,
@@ -57,13 +57,13 @@ impl Tally {
         self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Tickets that were sold, as far as the buyers know.
+    /// The tickets sold, as far as the buyers know.
     pub fn bought(&self) -> u64 {
         self.bought.load(Ordering::Relaxed)
     }
 }
 
-/// Asks the instances in turn, as a load balancer does: one that does not listen is passed over.
+/// Sends to the instances in turn, as a load balancer does: an instance that does not listen is skipped.
 #[derive(Debug, Clone)]
 pub struct Balancer {
     client: Client<HttpConnector, Full<Bytes>>,
@@ -77,7 +77,7 @@ impl Balancer {
         Balancer { client, addresses: Arc::new(Mutex::new(addresses)), next: Arc::default() }
     }
 
-    /// Another instance has taken this one's place.
+    /// Another instance has replaced this one.
     pub fn replace(&self, at: usize, address: &str) {
         let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = addresses.get_mut(at) {
@@ -85,7 +85,7 @@ impl Balancer {
         }
     }
 
-    /// Posts a wish; returns the status and what was said.
+    /// Posts a command; returns the status and the text.
     pub async fn post(&self, path: &str, body: &Value) -> Result<(u16, Value)> {
         let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let first = self.next.fetch_add(1, Ordering::Relaxed);
@@ -112,18 +112,18 @@ impl Balancer {
     }
 }
 
-/// The load: who buys what is decided by the seed.
+/// The load: the seed decides who buys what.
 #[derive(Debug, Clone)]
 pub struct Crowd {
     pub buyers: u64,
     pub draws: u64,
     pub seed: u64,
-    /// Between an answer and the next wish.
+    /// The time between an answer and the next command.
     pub think: Duration,
 }
 
 impl Crowd {
-    /// Starts the buyers; they go on until they are told to stop.
+    /// Starts the buyers; they continue until told to stop.
     pub fn buy(
         &self,
         balancer: &Balancer,
@@ -143,7 +143,7 @@ impl Crowd {
     async fn one(&self, mut dice: Rng, balancer: &Balancer, tally: &Tally, clock: Instant, stop: &CancellationToken) {
         let mut last: Option<(String, String)> = None;
         while !stop.is_cancelled() {
-            // Thrown whatever came of the last, so that one answer does not change what all later wishes are.
+            // Drawn whatever the last answer was, so that one answer does not change all later commands.
             let changes_mind = dice.u64(..CANCELLED_ONE_IN) == 0;
             let (path, body) = match last.take().filter(|_| changes_mind) {
                 Some((draw, ticket)) => (format!("/draws/{draw}/tickets/{ticket}/cancel"), json!({})),

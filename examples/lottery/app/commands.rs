@@ -1,7 +1,7 @@
-//! The command side over HTTP: wishes come in, events go into the store. A process of its own, of which several run.
+//! The command side over HTTP: commands come in, and events are stored. It is a separate process, of which several run.
 //!
-//! How the events reach the queues is the point of the whole: through the outbox, or, as systems do that have none, sent by
-//! this process after the commit or before it. The latter two are here for `make experiment` to compare.
+//! The variants differ in how the events reach the queues: through the outbox, or, as in systems without one, sent by
+//! this process after or before the commit. `make experiment` compares them.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -26,11 +26,11 @@ use super::draw::{CHOSEN, HIGHEST, Wish};
 use super::store::{Granted, Store, Stored, destinations};
 use super::until_the_parent_ends;
 
-/// How often and after which pauses a message is sent that could not be sent, by systems without an outbox.
+/// How often, and after which pauses, systems without an outbox retry a message that could not be sent.
 const TRIES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// What such a system waits for an answer of SQS.
+/// How long such a system waits for an answer of SQS.
 const SEND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How events reach the queues.
@@ -138,7 +138,7 @@ async fn pay_out(State(counter): State<Counter>, Path(name): Path<String>) -> An
 
 impl Counter {
     async fn grant(&self, name: &str, wish: Wish) -> Answer {
-        // A client that goes away must not stop half-way what has begun.
+        // Work that has begun must not stop half-way when a client disconnects.
         let (counter, name) = (self.clone(), name.to_owned());
         let granted = tokio::spawn(async move { counter.grant_and_publish(&name, &wish).await }).await;
         match granted.map_err(anyhow::Error::from).and_then(|granted| granted) {
@@ -167,7 +167,7 @@ impl Counter {
     }
 }
 
-/// A wish that PostgreSQL can never take is the client's mistake; with anything else he may try again.
+/// A command that PostgreSQL can never accept is the client's mistake; after any other error the client may retry.
 fn status_of(error: &anyhow::Error) -> StatusCode {
     let database = error.chain().find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>());
     match database.and_then(|error| error.code()) {
@@ -177,7 +177,7 @@ fn status_of(error: &anyhow::Error) -> StatusCode {
     }
 }
 
-/// Sends messages itself, as systems do that have no outbox.
+/// Sends messages itself, as systems without an outbox do.
 #[derive(Debug, Clone)]
 struct Sender {
     client: aws_sdk_sqs::Client,
@@ -188,7 +188,7 @@ impl Sender {
     async fn new(queues: HashMap<String, String>) -> Sender {
         let timeouts = TimeoutConfig::builder().operation_timeout(SEND_TIMEOUT).build();
         let configuration = aws_config::defaults(aws_config::BehaviorVersion::latest());
-        // The tries are ours, so that they can be told.
+        // The retries are ours, so that they can be counted.
         let configuration = configuration.retry_config(RetryConfig::disabled()).timeout_config(timeouts).load().await;
         Sender { client: aws_sdk_sqs::Client::new(&configuration), queues }
     }
@@ -196,7 +196,7 @@ impl Sender {
     async fn send_all(&self, draw: &str, stored: &[Stored]) -> Result<()> {
         for event in stored {
             let wanted = destinations(&event.fact).iter().filter_map(|name| self.queues.get(*name));
-            // To all of them, also if one fails.
+            // To all of them, even if one fails.
             let sent = futures_util::future::join_all(wanted.map(|url| self.send(url, draw, event))).await;
             sent.into_iter().collect::<Result<()>>()?;
         }

@@ -1,19 +1,19 @@
-//! The aggregate: one draw, its tickets and its money. Pure: what has happened makes the state, and the state decides what
-//! happens next. Nothing here knows of databases or queues.
+//! The aggregate: one draw, its tickets and its money. Pure: past events make the state, and the state decides what
+//! happens next. Nothing here knows about databases or queues.
 
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-/// How many numbers a ticket has, of so many.
+/// How many numbers a ticket has, and out of how many.
 pub const CHOSEN: usize = 6;
 pub const HIGHEST: u64 = 49;
 
 /// Prize in units of money for this many right numbers.
 const PRIZES: [i64; CHOSEN + 1] = [0, 0, 0, 10, 100, 1_000, 100_000];
 
-/// A fact in the stream of a draw.
+/// An event in the stream of a draw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fact {
     Opened { price: i64 },
@@ -24,7 +24,7 @@ pub enum Fact {
 }
 
 impl Fact {
-    /// The name that consumers go by.
+    /// The event type that consumers use.
     pub fn event_type(&self) -> &'static str {
         match self {
             Fact::Opened { .. } => "DrawOpened",
@@ -35,7 +35,7 @@ impl Fact {
         }
     }
 
-    /// What is stored and sent: with the name of the draw, so that a message says all by itself.
+    /// The payload that is stored and sent; it names the draw, so that a message is complete by itself.
     pub fn payload(&self, draw: &str) -> Value {
         match self {
             Fact::Opened { price } => json!({"draw": draw, "price": price}),
@@ -52,7 +52,7 @@ impl Fact {
         }
     }
 
-    /// The fact that was stored.
+    /// The event that was stored.
     pub fn read(event_type: &str, payload: &Value) -> Result<Fact> {
         let text = |name: &str| payload[name].as_str().map(str::to_owned).with_context(|| format!("no {name}"));
         let number = |name: &str| payload[name].as_i64().with_context(|| format!("no {name}"));
@@ -78,7 +78,7 @@ impl Fact {
     }
 }
 
-/// What somebody wants.
+/// A command: what a client wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wish {
     Open { price: i64 },
@@ -88,7 +88,7 @@ pub enum Wish {
     PayOut,
 }
 
-/// Why it is not granted; a sentence for whoever asked.
+/// Why a command is refused; a sentence for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Refusal(pub &'static str);
@@ -102,20 +102,20 @@ struct Ticket {
     is_paid: bool,
 }
 
-/// The state of a draw: everything that decisions need.
+/// The state of a draw: everything that decisions depend on.
 #[derive(Debug, Clone, Default)]
 pub struct Draw {
-    /// The version of the last fact in it.
+    /// The version of the last event in it.
     pub version: i64,
     price: Option<i64>,
     tickets: HashMap<String, Ticket>,
     drawn: Option<Vec<u64>>,
-    /// Money in less money out.
+    /// Money in minus money out.
     pub balance: i64,
 }
 
 impl Draw {
-    /// A fact happened.
+    /// Applies an event.
     pub fn apply(&mut self, version: i64, fact: &Fact) {
         self.version = version;
         match fact {
@@ -142,8 +142,8 @@ impl Draw {
         }
     }
 
-    /// What happens if a wish is granted; nothing when it was granted before, so that whoever did not hear the answer may
-    /// ask again.
+    /// The events if a command is granted; none if it was granted before, so that a client that did not get the answer
+    /// may repeat it.
     pub fn decide(&self, wish: &Wish) -> Result<Vec<Fact>, Refusal> {
         match wish {
             Wish::Open { .. } if self.price.is_some() => Ok(vec![]),
@@ -210,7 +210,7 @@ mod tests {
         Wish::Buy { ticket: ticket.to_owned(), player: "p-1".to_owned(), numbers: numbers.to_vec() }
     }
 
-    /// The draw after these wishes were granted.
+    /// The draw after these commands were granted.
     fn after(wishes: &[Wish]) -> Draw {
         let mut draw = Draw::default();
         for wish in wishes {
@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(
             drawn.decide(&buy("t", [1, 2, 3, 4, 5, 6])),
             Ok(vec![]),
-            "whoever did not hear the answer asks again"
+            "a client that did not get the answer asks again"
         );
     }
 
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_what_is_read() {
+    fn events_are_read_as_they_were_written() {
         let facts = [
             Fact::Opened { price: 5 },
             Fact::Purchased { ticket: "t".to_owned(), player: "p".to_owned(), numbers: vec![1, 2], price: 5 },

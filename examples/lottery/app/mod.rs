@@ -1,7 +1,7 @@
 //! The lottery as an application: event-sourced draws, a command side over HTTP, read models kept by consumers, one page.
 //!
-//! In the order to read: `draw` (what may happen), `store` (where it is kept), `commands` (who may ask), `views` (who listens),
-//! `audit` (what must be true), `serve` (all of it together), `buyers` (who asks).
+//! In reading order: `draw` (what may happen), `store` (where it is kept), `commands` (the interface), `views` (the
+//! consumers), `audit` (what must be true), `serve` (everything together), `buyers` (the clients).
 
 pub mod audit;
 pub mod buyers;
@@ -17,7 +17,7 @@ mod tests;
 
 use tokio::io::AsyncReadExt as _;
 
-/// Returns when the other end of the standard input is closed, which is when whoever started this process is gone.
+/// Returns when the other end of standard input is closed, that is, when the parent process is gone.
 pub async fn until_the_parent_ends() {
     let mut input = tokio::io::stdin();
     let mut buffer = [0; 64];

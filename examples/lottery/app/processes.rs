@@ -11,10 +11,11 @@ use tokio::process::{Child, Command};
 /// From the start of a process until it listens.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A process that is told to end has so long.
+/// How long a process may take to end after it was told to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// One of the application's processes. It ends when this value is dropped, and when this program ends in whatever way.
+/// One of the application's processes. It ends when this value is dropped, and when this program ends for whatever
+/// reason.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -23,12 +24,13 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts this program with other arguments, its complaints going to a file. A command side is awaited until it listens.
+    /// Starts this program with other arguments and its standard error in a file. A command side is awaited until it
+    /// listens.
     pub async fn start(arguments: &[String], endpoint: &str, log: &Path) -> Result<Process> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
-        // What the user has set is about other databases and queues.
+        // Settings of the user are meant for other databases and queues.
         for (name, _) in std::env::vars_os() {
             if ["AWS_", "DATABASE_URL", "PG"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
                 command.env_remove(name);
@@ -43,7 +45,7 @@ impl Process {
             ("AWS_CONFIG_FILE", "/dev/null"),
             ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
         ]);
-        // Not in our process group: Ctrl-C in a terminal must reach us only.
+        // Not in our process group: Ctrl-C in a terminal must reach only us.
         command.process_group(0).kill_on_drop(true);
         let mut child = command.spawn().context("cannot start a process of the application")?;
         let mut lines = BufReader::new(child.stdout.take().context("no standard output")?).lines();
@@ -62,7 +64,7 @@ impl Process {
         Ok(())
     }
 
-    /// Lets it finish what it does.
+    /// Lets it finish its work.
     pub async fn stop(mut self) -> Result<()> {
         drop(self.child.stdin.take());
         let status = tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await.context("it does not end")??;

@@ -1,4 +1,5 @@
-//! The whole lottery at work: database, queues, relay, instances of the command side, read models, and a page that shows it.
+//! The whole lottery running: database, queues, relay, instances of the command side, read models, and a page that
+//! shows it.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -21,13 +22,13 @@ use super::audit;
 use super::buyers::{Balancer, Crowd, Tally};
 use super::processes::Process;
 use super::views;
-use crate::emulator::{Emulator, Queues};
 use crate::folder::Folder;
 use crate::interrupts::Interrupts;
-use crate::postgres::{Cluster, Options, free_port};
 use crate::relay::{Recipe, Relay, run_to_the_end};
 use crate::screen::grouped;
-use crate::shop::{connect, draw_name};
+use support::emulator::{Emulator, Queues};
+use support::lottery::shop::{connect, draw_name};
+use support::postgres::{Cluster, Options, free_port};
 
 const PAGE: &str = include_str!("page.html");
 
@@ -37,10 +38,10 @@ const VIEWS: [&str; 3] = ["tickets", "sales", "payouts"];
 /// What a ticket costs.
 const PRICE: i64 = 5;
 
-/// When the read models have not moved for so long, what is missing will not come.
+/// After the read models have not changed for this long, what is missing will not come.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Between two looks.
+/// The pause between two checks.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs the whole lottery: buyers, several instances, read models, and a page
@@ -61,7 +62,7 @@ pub struct Serve {
     /// Decides who buys what
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Where the page is
+    /// The address of the page
     #[arg(long, default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
     /// How long a buyer thinks
@@ -84,7 +85,7 @@ struct House {
     folder: Folder,
 }
 
-/// Sells, draws, pays, audits, builds the read models anew and audits again; says whether all was well.
+/// Sells, draws, pays, audits, rebuilds the read models and audits again; returns whether all was well.
 pub async fn run(serve: &Serve, folder: &std::path::Path, relay: PathBuf, interrupts: &mut Interrupts) -> Result<bool> {
     let mut house = House::build(serve, folder, relay).await?;
     let balancer = Balancer::new(house.instances.iter().map(|instance| instance.address.clone()).collect());
@@ -189,7 +190,7 @@ impl House {
         Process::start(&arguments.map(str::to_owned), &self.recipe.sqs_endpoint, &self.recipe.log).await
     }
 
-    /// Serves the page; returns where.
+    /// Serves the page; returns its address.
     async fn show(&self, listen: SocketAddr, balancer: &Balancer) -> Result<SocketAddr> {
         let listener =
             tokio::net::TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
@@ -204,12 +205,12 @@ impl House {
             .route("/state", get(state))
             .route("/draws/{draw}/{what}", post(forward))
             .with_state(page);
-        // Ends with the program.
+        // It ends with the program.
         tokio::spawn(async move { axum::serve(listener, routes).await });
         Ok(address)
     }
 
-    /// Draws what is left, pays, and audits; says what is broken.
+    /// Draws what is left, pays, and audits; returns what is wrong.
     async fn finish(&mut self, draws: u64, balancer: &Balancer, tally: &Tally) -> Result<Vec<String>> {
         for draw in 0..draws {
             must(balancer, &format!("/draws/{}/draw", draw_name(draw)), &json!({})).await?;
@@ -218,7 +219,7 @@ impl House {
         self.settle(tally).await
     }
 
-    /// Waits for the read models, audits them, builds each anew from history, and audits again.
+    /// Waits for the read models, audits them, rebuilds each from history, and audits again.
     async fn settle(&mut self, tally: &Tally) -> Result<Vec<String>> {
         let database = connect(&self.recipe.database_url).await?;
         let broken = caught_up(&database).await?;
@@ -242,7 +243,7 @@ impl House {
         Ok(vec![])
     }
 
-    /// Forgets a read model with its inbox and fills it from history; says what is broken then.
+    /// Deletes a read model with its inbox and fills it from history; returns what is wrong then.
     async fn build_anew(&mut self, view: usize, database: &tokio_postgres::Client) -> Result<Vec<String>> {
         let name = VIEWS[view];
         let forget = format!("TRUNCATE views.{name}; DELETE FROM outbox.inbox WHERE consumer = '{name}'");
@@ -253,7 +254,7 @@ impl House {
         let started = Instant::now();
         run_to_the_end(&self.recipe, &["replay", "--destination", name, "--yes"]).await?;
         let broken = caught_up(database).await?;
-        let line = format!("{name}, built anew");
+        let line = format!("{name}, rebuilt");
         println!("  {line:<20} from history in {:.1} s, with outbox-relay replay", started.elapsed().as_secs_f64());
         Ok(broken)
     }
@@ -269,7 +270,7 @@ impl House {
     }
 }
 
-/// What is still broken when the read models had time to catch up.
+/// What is still wrong after the read models had time to catch up.
 async fn caught_up(database: &tokio_postgres::Client) -> Result<Vec<String>> {
     let progress = "SELECT count(*) FROM outbox.inbox";
     let (mut accepted, mut since) = (-1, Instant::now());
@@ -314,7 +315,7 @@ async fn forward(
 }
 
 impl Page {
-    /// What the read models and the relay's metrics say now.
+    /// The current figures of the read models and of the relay's metrics.
     async fn state(&self) -> Result<Value> {
         let database = connect(&self.database_url).await?;
         let query = "SELECT draw, sold, cancelled, revenue, refunds, prizes, numbers FROM views.sales ORDER BY draw";
@@ -326,7 +327,7 @@ impl Page {
             })
         };
         let draws: Vec<Value> = database.query(query, &[]).await?.iter().map(draw).collect();
-        // A relay that does not answer has no figures, which is not the same as nothing that waits.
+        // A relay that does not answer has no figures, which is not the same as an empty backlog.
         let metrics = crate::relay::metrics_of(self.relay).await.unwrap_or_default();
         let of = |view: &&str| {
             json!({

@@ -1,6 +1,7 @@
-//! Draws in the event store: loaded from their streams, and written with the version on which was decided.
+//! Draws in the event store: loaded from their streams, and written with the version that the decision was based on.
 //!
-//! Each instance keeps the draws it has seen and reads only what others have appended since. If somebody was faster, it reads
+//! Each instance keeps the draws it has seen and reads only events that others have appended since. If another instance
+//! was faster, it reads those events, decides again and retries.
 //! that, decides again and tries again.
 
 use std::collections::HashMap;
@@ -16,19 +17,19 @@ use tokio_postgres::NoTls;
 
 use super::draw::{Draw, Fact, Refusal, Wish};
 
-/// How often to decide anew when others were faster.
+/// How often to decide again when others were faster.
 const TRIES: usize = 20;
 
-/// A connection that is not to be had within this time is an error for whoever asked.
+/// If no connection is available within this time, the client gets an error.
 const POOL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longer than that no statement of ours takes.
+/// No statement of ours takes longer than this.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The SQLSTATE of `outbox.append` for a version that is not the expected one.
 const CONFLICT: &str = "OX409";
 
-/// An event as it was stored, for those who publish it themselves.
+/// A stored event, for variants that publish it themselves.
 #[derive(Debug, Clone)]
 pub struct Stored {
     pub event_id: String,
@@ -37,15 +38,15 @@ pub struct Stored {
     pub payload: String,
 }
 
-/// What became of a wish.
+/// The result of a command.
 #[derive(Debug)]
 pub enum Granted {
-    /// These events were stored; none when it had been granted before.
+    /// These events were stored; none if the command had been granted before.
     Stored(Vec<Stored>),
     Refused(Refusal),
 }
 
-/// Where each fact goes, for those who use the outbox.
+/// The destinations of each event, for variants with the outbox.
 pub fn destinations(fact: &Fact) -> &'static [&'static str] {
     match fact {
         Fact::Opened { .. } => &["sales"],
@@ -54,7 +55,7 @@ pub fn destinations(fact: &Fact) -> &'static [&'static str] {
     }
 }
 
-/// Connections to a database, each wait bounded.
+/// Connections to a database; every wait is bounded.
 pub fn pool(database_url: &str, connections: usize) -> Result<Pool> {
     let mut configuration: tokio_postgres::Config = database_url.parse()?;
     configuration.connect_timeout(POOL_TIMEOUT).application_name("lottery");
@@ -63,7 +64,7 @@ pub fn pool(database_url: &str, connections: usize) -> Result<Pool> {
     Ok(pool.wait_timeout(Some(POOL_TIMEOUT)).create_timeout(Some(POOL_TIMEOUT)).build()?)
 }
 
-/// The store, and what this instance has seen of it.
+/// The store, and the draws that this instance has seen.
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: Pool,
@@ -84,7 +85,7 @@ impl Store {
         Arc::clone(draws.entry(name.to_owned()).or_default())
     }
 
-    /// Grants a wish or refuses it. `before_commit` is told of the events while they can still be rolled back.
+    /// Grants a command or refuses it. `before_commit` gets the events while they can still be rolled back.
     pub async fn grant(
         &self,
         name: &str,
@@ -93,7 +94,7 @@ impl Store {
         before_commit: impl Fn(Vec<Stored>) -> BoxFuture<'static, Result<()>> + Send + Sync,
     ) -> Result<Granted> {
         let turn = self.draw(name);
-        // Wishes about one draw take turns within an instance, so that only instances are in each other's way.
+        // Commands for one draw take turns within an instance, so that only instances conflict.
         let mut draw = turn.lock().await;
         for attempt in 0..TRIES {
             let mut connection = self.connection().await?;
@@ -101,7 +102,7 @@ impl Store {
                 catch_up(&connection, name, &mut draw).await?;
             }
             let facts = match draw.decide(wish) {
-                // What others have done meanwhile may allow it, or what this instance missed.
+                // Events that others appended meanwhile, or that this instance missed, may allow it.
                 Err(_) if attempt == 0 && catch_up(&connection, name, &mut draw).await? => continue,
                 Err(refusal) => return Ok(Granted::Refused(refusal)),
                 Ok(facts) if facts.is_empty() => return Ok(Granted::Stored(vec![])),
@@ -135,7 +136,7 @@ async fn bounded<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(STATEMENT_TIMEOUT, work).await.context("the database does not answer")?
 }
 
-/// Reads what was appended since; says whether there was anything.
+/// Reads events that were appended since; returns whether there were any.
 async fn catch_up(connection: &Object, name: &str, draw: &mut Draw) -> Result<bool> {
     let mut is_news = false;
     loop {
@@ -154,16 +155,16 @@ async fn catch_up(connection: &Object, name: &str, draw: &mut Draw) -> Result<bo
     }
 }
 
-/// What the store made of an append.
+/// The result of an append.
 enum Appended {
     Stored(Vec<Stored>),
-    /// These very events are there: the same wish was granted before, to whoever did not hear the answer.
+    /// These very events exist already: the same command was granted before and its answer was lost.
     Known,
-    /// The draw has moved on.
+    /// The draw has a newer version.
     Conflict,
 }
 
-/// Appends facts behind a version.
+/// Appends events after a version.
 async fn append(
     transaction: &deadpool_postgres::Transaction<'_>,
     name: &str,
@@ -172,7 +173,7 @@ async fn append(
     wish: &Wish,
     through_outbox: bool,
 ) -> Result<Appended> {
-    // A ticket's id is the event's as well, so that one that is sold twice by two instances would be noticed by the store.
+    // A ticket's id is also the event's, so the store would notice if two instances sold the same ticket.
     let event = |fact: &Fact| match (wish, fact) {
         (Wish::Buy { ticket, .. }, _) => {
             json!({"event_id": ticket, "event_type": fact.event_type(), "payload": fact.payload(name)})

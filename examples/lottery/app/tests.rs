@@ -9,8 +9,8 @@ use super::audit;
 use super::draw::Wish;
 use super::store::{Granted, Store, Stored};
 use super::views;
-use crate::postgres::{Cluster, Options};
-use crate::shop::connect;
+use support::lottery::shop::connect;
+use support::postgres::{Cluster, Options};
 
 async fn database() -> Result<(Cluster, String, Client)> {
     let cluster = tokio::task::spawn_blocking(|| Cluster::start(&Options::default())).await??;
@@ -21,7 +21,7 @@ async fn database() -> Result<(Cluster, String, Client)> {
     Ok((cluster, url, client))
 }
 
-/// How many events it made.
+/// The number of events it caused.
 async fn grant(store: &Store, wish: &Wish) -> Result<usize> {
     let nothing =
         |_: Vec<Stored>| -> futures_util::future::BoxFuture<'static, Result<()>> { Box::pin(async { Ok(()) }) };
@@ -37,7 +37,7 @@ fn buy(number: u8) -> Wish {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_purchase_that_is_repeated_at_an_instance_that_knows_less_leaves_both_right() -> Result<()> {
+async fn a_purchase_repeated_at_an_outdated_instance_leaves_both_correct() -> Result<()> {
     let (_cluster, url, client) = database().await?;
     let (one, other) = (Store::open(&url, 2)?, Store::open(&url, 2)?);
     ensure!(grant(&one, &Wish::Open { price: 5 }).await? == 1 && grant(&other, &buy(1)).await? == 1);
@@ -46,14 +46,14 @@ async fn a_purchase_that_is_repeated_at_an_instance_that_knows_less_leaves_both_
     }
     ensure!(grant(&other, &buy(9)).await? == 0, "it was sold a second time");
     ensure!(grant(&other, &Wish::Draw { numbers: vec![1, 2, 3, 4, 5, 6] }).await? == 1);
-    // Whoever missed the tickets in between would not pay for them.
+    // An instance that missed the tickets in between would not pay for them.
     ensure!(grant(&other, &Wish::PayOut).await? == 9, "not every winner was paid");
     ensure!(audit::broken_by_events(&client).await?.is_empty(), "{:?}", audit::broken_by_events(&client).await?);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_audit_notices_what_must_not_be() -> Result<()> {
+async fn the_audit_notices_every_violation() -> Result<()> {
     let (_cluster, url, client) = database().await?;
     let store = Store::open(&url, 2)?;
     let Wish::Buy { ticket, .. } = buy(1) else { anyhow::bail!("no purchase") };

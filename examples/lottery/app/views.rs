@@ -1,7 +1,7 @@
-//! The query side's consumers: each keeps a read model in tables of its own, from a queue of its own. A process each.
+//! The query side's consumers: each keeps a read model in its own tables, from its own queue, in its own process.
 //!
-//! The inbox and the effect are one transaction, so each event has its effect once, however often SQS delivers it. A model is
-//! built anew by forgetting it together with its inbox, and `outbox-relay replay`.
+//! The inbox and the effect are in one transaction, so each event takes effect once, however often SQS delivers it. A
+//! model is rebuilt by deleting it together with its inbox, and running `outbox-relay replay`.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio_postgres::types::ToSql;
 use super::draw::Fact;
 use super::store::pool;
 use super::until_the_parent_ends;
-use crate::emulator::{Queues, Received};
+use support::emulator::{Queues, Received};
 
 /// The tables of the read models.
 pub const TABLES: &str = "
@@ -39,7 +39,7 @@ pub const TABLES: &str = "
 /// How long a receiver waits at an empty queue.
 const LONG_POLL: Duration = Duration::from_secs(1);
 
-/// Before a failing database is tried again.
+/// The pause before a failing database is retried.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// A consumer that keeps a read model
@@ -56,10 +56,10 @@ pub struct View {
     /// Its endpoint
     #[arg(long, env = "AWS_ENDPOINT_URL_SQS")]
     pub endpoint: String,
-    /// Have every message take effect, as consumers do that have no inbox
+    /// Let every message take effect, as in consumers without an inbox
     #[arg(long)]
     pub without_inbox: bool,
-    /// Note how often each event arrived and took effect
+    /// Record how often each event arrived and took effect
     #[arg(long)]
     pub account: bool,
     /// Receivers at work at the same time
@@ -80,7 +80,7 @@ pub async fn run(view: View) -> Result<()> {
     }
 }
 
-/// Receives and applies for ever; what fails comes again.
+/// Receives and applies without end; failed messages come again.
 async fn keep(view: View, pool: Pool) -> Result<()> {
     let queues = Queues::new(&view.endpoint);
     loop {
@@ -98,7 +98,7 @@ async fn receive(view: &View, pool: &Pool, queues: &Queues) -> Result<()> {
         return Ok(());
     }
     apply_all(view, &mut pool.get().await?, &messages).await?;
-    // After the commit: the other way round, a crash in between would lose them.
+    // After the commit: in the opposite order a crash in between would lose them.
     queues.delete_messages(&view.queue, &handles).await
 }
 
@@ -108,12 +108,13 @@ async fn apply_all(view: &View, database: &mut Object, messages: &[Received]) ->
     let attribute = |message: &Received, name: &str| {
         message.attributes.get(name).cloned().with_context(|| format!("no attribute {name}"))
     };
-    // Draw by draw, so that two receivers never wait for each other's rows crosswise. Within a draw the order stays.
+    // Draw by draw, so that two receivers never wait for each other's rows in a circle. The order within a draw is
+    // kept.
     let mut messages: Vec<(String, &Received)> =
         messages.iter().map(|message| Ok((attribute(message, "stream_id")?, message))).collect::<Result<_>>()?;
     messages.sort_by(|one, other| one.0.cmp(&other.0));
     let ids: Vec<String> = messages.iter().map(|(_, message)| attribute(message, "event_id")).collect::<Result<_>>()?;
-    // In the order of ids for the same reason.
+    // Sorted by id for the same reason.
     let accept = "SELECT i.n, outbox.accept($1, i.id::uuid)
         FROM (SELECT id, n FROM unnest($2::text[]) WITH ORDINALITY AS u (id, n) ORDER BY id) AS i";
     let mut is_new = vec![view.without_inbox; ids.len()];

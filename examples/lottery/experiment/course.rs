@@ -18,19 +18,19 @@ use crate::app::buyers::{Balancer, Crowd, Tally};
 use crate::app::commands::Publishing;
 use crate::app::processes::Process;
 use crate::app::views;
-use crate::emulator::{Emulator, Queues};
 use crate::folder::Folder;
-use crate::postgres::{Cluster, Options, StopMode, free_port};
-use crate::proxy::{Fault, Proxy, Rule};
 use crate::relay::{Recipe, Relay};
-use crate::shop::{connect, draw_name};
+use support::emulator::{Emulator, Queues};
+use support::lottery::shop::{connect, draw_name};
+use support::postgres::{Cluster, Options, StopMode, free_port};
+use support::proxy::{Fault, Proxy, Rule};
 
 /// Consumers, and so destinations and queues.
 pub const VIEWS: [&str; 2] = ["tickets", "sales"];
 
 const INSTANCES: usize = 3;
 
-/// The faults begin at these parts of the time and last so long.
+/// When the faults begin, as fractions of the time, and how long they last.
 const KILLED_AT: f64 = 20.0 / 180.0;
 const THROTTLED_AT: f64 = 60.0 / 180.0;
 const UNREACHABLE_AT: f64 = 100.0 / 180.0;
@@ -38,13 +38,13 @@ const RESTARTED_AT: f64 = 140.0 / 180.0;
 const THROTTLED_FOR: Duration = Duration::from_secs(10);
 const UNREACHABLE_FOR: Duration = Duration::from_secs(10);
 
-/// Until whoever supervises it has started a killed process again.
+/// How long it takes until a killed process is restarted.
 const STARTED_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
-/// Share of requests that a throttling queue refuses.
+/// The share of requests that a throttling queue refuses.
 const THROTTLED_SHARE: f64 = 0.7;
 
-/// When nothing has arrived for so long, nothing more will: longer than the queues hide what was received.
+/// After nothing has arrived for this long, nothing more will: it is longer than queues hide received messages.
 const QUIET: Duration = Duration::from_secs(12);
 
 /// Everything that runs; dropped in the order of the fields.
@@ -61,7 +61,7 @@ struct House {
     folder: Folder,
 }
 
-/// Runs a variant and says what came of it.
+/// Runs a variant and returns its outcome.
 pub async fn run(experiment: &Experiment, variant: Variant, folder: &Path, relay: PathBuf) -> Result<Outcome> {
     let mut house = House::build(experiment, variant, folder, relay).await?;
     let balancer = Balancer::new(house.instances.iter().map(|instance| instance.address.clone()).collect());
@@ -149,7 +149,7 @@ impl House {
                 ["view", view, "--database-url", &house.recipe.database_url, "--queue", url, "--account"]
                     .map(str::to_owned)
                     .to_vec();
-            // Who publishes without an outbox has no inbox either.
+            // A system that publishes without an outbox has no inbox either.
             if variant.publishing != Publishing::Outbox {
                 arguments.push("--without-inbox".to_owned());
             }
@@ -171,7 +171,7 @@ impl House {
         Process::start(&self.commands, &self.recipe.sqs_endpoint, &self.recipe.log).await
     }
 
-    /// What requests to the queue meet: the time that SQS takes, and a share of refusals.
+    /// What requests to the queue experience: the latency of SQS, and a share of refusals.
     fn network(&self, throttled: &[f64]) {
         let mut rules = Vec::new();
         for action in ["SendMessage", "SendMessageBatch"] {
@@ -255,7 +255,7 @@ impl House {
     }
 }
 
-/// Consumers ask the emulator itself: the faults are between it and the publishers.
+/// Consumers use the emulator directly: the faults are between it and the publishers.
 fn queues_endpoint(url: &str) -> String {
     url.split('/').take(3).collect::<Vec<_>>().join("/")
 }

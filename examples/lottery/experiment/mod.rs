@@ -1,6 +1,6 @@
 //! Before and after: the same buyers and the same faults against three ways of getting events into queues.
 //!
-//! `course` runs one of them, `outcome` says what came of it, `report` writes it down with the figures of `statistics`, and
+//! `course` runs one of them, `outcome` computes its result, `report` writes it with the figures of `statistics`, and
 //! `picture` draws it. `make experiment` runs all.
 
 mod course;
@@ -66,19 +66,19 @@ pub const VARIANTS: [Variant; 5] = [
     Variant { name: "C without faults", publishing: Publishing::Outbox, with_faults: false },
 ];
 
-/// A variant, and what came of each of its runs in the order of the repetitions.
+/// A variant, and the outcomes of its runs in the order of the repetitions.
 #[derive(Debug)]
 pub struct Runs {
     pub variant: Variant,
     pub outcomes: Vec<Outcome>,
 }
 
-/// Runs all variants and writes the report; says whether the outbox kept its promises.
+/// Runs all variants and writes the report; returns whether the outbox kept its promises.
 pub async fn run(experiment: &Experiment, folder: &Path, relay: PathBuf) -> Result<bool> {
     let mut all: Vec<Runs> = VARIANTS.iter().map(|&variant| Runs { variant, outcomes: Vec::new() }).collect();
     for repetition in 1..=experiment.repetitions {
         let mut order: Vec<&mut Runs> = all.iter_mut().collect();
-        // Whatever changes slowly on the machine then falls on each of them alike.
+        // Slow changes of the machine then affect each of them alike.
         if repetition.is_multiple_of(2) {
             order.reverse();
         }

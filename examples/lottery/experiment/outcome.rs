@@ -1,4 +1,4 @@
-//! What came of a run: messages against events, and answers against wishes.
+//! The outcome of a run: messages compared with events, and answers with commands.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use super::statistics::percentile;
 use crate::app::buyers::{Outcome as Answer, Sample};
 
-/// A fault, when it was.
+/// A fault and its time.
 #[derive(Debug, Clone, Serialize)]
 pub struct Trouble {
     pub what: &'static str,
@@ -27,30 +27,30 @@ pub struct Trouble {
 pub struct Second {
     pub granted: u64,
     pub failed: u64,
-    /// Milliseconds that 95 % of the answers did not exceed; none without answers.
+    /// The milliseconds that 95 % of the answers did not exceed; `None` without answers.
     pub p95: Option<f64>,
 }
 
-/// What came of the events that were recorded during a fault.
+/// The events that were recorded during a fault.
 #[derive(Debug, Clone, Serialize)]
 pub struct CatchUp {
     pub what: &'static str,
-    /// From its end until the last of those that arrived.
+    /// From its end until the last event that arrived.
     pub seconds: f64,
-    /// From its end until the relay had noted that the last of them is in its queue; none without an outbox.
+    /// From its end until the relay had recorded that the last event is in its queue; `None` without an outbox.
     pub published_seconds: Option<f64>,
     /// Messages that never arrived.
     pub lost: i64,
 }
 
-/// What came of a run.
+/// The outcome of a run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Outcome {
     /// Messages that committed events should have become.
     pub messages: i64,
-    /// Of a committed event, never arrived.
+    /// Messages of committed events that never arrived.
     pub lost: i64,
-    /// Arrived, but of no committed event.
+    /// Messages that arrived without a committed event.
     pub phantom: i64,
     /// Arrivals beyond the first.
     pub duplicates: i64,
@@ -61,20 +61,20 @@ pub struct Outcome {
     pub time: Duration,
     /// Share of answers that were errors.
     pub errors: f64,
-    /// The same without the wishes that were under way in the database's own restart.
+    /// The same without the commands that were under way during the database's restart.
     pub errors_outside_restart: f64,
     /// Milliseconds: mean, p50, p95, p99.
     pub response: [f64; 4],
     /// Milliseconds from commit to arrival: p50, p99.
     pub arrival: [f64; 2],
-    /// For each fault, what came of the events that were recorded during it.
+    /// For each fault, the events that were recorded during it.
     pub catch_up: Vec<CatchUp>,
     pub troubles: Vec<Trouble>,
     pub seconds: Vec<Second>,
 }
 
 impl Outcome {
-    /// A line while the experiment runs.
+    /// A line for the time when the experiment runs.
     pub fn line(&self) -> String {
         format!(
             "{:.0}/s, p95 {:.0} ms, errors {:.2} %, lost {}, phantom {}, duplicates {}, applied twice {}",
@@ -89,11 +89,11 @@ impl Outcome {
     }
 }
 
-/// Each message that should have been, by the events.
+/// Every expected message, according to the events.
 const EXPECTED: &str = "SELECT e.event_id, e.recorded_at, v.view FROM outbox.events AS e
     CROSS JOIN (VALUES ('tickets'), ('sales')) AS v (view) WHERE v.view = 'sales' OR e.event_type <> 'DrawOpened'";
 
-/// Draws up the outcome.
+/// Computes the outcome.
 pub async fn of(database: &Client, samples: &[Sample], time: Duration, troubles: Vec<Trouble>) -> Result<Outcome> {
     let counts = format!(
         "WITH expected AS ({EXPECTED}) SELECT
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_wishes_are_answers_and_no_errors() {
+    fn refused_commands_are_answers_and_not_errors() {
         let samples = [sample(0, 1, Answer::Granted), sample(0, 1, Answer::Refused), sample(0, 1, Answer::Failed)];
         assert_eq!(errors(samples.iter()), 1.0 / 3.0);
     }

@@ -1,4 +1,4 @@
-//! The picture of an experiment: what happened in each second of the first repetition.
+//! The picture of an experiment: the events of each second of the first repetition.
 
 use std::fmt::Write as _;
 
@@ -7,13 +7,13 @@ use anyhow::Result;
 use super::outcome::{Outcome, Second};
 use super::{Experiment, Runs, Variant};
 
-/// The plots' places and sizes.
+/// The positions and sizes of the plots.
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 180.0;
 const LEFT: f64 = 90.0;
 const COLOURS: [(char, &str); 3] = [('A', "#b4532a"), ('B', "#8a6fb0"), ('C', "#1f7a5c")];
 
-/// Granted a second, failed a second and the response time over time, with the faults as bands.
+/// Granted per second, failed per second and the response time over time, with the faults as bands.
 pub fn picture(experiment: &Experiment, all: &[Runs]) -> Result<String> {
     let first = |runs: &'_ Runs| runs.outcomes.first().map(|outcome| (runs.variant, outcome.clone()));
     let with_faults: Vec<(Variant, Outcome)> =
@@ -91,7 +91,7 @@ fn plot(
     }
     for (variant, outcome) in outcomes {
         let colour = COLOURS.iter().find(|(letter, _)| variant.name.starts_with(*letter)).map_or("#000", |one| one.1);
-        // A new line behind each second without a value.
+        // A new line starts after each second without a value.
         let mut lines = vec![Vec::new()];
         for (second, of) in (0_u32..).zip(&outcome.seconds) {
             match (value(of), lines.last_mut()) {

@@ -11,13 +11,13 @@ use super::picture::picture;
 use super::statistics::{counts, spread};
 use super::{Experiment, Runs};
 
-/// What came of a variant, by the letter with which its name begins.
+/// The outcomes of a variant, selected by the first letter of its name.
 fn outcomes(all: &[Runs], letter: char, with_faults: bool) -> &[Outcome] {
     let is_it = |runs: &&Runs| runs.variant.name.starts_with(letter) && runs.variant.with_faults == with_faults;
     all.iter().find(is_it).map_or(&[], |runs| &runs.outcomes)
 }
 
-/// What the outbox promised and did not keep.
+/// The promises that the outbox did not keep.
 pub fn broken_promises(all: &[Runs]) -> Vec<String> {
     let mut broken = Vec::new();
     for runs in all.iter().filter(|runs| runs.variant.name.starts_with('C')) {
@@ -97,7 +97,7 @@ fn catch_ups(all: &[Runs]) -> Vec<Row> {
     caught_up.chain(faults.iter().map(|fault| row("published after", fault, &published))).collect()
 }
 
-/// From A to C: both figures, and their ratio. Each ratio is of two runs of the same repetition.
+/// The change from A to C: both figures, and their ratio. Each ratio is of two runs of the same repetition.
 struct Change<'a> {
     before: &'a [Outcome],
     after: &'a [Outcome],

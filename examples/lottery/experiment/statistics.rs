@@ -1,6 +1,6 @@
-//! Figures of many values: the middle one, and how far they lie apart.
+//! Statistics of several values: the median, and how far they are apart.
 
-/// The middle value, or the mean of the two in the middle; 0 of none.
+/// The median; 0 if there are no values.
 pub fn median(values: &[f64]) -> f64 {
     let mut ascending = values.to_vec();
     ascending.sort_by(f64::total_cmp);
@@ -12,13 +12,13 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The value that a part of the ascending values does not exceed.
+/// The value that this fraction of the ascending values does not exceed.
 pub fn percentile(ascending: &[f64], part: f64) -> f64 {
     let index = (ascending.len() as f64 * part).ceil() as usize;
     ascending.get(index.saturating_sub(1)).copied().unwrap_or(0.0)
 }
 
-/// A measured value: the median, and behind it the lowest and the highest if there are several.
+/// A measured value: the median, followed by the lowest and the highest if there are several.
 pub fn spread(values: &[f64], show: impl Fn(f64) -> String) -> String {
     let middle = show(median(values));
     if values.len() < 2 {
@@ -29,7 +29,7 @@ pub fn spread(values: &[f64], show: impl Fn(f64) -> String) -> String {
     format!("{middle} ({} to {})", show(lowest), show(highest))
 }
 
-/// What each run counted, one after the other; once if all counted the same.
+/// The count of each run, one after the other; once if all are equal.
 pub fn counts(values: &[i64]) -> String {
     match values {
         [first, others @ ..] if others.iter().all(|other| other == first) => first.to_string(),

@@ -1,17 +1,18 @@
-//! Taking in what was read: each message becomes an item of the schedule, stays in the table, dies, or is set aside.
+//! Admission of what was read: each message becomes an item of the schedule, stays in the table, is declared dead, or
+//! is set aside.
 //!
-//! Order rests on what is dropped here: see [`super::intake`]. Pure.
+//! Order depends on what is dropped here: see [`super::intake`]. Pure.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::destination::{DestinationState, Report};
 use super::group::Deferred;
 use super::intake::Intake;
 use super::item::Item;
 use super::limits::Reserved;
 use super::parked::ReadOnAnswer;
 use super::schedule::Schedule;
-use super::standing::{Report, Standing};
 use super::watermark::View;
 use super::work::{ReadOn, ReadWork};
 use crate::clock::Time;
@@ -21,11 +22,11 @@ use crate::message::{
 use crate::reading::{Batch, ByLane, Found, Position, Range, ReadAnswer, Rescan, Rescanned, Snapshot};
 use crate::sqs::{Composed, compose};
 
-/// What an item takes besides its body and attributes.
+/// The memory of an item besides its body and attributes.
 const ITEM_BYTES: usize = 1024;
 
-/// Makes an item of a message that is sent for the first time under a claim; its memory comes out of what was reserved for the
-/// read.
+/// Makes an item of a message that is sent for the first time under a claim. Its memory is taken from what was reserved
+/// for the read.
 ///
 /// # Errors
 ///
@@ -33,16 +34,16 @@ const ITEM_BYTES: usize = 1024;
 pub(in crate::relay) fn compose_item(message: Message, kind: QueueKind, memory: &mut Reserved) -> Result<Item, Fault> {
     let group = message.group.clone().filter(|_| kind == QueueKind::Fifo);
     let Message { origin, attempts, age_when_read, read_at, .. } = message;
-    let Composed { entry, left_out } = compose(message, kind)?;
+    let Composed { entry, dropped_attributes } = compose(message, kind)?;
     let memory = memory.split(entry.bytes() + ITEM_BYTES);
     Ok(Item {
         entry,
         origin,
         group,
-        left_out,
+        dropped_attributes,
         attempts,
         resends: 0,
-        charged: None,
+        charged_error: None,
         is_recorded: false,
         age_when_read,
         read_at,
@@ -51,7 +52,7 @@ pub(in crate::relay) fn compose_item(message: Message, kind: QueueKind, memory: 
     })
 }
 
-/// What could not go on its way while a batch was taken in.
+/// Messages of a batch that could not be sent.
 #[derive(Debug, Default)]
 pub(super) struct Refused {
     /// Messages that SQS can never accept.
@@ -60,85 +61,103 @@ pub(super) struct Refused {
     pub(super) unreadable: Vec<Quarantined>,
 }
 
-/// Whether a read has brought everything that a lane had.
+/// Whether a read has returned everything of a lane.
 fn is_all(position: &Position, batch: &Batch) -> bool {
     is_all_of(position, batch.messages.iter().filter(|message| message.key.lane == position.lane).count(), batch)
 }
 
-/// The same where it is known how many messages of the lane came.
+/// The same when the number of messages of the lane is known.
 fn is_all_of(position: &Position, count: usize, batch: &Batch) -> bool {
-    count < position.most && !batch.is_cut && !batch.lanes_with_more.contains(&position.lane)
+    count < position.limit && !batch.is_cut && !batch.lanes_with_more.contains(&position.lane)
 }
 
-/// Whether a read of more of a group has brought everything up to where it was to look.
+/// Whether a read of more of a group has returned everything up to its limit.
 fn is_all_of_group(wanted: &ReadOn, batch: &Batch) -> bool {
-    batch.messages.len() < wanted.position.most && !batch.is_cut && batch.lanes_with_more.is_empty()
+    batch.messages.len() < wanted.position.limit && !batch.is_cut && batch.lanes_with_more.is_empty()
 }
 
-/// Groups of which the lanes, read under a later snapshot, show more: what was committed before that may be missing.
-fn shown_after(groups: &[ReadOn], answer: &ReadAnswer) -> HashSet<Arc<str>> {
-    let ended = groups.iter().zip(&answer.groups).filter(|(wanted, batch)| is_all_of_group(wanted, batch));
+/// Groups of which the lanes, read under a later snapshot, show more: a message that was committed earlier may be
+/// missing.
+fn shown_after(groups: &[ReadOn], batches: &[Batch], lanes: &Batch) -> HashSet<Arc<str>> {
+    let ended = groups.iter().zip(batches).filter(|(wanted, batch)| is_all_of_group(wanted, batch));
     let ended: HashSet<&Arc<str>> = ended.map(|(wanted, _)| &wanted.position.group).collect();
     if ended.is_empty() {
         return HashSet::new();
     }
-    let shown = answer.lanes.messages.iter().filter_map(|message| message.group.as_ref());
+    let shown = lanes.messages.iter().filter_map(|message| message.group.as_ref());
     shown.filter(|group| ended.contains(group)).cloned().collect()
 }
 
-/// Whether a look has found everything in this range.
+/// Whether a rescan has found everything in this range.
 fn is_covered(range: &Range, rescan: &Rescan, rescanned: &Rescanned) -> bool {
-    rescanned.found.iter().filter(|found| found.key.lane == range.lane).count() < rescan.most
+    rescanned.found.iter().filter(|found| found.key.lane == range.lane).count() < rescan.limit
 }
 
-/// The ranges in which a look has found everything.
+/// The ranges in which a rescan has found everything.
 fn covered<'a>(rescan: &'a Rescan, rescanned: &'a Rescanned) -> impl Iterator<Item = &'a Range> {
     rescan.ranges.iter().filter(move |range| is_covered(range, rescan, rescanned))
 }
 
-/// Whether more of a group of this lane was read.
+/// Whether the read continued a group of this lane.
 fn reads_groups_of(work: &ReadWork, lane: Lane) -> bool {
     work.groups.iter().any(|wanted| wanted.position.after.lane == lane)
 }
 
-/// Whether a look at a gap began at the bottom.
+/// Whether a rescan of the gap began at the bottom.
 fn is_from_bottom(gap: &Rescan) -> bool {
     gap.ranges.iter().all(|range| range.above == MessageId::NONE)
 }
 
-/// Everything that taking in a batch works on.
+/// The state that admission of a batch works on.
 pub(super) struct Admission<'a> {
     pub(super) intake: &'a mut Intake,
     pub(super) schedule: &'a mut Schedule,
-    pub(super) standing: &'a mut Standing,
+    pub(super) destination: &'a mut DestinationState,
     pub(super) refused: Refused,
     pub(super) now: Time,
 }
 
 impl Admission<'_> {
-    /// Applies a read; returns whether it brought something.
-    pub(super) fn read(&mut self, mut work: ReadWork, answer: ReadAnswer) -> bool {
-        let mut is_new = false;
-        let mut late = Vec::new();
-        if let Some((rescan, rescanned)) = work.request.gap.as_ref().zip(answer.gap.as_ref()) {
-            let watermarks = &mut self.standing.knowledge.watermarks;
-            let shows_late = self.standing.kind == QueueKind::Fifo && watermarks.shows_late(&rescanned.snapshot);
-            // A look that began at the bottom has seen what such writers left.
-            if shows_late && !is_from_bottom(rescan) {
-                self.schedule.not_read_on(&work.groups);
-                return true;
-            }
-            late = self.gap(&work, rescan, rescanned, answer.before.as_ref());
-            if is_from_bottom(rescan) {
-                self.seen_from_bottom(&work, rescan, rescanned, shows_late);
-            }
-            is_new = !late.is_empty();
+    /// Applies a read; returns whether it brought something new. The rules are those of `docs/late-commits.md`.
+    pub(super) fn apply_read(&mut self, mut work: ReadWork, answer: ReadAnswer) -> bool {
+        let Some(late) = self.apply_gap_rescan(&work, &answer) else {
+            // An overtaken writer has ended (rule 5): the lanes are rescanned first, and all of this is read again.
+            self.schedule.not_read_on(&work.groups);
+            return true;
+        };
+        let ReadAnswer { groups, lanes, .. } = answer;
+        let is_new = !late.is_empty() || !groups.is_empty();
+        self.apply_groups(&mut work, groups, &lanes, &late);
+        let has_messages = self.apply_lanes(&mut work, lanes, &late);
+        is_new || has_messages
+    }
+
+    /// Applies the rescan of the gap, if there was one. Returns the lanes of which nothing may be admitted, because
+    /// something late was found or may be hidden; `None` if nothing of the whole read may be.
+    fn apply_gap_rescan(&mut self, work: &ReadWork, answer: &ReadAnswer) -> Option<Vec<Lane>> {
+        let Some((rescan, rescanned)) = work.request.gap.as_ref().zip(answer.gap.as_ref()) else {
+            return Some(Vec::new());
+        };
+        let watermarks = &mut self.destination.knowledge.watermarks;
+        let has_ended = self.destination.kind == QueueKind::Fifo && watermarks.note_ended_writers(&rescanned.snapshot);
+        // A rescan that began at the bottom has seen the rows of such writers.
+        if has_ended && !is_from_bottom(rescan) {
+            return None;
         }
-        let watermarks = &self.standing.knowledge.watermarks;
+        let late = self.apply_gap(work, rescan, rescanned, answer.before.as_ref());
+        if is_from_bottom(rescan) {
+            self.apply_from_bottom(work, rescan, rescanned, has_ended);
+        }
+        Some(late)
+    }
+
+    /// Admits what was read of groups, except of those whose lane has to be read first.
+    fn apply_groups(&mut self, work: &mut ReadWork, groups: Vec<Batch>, lanes: &Batch, late: &[Lane]) {
+        let goes_on = shown_after(&work.groups, &groups, lanes);
+        let watermarks = &self.destination.knowledge.watermarks;
         let is_whole = |lane: Lane| {
             let position = work.request.lanes.iter().find(|position| position.lane == lane);
-            position
-                .is_some_and(|position| position.above == watermarks.position(lane) && is_all(position, &answer.lanes))
+            position.is_some_and(|position| position.above == watermarks.position(lane) && is_all(position, lanes))
         };
         // See [`Schedule::next_to_read_on`].
         let is_too_early = |wanted: &ReadOn| {
@@ -146,33 +165,21 @@ impl Admission<'_> {
             late.contains(&after.lane) || (after.id > watermarks.position(after.lane) && !is_whole(after.lane))
         };
         let too_early: Vec<bool> = work.groups.iter().map(is_too_early).collect();
-        let goes_on = shown_after(&work.groups, &answer);
-        for ((wanted, batch), is_too_early) in work.groups.iter().zip(answer.groups).zip(too_early) {
-            is_new = true;
+        for ((wanted, batch), is_too_early) in work.groups.iter().zip(groups).zip(too_early) {
             if is_too_early {
                 self.schedule.not_read_on(std::slice::from_ref(wanted));
             } else {
                 let is_all = is_all_of_group(wanted, &batch) && !goes_on.contains(&wanted.position.group);
-                self.group(wanted, batch, is_all, &mut work.memory);
+                self.apply_group(wanted, batch, is_all, &mut work.memory);
             }
         }
-        // A rescan from the bottom may have set a lane back since the read began.
-        let watermarks = &self.standing.knowledge.watermarks;
-        let is_in_place = |position: &Position| {
-            watermarks.position(position.lane) == position.above && !late.contains(&position.lane)
-        };
-        let in_place: Vec<Position> = work.request.lanes.iter().copied().filter(is_in_place).collect();
-        if !work.request.lanes.is_empty() {
-            is_new |= self.lanes(&in_place, answer.lanes, &mut work.memory);
-        }
-        is_new
     }
 
-    /// Applies a look at the gap: watermarks move up over what it settles, and back below what it found; returns the lanes
-    /// where it found something, or more than it may show, so that something may be hidden. It leaves out what is known to
-    /// wait in the table, and of groups that were read in the same answer that is known from before that read: of their
-    /// lanes it settles what had ended by then.
-    fn gap(
+    /// Applies a rescan of the gap. Watermarks move up past what it settles, and back below what it found. Returns the
+    /// lanes in which it found something, or found more than the answer holds, so that something may be hidden. The
+    /// rescan leaves out what is known to wait in the table. For groups that were continued in the same answer, that
+    /// knowledge predates the answer; so for their lanes it settles only what had ended before the groups were read.
+    fn apply_gap(
         &mut self,
         work: &ReadWork,
         rescan: &Rescan,
@@ -181,7 +188,7 @@ impl Admission<'_> {
     ) -> Vec<Lane> {
         let seen = covered(rescan, rescanned).map(|range| (range.lane, range.upto));
         let (with_groups, others): (Vec<_>, Vec<_>) = seen.partition(|(lane, _)| reads_groups_of(work, *lane));
-        let watermarks = &mut self.standing.knowledge.watermarks;
+        let watermarks = &mut self.destination.knowledge.watermarks;
         let began_at = work.began_at;
         watermarks.rescanned(&others, View { snapshot: &rescanned.snapshot, began_at }, self.now);
         if let Some(snapshot) = before_groups {
@@ -193,20 +200,21 @@ impl Admission<'_> {
         late
     }
 
-    /// A look at the gap began at the bottom. If it shows that a writer has ended who was overtaken, his messages are missing
-    /// where groups were read in the same answer, if he ended after that.
-    fn seen_from_bottom(&mut self, work: &ReadWork, rescan: &Rescan, rescanned: &Rescanned, shows_late: bool) {
-        let knowledge = &mut self.standing.knowledge;
-        knowledge.scan.was_at_once(&rescan.ranges, rescanned.took);
+    /// Applies a rescan of the gap that began at the bottom. If it shows that an overtaken writer has ended, that
+    /// writer may have ended after groups were read in the same answer. Then its messages are missing there, and the
+    /// lanes of those groups are not marked.
+    fn apply_from_bottom(&mut self, work: &ReadWork, rescan: &Rescan, rescanned: &Rescanned, has_ended: bool) {
+        let knowledge = &mut self.destination.knowledge;
+        knowledge.full_rescan.took_one_statement(&rescan.ranges, rescanned.took);
         let epoch = knowledge.watermarks.epoch();
         for range in covered(rescan, rescanned) {
-            if !(shows_late && reads_groups_of(work, range.lane)) {
+            if !(has_ended && reads_groups_of(work, range.lane)) {
                 knowledge.watermarks.rescanned_from_the_bottom(range.lane, epoch);
             }
         }
     }
 
-    /// Sets lanes back below what a rescan found and nobody knew; returns them.
+    /// Sets lanes back below each unknown message that a rescan found; returns those lanes.
     pub(super) fn find_late(&mut self, rescan: &Rescan, found: &[Found]) -> Vec<Lane> {
         let mut late = Vec::new();
         for Found { key, group } in found {
@@ -215,31 +223,31 @@ impl Admission<'_> {
             let is_known = self.schedule.knows(*key)
                 || self.schedule.is_left(*key, group.as_ref())
                 || !is_ready && self.has_joined(*key, group.as_ref());
-            if !is_known && is_ready && self.schedule.leave_crowd(*key, group.as_ref()) {
+            if !is_known && is_ready && self.schedule.take_from_crowd(*key, group.as_ref()) {
                 self.intake.happened();
             } else if !is_known {
-                self.standing.knowledge.watermarks.rewind(key.lane, key.id);
+                self.destination.knowledge.watermarks.rewind(key.lane, key.id);
                 self.intake.read_to_end[key.lane] = false;
                 late.push(key.lane);
             }
         }
         if !late.is_empty() {
-            self.standing.report(Report::Late(late.len() as u64));
+            self.destination.report(Report::Late(late.len() as u64));
             self.intake.next_read = self.now;
             self.intake.happened();
         }
         late
     }
 
-    /// Whether this message was read, and its group is one of a crowd. The low watermark may have passed it since it was asked
-    /// for, which it does only when all before it was seen.
+    /// Whether this message was read and its group belongs to a crowd. The low watermark may have passed the message
+    /// since the rescan was sent; it does so only when everything below it was seen.
     fn has_joined(&self, key: MessageKey, group: Option<&Arc<str>>) -> bool {
         let crowds = &self.schedule.parked.crowds;
-        let is_passed = key.id <= self.standing.knowledge.watermarks.low(key.lane);
+        let is_passed = key.id <= self.destination.knowledge.watermarks.low(key.lane);
         crowds.has_seen(key) || is_passed && group.is_some_and(|group| crowds.has(key.lane, group))
     }
 
-    fn group(&mut self, wanted: &ReadOn, batch: Batch, is_all: bool, memory: &mut Reserved) {
+    fn apply_group(&mut self, wanted: &ReadOn, batch: Batch, is_all: bool, memory: &mut Reserved) {
         self.intake.follow(batch.is_cut);
         let position = &wanted.position;
         if let Some(Hold::Group { by }) = batch.messages.iter().find_map(|message| message.hold) {
@@ -249,7 +257,7 @@ impl Admission<'_> {
         let mut read = ReadOnAnswer { is_all, ..ReadOnAnswer::default() };
         for message in batch.messages {
             if let Some(wait) = message.wait {
-                // It comes when it is due, and what is behind it after that.
+                // It comes when it is due, and the messages behind it come after that.
                 read.head = Some(Deferred::Head { id: message.key.id, due: Some(message.read_at + wait) });
                 break;
             }
@@ -259,24 +267,33 @@ impl Admission<'_> {
         self.schedule.read_on(wanted, read);
     }
 
-    /// Takes in what was read of lanes that are where they were; returns whether there was anything.
-    fn lanes(&mut self, in_place: &[Position], mut batch: Batch, memory: &mut Reserved) -> bool {
+    /// Admits what was read of lanes whose position has not changed; returns whether there was anything.
+    fn apply_lanes(&mut self, work: &mut ReadWork, mut batch: Batch, late: &[Lane]) -> bool {
+        if work.request.lanes.is_empty() {
+            return false;
+        }
         self.intake.follow(batch.is_cut);
+        // A rescan from the bottom may have set a lane back since the read began.
+        let watermarks = &self.destination.knowledge.watermarks;
+        let is_here = |position: &&Position| {
+            watermarks.position(position.lane) == position.above && !late.contains(&position.lane)
+        };
+        let in_place: Vec<Position> = work.request.lanes.iter().filter(is_here).copied().collect();
         let mut is_in_place = ByLane::all(false);
         in_place.iter().for_each(|position| is_in_place[position.lane] = true);
         batch.messages.retain(|message| is_in_place[message.key.lane]);
         self.intake.full.clear();
-        // How many came of each lane, and the last of them: each message is looked at once.
+        // The number of messages of each lane, and its last one; this visits each message once.
         let mut came: ByLane<(usize, Option<MessageId>)> = ByLane::default();
         for message in &batch.messages {
             let (count, last) = &mut came[message.key.lane];
             *count += 1;
             *last = Some(message.key.id);
         }
-        for position in in_place {
+        for position in &in_place {
             let (count, last) = came[position.lane];
             if let Some((last, next_xid)) = last.zip(batch.next_xid) {
-                let watermarks = &mut self.standing.knowledge.watermarks;
+                let watermarks = &mut self.destination.knowledge.watermarks;
                 watermarks.read(position.lane, last, next_xid, batch.last_id, self.now);
             }
             let is_all = is_all_of(position, count, &batch);
@@ -287,20 +304,20 @@ impl Admission<'_> {
         }
         let is_new = !batch.messages.is_empty();
         for message in batch.messages {
-            self.admit(message, memory);
+            self.admit(message, &mut work.memory);
         }
         is_new
     }
 
-    /// Takes in a message that was read in its turn, or leaves it in the table.
+    /// Admits a message that was read in order, or leaves it in the table.
     fn admit(&mut self, message: Message, memory: &mut Reserved) {
         if self.schedule.knows(message.key) {
             return;
         }
-        let group = message.group.clone().filter(|_| self.standing.kind == QueueKind::Fifo);
-        // Before it is composed: of a blocked or hot group there may be many.
+        let group = message.group.clone().filter(|_| self.destination.kind == QueueKind::Fifo);
+        // This comes before composing: a blocked or hot group may have many messages.
         if let Some(group) = &group
-            && self.schedule.leaves_in_table(group, message.key, message.hold, self.now)
+            && self.schedule.keep_in_table_if_held(group, message.key, message.hold, self.now)
         {
             return;
         }
@@ -309,9 +326,9 @@ impl Admission<'_> {
         }
     }
 
-    /// Takes in what is due; returns whether anything of it was new. A retry that a relay recorded is the head of its group;
-    /// what was deferred by hand may stand anywhere in it, and its group is read from where that comes in its turn.
-    pub(super) fn due(&mut self, batch: Batch, memory: &mut Reserved) -> bool {
+    /// Admits what is due; returns whether any of it was new. A retry recorded by a relay is the head of its group. A
+    /// message deferred by hand may be anywhere in its group, so the group is read again in order from that message on.
+    pub(super) fn apply_due(&mut self, batch: Batch, memory: &mut Reserved) -> bool {
         self.intake.follow(batch.is_cut);
         let mut is_new = false;
         for message in batch.messages {
@@ -319,15 +336,15 @@ impl Admission<'_> {
                 continue;
             }
             let (key, attempts) = (message.key, message.attempts);
-            let group = message.group.clone().filter(|_| self.standing.kind == QueueKind::Fifo);
-            let read_to = self.standing.knowledge.watermarks.position(key.lane);
+            let group = message.group.clone().filter(|_| self.destination.kind == QueueKind::Fifo);
+            let read_to = self.destination.knowledge.watermarks.position(key.lane);
             match group {
                 Some(group) if attempts == 0 => is_new |= self.schedule.start_over(&group, key, read_to),
                 _ => {
                     if let Some(item) = self.item(message, memory) {
                         self.schedule.admit_head(item, read_to);
                     }
-                    // Dead, set aside, or on its way; but not if its group leaves it in the table.
+                    // Known means dead, set aside, or on its way; it is not known if its group leaves it in the table.
                     is_new |= self.schedule.knows(key);
                 }
             }
@@ -335,18 +352,18 @@ impl Admission<'_> {
         is_new
     }
 
-    /// Makes an item of a message that is not in memory yet. One that SQS can never accept is dead, and one that PostgreSQL
-    /// cannot read is set aside.
+    /// Makes an item of a message that is not in memory yet. A message that SQS can never accept is dead, and one that
+    /// PostgreSQL cannot read is set aside.
     fn item(&mut self, message: Message, memory: &mut Reserved) -> Option<Item> {
         if self.schedule.knows(message.key) {
             return None;
         }
-        let kind = self.standing.kind;
+        let kind = self.destination.kind;
         let group = message.group.clone().filter(|_| kind == QueueKind::Fifo);
         let (key, origin, attempts) = (message.key, message.origin, message.attempts);
         let reason = match &message.content {
             Content::Unreadable { reason } => Some(reason.clone()),
-            // It was not read although nothing holds it up: what held it up is over, and it comes with the next read.
+            // Its body was not read although nothing holds it up any more; it comes with the next read.
             Content::Held => return None,
             _ => None,
         };

@@ -1,16 +1,16 @@
-//! Between claims: prepare, scan for the first time, look, rest, claim. Pure.
+//! Between claims: prepare, run the initial scan, look, idle, claim. Pure.
 //!
-//! Here is the state; [`steps`] has what is asked next, and [`answers`] what comes of it. One question is under way at a time. What SQS has accepted and
-//! nobody has recorded is written before anything else.
+//! This file has the state, [`steps`] decides what to ask next, and [`answers`] applies the answers. One question is
+//! under way at a time. Acceptances by SQS that are not recorded yet are written before anything else.
 
 mod answers;
 mod steps;
 
 use std::time::Duration;
 
-use super::first_scan::FirstScan;
+use super::destination::{DestinationState, Knowledge};
+use super::initial_scan::InitialScan;
 use super::questions::HeldCheck;
-use super::standing::{Knowledge, Standing};
 use super::watermark::Watermarks;
 use super::{Control, Core, Until};
 use crate::clock::Time;
@@ -22,38 +22,74 @@ use crate::retry::Delays;
 /// First and longest pause after a database failure.
 const DATABASE_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// Poll intervals after a claim that found nothing to send, and the longest such pause.
+/// The pause after a claim that found nothing to send, in poll intervals, and the longest such pause.
 const FRUITLESS_PAUSE: u32 = 5;
 const LONGEST_FRUITLESS_PAUSE: Duration = Duration::from_secs(1);
 
-/// While others hold all lanes with work, how often to look again. In between only the lanes are asked for: a look begins
-/// at this relay's own low watermarks, and walks all that others have delivered since.
+/// How often to look again while others hold all lanes that have work. In between the relay only tries to claim: a look
+/// begins at this relay's own low watermarks and walks everything that others have delivered since.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long a relay that starts waits for the first word of operators before it takes itself for paused.
+/// How long a starting relay waits for the first answer about pauses before it treats itself as paused.
 const FIRST_CONTROL: Duration = Duration::from_secs(2);
 
-/// How often a paused relay looks whether the database answers.
+/// How often a paused relay checks whether the database answers.
 const PAUSED_EVERY: Duration = Duration::from_millis(3500);
 
-/// What it does with a claim that was taken in another history of the database than it knows.
-const GIVES_BACK: &str = "gives a claim back";
+/// The question that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Question {
+    Prepare,
+    InitialScan,
+    Look,
+    FullRescan,
+    HeldGroups,
+    Writers,
+    Pending,
+    Claim,
+    /// Releases a claim that belongs to another incarnation of the database than the relay's knowledge.
+    Release,
+    Settle,
+    Quarantine,
+    /// Nothing but whether the database answers during a pause.
+    PausedProbe,
+}
 
-/// What is next.
+impl Question {
+    /// What the relay does, for the status page.
+    fn text(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepares",
+            Self::InitialScan => "runs the initial scan",
+            Self::Look => "looks for messages",
+            Self::FullRescan => "rescans from the bottom",
+            Self::HeldGroups => "checks which groups are held up",
+            Self::Writers => "asks who is writing",
+            Self::Pending => "checks for pending messages",
+            Self::Claim => "claims lanes",
+            Self::Release => "releases a claim",
+            Self::Settle => "records what SQS accepted",
+            Self::Quarantine => "puts messages into quarantine",
+            Self::PausedProbe => "looks at the database during a pause",
+        }
+    }
+}
+
+/// The next step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Plan {
-    /// Look which lanes have something.
+    /// Look which lanes have something to do.
     Look,
-    /// Wait until something comes, or a rescan is due.
-    Rest,
-    /// Take lanes, of which these have something.
+    /// Wait until something new comes, or a rescan is due.
+    Idle,
+    /// Take lanes; these have something to do.
     Claim(Vec<Lane>),
-    /// See whether anything is left, for `--until-empty`.
+    /// Check whether anything is left, for `--until-empty`.
     CheckPending,
 }
 
-/// What comes before a look, if it is time for it. Each gets one turn between two looks, so that there is a look and a claim
-/// however long a slow database takes for each: by then the first of them may be due again.
+/// What comes before a look, if it is due. Each step gets one turn between two looks. So a look and a claim happen even
+/// if the database is so slow that the first step is due again after the last one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Turn {
     #[default]
@@ -63,51 +99,51 @@ enum Turn {
     Look,
 }
 
-/// What a look at all destinations brings that was not known.
+/// What is new in the poller's answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct News {
-    /// Something may have come.
+    /// There may be something new.
     pub(super) has_come: bool,
-    /// An operator has done something to messages.
+    /// An operator has changed messages.
     pub(super) has_acted: bool,
 }
 
 /// The state between claims.
 #[derive(Debug)]
-pub(super) struct Between {
+pub(super) struct BetweenClaims {
     plan: Plan,
     turn: Turn,
-    /// The last look has found something.
+    /// Whether the last look found something.
     has_found: bool,
-    /// What is being asked.
-    asking: Option<&'static str>,
+    /// The question under way.
+    asking: Option<Question>,
     is_prepared: bool,
-    first_scan: FirstScan,
+    initial_scan: InitialScan,
     pause: Pause,
     watch: Option<Watch>,
-    /// The latest due time that a look has seen to.
+    /// The latest due time that a look has covered.
     heeded_due: Option<f64>,
     share: Share,
     held_check: HeldCheck,
     database_delays: Delays,
     started_at: Time,
     /// How many messages were finished when the claim was taken.
-    finished_before: u64,
+    decided_before: u64,
 }
 
-/// Why nothing is asked for now.
+/// Why nothing is asked now.
 #[derive(Debug, Default)]
 struct Pause {
-    /// Nothing ends this before its time.
+    /// Nothing ends this pause early.
     hard: Option<Time>,
-    /// News end this.
+    /// Something new ends this pause early.
     soft: Option<Time>,
-    /// Claims in a row that found nothing to send.
+    /// The number of claims in a row that found nothing to send.
     fruitless: u32,
 }
 
 impl Pause {
-    fn is_over(&mut self, now: Time) -> bool {
+    fn expire(&mut self, now: Time) -> bool {
         self.hard = self.hard.filter(|until| now < *until);
         self.soft = self.soft.filter(|until| now < *until);
         self.hard.is_none() && self.soft.is_none()
@@ -118,18 +154,18 @@ impl Pause {
     }
 }
 
-/// How many lanes to take. An idle relay takes every lane, so that quiet traffic fills requests. A saturated one takes fewer,
-/// those with work, and leaves the others free for a moment.
+/// How many lanes to take. An idle relay takes every lane, so that quiet traffic fills requests. A saturated relay
+/// takes fewer, only lanes with work, and leaves the others free for a moment.
 #[derive(Debug)]
 struct Share {
     max_lanes: usize,
-    /// Lanes that had work and were all held by others, and until when not to look whether that is still so.
+    /// Lanes that had work and were all held by others, and until when not to check whether that has changed.
     contended: Option<(Vec<Lane>, Time)>,
-    /// Whether the last claim got none because others hold them. It holds while the relay looks and asks again.
+    /// Whether the last claim got no lane because others hold them. It stays set while the relay looks and asks again.
     is_elsewhere: bool,
 }
 
-impl Between {
+impl BetweenClaims {
     pub(super) fn new(now: Time) -> Self {
         Self {
             plan: Plan::Look,
@@ -137,7 +173,7 @@ impl Between {
             has_found: false,
             asking: None,
             is_prepared: false,
-            first_scan: FirstScan::default(),
+            initial_scan: InitialScan::default(),
             pause: Pause::default(),
             watch: None,
             heeded_due: None,
@@ -145,11 +181,11 @@ impl Between {
             held_check: HeldCheck::new(now),
             database_delays: Delays::new(DATABASE_RETRY.0, DATABASE_RETRY.1),
             started_at: now,
-            finished_before: 0,
+            decided_before: 0,
         }
     }
 
-    /// What was seen of all destinations; everything up to `settled_to` is done.
+    /// Notes the poller's answer; everything up to `settled_to` is done.
     pub(super) fn watched(&mut self, watch: Watch, settled_to: MessageId) -> News {
         let has_acted = self.watch.is_some_and(|before| before.last_action != watch.last_action);
         self.watch = Some(watch);
@@ -162,29 +198,29 @@ impl Between {
         })
     }
 
-    /// Something may have come.
+    /// There may be something new.
     pub(super) fn wake(&mut self, now: Time) {
         self.pause.soft = None;
-        if self.plan == Plan::Rest {
+        if self.plan == Plan::Idle {
             self.look_again(now);
         }
     }
 
-    /// An operator has changed something: what is held up may go on.
+    /// An operator has changed something: groups that were held up may go on.
     pub(super) fn hurry(&mut self, now: Time) {
         self.held_check.hurry(now);
         self.share.contended = None;
         self.wake(now);
     }
 
-    /// Nothing that was planned holds any more; a pause of the destination may be shorter now.
+    /// Drops the plan; a pause of the destination may be shorter now.
     pub(super) fn look_again(&mut self, now: Time) {
         self.pause.hard = self.pause.hard.map(|until| until.min(now));
         self.plan = Plan::Look;
         self.share.contended = None;
     }
 
-    /// Leaves everything alone until then.
+    /// Asks nothing until then.
     pub(super) fn pause_until(&mut self, until: Time) {
         self.pause.hard = Some(until);
         self.plan = Plan::Look;
@@ -197,35 +233,35 @@ impl Between {
         self.pause.soft = Some(now + pause.min(LONGEST_FRUITLESS_PAUSE.max(poll_interval)));
     }
 
-    /// How the lanes were shared in a claim that is over.
+    /// Decides how many lanes to take next, after a claim that has ended.
     pub(super) fn share_lanes(&mut self, held: usize, is_saturated: bool) {
         self.share.max_lanes = if is_saturated { (held / 2).max(1) } else { LANES };
     }
 
-    /// What was learnt may be about another history of the database.
-    pub(super) fn forget(&mut self, standing: &mut Standing, now: Time) {
-        standing.knowledge = Knowledge::new(Watermarks::default(), ByLane::default(), now);
-        self.first_scan = FirstScan::default();
+    /// The knowledge may be about another history of the database.
+    pub(super) fn forget(&mut self, destination: &mut DestinationState, now: Time) {
+        destination.knowledge = Knowledge::new(Watermarks::default(), ByLane::default(), now);
+        self.initial_scan = InitialScan::default();
         self.share.contended = None;
         self.share.is_elsewhere = false;
         self.plan = Plan::Look;
     }
 
-    /// The database failed: whatever it was, the next answer may come from another server.
-    pub(super) fn failed(&mut self, standing: &mut Standing, now: Time) {
+    /// The database failed: the next answer may come from another server.
+    pub(super) fn failed(&mut self, destination: &mut DestinationState, now: Time) {
         self.asking = None;
         self.held_check = HeldCheck::new(now);
-        self.forget(standing, now);
+        self.forget(destination, now);
         self.is_prepared = false;
-        self.pause.hard = Some(now + self.database_delays.next_delay(&mut standing.dice));
+        self.pause.hard = Some(now + self.database_delays.next_delay(&mut destination.rng));
     }
 
-    /// Whether a claim that cannot be used is given back.
+    /// Whether a claim that cannot be used is being released.
     pub(super) fn is_giving_back(&self) -> bool {
-        self.asking == Some(GIVES_BACK)
+        self.asking == Some(Question::Release)
     }
 
-    /// Whether the schema and the lanes were there.
+    /// Whether the schema and the lanes existed.
     pub(super) fn is_prepared(&self) -> bool {
         self.is_prepared
     }
@@ -234,31 +270,31 @@ impl Between {
     pub(super) fn activity(&self) -> Activity {
         match (self.asking, &self.plan) {
             _ if self.share.is_elsewhere => Activity::LanesAreElsewhere,
-            (Some(what), _) => Activity::Asking(what),
-            (None, Plan::Rest) => Activity::Idle,
+            (Some(question), _) => Activity::Asking(question.text()),
+            (None, Plan::Idle) => Activity::Idle,
             (None, _) => Activity::Asking("pauses before it asks again"),
         }
     }
 }
 
 impl Core {
-    /// A claim is over, and nothing went wrong.
+    /// A claim has ended without an error.
     pub(super) fn go_on(&mut self, was_idle: bool, now: Time) {
-        let is_fruitful = self.standing.outcomes.finished() > self.between.finished_before;
+        let is_fruitful = self.destination.outcomes.decided() > self.between.decided_before;
         self.between.plan = Plan::Look;
         if is_fruitful {
             self.between.pause.fruitless = 0;
             self.failing_since = None;
         } else if was_idle {
-            // It may find the same again at once.
-            self.between.fruitless(self.standing.tuning.poll_interval, now);
+            // The next claim may find the same again at once.
+            self.between.fruitless(self.destination.tuning.poll_interval, now);
             if self.until == Until::Empty {
                 self.between.plan = Plan::CheckPending;
             }
         }
     }
 
-    /// When to look again between claims.
+    /// When to call again between claims.
     pub(super) fn between_wake_at(&self, now: Time) -> Option<Time> {
         if self.between.asking.is_some() {
             return None;
@@ -269,19 +305,19 @@ impl Core {
         if self.control == Control::Unknown {
             return Some(self.between.started_at + FIRST_CONTROL);
         }
-        if self.between.plan != Plan::Rest {
+        if self.between.plan != Plan::Idle {
             return Some(now);
         }
-        let knowledge = &self.standing.knowledge;
+        let knowledge = &self.destination.knowledge;
         let is_doubtful = knowledge.parked.iter().any(|group| group.goes_on.is_doubtful(now));
         let held_check = is_doubtful.then(|| self.between.held_check.due_at());
         let goes_on = knowledge.parked.iter().filter_map(|group| group.goes_on.at(now));
-        goes_on.chain(held_check).chain([knowledge.scan.due_at()]).min()
+        goes_on.chain(held_check).chain([knowledge.full_rescan.due_at()]).min()
     }
 
-    /// Whether it waits for something to come.
-    pub(in crate::relay) fn is_resting(&self) -> bool {
-        self.session.is_none() && self.between.asking.is_none() && self.outcome.is_none()
+    /// Whether the relay waits for new work.
+    pub(in crate::relay) fn is_idle(&self) -> bool {
+        self.session.is_none() && self.between.asking.is_none() && self.result.is_none()
     }
 }
 

@@ -1,7 +1,7 @@
-//! The circuit breaker of one destination: whether it may be used, and how a halted one is tried again.
+//! The circuit breaker of one destination: whether the destination may be used, and how it is probed while halted.
 //!
-//! While a destination is halted, one request goes out at a time, with growing pauses. The first request that mostly gets
-//! through ends that. What counts is remembered from claim to claim, so that a queue that never answers is found out however
+//! While a destination is halted, one request goes out at a time, with growing pauses. The first request that mostly
+//! succeeds ends the halt. The state is kept from claim to claim, so a queue that never answers is detected however
 //! short the claims are. Pure.
 
 use std::collections::{HashMap, VecDeque};
@@ -11,40 +11,40 @@ use crate::clock::Time;
 use crate::message::{Fault, FaultKind, MessageKey};
 use crate::retry::Delays;
 
-/// The longest pause while SQS throttles or cannot be reached: that passes by itself, and then every second counts. What
-/// somebody has to mend is tried less and less often, up to `OUTBOX_RELAY_RETRY_MAX`.
+/// The longest pause while SQS throttles or cannot be reached: that ends by itself, and then every second counts. A
+/// fault that somebody has to fix is probed less and less often, up to `OUTBOX_RELAY_RETRY_MAX`.
 const LONGEST_BRIEF_PAUSE: Duration = Duration::from_secs(5);
 
-/// After so many requests in a row of which nothing got through the destination is taken as down.
+/// The destination counts as down after this many failed requests in a row.
 const FAILURES_IN_A_ROW: u32 = 3;
 
-/// How long an answer tells of the state of the destination.
+/// How long an answer counts as recent.
 const LATELY: Duration = Duration::from_secs(30);
 
-/// Requests that are looked at together.
+/// How many recent requests are considered.
 const MAX_ANSWERS: usize = 64;
 
-/// With fewer entries than this nothing is said about most of them.
+/// With fewer entries than this, no statement about most of them is made.
 const MIN_ENTRIES: u32 = 10;
 
-/// Fewer messages than this that fail over and over are no failure of the destination, however often they are tried.
+/// With fewer failing messages than this, no statement about most entries is made, however often they are retried.
 const MIN_FAILING: usize = 5;
 
-/// Messages whose failures are remembered until something else gets through.
+/// How many failed messages are remembered until something else succeeds.
 const MAX_SUSPECTS: usize = 1000;
 
-/// How the entries of a request went.
+/// The results of a request's entries.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
-    /// SQS accepted them.
+    /// Entries that SQS accepted.
     pub(super) accepted: u32,
-    /// SQS refused them for what they are, so it works.
+    /// Entries that SQS refused because of their content, so SQS works.
     pub(super) refused: u32,
-    /// They failed by the receiver's fault.
+    /// Entries that failed by the receiver's fault.
     pub(super) failed: u32,
 }
 
-/// How a request went, and which messages failed in it.
+/// The result of a request, and the messages that failed in it.
 #[derive(Debug)]
 struct Answer {
     at: Time,
@@ -52,7 +52,7 @@ struct Answer {
     failed: Vec<MessageKey>,
 }
 
-/// Whether a destination is halted, and what is known of its answers.
+/// Whether a destination is halted, and what its recent answers show.
 #[derive(Debug)]
 pub(super) struct Breaker {
     halted: Option<Fault>,
@@ -60,16 +60,16 @@ pub(super) struct Breaker {
     brief_delays: Delays,
     failures_in_a_row: u32,
     answers: VecDeque<Answer>,
-    /// Messages that failed in these, and in how many.
+    /// The messages that failed in these answers, with the number of failures.
     failing: HashMap<MessageKey, usize>,
-    /// Entries that were ever accepted.
+    /// The number of entries accepted so far.
     accepted: u64,
-    /// Messages that failed, and how many entries had been accepted by then.
+    /// Messages that failed, each with the number of entries accepted before its failure.
     suspects: HashMap<MessageKey, u64>,
 }
 
 impl Breaker {
-    /// A destination that is taken to work until it fails.
+    /// A destination counts as working until it fails.
     pub(super) fn new(first: Duration, longest: Duration) -> Self {
         let (delays, brief_delays) = Self::delays(first, longest);
         Self {
@@ -89,32 +89,32 @@ impl Breaker {
         (Delays::new(first.min(longest), longest), Delays::new(first.min(brief), brief))
     }
 
-    /// Other pauses are configured; the next one is a first one.
+    /// Other pauses are configured; they start again from the shortest.
     pub(super) fn set_delays(&mut self, first: Duration, longest: Duration) {
         (self.delays, self.brief_delays) = Self::delays(first, longest);
     }
 
-    /// Why the destination is halted; then only one request may be under way.
+    /// Why the destination is halted; while it is, only one request may be under way.
     pub(super) fn halted(&self) -> Option<&Fault> {
         self.halted.as_ref()
     }
 
-    /// The destination is halted; returns how long to leave it alone.
-    pub(super) fn halt(&mut self, fault: Fault, dice: &mut fastrand::Rng) -> Duration {
+    /// Halts the destination; returns how long to wait before the next probe.
+    pub(super) fn halt(&mut self, fault: Fault, rng: &mut fastrand::Rng) -> Duration {
         let pause = match fault.kind {
             FaultKind::Throttle
             | FaultKind::Outage
             | FaultKind::ServerError
             | FaultKind::Ambiguous
             | FaultKind::MessageTransient
-            | FaultKind::NotSent => self.brief_delays.next_delay(dice),
-            FaultKind::Destination | FaultKind::Internal | FaultKind::MessagePermanent => self.delays.next_delay(dice),
+            | FaultKind::NotSent => self.brief_delays.next_delay(rng),
+            FaultKind::Destination | FaultKind::Internal | FaultKind::MessagePermanent => self.delays.next_delay(rng),
         };
         self.halted = Some(fault);
         pause
     }
 
-    /// Takes a request's answer into account, in which these messages failed by the receiver's fault. Returns whether it ends
+    /// Records a request's answer, and the messages that failed in it by the receiver's fault. Returns whether it ends
     /// the halt.
     pub(super) fn note(&mut self, tally: Tally, failed: Vec<MessageKey>, now: Time) -> bool {
         self.accepted += u64::from(tally.accepted);
@@ -134,7 +134,7 @@ impl Breaker {
             self.halted = None;
             self.delays.reset();
             self.brief_delays.reset();
-            // What failed before the halt says nothing about what comes after it.
+            // Failures before the halt say nothing about what comes after it.
             self.answers.clear();
             self.failing.clear();
         }
@@ -152,7 +152,7 @@ impl Breaker {
         }
     }
 
-    /// Whether most of what was sent lately failed by the receiver's fault, and not only a few messages over and over.
+    /// Whether most recent entries failed by the receiver's fault, and not just the same few messages repeatedly.
     pub(super) fn mostly_fails(&self) -> bool {
         let tallies = || self.answers.iter().map(|answer| answer.tally);
         let (accepted, failed): (u32, u32) =
@@ -160,16 +160,16 @@ impl Breaker {
         failed > accepted && failed + accepted >= MIN_ENTRIES && self.failing.len() >= MIN_FAILING
     }
 
-    /// Whether so many requests in a row failed, or the one that tries a halted destination, that it is down.
+    /// Whether enough requests in a row failed, or the probe of a halted destination did, so that it counts as down.
     pub(super) fn is_down(&self) -> bool {
         self.failures_in_a_row >= FAILURES_IN_A_ROW || (self.halted.is_some() && self.failures_in_a_row > 0)
     }
 
-    /// A message failed by the receiver's fault, and nothing else of its request got through. Returns whether SQS has accepted
-    /// others since the message failed the last time, so that it is the message's own failure.
-    pub(super) fn failed_before(&mut self, key: MessageKey) -> bool {
+    /// A message failed by the receiver's fault, and nothing else of its request succeeded. Returns whether SQS has
+    /// accepted other messages since the message last failed; then the failure is the message's own.
+    pub(super) fn note_suspect(&mut self, key: MessageKey) -> bool {
         if self.suspects.len() >= MAX_SUSPECTS && !self.suspects.contains_key(&key) {
-            // Those whose failure is no news any more: others got through since.
+            // Drop the suspects whose failure proves nothing: other messages have been accepted since.
             let accepted = self.accepted;
             self.suspects.retain(|_, before| *before == accepted);
             if self.suspects.len() >= MAX_SUSPECTS {
@@ -179,7 +179,7 @@ impl Breaker {
         self.suspects.insert(key, self.accepted).is_some_and(|before| before < self.accepted)
     }
 
-    /// A message is over and done with.
+    /// A message is finished.
     pub(super) fn forget(&mut self, key: MessageKey) {
         if !self.suspects.is_empty() {
             self.suspects.remove(&key);
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn three_requests_in_a_row_of_which_nothing_got_through_are_an_outage() {
+    fn three_failed_requests_in_a_row_are_an_outage() {
         let mut breaker = breaker();
         let now = Time::default();
         for _ in 0..2 {
@@ -231,16 +231,16 @@ mod tests {
         let mut breaker = breaker();
         let now = Time::default();
         breaker.halt(fault(FaultKind::Outage), &mut fastrand::Rng::with_seed(1));
-        assert!(!breaker.note(NONE, keys(1..=10), now) && breaker.is_down(), "the one that tries it failed");
+        assert!(!breaker.note(NONE, keys(1..=10), now) && breaker.is_down(), "the probe failed");
         assert!(
             !breaker.note(Tally { accepted: 4, refused: 0, failed: 6 }, keys(1..=6), now) && breaker.halted().is_some()
         );
         assert!(breaker.note(ALL, Vec::new(), now) && breaker.halted().is_none());
-        assert!(!breaker.note(ALL, Vec::new(), now), "told once");
+        assert!(!breaker.note(ALL, Vec::new(), now), "reported once");
     }
 
     #[test]
-    fn most_of_what_was_sent_lately_tells_not_what_was_sent_long_ago() {
+    fn only_recent_answers_count_towards_mostly_failing() {
         let mut breaker = breaker();
         let now = Time::default();
         breaker.note(ALL, Vec::new(), now);
@@ -252,49 +252,49 @@ mod tests {
         assert!(!breaker.mostly_fails());
         let mut few = super::tests::breaker();
         few.note(Tally { accepted: 0, refused: 0, failed: 1 }, keys(1..=1), now);
-        assert!(!few.mostly_fails(), "one says nothing about most");
+        assert!(!few.mostly_fails(), "one entry is too few");
         for _ in 0..20 {
             few.note(Tally { accepted: 0, refused: 0, failed: 1 }, keys(1..=1), now);
             few.note(Tally { accepted: 0, refused: 0, failed: 1 }, keys(2..=2), now);
         }
-        assert!(!few.mostly_fails(), "nor do two messages that are tried again and again");
+        assert!(!few.mostly_fails(), "two messages that are retried again and again are too few");
         few.note(ALL, Vec::new(), now + LATELY + Duration::from_secs(1));
-        assert!(few.failing.is_empty(), "what is long ago is forgotten");
+        assert!(few.failing.is_empty(), "old answers are forgotten");
     }
 
     #[test]
     fn a_message_that_fails_alone_is_charged_only_when_others_got_through_since() {
         let mut breaker = breaker();
         let now = Time::default();
-        assert!(!breaker.failed_before(key(1)));
-        assert!(!breaker.failed_before(key(1)), "nothing was accepted since");
+        assert!(!breaker.note_suspect(key(1)));
+        assert!(!breaker.note_suspect(key(1)), "nothing was accepted since");
         breaker.note(ALL, Vec::new(), now);
-        assert!(breaker.failed_before(key(1)));
-        assert!(!breaker.failed_before(key(1)));
+        assert!(breaker.note_suspect(key(1)));
+        assert!(!breaker.note_suspect(key(1)));
         breaker.note(ALL, Vec::new(), now);
         breaker.forget(key(1));
-        assert!(!breaker.failed_before(key(1)), "it begins anew");
+        assert!(!breaker.note_suspect(key(1)), "it starts over");
     }
 
     #[test]
-    fn what_passes_by_itself_is_tried_again_within_five_seconds() {
+    fn a_fault_that_passes_by_itself_is_probed_within_five_seconds() {
         let mut breaker = breaker();
-        let mut dice = fastrand::Rng::with_seed(1);
+        let mut rng = fastrand::Rng::with_seed(1);
         let mut longest =
-            |breaker: &mut Breaker, kind| (0..200).map(|_| breaker.halt(fault(kind), &mut dice)).max().unwrap();
+            |breaker: &mut Breaker, kind| (0..200).map(|_| breaker.halt(fault(kind), &mut rng)).max().unwrap();
         assert!(longest(&mut breaker, FaultKind::Outage) <= LONGEST_BRIEF_PAUSE);
         assert!(longest(&mut breaker, FaultKind::Destination) > LONGEST_BRIEF_PAUSE);
     }
 
     #[test]
-    fn suspects_are_bounded_and_those_that_are_no_news_make_room() {
+    fn suspects_are_bounded_and_outdated_ones_make_room() {
         let mut breaker = breaker();
         for id in 0..2 * MAX_SUSPECTS as i64 {
-            breaker.failed_before(key(id));
+            breaker.note_suspect(key(id));
         }
         assert_eq!(breaker.suspects.len(), MAX_SUSPECTS);
         breaker.note(ALL, Vec::new(), Time::default());
-        assert!(!breaker.failed_before(key(-1)));
+        assert!(!breaker.note_suspect(key(-1)));
         assert_eq!(breaker.suspects.len(), 1);
     }
 }

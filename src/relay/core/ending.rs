@@ -1,12 +1,13 @@
-//! The end of a claim session: what SQS has accepted is written while the claim keeps others away, then the claim is released.
+//! The end of a claim session: what SQS has accepted is recorded while the claim keeps others away, then the claim is
+//! released.
 //!
-//! Should it be released before, another relay would publish again what was accepted. A failure is tried again for as long as
-//! the claim lives. Pure.
+//! If the claim were released earlier, another relay would publish again what SQS accepted. A failed write is retried
+//! for as long as the claim lives. Pure.
 
 use std::time::Duration;
 
-use super::lease::{Closing, Lease};
-use super::standing::Standing;
+use super::destination::DestinationState;
+use super::lease::{CloseReason, Lease};
 use super::work::Work;
 use crate::clock::Time;
 use crate::outbox::OutboxError;
@@ -24,7 +25,7 @@ enum Stage {
     Over,
 }
 
-/// How far the end of a session has come.
+/// The state of ending a session.
 #[derive(Debug)]
 pub(super) struct Ending {
     stage: Stage,
@@ -32,7 +33,7 @@ pub(super) struct Ending {
     delays: Delays,
     /// Whether the claim is gone.
     is_lost: bool,
-    /// Whether outcomes were dropped because the claim was over.
+    /// Whether outcomes were dropped because the claim had ended.
     has_dropped: bool,
 }
 
@@ -49,17 +50,17 @@ impl Default for Ending {
 }
 
 impl Ending {
-    /// Whether nothing new is begun any more.
+    /// Whether the end has begun, so that nothing new starts.
     pub(super) fn has_begun(&self) -> bool {
         self.stage != Stage::NotBegun
     }
 
-    /// Whether the claim was given back, or is gone.
+    /// Whether the claim was released, or is gone.
     pub(super) fn is_over(&self) -> bool {
         self.stage == Stage::Over
     }
 
-    /// Whether outcomes were dropped because the claim was over.
+    /// Whether outcomes were dropped because the claim had ended.
     pub(super) fn has_dropped(&self) -> bool {
         self.has_dropped
     }
@@ -78,10 +79,10 @@ impl Ending {
         self.is_lost = true;
     }
 
-    /// Once the claim is over, only what SQS accepted is written.
-    pub(super) fn drop_late(&mut self, lease: &Lease, standing: &mut Standing, now: Time) {
+    /// Once the claim has ended, only acceptances by SQS are written.
+    pub(super) fn drop_late(&mut self, lease: &Lease, destination: &mut DestinationState, now: Time) {
         if self.is_lost || now >= lease.ends_at {
-            self.has_dropped |= standing.outcomes.drop_what_needs_the_claim();
+            self.has_dropped |= destination.outcomes.drop_what_needs_the_claim();
         }
     }
 
@@ -90,29 +91,35 @@ impl Ending {
         self.retry_at
     }
 
-    /// Outcomes could not be written; says whether to give up, because the claim is over.
-    pub(super) fn failed(&mut self, lease: &Lease, dice: &mut fastrand::Rng, now: Time) -> bool {
+    /// Outcomes could not be written; returns whether to give up because the claim has ended.
+    pub(super) fn failed(&mut self, lease: &Lease, rng: &mut fastrand::Rng, now: Time) -> bool {
         let is_over = self.is_lost || now >= lease.ends_at;
-        self.retry_at = (!is_over).then(|| now + self.delays.next_delay(dice));
+        self.retry_at = (!is_over).then(|| now + self.delays.next_delay(rng));
         is_over
     }
 
     /// The next step; nothing may be under way.
-    pub(super) fn next(&mut self, lease: &Lease, is_broken: bool, standing: &mut Standing, now: Time) -> Option<Work> {
+    pub(super) fn next(
+        &mut self,
+        lease: &Lease,
+        is_broken: bool,
+        destination: &mut DestinationState,
+        now: Time,
+    ) -> Option<Work> {
         if self.stage == Stage::Settling {
             if self.retry_at.is_some_and(|at| now < at) {
                 return None;
             }
             self.retry_at = None;
-            self.drop_late(lease, standing, now);
+            self.drop_late(lease, destination, now);
             let is_over = self.is_lost || now >= lease.ends_at;
             let is_hopeless = is_broken && is_over;
-            if !standing.outcomes.is_empty() && !is_hopeless {
-                return settle(lease, standing, now);
+            if !destination.outcomes.is_empty() && !is_hopeless {
+                return settle(lease, destination, now);
             }
-            // They are written when the database is back, and the claim is not.
-            self.has_dropped |= standing.outcomes.drop_what_needs_the_claim();
-            // Of a database that failed nobody waits for an answer: dropping the claim ends it as well.
+            // What remains is written when the database is back, without the claim.
+            self.has_dropped |= destination.outcomes.drop_what_needs_the_claim();
+            // Do not wait for an answer of a failed database: dropping the claim ends it as well.
             if is_broken || self.is_lost {
                 self.stage = Stage::Over;
             } else {
@@ -123,22 +130,22 @@ impl Ending {
         None
     }
 
-    /// The claim was given back, or could not be.
-    pub(super) fn released(&mut self, error: Option<OutboxError>, closing: &mut Option<Closing>) {
+    /// The claim was released, or could not be released.
+    pub(super) fn released(&mut self, error: Option<OutboxError>, closing: &mut Option<CloseReason>) {
         self.stage = Stage::Over;
         if let Some(error) = error
-            && !matches!(closing, Some(Closing::Halted(_)))
+            && !matches!(closing, Some(CloseReason::Halted(_)))
         {
-            *closing = Some(Closing::Broken(error));
+            *closing = Some(CloseReason::Broken(error));
         }
     }
 }
 
-fn settle(lease: &Lease, standing: &mut Standing, now: Time) -> Option<Work> {
-    let messages = standing.outcomes.take_culprits(false);
+fn settle(lease: &Lease, destination: &mut DestinationState, now: Time) -> Option<Work> {
+    let messages = destination.outcomes.take_culprits(false);
     if !messages.is_empty() {
-        return Some(Work::SetAside { messages });
+        return Some(Work::Quarantine { messages });
     }
-    let settlements = standing.outcomes.take_due(&standing.write_rate, Duration::ZERO, true, now)?;
+    let settlements = destination.outcomes.take_due(&destination.write_rate, Duration::ZERO, true, now)?;
     Some(Work::Settle { settlements, proof: Some(lease.proof.clone()) })
 }

@@ -1,6 +1,30 @@
-//! One group of the schedule: what of it is in memory, what was left in the table, and whether it may go.
+//! One group of the schedule: what is in memory, what was left in the table, and whether it may go.
 //!
-//! Pure; [`super::schedule`] moves groups about.
+//! ```text
+//!               next_request                  answer: nothing is left in memory
+//!   ┌── Ready ──────────────────▶ InFlight ─────────────────────────────────────▶ Idle
+//!   │    ▲  ▲                        │  │                                          │
+//!   │    │  │ answer: more is in     │  │ answer: an entry is tried again          │
+//!   │    │  │ memory                 │  │ at a time                                │
+//!   │    │  └────────────────────────┘  ▼                                          │
+//!   │    │  the time has come       BackingOff (only the head is in memory)        │
+//!   │    ├──────────────────────────────┘                                          │
+//!   │    │  a message is admitted                                                  │
+//!   │    ├─────────────────────────────────────────────────────────────────────────┤
+//!   │    │  its head is due and admitted                 its next message is       │
+//!   │    └─────────────────────────────── Deferred ◀──── deferred in the table ────┤
+//!   │                                        └── is not deferred any more, or ────▶│
+//!   │                                            does not come: read on            │
+//!   └─▶ Blocked (from any state): a message of it is dead or in quarantine.        │
+//!          └── nothing blocks it any more: read again from that message on ───────▶┘
+//! ```
+//!
+//! What PostgreSQL says with each message decides between the last two: `Hold::Behind` names the lowest and the highest
+//! deferred message of the group before this one, which make the group deferred; `Hold::Group` names a dead or quarantined
+//! one, which blocks it. A deferred or blocked group is *held up*.
+//!
+//! The *rest* of a group is what was left in the table behind what is in memory. It is independent of the state, except that
+//! only a group that is idle, ready or in flight reads on. Pure; [`super::schedule`] moves groups around.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,52 +33,52 @@ use super::item::Item;
 use crate::clock::Time;
 use crate::message::{Lane, MessageId};
 
-/// How long a deferred head that has fallen due may take to come, before its group is read without waiting for it.
+/// How long after it falls due a deferred head may take to arrive before the group is read again from the head on.
 pub(super) const HEAD_GRACE: Duration = Duration::from_secs(1);
 
-/// A deferred head that is due later than this is asked about.
+/// The relay asks about a deferred head that is due later than this.
 pub(super) const FAR: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// Nothing waits.
+    /// Nothing in memory waits; a rest in the table may.
     Idle,
     /// In the list of ready groups.
     Ready,
     /// A request is under way.
     InFlight,
-    /// Its head waits for a retry, and only the head is in memory.
-    Delayed,
-    /// What goes next waits in the table. Nothing is in memory.
+    /// Its head waits for a retry. Only the head is in memory, and what came late before it.
+    BackingOff,
+    /// Its next message waits in the table. Nothing is in memory.
     Deferred(Deferred),
-    /// A message of it is dead or in quarantine and lets nothing go. Nothing is in memory.
+    /// A dead or quarantined message blocks it. Nothing is in memory.
     Blocked {
         /// The lowest such message that is known.
         by: MessageId,
     },
 }
 
-/// For what a group waits whose next message is in the table.
+/// What a group waits for whose next message is in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Deferred {
-    /// For a message that is recorded as deferred, and is brought when it is due.
+    /// A message that is recorded as deferred and will be read when it is due.
     Head {
         /// That message.
         id: MessageId,
-        /// When it is due; `None` when nobody knows.
+        /// When it is due; `None` when an operator holds it back without an end.
         due: Option<Time>,
     },
-    /// For a time, after which the group is read on.
+    /// A time after which the group is read on.
     Until(Time),
 }
 
 impl Deferred {
-    /// Whether it is a message that waits for long, or nobody knows how long, so that somebody may let it go before.
+    /// Whether it waits for a message for long or for an unknown time, so that an operator may release it before.
     pub(super) fn is_far(self, now: Time) -> bool {
         matches!(self, Self::Head { due, .. } if due.is_none_or(|due| due > now + FAR))
     }
 
-    /// When the group is read on by itself; a head that is recorded comes before that.
+    /// When the group is read on in any case; a recorded head arrives before that.
     pub(super) fn ends_at(self) -> Option<Time> {
         match self {
             Self::Head { due, .. } => due.map(|due| due + HEAD_GRACE),
@@ -68,11 +92,11 @@ impl Deferred {
 pub(super) struct Rest {
     /// Everything up to here is in memory or done.
     pub(super) after: MessageId,
-    /// The highest id that was seen and left.
+    /// The highest id that was seen and left in the table.
     pub(super) upto: MessageId,
-    /// What `upto` was when a read of the rest was asked for; `None` when none is wanted.
+    /// The value of `upto` when a read of the rest was asked for; `None` when no read is wanted.
     pub(super) asked_upto: Option<MessageId>,
-    /// The first of it, if that was seen to be deferred.
+    /// The first message of the rest, if it is known to be deferred.
     pub(super) head: Option<Deferred>,
 }
 
@@ -88,7 +112,7 @@ pub(super) struct Group {
     pub(super) state: State,
     pub(super) waiting: VecDeque<Item>,
     pub(super) rest: Option<Rest>,
-    /// Whether a request with messages of it is under way, whatever has become of the group since.
+    /// Whether a request with messages of the group is under way, whatever the state of the group is now.
     pub(super) is_in_flight: bool,
 }
 
@@ -97,24 +121,24 @@ impl Group {
         Self { lane, state: State::Idle, waiting: VecDeque::new(), rest: None, is_in_flight: false }
     }
 
-    /// Items and bytes that count as read ahead. A delayed group does not count, or a few of them would keep the relay
-    /// from reading what could go.
+    /// Items and bytes that count as read ahead. A delayed group does not count; otherwise a few of them would keep the
+    /// relay from reading messages that could go.
     pub(super) fn counted(&self) -> (usize, usize) {
         match self.state {
-            State::Delayed => (0, 0),
+            State::BackingOff => (0, 0),
             _ => (self.waiting.len(), self.waiting.iter().map(|item| item.entry.bytes()).sum()),
         }
     }
 
-    /// Whether this is the deferred message that the group waits for.
+    /// Whether the group waits for this deferred message.
     pub(super) fn waits_for(&self, id: MessageId) -> bool {
         matches!(self.state, State::Deferred(Deferred::Head { id: head, .. }) if head == id)
     }
 
     /// Whether a message has to stay in the table; remembers that it was seen.
-    pub(super) fn leaves_in_table(&mut self, id: MessageId, window: usize) -> bool {
+    pub(super) fn keep_in_table_if_full(&mut self, id: MessageId, window: usize) -> bool {
         if matches!(self.state, State::Blocked { .. }) {
-            self.leave(id.previous(), id);
+            self.extend_rest(id.previous(), id);
             return true;
         }
         if self.waits_for(id) {
@@ -127,7 +151,7 @@ impl Group {
             }
             return false;
         }
-        let window = if self.state == State::Delayed { 1 } else { window };
+        let window = if self.state == State::BackingOff { 1 } else { window };
         match self.waiting.back() {
             Some(last) if self.waiting.len() >= window && id > last.id() => {
                 self.rest = Some(Rest::new(last.id(), id));
@@ -137,12 +161,12 @@ impl Group {
         }
     }
 
-    /// Some messages above `after`, up to `upto` at least, are in the table only.
-    pub(super) fn leave(&mut self, after: MessageId, upto: MessageId) {
+    /// Some messages above `after`, up to at least `upto`, are only in the table.
+    pub(super) fn extend_rest(&mut self, after: MessageId, upto: MessageId) {
         match &mut self.rest {
             Some(rest) => {
                 if after < rest.after {
-                    // A read that is under way began too high.
+                    // A read that is under way started too high.
                     rest.asked_upto = None;
                     rest.head = None;
                     rest.after = after;
@@ -153,58 +177,70 @@ impl Group {
         }
     }
 
-    /// Its next message waits in the table. Nothing may be in memory.
+    /// One more message, up to `upto`, is known to be in the table, behind where the rest begins.
+    pub(super) fn extend_rest_to(&mut self, upto: MessageId) {
+        if let Some(rest) = &mut self.rest {
+            rest.upto = rest.upto.max(upto);
+        }
+    }
+
+    /// The group's next message waits in the table. Nothing may be in memory.
     pub(super) fn defer(&mut self, deferred: Deferred, after: MessageId) {
         self.state = State::Deferred(deferred);
         self.rest = Some(Rest::new(after, self.rest.map_or(after, |rest| rest.upto.max(after))));
     }
 
-    /// It waits no longer for what was deferred, and is read on from there.
+    /// The group stops waiting for the deferred message and is read on from it.
     pub(super) fn stop_deferring(&mut self) {
         if let State::Deferred(deferred) = self.state {
             self.state = State::Idle;
             if let Deferred::Head { id, .. } = deferred {
-                self.leave(id.previous(), id);
+                self.extend_rest(id.previous(), id);
             }
         }
     }
 
-    /// A message holds up the group. All of it is left in the table; returns what was in memory.
+    /// A message blocks the group. All its messages are left in the table; returns those that were in memory.
     pub(super) fn block(&mut self, by: MessageId) -> Vec<Item> {
         self.stop_deferring();
-        let before = if let State::Blocked { by } = self.state { by } else { MessageId::MAX };
-        self.state = State::Blocked { by: before.min(by) };
+        let by = if let State::Blocked { by: before } = self.state { before.min(by) } else { by };
+        self.state = State::Blocked { by };
+        self.leave_everything()
+    }
+
+    /// Leaves all messages in the table while the group is blocked; returns those that were in memory.
+    pub(super) fn leave_everything(&mut self) -> Vec<Item> {
         if let Some(rest) = &mut self.rest {
             rest.asked_upto = None;
         }
         let left: Vec<Item> = self.waiting.drain(..).collect();
         if let (Some(first), Some(last)) = (left.first(), left.last()) {
-            self.leave(first.id().previous(), last.id());
+            self.extend_rest(first.id().previous(), last.id());
         }
         left
     }
 
-    /// Nothing holds it up any more. The message that did is read again with what follows it, if it is there.
+    /// Nothing blocks the group any more. The message that did is read again with what follows it, if it still exists.
     pub(super) fn unblock(&mut self) {
         if let State::Blocked { by } = self.state {
             self.state = State::Idle;
-            self.leave(by.previous(), by);
+            self.extend_rest(by.previous(), by);
         }
     }
 
-    /// This message stands somewhere in the table, and what comes before it may be there as well.
+    /// This message is somewhere in the table, and messages before it may be there as well.
     pub(super) fn start_over(&mut self, id: MessageId, read_to: MessageId) {
         match self.state {
-            State::Blocked { .. } => self.leave(id.previous(), id),
-            State::Deferred(_) if self.rest.is_some_and(|rest| id > rest.after) => self.leave(MessageId::MAX, id),
+            State::Blocked { .. } => self.extend_rest(id.previous(), id),
+            State::Deferred(_) if self.rest.is_some_and(|rest| id > rest.after) => self.extend_rest_to(id),
             _ => {
                 self.stop_deferring();
-                self.leave(read_to.min(id.previous()), id);
+                self.extend_rest(read_to.min(id.previous()), id);
             }
         }
     }
 
-    /// Puts a message where its id belongs; returns whether that is the head.
+    /// Inserts a message by its id; returns whether it is the head.
     pub(super) fn insert(&mut self, item: Item) -> bool {
         let id = item.id();
         let at = self.waiting.iter().rposition(|other| other.id() < id).map_or(0, |at| at + 1);
@@ -212,9 +248,9 @@ impl Group {
         at == 0
     }
 
-    /// The head has to wait. All but the head is left in the table; returns what was in memory of it.
-    pub(super) fn delay(&mut self) -> Vec<Item> {
-        self.state = State::Delayed;
+    /// The head has to wait. All messages but the head are left in the table; returns those that were in memory.
+    pub(super) fn back_off(&mut self) -> Vec<Item> {
+        self.state = State::BackingOff;
         let Some(head) = self.waiting.front().map(Item::id) else {
             return Vec::new();
         };
@@ -226,13 +262,13 @@ impl Group {
         left
     }
 
-    /// Whether it runs low and the rest should be read now; if so, that is taken as begun.
-    pub(super) fn begins_to_read_on(&mut self, window: usize) -> bool {
+    /// Whether the group runs low and its rest should be read now; if so, the read counts as asked for.
+    pub(super) fn start_read_on(&mut self, window: usize) -> bool {
         match &mut self.rest {
             Some(rest)
                 if rest.asked_upto.is_none()
                     && rest.head.is_none()
-                    && !matches!(self.state, State::Delayed | State::Deferred(_) | State::Blocked { .. })
+                    && !matches!(self.state, State::BackingOff | State::Deferred(_) | State::Blocked { .. })
                     && self.waiting.len() <= window / 2 =>
             {
                 rest.asked_upto = Some(rest.upto);
@@ -242,10 +278,10 @@ impl Group {
         }
     }
 
-    /// The rest was read behind `after` up to `last`, where a deferred head stopped it if there is one; `is_all` when that
-    /// snapshot showed no more. Ignored unless the group still asks for just that: it may have been delayed or blocked
-    /// meanwhile, and may have asked again since.
-    pub(super) fn has_read_on(
+    /// The rest was read from `after` to `last`, and stopped at `head` if a deferred message was met; `is_all` says
+    /// that the snapshot showed no more. The answer is ignored unless the group still asks for exactly that: it may
+    /// have been delayed or blocked meanwhile, and may have asked again since.
+    pub(super) fn finish_read_on(
         &mut self,
         after: MessageId,
         asked_upto: MessageId,

@@ -1,5 +1,5 @@
-//! What a claim that ends leaves to the next one: messages that were in memory, groups of which messages are in the table only,
-//! and where lanes have to be read again. [`super::parked`] has what is in the table while the claim lives. Pure.
+//! What a claim leaves to the next one: messages that were in memory, groups with messages only in the table, and where
+//! lanes have to be read again. [`super::parked`] has what is in the table while the claim lives. Pure.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,21 +7,21 @@ use std::sync::Arc;
 use super::crowd::Crowds;
 use super::group::{Deferred, Group, Rest, State};
 use super::item::Item;
-use super::schedule::{Delayed, Schedule};
+use super::schedule::{Retry, Schedule};
 use crate::clock::Time;
 use crate::message::{Lane, MessageId};
 use crate::reading::HeldGroup;
 
-/// A group of which messages were left in the table when a claim ended. It is kept, so that the next claim neither reads
-/// nor walks them again until the group may go on. It stays true if another relay has the lane in between: what that relay
-/// has delivered is not pending any more.
+/// A group with messages left in the table when a claim ended. It is kept so that the next claim does not read or walk
+/// those messages again before the group may go on. The knowledge stays valid if another relay has the lane in between:
+/// what that relay delivered is not pending any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ParkedGroup {
     /// The group.
     pub(super) group: Arc<str>,
     /// Its lane.
     pub(super) lane: Lane,
-    /// Nothing of the group up to here is left but its deferred head.
+    /// Up to here nothing of the group is left except its deferred head.
     pub(super) after: MessageId,
     /// The highest id that was seen.
     pub(super) upto: MessageId,
@@ -30,8 +30,8 @@ pub(super) struct ParkedGroup {
 }
 
 impl ParkedGroup {
-    /// What holds the group up, after that was asked.
-    pub(super) fn hear(&mut self, held: &HeldGroup, now: Time) {
+    /// Applies the answer to what holds the group up.
+    pub(super) fn apply_hold(&mut self, held: &HeldGroup, now: Time) {
         match (self.goes_on, held.by, held.head) {
             (GoesOn::Now | GoesOn::After(Deferred::Until(_)), ..) => {}
             (_, Some(by), _) => {
@@ -56,14 +56,14 @@ impl ParkedGroup {
 pub(super) enum GoesOn {
     /// At once.
     Now,
-    /// When what it waits for is over.
+    /// When the deferral is over.
     After(Deferred),
-    /// When this message does not hold it up any more.
+    /// When this message does not block it any more.
     WithoutBlock(MessageId),
 }
 
 impl GoesOn {
-    /// When a claim would find something to send, as far as time tells.
+    /// When a claim would find something to send, as far as that depends on time.
     pub(super) fn at(self, now: Time) -> Option<Time> {
         match self {
             Self::Now => Some(now),
@@ -97,7 +97,7 @@ impl GoesOn {
 pub(super) struct Unsent {
     /// The message.
     pub(super) item: Item,
-    /// When it was to be tried again, if it waited for a retry.
+    /// When it was to be retried, if it waited for a retry.
     pub(super) until: Option<Time>,
     /// Whether nothing of its group comes before it.
     pub(super) is_head: bool,
@@ -108,16 +108,16 @@ pub(super) struct Unsent {
 pub(super) struct Handover {
     /// Messages in memory.
     pub(super) items: Vec<Unsent>,
-    /// Groups that were left in part or whole.
+    /// Groups that were left in the table in part or whole.
     pub(super) parked: Vec<ParkedGroup>,
-    /// Those of which there are too many.
+    /// Groups that are too many to be remembered individually.
     pub(super) crowds: Crowds,
-    /// Lanes of which looks from the bottom may have left something out.
-    pub(super) half_seen: Vec<Lane>,
+    /// Lanes in which rescans from the bottom may have left something out.
+    pub(super) emptied: Vec<Lane>,
 }
 
 impl Schedule {
-    /// An earlier claim left messages of this group in the table.
+    /// Takes over a group that an earlier claim left in the table.
     pub(super) fn take_over(&mut self, parked: &ParkedGroup) {
         let ParkedGroup { group: name, lane, after, upto, goes_on } = parked;
         let group = self.group(name, *lane);
@@ -126,38 +126,38 @@ impl Schedule {
             GoesOn::After(deferred) => group.defer(*deferred, *after),
             GoesOn::WithoutBlock(by) => group.state = State::Blocked { by: *by },
         }
-        group.leave(*after, *upto);
+        group.extend_rest(*after, *upto);
         if let GoesOn::After(deferred) = goes_on {
             self.parked.note_end(*deferred, name);
         }
-        self.look_after(name);
+        self.requeue_or_drop(name);
     }
 
-    /// Gives back everything that was not sent and forgets it. Nothing may be in flight.
+    /// Returns everything that was not sent, and forgets it. Nothing may be in flight.
     pub(super) fn hand_over(&mut self, now: Time) -> Handover {
         let mut crowds = std::mem::take(&mut self.parked.crowds);
-        let half_seen = crowds.take_left();
-        let mut handover = Handover { crowds, half_seen, ..Handover::default() };
+        let emptied = crowds.take_emptied();
+        let mut handover = Handover { crowds, emptied, ..Handover::default() };
         let (free, delayed, groups) = self.take_all();
         let mut waits: HashMap<Arc<str>, Time> = HashMap::new();
         let alone = |item, until| Unsent { item, until, is_head: true };
         handover.items.extend(free.into_iter().map(|item| alone(item, None)));
         for ((until, _), delayed) in delayed {
             match delayed {
-                Delayed::Item(item) => handover.items.push(alone(*item, Some(until))),
-                Delayed::Group(name) => drop(waits.insert(name, until)),
+                Retry::Item(item) => handover.items.push(alone(*item, Some(until))),
+                Retry::Group(name) => drop(waits.insert(name, until)),
             }
         }
         for (name, group) in groups {
-            let until = waits.get(&name).copied().filter(|_| group.state == State::Delayed);
+            let until = waits.get(&name).copied().filter(|_| group.state == State::BackingOff);
             handover.parked.extend(group.handed_over(name, until, now));
             let has_rest = group.rest_to_hand_over(until).is_some();
             let items = group.waiting.into_iter().enumerate();
             let items = items.map(|(index, item)| Unsent { item, until, is_head: index == 0 });
-            // What was not charged is read again with the rest.
-            handover.items.extend(items.filter(|left| !has_rest || left.item.charged.is_some()));
+            // A message that was not charged is read again with the rest.
+            handover.items.extend(items.filter(|left| !has_rest || left.item.charged_error.is_some()));
         }
-        // The oldest first, and always in the same order: a hash map has none.
+        // Oldest first, and always in the same order: a hash map has none.
         handover.items.sort_unstable_by_key(|left| left.item.key());
         handover.parked.sort_unstable_by_key(|group| (group.after, group.upto));
         handover
@@ -165,19 +165,19 @@ impl Schedule {
 }
 
 impl Group {
-    /// The part that is in the table only when the claim has ended. A group that waits for a retry is left as a whole: set back
-    /// for its sake, its lane would be read again and again for as long as the retry fails.
+    /// The part that is only in the table after the claim. A group that waits for a retry is left as a whole: if the
+    /// lane were set back for it, the lane would be read again and again for as long as the retry fails.
     fn rest_to_hand_over(&self, until: Option<Time>) -> Option<Rest> {
-        let is_charged = self.waiting.front().is_some_and(|head| head.charged.is_some());
+        let is_charged = self.waiting.front().is_some_and(|head| head.charged_error.is_some());
         let last = self.waiting.back().filter(|_| until.is_some() && !is_charged);
         self.rest.or_else(|| last.map(|last| Rest::new(last.id(), last.id())))
     }
 
-    /// What the next claim has to know of the part that was left in the table.
+    /// What the next claim has to know about the part that was left in the table.
     fn handed_over(&self, name: Arc<str>, until: Option<Time>, now: Time) -> Option<ParkedGroup> {
         let rest = self.rest_to_hand_over(until)?;
-        // A head that failed is recorded as such and found where it is recorded; everything behind it is read again.
-        let recorded = self.waiting.front().filter(|head| head.charged.is_some()).map(Item::id);
+        // A failed head is recorded as deferred and found by that record; everything behind it is read again.
+        let recorded = self.waiting.front().filter(|head| head.charged_error.is_some()).map(Item::id);
         let next = self.waiting.get(usize::from(recorded.is_some()));
         let after = next.map_or(rest.after, |item| rest.after.min(item.id().previous()));
         let (after, goes_on) = match (self.state, recorded, until) {
@@ -185,7 +185,7 @@ impl Group {
             (State::Deferred(_), ..) if rest.upto <= rest.after => return None,
             (State::Blocked { by }, ..) => (after.min(by.previous()), GoesOn::WithoutBlock(by)),
             (State::Deferred(deferred), ..) => (after, GoesOn::After(deferred)),
-            // Its turn may have come since, but recorded it is all the same.
+            // Its retry may have fallen due since, but it is recorded all the same.
             (_, Some(id), until) => (after, GoesOn::After(Deferred::Head { id, due: Some(until.unwrap_or(now)) })),
             (_, None, Some(until)) => (after, GoesOn::After(Deferred::Until(until))),
             (_, None, None) => (after, GoesOn::Now),

@@ -1,62 +1,64 @@
 //! Intake: what to read under a claim, and when.
 //!
-//! Only one statement of a kind is under way. Order depends on one rule: a FIFO queue gets a message only if every message of
-//! its group that was committed before is in memory or done. So all that is read in order comes in one answer: more of some
-//! groups, then the next messages of the lanes, then a look at the gap between low watermark and read position, each under
-//! a later snapshot. What the look finds in the gap sets the lane back, and what was read of that lane is dropped, to be read
-//! again in order. [`super::admit`] applies the answers. Pure.
+//! Only one statement of each kind is under way at a time. Order depends on one rule: a FIFO queue gets a message only
+//! if every message of its group that was committed before is in memory or done. So everything that is read in order
+//! comes in one answer: more of some groups, then the next messages of the lanes, then a rescan of the gap between low
+//! watermark and read position, each under a later snapshot. If the rescan finds something in the gap, the lane's
+//! position is set back, and what was read of that lane is dropped and read again in order. [`super::admit`] applies
+//! the answers. Pure.
 
 use std::time::Duration;
 
-use super::gap::rescan_of;
+use super::destination::DestinationState;
 use super::limits::Reserved;
 use super::positions::positions;
+use super::rescan_request::rescan_of;
 use super::schedule::Schedule;
-use super::standing::Standing;
 use super::statements::Statements;
 use super::work::{ReadOn, ReadWork, RescanWork, Work};
 use crate::clock::Time;
 use crate::message::{Lane, MessageId, QueueKind};
 use crate::reading::{ByLane, ClaimProof, DueRequest, Lookup, READ_BYTES, Range, ReadRequest, Rescan};
 
-/// How soon to read again after a read that was not full: commits are seen within this time while traffic flows.
+/// The interval between reads that are not full: under traffic a commit is seen within this time.
 const ACTIVE_POLL: Duration = Duration::from_millis(5);
 
-/// How often the gap is looked at on a standard queue while reads are not full; it bounds how late a message comes whose
-/// transaction committed just after a higher id was read. On a FIFO queue every read looks.
+/// How often the gap is rescanned on a standard queue while reads are not full. It bounds the delay of a message whose
+/// transaction committed just after a higher id was read. On a FIFO queue every read includes the rescan.
 const GAP_RESCAN: Duration = Duration::from_millis(10);
 
-/// The same under backlog: one message's latency matters less than the cost of the look.
+/// The same under backlog: one message's latency matters less than the cost of the rescan.
 const GAP_RESCAN_BUSY: Duration = Duration::from_millis(250);
 
-/// How often recorded retries are looked for that have fallen due.
+/// How often to look for recorded retries that have fallen due.
 const DUE_POLL: Duration = Duration::from_millis(50);
 
-/// The same under backlog, while there are none: planning the question takes as long as reading a hundred messages.
+/// The same under backlog while there are none: planning the query takes as long as reading a hundred messages.
 const DUE_POLL_BUSY: Duration = Duration::from_millis(250);
 
-/// Retries read at once.
+/// The most retries in one read.
 const MAX_DUE: usize = 1000;
 
-/// Groups read on at once.
+/// The most groups that one read continues.
 const MAX_GROUPS: usize = 64;
 
-/// Batches that may wait to be sent when another one is read. Under load a read takes as long as a batch lasts, and requests
-/// of a slow queue would wait for it.
+/// How many batches may be waiting to be sent when the next one is read. Under load a read takes as long as sending a
+/// batch, and the requests of a slow queue would otherwise wait for it.
 const READ_AHEAD: usize = 2;
 
-/// How long events are looked up one by one after PostgreSQL could not read one of them, and how many messages at once.
+/// After PostgreSQL could not read an event: how long events are looked up one by one, and how many messages are read
+/// at once.
 const ONE_BY_ONE_FOR: Duration = Duration::from_secs(30);
 const ONE_BY_ONE_BATCH: usize = 100;
 
-/// A read that gets less memory than this is not worth its round trip; the first message always comes.
+/// A read with less memory than this is not worth its round trip; the first message always comes.
 const MIN_READ_BYTES: usize = 256 * 1024;
 
 /// How soon to ask for memory again.
 const MEMORY_POLL: Duration = Duration::from_millis(10);
 
-/// How many bytes the server is asked for. It counts them as they are stored, which compression makes fewer than what
-/// arrives, so the number starts low and follows what reads bring.
+/// How many bytes the server is asked for. The server counts bytes as stored, and compression makes those fewer than
+/// the bytes that arrive. So the number starts low and follows what the reads return.
 #[derive(Clone, Copy, Debug)]
 struct StoredBytes(usize);
 
@@ -67,7 +69,7 @@ impl Default for StoredBytes {
 }
 
 impl StoredBytes {
-    /// What to ask for next, after a read that had to be cut, or had not.
+    /// Adjusts the number after a read that was cut, or was not.
     fn follow(&mut self, is_cut: bool) {
         self.0 = if is_cut { (self.0 / 2).max(READ_BYTES / 256) } else { (self.0 * 2).min(READ_BYTES) };
     }
@@ -89,29 +91,29 @@ pub(super) struct Intake {
     next_due: Time,
     stored_bytes: StoredBytes,
     one_by_one_until: Time,
-    /// Lanes of which the last read left nothing, and that were not set back since.
+    /// Lanes that the last read emptied and that have not been set back since.
     pub(super) read_to_end: ByLane<bool>,
-    /// Whether all lanes were read, and all retries asked for, since something happened that may bring more.
+    /// Whether all lanes were read, and all retries asked for, since the last event that may bring more.
     quiet: Quiet,
 }
 
-/// Which questions have shown nothing since something happened.
+/// Which questions have found nothing since the last event.
 #[derive(Clone, Debug, Default)]
 struct Quiet {
-    /// How often something happened.
+    /// The number of events so far.
     happened: u64,
-    /// What that was when each lane was read the last time and had nothing.
+    /// The number of events when the lane was last read and had nothing.
     lanes: ByLane<Option<u64>>,
     /// The same for retries.
     due: Option<u64>,
-    /// What it was when the read under way began, and which lanes that reads.
+    /// The number of events when the current read began, and the lanes of that read.
     read_began: u64,
     reads: Vec<Lane>,
     due_began: u64,
 }
 
 impl Intake {
-    /// Nothing is open.
+    /// No lane is open.
     pub(super) fn new(now: Time) -> Self {
         Self {
             open: Vec::new(),
@@ -130,7 +132,7 @@ impl Intake {
         }
     }
 
-    /// Lanes are read from now on.
+    /// Starts reading these lanes.
     pub(super) fn open(&mut self, lanes: &[Lane], now: Time) {
         self.open.extend_from_slice(lanes);
         self.next_read = now;
@@ -138,7 +140,7 @@ impl Intake {
         self.happened();
     }
 
-    /// Something happened that may bring more: only what is read after this tells that there is nothing.
+    /// Notes an event that may bring more: only a read that starts after it can show that there is nothing.
     pub(super) fn happened(&mut self) {
         self.quiet.happened += 1;
     }
@@ -153,7 +155,7 @@ impl Intake {
         self.is_reading
     }
 
-    /// Whether all there is was read, since anything happened that may have brought more.
+    /// Whether everything there is was read since the last event that may have brought more.
     pub(super) fn has_nothing_more(&self) -> bool {
         let is_under_way = self.is_reading || self.is_rescanning || self.is_asking_for_due;
         let now = Some(self.quiet.happened);
@@ -161,33 +163,33 @@ impl Intake {
         !is_under_way && self.full.is_empty() && self.quiet.due == now && self.open.iter().all(is_quiet)
     }
 
-    /// Whether the open lanes have to be rescanned from the bottom before more of them is sent.
-    fn must_rescan(&self, standing: &Standing) -> bool {
-        standing.kind == QueueKind::Fifo
-            && self.open.iter().any(|lane| standing.knowledge.watermarks.must_rescan(*lane))
+    /// Whether the open lanes must be rescanned from the bottom before more of them is sent.
+    fn must_rescan(&self, destination: &DestinationState) -> bool {
+        destination.kind == QueueKind::Fifo
+            && self.open.iter().any(|lane| destination.knowledge.watermarks.must_rescan(*lane))
     }
 
-    /// Whether nothing may be read before that. Where one statement is enough it goes with the read, as a look at a gap that
-    /// begins at the bottom: it sees what every writer left that has ended by then, so that reading goes on however often that
-    /// happens.
-    pub(super) fn waits_for_rescan(&self, standing: &Standing) -> bool {
-        self.must_rescan(standing) && !self.rescans_at_once(standing)
+    /// Whether reading must wait for that rescan. Where one statement is enough, the rescan goes with the read, as a
+    /// rescan of a gap that begins at the bottom. It sees the rows of every writer that has ended by then, so reading
+    /// goes on however often writers are overtaken.
+    pub(super) fn waits_for_rescan(&self, destination: &DestinationState) -> bool {
+        self.must_rescan(destination) && !self.rescans_at_once(destination)
     }
 
-    fn rescans_at_once(&self, standing: &Standing) -> bool {
-        let watermarks = &standing.knowledge.watermarks;
-        standing.knowledge.scan.is_at_once(self.open.iter().map(|lane| watermarks.position(*lane)))
+    fn rescans_at_once(&self, destination: &DestinationState) -> bool {
+        let watermarks = &destination.knowledge.watermarks;
+        destination.knowledge.full_rescan.fits_one_statement(self.open.iter().map(|lane| watermarks.position(*lane)))
     }
 
-    fn has_room(&self, schedule: &Schedule, standing: &Standing) -> bool {
-        schedule.waiting() < standing.tuning.batch_size * READ_AHEAD && schedule.waiting_bytes() < READ_BYTES
+    fn has_room(&self, schedule: &Schedule, destination: &DestinationState) -> bool {
+        schedule.waiting() < destination.tuning.batch_size * READ_AHEAD && schedule.waiting_bytes() < READ_BYTES
     }
 
     /// The statements to begin now.
     pub(super) fn due(
         &mut self,
         schedule: &mut Schedule,
-        standing: &mut Standing,
+        destination: &mut DestinationState,
         proof: &ClaimProof,
         now: Time,
     ) -> Vec<Work> {
@@ -195,43 +197,44 @@ impl Intake {
         if self.open.is_empty() {
             return work;
         }
-        let waits_for_rescan = self.waits_for_rescan(standing);
+        let waits_for_rescan = self.waits_for_rescan(destination);
         if !self.is_reading && !waits_for_rescan {
-            work.extend(self.read(schedule, standing, now));
+            work.extend(self.plan_read(schedule, destination, now));
         }
         let may_rescan = !self.is_rescanning && (!waits_for_rescan || !self.is_reading);
-        if may_rescan && (waits_for_rescan || now >= standing.knowledge.scan.due_at()) {
-            work.push(self.rescan(schedule, standing, proof, now));
+        if may_rescan && (waits_for_rescan || now >= destination.knowledge.full_rescan.due_at()) {
+            work.push(self.plan_full_rescan(schedule, destination, proof, now));
         }
-        if now >= self.next_due && !self.is_asking_for_due && self.has_room(schedule, standing) {
-            work.extend(self.read_due(schedule, standing, now));
+        if now >= self.next_due && !self.is_asking_for_due && self.has_room(schedule, destination) {
+            work.extend(self.plan_due_read(schedule, destination, now));
         }
         work
     }
 
-    /// When the next of these is due, of those that could begin.
-    pub(super) fn wake_at(&self, schedule: &Schedule, standing: &Standing) -> Option<Time> {
+    /// When the next statement is due, of those that could start.
+    pub(super) fn wake_at(&self, schedule: &Schedule, destination: &DestinationState) -> Option<Time> {
         if self.open.is_empty() {
             return None;
         }
-        let has_room = self.has_room(schedule, standing);
-        let waits_for_rescan = self.waits_for_rescan(standing);
+        let has_room = self.has_room(schedule, destination);
+        let waits_for_rescan = self.waits_for_rescan(destination);
         let read = (!self.is_reading && !waits_for_rescan && has_room).then_some(self.next_read);
-        let rescan = (!self.is_rescanning && !waits_for_rescan).then(|| standing.knowledge.scan.due_at());
+        let rescan = (!self.is_rescanning && !waits_for_rescan).then(|| destination.knowledge.full_rescan.due_at());
         let due = (!self.is_asking_for_due && has_room).then_some(self.next_due);
         [read, rescan, due].into_iter().flatten().min()
     }
 
-    fn read(&mut self, schedule: &mut Schedule, standing: &mut Standing, now: Time) -> Option<Work> {
-        let has_room = self.has_room(schedule, standing);
+    fn plan_read(&mut self, schedule: &mut Schedule, destination: &mut DestinationState, now: Time) -> Option<Work> {
+        let has_room = self.has_room(schedule, destination);
         let is_due = has_room && (!self.full.is_empty() || now >= self.next_read);
-        let watermarks = &standing.knowledge.watermarks;
+        let watermarks = &destination.knowledge.watermarks;
         let read_to_end = self.read_to_end.clone();
+        // Of a lane that was read to its end everything is known, whatever the id.
         let read_to = |lane| if has_room && read_to_end[lane] { MessageId::MAX } else { watermarks.position(lane) };
         if !is_due && !schedule.parked.may_read_on(&read_to) {
             return None;
         }
-        let Some(memory) = self.memory(standing) else {
+        let Some(memory) = self.memory(destination) else {
             self.next_read = now + MEMORY_POLL;
             return None;
         };
@@ -241,13 +244,13 @@ impl Intake {
         }
         let lookup = self.lookup(now);
         let batch_size = match lookup {
-            Lookup::Together => standing.tuning.batch_size,
-            Lookup::OneByOne => standing.tuning.batch_size.min(ONE_BY_ONE_BATCH),
+            Lookup::Together => destination.tuning.batch_size,
+            Lookup::OneByOne => destination.tuning.batch_size.min(ONE_BY_ONE_BATCH),
         };
-        // A lane that was read to its end is read once more with the groups, for what was committed late.
+        // A lane that was read to its end is read again together with the groups, for rows that were committed late.
         let is_ahead = |wanted: &ReadOn| wanted.position.after.id > watermarks.position(wanted.position.after.lane);
         let lanes = if is_due || groups.iter().any(is_ahead) {
-            positions(&self.open, &self.full, batch_size, &mut standing.dice, |lane| watermarks.position(lane))
+            positions(&self.open, &self.full, batch_size, &mut destination.rng, |lane| watermarks.position(lane))
         } else {
             Vec::new()
         };
@@ -260,19 +263,20 @@ impl Intake {
         let request = ReadRequest {
             groups: groups.iter().map(|wanted: &ReadOn| wanted.position.clone()).collect(),
             lanes,
-            gap: self.gap(schedule, standing, now),
+            gap: self.plan_gap_rescan(schedule, destination, now),
             stored_bytes: self.stored_bytes.0.min(memory.bytes()),
             bytes: memory.bytes(),
             lookup,
-            order: standing.order(),
+            order: destination.order(),
         };
         let statement = self.statements.begin();
         Some(Work::Read(Box::new(ReadWork { request, groups, began_at: now, statement, memory })))
     }
 
-    /// Memory for a read: as much as it may bring, or what is left. Whoever holds nothing always gets enough for a message.
-    fn memory(&self, standing: &Standing) -> Option<Reserved> {
-        let budget = &standing.memory;
+    /// Memory for a read: as much as it may return, or what is left. A destination that holds nothing always gets
+    /// enough for one message.
+    fn memory(&self, destination: &DestinationState) -> Option<Reserved> {
+        let budget = &destination.memory;
         let share = READ_BYTES.min(budget.max() / 4).max(MIN_READ_BYTES);
         let half = (share / 2).max(MIN_READ_BYTES);
         budget
@@ -286,58 +290,64 @@ impl Intake {
         if now < self.one_by_one_until { Lookup::OneByOne } else { Lookup::Together }
     }
 
-    /// The look at the gap that goes with a read, if one is needed.
-    fn gap(&mut self, schedule: &Schedule, standing: &Standing, now: Time) -> Option<Rescan> {
-        let watermarks = &standing.knowledge.watermarks;
+    /// The rescan of the gap that goes with a read, if one is needed.
+    fn plan_gap_rescan(&mut self, schedule: &Schedule, destination: &DestinationState, now: Time) -> Option<Rescan> {
+        let watermarks = &destination.knowledge.watermarks;
         let has_gap = self.open.iter().any(|lane| watermarks.has_gap(*lane));
-        let is_due = match standing.kind {
-            QueueKind::Fifo => has_gap || watermarks.has_overtaken() || self.must_rescan(standing),
+        let is_due = match destination.kind {
+            QueueKind::Fifo => has_gap || watermarks.has_overtaken() || self.must_rescan(destination),
             QueueKind::Standard => has_gap && now >= self.next_gap_rescan,
         };
         if !is_due {
             return None;
         }
         self.next_gap_rescan = now + if self.full.is_empty() { GAP_RESCAN } else { GAP_RESCAN_BUSY };
-        let is_from_bottom = self.must_rescan(standing);
+        let is_from_bottom = self.must_rescan(destination);
         let low = |lane| if is_from_bottom { MessageId::NONE } else { watermarks.low(lane) };
         let range = |lane: &Lane| Range::new(*lane, low(*lane), watermarks.position(*lane));
         let ranges: Vec<Range> = self.open.iter().map(range).collect();
-        Some(rescan_of(ranges, schedule, standing))
+        Some(rescan_of(ranges, schedule, destination))
     }
 
-    /// The next chunk of the look from the bottom.
-    fn rescan(&mut self, schedule: &Schedule, standing: &mut Standing, proof: &ClaimProof, now: Time) -> Work {
+    /// The next chunk of the rescan from the bottom.
+    fn plan_full_rescan(
+        &mut self,
+        schedule: &Schedule,
+        destination: &mut DestinationState,
+        proof: &ClaimProof,
+        now: Time,
+    ) -> Work {
         self.is_rescanning = true;
-        let knowledge = &mut standing.knowledge;
+        let knowledge = &mut destination.knowledge;
         let watermarks = &knowledge.watermarks;
-        let ranges = knowledge.scan.chunk(&self.open, |lane| watermarks.position(lane), watermarks.epoch(), now);
-        let limit = knowledge.scan.limit(&ranges);
-        let rescan = Rescan { limit, ..rescan_of(ranges, schedule, standing) };
+        let ranges = knowledge.full_rescan.chunk(&self.open, |lane| watermarks.position(lane), watermarks.epoch(), now);
+        let timeout = knowledge.full_rescan.timeout(&ranges);
+        let rescan = Rescan { timeout, ..rescan_of(ranges, schedule, destination) };
         let statement = self.statements.begin();
         Work::Rescan(RescanWork { rescan, proof: Some(proof.clone()), statement })
     }
 
-    fn read_due(&mut self, schedule: &Schedule, standing: &Standing, now: Time) -> Option<Work> {
-        let Some(memory) = self.memory(standing) else {
+    fn plan_due_read(&mut self, schedule: &Schedule, destination: &DestinationState, now: Time) -> Option<Work> {
+        let Some(memory) = self.memory(destination) else {
             self.next_due = now + MEMORY_POLL;
             return None;
         };
         self.is_asking_for_due = true;
         self.quiet.due_began = self.quiet.happened;
-        let mut groups_to_skip = schedule.read_in_turn(now);
-        if standing.outcomes.dying() > 0 {
-            // What is not recorded yet is unknown to the database.
+        let mut groups_to_skip = schedule.groups_excluded_from_due(now);
+        if destination.outcomes.dying() > 0 {
+            // The database does not know yet what is not recorded.
             groups_to_skip.extend(schedule.blocked().cloned());
         }
         let request = DueRequest {
             lanes: self.open.clone(),
-            most: MAX_DUE,
+            limit: MAX_DUE,
             stored_bytes: self.stored_bytes.0.min(memory.bytes()),
             bytes: memory.bytes(),
             groups_to_skip,
-            longest_delay: standing.tuning.retry_max,
+            longest_delay: destination.tuning.retry_max,
             lookup: self.lookup(now),
-            order: standing.order(),
+            order: destination.order(),
         };
         Some(Work::ReadDue { request, statement: self.statements.begin(), memory })
     }
@@ -348,7 +358,7 @@ impl Intake {
         self.next_read = now + ACTIVE_POLL.mul_f64(0.8 + 0.4 * jitter);
     }
 
-    /// Nothing of it was new.
+    /// The read returned nothing new.
     pub(super) fn read_showed_nothing(&mut self) {
         for lane in self.quiet.reads.drain(..) {
             self.quiet.lanes[lane] = Some(self.quiet.read_began);
@@ -361,33 +371,28 @@ impl Intake {
         self.next_due = now + DUE_POLL;
     }
 
-    /// It had no messages.
+    /// The read of retries returned no messages.
     pub(super) fn nothing_was_due(&mut self, now: Time) {
         if self.was_full() {
             self.next_due = now + DUE_POLL_BUSY;
         }
     }
 
-    /// Nothing of it was new.
+    /// The read of retries returned nothing new.
     pub(super) fn due_showed_nothing(&mut self) {
         self.quiet.due = Some(self.quiet.due_began);
     }
 
-    /// How full reads were, in bytes.
+    /// Adjusts the bytes asked for, after a read that was cut, or was not.
     pub(super) fn follow(&mut self, is_cut: bool) {
         self.stored_bytes.follow(is_cut);
     }
 
-    /// PostgreSQL could not read something: from now on each event is looked up by itself.
+    /// PostgreSQL could not read something: each event is looked up separately from now on.
     pub(super) fn look_up_one_by_one(&mut self, now: Time) {
         self.one_by_one_until = now + ONE_BY_ONE_FOR;
         self.next_read = now;
         self.next_due = now;
         self.happened();
-    }
-
-    /// Whether events are looked up one by one, so that none can make a read fail.
-    pub(super) fn looks_up_one_by_one(&self, now: Time) -> bool {
-        self.lookup(now) == Lookup::OneByOne
     }
 }

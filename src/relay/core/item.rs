@@ -8,32 +8,32 @@ use crate::clock::Time;
 use crate::message::{MessageId, MessageKey, Origin, Outcome, Settlement};
 use crate::sqs::Entry;
 
-/// A message on its way, with what is needed when it comes back.
+/// A message on its way, with what is needed when its answer comes.
 #[derive(Debug)]
 pub(in crate::relay) struct Item {
     /// What is sent.
     pub(in crate::relay) entry: Entry,
-    /// Which message it is that has this key.
+    /// Identifies the message that has this key, should the key be reused.
     pub(super) origin: Origin,
-    /// The group whose order counts; `None` on a standard queue and for messages without a group.
+    /// The group whose order is kept; `None` on a standard queue and for messages without a group.
     pub(super) group: Option<Arc<str>>,
-    /// Failed attempts that were its own fault.
+    /// Failed attempts that were the fault of the message.
     pub(super) attempts: i16,
     /// Members of metadata that could not become attributes.
-    pub(super) left_out: usize,
+    pub(super) dropped_attributes: usize,
     /// How often it was sent again without being charged an attempt.
     pub(super) resends: i16,
-    /// The last failed attempt if it was in this claim, so that it is recorded when the claim ends.
-    pub(super) charged: Option<String>,
-    /// Whether that is recorded already, because the retry comes after the claim.
+    /// The error of the last failed attempt, if it was under this claim; it is recorded when the claim ends.
+    pub(super) charged_error: Option<String>,
+    /// Whether that failure is recorded already, because the retry was due only after the claim.
     pub(super) is_recorded: bool,
-    /// Age by the database's clock when it was read.
+    /// Its age when it was read, by the database's clock.
     pub(super) age_when_read: Duration,
     /// When it was read, by this process's clock.
     pub(super) read_at: Time,
-    /// Whether it has to be sent without neighbours, because a request with it was refused as a whole.
+    /// Whether it must be sent alone, because a request that contained it was refused as a whole.
     pub(super) is_alone: bool,
-    /// The memory that it takes, given back with it.
+    /// The memory reserved for it, released together with it.
     pub(super) _memory: Reserved,
 }
 
@@ -47,8 +47,8 @@ impl Item {
         self.key().id
     }
 
-    /// What became of it.
-    pub(in crate::relay) fn settled(&self, outcome: Outcome) -> Settlement {
+    /// Its settlement with this outcome.
+    pub(in crate::relay) fn with_outcome(&self, outcome: Outcome) -> Settlement {
         Settlement { key: self.key(), origin: self.origin, group: self.group.clone(), outcome }
     }
 }

@@ -5,14 +5,15 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::message::MessageKey;
 
-/// Messages by their keys. Several look-ups are made a message, and the hash of the standard library, which nobody can foresee,
-/// costs ten times as much. Ids are counted by the database; who may choose them can write what he wants anyway.
+/// A set of message keys. Each message is looked up several times, and the standard library's hash, which resists
+/// collision attacks, costs ten times as much. That is safe here: the database assigns the ids, and a user who can
+/// choose them can write any row anyway.
 pub(super) type KeySet = HashSet<MessageKey, BuildHasherDefault<KeyHasher>>;
 
-/// 2^64 divided by the golden ratio: numbers that follow each other come far apart.
+/// 2^64 divided by the golden ratio, so that consecutive numbers are spread far apart.
 const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Multiplies and folds: the set takes the place from the low bits and compares the high ones.
+/// Multiplies and folds: the set takes the bucket from the low bits and the tag from the high bits.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct KeyHasher(u64);
 
@@ -49,12 +50,12 @@ mod tests {
     use crate::message::{Lane, MessageId};
 
     #[test]
-    fn keys_that_follow_each_other_come_far_apart() {
+    fn consecutive_keys_are_spread_far_apart() {
         let hasher = BuildHasherDefault::<KeyHasher>::default();
         let key = |id: i64| MessageKey { lane: Lane::new((id % 16) as i16).unwrap(), id: MessageId(id) };
         for step in [1, 16, 1024, 1 << 32] {
             let hashes = || (1..=4096).map(|number| hasher.hash_one(key(number * step)));
-            // By chance 4096 keys would take 63 % of as many places, and all but few of the 128 marks.
+            // Random hashes of 4096 keys would fill 63 % of as many buckets, and nearly all of the 128 tags.
             let places: HashSet<u64> = hashes().map(|hash| hash % 4096).collect();
             let marks: HashSet<u64> = hashes().map(|hash| hash >> 57).collect();
             assert!(places.len() > 2000 && marks.len() > 100, "{step}: {} places, {} marks", places.len(), marks.len());

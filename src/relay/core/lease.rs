@@ -8,34 +8,36 @@ use crate::message::Fault;
 use crate::outbox::{Claimed, OutboxError};
 use crate::reading::ClaimProof;
 
-/// How long a claim is used before it is given back, so that lanes can move to other relays. With the request timeout on top
-/// it stays below the ten seconds within which a frozen relay's lanes must be free again.
+/// How long a claim is used before it is released, so that lanes can move to other relays. Together with the request
+/// timeout it stays below the ten seconds within which the lanes of a frozen relay must be free again, unless the database is
+/// slow ([`SLOW`]).
 pub(super) const USE_FOR: Duration = Duration::from_millis(3500);
 
-/// A database whose answer to the claim took longer than this gets a longer claim: by so many times what it took, at most.
+/// If the database took longer than this to answer the claim, the claim is extended by a multiple of that time, up to a
+/// limit.
 const SLOW: Duration = Duration::from_millis(100);
 const EXTEND_BY: u32 = 8;
 const MAX_EXTENSION: Duration = Duration::from_secs(60);
 
 /// Why a session closes.
 #[derive(Debug)]
-pub(super) enum Closing {
+pub(super) enum CloseReason {
     /// It held its lanes long enough.
     Time,
     /// Nothing is left to do.
     Idle,
     /// The process drains, or an operator has paused the destination.
-    Told,
+    Stopping,
     /// The destination cannot take messages now.
     Halted(Fault),
     /// The database failed, or the claim is gone.
     Broken(OutboxError),
 }
 
-impl Closing {
+impl CloseReason {
     pub(super) fn gravity(&self) -> u8 {
         match self {
-            Self::Time | Self::Idle | Self::Told => 1,
+            Self::Time | Self::Idle | Self::Stopping => 1,
             Self::Halted(_) => 2,
             Self::Broken(_) => 3,
         }
@@ -49,14 +51,14 @@ pub(super) struct Lease {
     pub(super) proof: ClaimProof,
     /// Nothing is sent after this.
     pub(super) use_until: Time,
-    /// The server ends the claim no earlier than this, should it hear nothing.
+    /// If the server hears nothing, it ends the claim at this time or later.
     pub(super) ends_at: Time,
-    /// Whether the server was asked to wait longer, and has not answered.
+    /// Whether the server was asked to wait longer and has not answered yet.
     pub(super) is_extending: bool,
 }
 
-/// What the server is told when a claim is taken: how long it waits for a silent holder, with time for the last requests.
-pub(super) fn claim_limit(request_timeout: Duration) -> Duration {
+/// How long the server waits for a silent holder of the claim; it includes time for the last requests.
+pub(super) fn claim_idle_timeout(request_timeout: Duration) -> Duration {
     USE_FOR + request_timeout
 }
 
@@ -65,16 +67,16 @@ impl Lease {
         Self {
             proof: claimed.proof.clone(),
             use_until: claimed.asked_at + USE_FOR,
-            ends_at: claimed.asked_at + claim_limit(request_timeout),
+            ends_at: claimed.asked_at + claim_idle_timeout(request_timeout),
             is_extending: now.since(claimed.asked_at) > SLOW,
         }
     }
 
-    /// What a slow server is asked for: a claim under which some questions and answers fit.
+    /// The extension asked of a slow server: time for several statements under the claim.
     pub(super) fn extension(claimed: &Claimed, request_timeout: Duration, now: Time) -> Work {
         let took = now.since(claimed.asked_at);
         let use_for = USE_FOR + (took * EXTEND_BY).min(MAX_EXTENSION);
-        // The last outcomes are written, behind what is under way then, and the claim released while the server still waits.
-        Work::Extend { use_for, limit: use_for + request_timeout + took * 6, asked_at: now }
+        // The limit leaves time to finish what is under way, write the last outcomes and release the claim.
+        Work::Extend { use_for, idle_timeout: use_for + request_timeout + took * 6, asked_at: now }
     }
 }

@@ -1,7 +1,9 @@
-//! Limits that learn: how many requests may be in flight, how many outcomes the database writes, how much memory there is.
+//! Limits that adapt: how many requests may be in flight, how many outcomes the database writes, how much memory may be
+//! used.
 //!
-//! Pure. Where SQS throttles, fewer requests; where the database writes slowly, fewer messages on their way, so that all of
-//! them are recorded while the claim lives; where memory is short, fewer bytes.
+//! When SQS throttles, fewer requests are sent. When the database writes slowly, fewer messages are under way, so that
+//! all of them are recorded while the claim lives. When memory is short, fewer bytes are held. Pure, but for the
+//! memory budget, which the relays of a process share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,9 +11,9 @@ use std::time::Duration;
 
 use crate::message::FaultKind;
 
-/// How many requests of a destination may be in flight, after SQS has asked for fewer.
+/// How many requests of a destination may be in flight after SQS has throttled.
 ///
-/// Additive increase, multiplicative decrease, as TCP does it: an answer that says "too many" halves the limit, each round of
+/// Additive increase, multiplicative decrease, as in TCP: a throttling answer halves the limit, and each round of
 /// accepted requests adds one to it, up to `OUTBOX_RELAY_MAX_IN_FLIGHT`.
 #[derive(Debug)]
 pub(super) struct ConcurrencyLimit {
@@ -20,13 +22,13 @@ pub(super) struct ConcurrencyLimit {
 }
 
 impl ConcurrencyLimit {
-    /// No limit but the configured one.
+    /// Starts at the configured maximum.
     pub(super) fn new(max_in_flight: usize) -> Self {
         let max = max_in_flight.max(1) as f64;
         Self { limit: max, max }
     }
 
-    /// Another number is configured. A limit that was at the old one goes to the new one at once.
+    /// The configured maximum has changed. A limit that was at the old maximum moves to the new one at once.
     pub(super) fn set_max(&mut self, max_in_flight: usize) {
         let max = max_in_flight.max(1) as f64;
         self.limit = if self.limit >= self.max { max } else { self.limit.min(max) };
@@ -38,8 +40,8 @@ impl ConcurrencyLimit {
         self.limit as usize
     }
 
-    /// The destination was halted by this kind of fault. Answers that were under way at that time tell of the same
-    /// congestion, so they do not come here again.
+    /// The destination was halted by this kind of fault. Answers that were under way at that time show the same
+    /// congestion and are not counted again.
     pub(super) fn halted(&mut self, kind: FaultKind) {
         if matches!(kind, FaultKind::Throttle | FaultKind::ServerError) {
             self.limit = (self.limit / 2.0).floor().max(1.0);
@@ -52,24 +54,24 @@ impl ConcurrencyLimit {
     }
 }
 
-/// No more outcomes are written in one transaction, so that each ends well before a statement's time is over.
+/// The most outcomes in one transaction, so that it ends well before the statement timeout.
 const MAX_WRITTEN: usize = 2000;
 
-/// Outcomes a second of a database that has not written any yet.
+/// The assumed rate, in outcomes a second, of a database that has not written any yet.
 const FIRST_RATE: f64 = 2000.0;
 
-/// What may always be under way: ten full requests.
+/// The number of messages that may always be under way: ten full requests.
 const MIN_UNDER_WAY: usize = 100;
 
-/// What is under way shall be written within this time; a claim lasts for several times as long.
+/// Everything under way shall be written within this time; a claim lasts several times as long.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(1);
 
-/// How fast the database writes outcomes, and so how many messages may be sent and not yet written back. A database that
-/// writes slowly (a trigger, a full disk queue) must not be given more than it can write while the claim lives, or another
-/// relay would send again what SQS has accepted.
+/// How fast the database writes outcomes, and so how many messages may be sent and not yet recorded. A database that
+/// writes slowly (a trigger, a slow disk) must not be given more than it can write while the claim lives; otherwise
+/// another relay would send again what SQS has accepted.
 #[derive(Debug)]
 pub(super) struct WriteRate {
-    /// Outcomes a second, as the last transaction wrote them.
+    /// Outcomes a second in the last transaction.
     per_second: f64,
 }
 
@@ -80,16 +82,16 @@ impl Default for WriteRate {
 }
 
 impl WriteRate {
-    /// So many outcomes were written in this time, or were not.
+    /// Notes that this many outcomes were written, or failed to be written, in this time.
     pub(super) fn note(&mut self, outcomes: usize, time: Duration, is_written: bool) {
         let rate = outcomes as f64 / time.max(Duration::from_millis(1)).as_secs_f64();
-        // What failed at once says nothing; what failed after a while shows that the database is no faster than that.
+        // An immediate failure shows nothing; a failure after a while shows that the database is no faster than that.
         self.per_second = if is_written { rate } else { self.per_second.min(rate) };
     }
 
-    /// How many messages may be sent and not yet written back.
+    /// How many messages may be sent and not yet recorded.
     pub(super) fn max_under_way(&self) -> usize {
-        // Saturates: a rate that is too high to count is no limit.
+        // Saturates: a rate too high to represent is no limit.
         ((self.per_second * WRITTEN_WITHIN.as_secs_f64()) as usize).max(MIN_UNDER_WAY)
     }
 
@@ -106,15 +108,15 @@ pub struct MemoryBudget {
     used: AtomicUsize,
 }
 
-/// One destination's way to the budget. Cheap to clone.
+/// One destination's share of the budget. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct MemoryShare {
     budget: Arc<MemoryBudget>,
-    /// What this destination holds.
+    /// The bytes that this destination holds.
     held: Arc<AtomicUsize>,
 }
 
-/// A part of the budget; dropping it gives it back.
+/// A reserved part of the budget; dropping it returns it.
 #[derive(Debug)]
 pub(in crate::relay) struct Reserved {
     share: MemoryShare,
@@ -122,7 +124,7 @@ pub(in crate::relay) struct Reserved {
 }
 
 impl MemoryBudget {
-    /// A budget of so many bytes.
+    /// A budget of this many bytes.
     pub fn new(max: usize) -> Arc<Self> {
         Arc::new(Self { max, used: AtomicUsize::new(0) })
     }
@@ -132,7 +134,7 @@ impl MemoryBudget {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// One more destination that shares it.
+    /// A share for one more destination.
     pub fn share(self: &Arc<Self>) -> MemoryShare {
         MemoryShare { budget: Arc::clone(self), held: Arc::default() }
     }
@@ -149,7 +151,7 @@ impl MemoryShare {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Takes so many bytes if they are there.
+    /// Reserves this many bytes if they are available.
     pub(super) fn try_reserve(&self, bytes: usize) -> Option<Reserved> {
         let has_room = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.budget.max);
         self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, has_room).ok()?;
@@ -157,7 +159,8 @@ impl MemoryShare {
         Some(Reserved { share: self.clone(), bytes })
     }
 
-    /// Takes so many bytes whether they are there or not, for what is in memory already or must always be possible.
+    /// Reserves this many bytes even if they are not available, for bytes that are already in memory or must always be
+    /// granted.
     pub(in crate::relay) fn reserve(&self, bytes: usize) -> Reserved {
         self.budget.used.fetch_add(bytes, Ordering::Relaxed);
         self.held.fetch_add(bytes, Ordering::Relaxed);
@@ -166,12 +169,12 @@ impl MemoryShare {
 }
 
 impl Reserved {
-    /// How many bytes it is.
+    /// The size in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Takes or gives back what is missing or too much, whether it is there or not.
+    /// Changes the size, even if the bytes are not available.
     pub(super) fn resize(&mut self, bytes: usize) {
         let (more, less) = (bytes.saturating_sub(self.bytes), self.bytes.saturating_sub(bytes));
         for count in [&self.share.budget.used, &*self.share.held] {
@@ -181,7 +184,7 @@ impl Reserved {
         self.bytes = bytes;
     }
 
-    /// Splits off a part; what is missing is taken from the budget, for the bytes are in memory already.
+    /// Splits off a part. Missing bytes are taken from the budget in any case, because they are in memory already.
     pub(super) fn split(&mut self, bytes: usize) -> Reserved {
         let own = bytes.min(self.bytes);
         self.bytes -= own;
@@ -217,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn another_number_counts_at_once_unless_sqs_has_throttled() {
+    fn a_new_maximum_takes_effect_at_once_unless_sqs_has_throttled() {
         let mut limit = ConcurrencyLimit::new(128);
         limit.set_max(200);
         assert_eq!(limit.limit(), 200);
@@ -238,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_sign_of_congestion_changes_nothing() {
+    fn faults_that_show_no_congestion_change_nothing() {
         let mut limit = ConcurrencyLimit::new(10);
         for kind in [FaultKind::Destination, FaultKind::Outage, FaultKind::Ambiguous, FaultKind::Internal] {
             limit.halted(kind);
@@ -264,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_written_in_time_slows_down_and_what_failed_at_once_says_nothing() {
+    fn a_slow_failure_lowers_the_rate_and_an_immediate_one_does_not() {
         let mut rate = WriteRate::default();
         rate.note(2000, Duration::from_millis(3), false);
         assert_eq!(rate.max_under_way(), 2000);
@@ -276,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_given_while_there_is_some_and_comes_back_when_its_part_is_dropped() {
+    fn memory_is_reserved_while_available_and_returned_when_its_part_is_dropped() {
         let budget = MemoryBudget::new(100);
         let (one, other) = (budget.share(), budget.share());
         let mut first = one.try_reserve(70).unwrap();
@@ -285,7 +288,7 @@ mod tests {
         assert_eq!((budget.used(), one.held(), other.held()), (70, 70, 0));
         drop(first);
         assert_eq!(budget.used(), 50);
-        // More came than was asked for: it is in memory all the same.
+        // More arrived than was reserved: it is in memory all the same.
         let mut second = other.try_reserve(10).unwrap();
         let large = second.split(60);
         drop(second);

@@ -1,23 +1,31 @@
-//! The core of a relay: every decision, and nothing else. No I/O, no clock, no task.
+//! The core of a relay: all its decisions and nothing else. No I/O, no clock, no tasks.
 //!
-//! [`Core::due`] says what is to be done now, [`Core::apply`] takes what came of it, [`Core::wake_at`] says when to look again.
-//! `relay/session.rs` does the work against PostgreSQL and SQS; the property tests do it against a simulation of both, so
-//! that they run the code that ships.
+//! [`Core::due`] returns the work to do now, [`Core::apply`] takes its results, and [`Core::wake_at`] says when to call
+//! again. The loop in `relay/mod.rs` calls them; `relay/executor.rs` does the work against PostgreSQL and SQS. The property
+//! tests do it against a simulation of both, so they run the core that ships.
 //!
-//! This file decides between claims: prepare, scan, look, rest, claim. Under a claim [`session`] decides: [`intake`] what to
-//! read, [`admit`] what becomes of it, [`schedule`] what may go next, [`verdict`] what an answer means. Read them in this order.
+//! While no claim is held, [`between`] decides: its `steps.rs` plans the next question, its `answers.rs` applies the
+//! answer. Under a claim [`session`] decides. Functions called `plan_…` create work, `on_…` take a result, `apply_…`
+//! change state. Methods of [`Core`] are here and in [`between`], those of a session in [`session`] and [`apply`], those of
+//! the schedule in [`schedule`], its `parking.rs` and [`handover`].
+//!
+//! To read it, in this order: [`work`] (what is asked and answered), [`item`], [`destination`] (what outlives a claim),
+//! [`group`], [`schedule`] and [`parked`] (which message may go next), [`in_flight`], [`verdict`] and [`breaker`] (what an answer of SQS means), [`outcomes`] (how it is written
+//! back), [`watermark`], [`intake`] and [`admit`] (what to read and how late commits are found, with `docs/late-commits.md`),
+//! [`full_rescan`], [`session`], [`apply`] and [`ending`], [`between`], and last [`handover`] and [`crowd`].
 
 mod admit;
 mod apply;
 mod between;
 mod breaker;
 mod crowd;
+mod destination;
 mod ending;
-mod first_scan;
-mod flight;
-mod gap;
+mod full_rescan;
 mod group;
 mod handover;
+mod in_flight;
+mod initial_scan;
 mod intake;
 mod item;
 mod keys;
@@ -27,10 +35,9 @@ mod outcomes;
 mod parked;
 mod positions;
 mod questions;
-mod scan;
+mod rescan_request;
 mod schedule;
 mod session;
-mod standing;
 mod statements;
 mod verdict;
 mod watermark;
@@ -49,17 +56,17 @@ use crate::outbox::OutboxError;
 use crate::reading::{Order, Watch};
 
 pub(in crate::relay) use admit::compose_item;
+pub(in crate::relay) use destination::Report;
 pub use limits::{MemoryBudget, MemoryShare};
-pub(in crate::relay) use schedule::{Schedule, Shape};
-pub(in crate::relay) use standing::Report;
+pub(in crate::relay) use schedule::{Schedule, ScheduleLimits};
 
-use between::Between;
-use lease::Closing;
-use session::{Ended as SessionEnded, Session};
-use standing::Standing;
+use between::BetweenClaims;
+use destination::DestinationState;
+use lease::CloseReason;
+use session::{Session, SessionSummary};
 use work::{Completion, Work};
 
-/// How long `run --until-empty` waits for a database or a queue that does not work, before it gives up.
+/// How long `run --until-empty` waits for a database or a queue that does not work before it gives up.
 const UNTIL_EMPTY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// When a relay ends by itself.
@@ -73,7 +80,7 @@ pub enum Until {
 
 /// How a relay ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ended {
+pub struct RunSummary {
     /// Messages that SQS accepted.
     pub delivered: u64,
     /// Messages given up.
@@ -82,11 +89,11 @@ pub struct Ended {
     pub quarantined: u64,
     /// Whether messages are left pending because they wait behind dead ones, or behind some in quarantine.
     pub is_blocked: bool,
-    /// Whether it was told to drain before it had seen that nothing is pending.
+    /// Whether it was told to drain before it had established that nothing is pending.
     pub is_cut_short: bool,
 }
 
-/// Why `--until-empty` did not get there.
+/// Why `--until-empty` gave up.
 #[derive(Debug)]
 pub(super) enum GaveUp {
     /// The database does not work, and waiting did not help.
@@ -100,7 +107,7 @@ pub(super) enum GaveUp {
 /// What operators have decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Control {
-    /// Nobody knows yet: the relay may have started during a pause.
+    /// Not known yet: the relay may have started during a pause.
     Unknown,
     /// Nothing is to be published.
     Paused,
@@ -108,19 +115,19 @@ pub(super) enum Control {
     Running,
 }
 
-/// One destination's decisions, from the first question to the last outcome.
+/// The decisions for one destination, from the first question to the last outcome.
 #[derive(Debug)]
 pub(super) struct Core {
     until: Until,
-    standing: Standing,
-    between: Between,
+    destination: DestinationState,
+    between: BetweenClaims,
     session: Option<Session>,
     control: Control,
     is_draining: bool,
-    /// Since when a database, a queue or a pause has kept everything from going on.
+    /// Since when a database failure, a halted queue or a pause has prevented progress.
     failing_since: Option<Time>,
-    ended: Ended,
-    outcome: Option<Result<Ended, GaveUp>>,
+    summary: RunSummary,
+    result: Option<Result<RunSummary, GaveUp>>,
 }
 
 impl Core {
@@ -130,19 +137,19 @@ impl Core {
         tuning: Tuning,
         until: Until,
         memory: MemoryShare,
-        dice: fastrand::Rng,
+        rng: fastrand::Rng,
         now: Time,
     ) -> Self {
         Self {
             until,
-            standing: Standing::new(kind, tuning, memory, dice, now),
-            between: Between::new(now),
+            destination: DestinationState::new(kind, tuning, memory, rng, now),
+            between: BetweenClaims::new(now),
             session: None,
             control: Control::Unknown,
             is_draining: false,
             failing_since: None,
-            ended: Ended { is_cut_short: true, ..Ended::default() },
-            outcome: None,
+            summary: RunSummary { is_cut_short: true, ..RunSummary::default() },
+            result: None,
         }
     }
 
@@ -157,23 +164,23 @@ impl Core {
         }
     }
 
-    /// Other settings are in force.
+    /// The settings have changed.
     pub(super) fn adjust(&mut self, tuning: Tuning, now: Time) {
-        self.standing.adjust(tuning);
-        // An operator may just have shortened a pause.
+        self.destination.adjust(tuning);
+        // An operator may have shortened a pause.
         self.between.look_again(now);
     }
 
-    /// The process drains: what is in flight is finished and recorded, nothing new begins.
+    /// The process drains: requests in flight are finished and recorded, and nothing new starts.
     pub(super) fn drain(&mut self) {
         self.is_draining = true;
     }
 
-    /// What was seen of all destinations of the process.
+    /// The poller has seen something new in the database.
     pub(super) fn watched(&mut self, watch: Watch, now: Time) {
-        let news = self.between.watched(watch, self.standing.knowledge.watermarks.lowest());
+        let news = self.between.watched(watch, self.destination.knowledge.watermarks.lowest());
         if news.has_acted {
-            self.standing.knowledge.scan.hurry(now);
+            self.destination.knowledge.full_rescan.hurry(now);
             if let Some(session) = &mut self.session {
                 session.held_check.hurry(now);
             }
@@ -184,16 +191,16 @@ impl Core {
         }
     }
 
-    /// What is to be done now.
+    /// The work to do now.
     pub(super) fn due(&mut self, now: Time) -> Vec<Work> {
-        if self.outcome.is_some() {
+        if self.result.is_some() {
             return Vec::new();
         }
         if let Some(session) = &mut self.session {
             if self.is_draining || self.control == Control::Paused {
-                session.close(Closing::Told);
+                session.close(CloseReason::Stopping);
             }
-            let work = session.due(&mut self.standing, now);
+            let work = session.due(&mut self.destination, now);
             if !work.is_empty() {
                 return work;
             }
@@ -204,58 +211,58 @@ impl Core {
         self.next(now).into_iter().collect()
     }
 
-    /// When to look again, if nothing comes back before.
+    /// When to call again if no result comes before.
     pub(super) fn wake_at(&self, now: Time) -> Time {
         let at = match &self.session {
-            Some(session) => session.wake_at(&self.standing),
+            Some(session) => session.wake_at(&self.destination),
             None => self.between_wake_at(now),
         };
         let latest = now + HEARTBEAT;
         at.map_or(latest, |at| at.min(latest))
     }
 
-    /// How it ended, once it has.
-    pub(super) fn outcome(&mut self) -> Option<Result<Ended, GaveUp>> {
-        self.outcome.take()
+    /// How it ended, once it has ended.
+    pub(super) fn result(&mut self) -> Option<Result<RunSummary, GaveUp>> {
+        self.result.take()
     }
 
-    /// What metrics, logs and probes should know.
+    /// The reports for metrics, logs and probes.
     pub(super) fn reports(&mut self) -> Vec<Report> {
-        let reports = std::mem::take(&mut self.standing.reports);
+        let reports = std::mem::take(&mut self.destination.reports);
         for report in &reports {
             match report {
                 Report::Recorded(settlements) => {
-                    self.ended.delivered += settlements.iter().filter(|one| one.is_delivered()).count() as u64;
-                    self.ended.dead += settlements.iter().filter(|one| one.is_dead()).count() as u64;
+                    self.summary.delivered += settlements.iter().filter(|one| one.is_delivered()).count() as u64;
+                    self.summary.dead += settlements.iter().filter(|one| one.is_dead()).count() as u64;
                 }
-                Report::Quarantined(messages) => self.ended.quarantined += messages.len() as u64,
+                Report::Quarantined(messages) => self.summary.quarantined += messages.len() as u64,
                 _ => {}
             }
         }
         reports
     }
 
-    /// Lanes held, requests in flight, and requests that may be.
+    /// The lanes held, the requests in flight, and their limit.
     pub(super) fn gauges(&self) -> (usize, usize, usize) {
         let lanes = self.session.as_ref().map_or(0, |session| session.lanes().len());
-        let in_flight = self.session.as_ref().map_or(0, |session| session.flight.requests());
-        (lanes, in_flight, self.standing.concurrency.limit())
+        let in_flight = self.session.as_ref().map_or(0, |session| session.in_flight.requests());
+        (lanes, in_flight, self.destination.concurrency.limit())
     }
 
-    /// What holds up groups of the queue.
+    /// Which kinds of row hold up groups of the queue.
     pub(super) fn order(&self) -> Order {
-        self.standing.order()
+        self.destination.order()
     }
 
     /// What it is doing.
     pub(super) fn activity(&self) -> Activity {
         match &self.session {
             _ if self.control != Control::Running => Activity::Paused,
-            _ if self.standing.breaker.halted().is_some() => Activity::Halted,
+            _ if self.destination.breaker.halted().is_some() => Activity::Halted,
             Some(session) => Activity::Delivering {
                 lanes: session.lanes().len(),
                 known: session.schedule.known(),
-                in_flight: session.flight.requests(),
+                in_flight: session.in_flight.requests(),
                 is_closing: session.closing.is_some(),
             },
             None => self.between.activity(),
@@ -265,7 +272,7 @@ impl Core {
     /// The connection that held the claim is gone.
     pub(super) fn claim_lost(&mut self, now: Time) {
         if let Some(session) = &mut self.session {
-            session.apply(Completion::ClaimLost, &mut self.standing, now);
+            session.apply(Completion::ClaimLost, &mut self.destination, now);
         }
     }
 
@@ -277,9 +284,9 @@ impl Core {
     /// The database must not be used.
     pub(super) fn database_is_unsuitable(&mut self, error: OutboxError, now: Time) {
         match &mut self.session {
-            Some(session) => session.close(Closing::Broken(error)),
+            Some(session) => session.close(CloseReason::Broken(error)),
             None if self.between.is_prepared() => self.database_failed(error, now),
-            // It has found that out by itself.
+            // Before the database is prepared, the relay finds this out by itself.
             None => {}
         }
     }
@@ -289,55 +296,55 @@ impl Core {
         self.is_draining
     }
 
-    /// Takes what came of some work.
+    /// Applies the result of a piece of work.
     pub(super) fn apply(&mut self, completion: Completion, now: Time) -> Option<Work> {
         match &mut self.session {
-            Some(session) => session.apply(completion, &mut self.standing, now),
+            Some(session) => session.apply(completion, &mut self.destination, now),
             None => self.answered(completion, now),
         }
     }
 
-    fn session_ended(&mut self, ended: SessionEnded, now: Time) {
-        let SessionEnded { closing, is_saturated, held, has_dropped } = ended;
+    fn session_ended(&mut self, ended: SessionSummary, now: Time) {
+        let SessionSummary { closing, is_saturated, lanes_held, has_dropped } = ended;
         if has_dropped {
-            self.between.forget(&mut self.standing, now);
+            self.between.forget(&mut self.destination, now);
         }
-        self.between.share_lanes(held, is_saturated);
+        self.between.share_lanes(lanes_held, is_saturated);
         match closing {
-            Closing::Time | Closing::Told => self.go_on(false, now),
-            Closing::Idle => self.go_on(true, now),
-            Closing::Halted(fault) => self.halted(fault, now),
-            Closing::Broken(error) => self.database_failed(error, now),
+            CloseReason::Time | CloseReason::Stopping => self.go_on(false, now),
+            CloseReason::Idle => self.go_on(true, now),
+            CloseReason::Halted(fault) => self.halted(fault, now),
+            CloseReason::Broken(error) => self.database_failed(error, now),
         }
     }
 
     fn halted(&mut self, fault: Fault, now: Time) {
-        self.standing.concurrency.halted(fault.kind);
-        let pause = self.standing.breaker.halt(fault.clone(), &mut self.standing.dice);
-        self.standing.report(Report::Halted(fault.clone()));
+        self.destination.concurrency.halted(fault.kind);
+        let pause = self.destination.breaker.halt(fault.clone(), &mut self.destination.rng);
+        self.destination.report(Report::Halted(fault.clone()));
         self.between.pause_until(now + pause);
         self.give_up_after(GaveUp::Halted(fault), now);
     }
 
     fn database_failed(&mut self, error: OutboxError, now: Time) {
         let is_final = error.is_final();
-        let unsettled = self.standing.outcomes.under_way();
-        self.between.failed(&mut self.standing, now);
+        let unsettled = self.destination.outcomes.under_way();
+        self.between.failed(&mut self.destination, now);
         if is_final && self.until == Until::Empty {
-            self.outcome = Some(Err(GaveUp::Database(error)));
+            self.result = Some(Err(GaveUp::Database(error)));
             return;
         }
-        self.standing.report(Report::DatabaseFailed { error: error.clone(), unsettled });
+        self.destination.report(Report::DatabaseFailed { error: error.clone(), unsettled });
         self.give_up_after(GaveUp::Database(error), now);
     }
 
     fn give_up_after(&mut self, why: GaveUp, now: Time) {
         let since = *self.failing_since.get_or_insert(now);
         if self.until == Until::Empty && now.since(since) >= UNTIL_EMPTY_PATIENCE {
-            self.outcome = Some(Err(why));
+            self.result = Some(Err(why));
         }
     }
 }
 
-/// The shell looks up at least this often, to notice that the claim is gone.
+/// The longest sleep: `Relay::run` checks at least this often whether the claim is gone.
 const HEARTBEAT: Duration = Duration::from_millis(100);

@@ -1,8 +1,8 @@
 //! Outcomes that wait to be written back, and what to do when PostgreSQL refuses one of them.
 //!
-//! Where a transaction fails because of a row (a constraint, a trigger, a right), its outcomes are written again in halves
-//! until the culprits are alone. They are set aside once others were written or nothing else is left, so that no row stops
-//! others; where very many are refused and none is written, it is the database that fails. Pure.
+//! If a transaction fails because of a row (a constraint, a trigger, a privilege), its outcomes are written again in
+//! halves until the culprits are isolated. Culprits are set aside once others were written or nothing else is left, so
+//! that no row stops others. If very many are refused and none is written, the database counts as failed. Pure.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,61 +18,61 @@ const ENOUGH: usize = 500;
 /// See [`ENOUGH`].
 pub(super) const WAIT: Duration = Duration::from_millis(5);
 
-/// The same while more waits than is read at once. One of several relays settles few at a time otherwise, and a statement
-/// costs as much as a hundred rows of it.
+/// The same while more is waiting than one read returns. Otherwise one of several relays would settle few at a time,
+/// and a statement costs as much as a hundred rows.
 pub(super) const WAIT_BUSY: Duration = Duration::from_millis(20);
 
-/// So many culprits without one outcome that was written are no culprits: the database writes nothing. More than a batch
-/// (see [`ENOUGH`]), because all of it may be of one group, and what that is about may be what PostgreSQL refuses.
+/// This many culprits without one written outcome are not culprits: the database writes nothing. The number exceeds a
+/// batch (see [`ENOUGH`]), because a batch may be of one group, and PostgreSQL may refuse everything about that group.
 const MAX_CULPRITS: usize = 2 * ENOUGH;
 
-/// What is known of outcomes that could not be written alone.
+/// An outcome that could not be written even alone, and why.
 #[derive(Debug)]
 struct Culprit {
     settlement: Settlement,
     reason: String,
 }
 
-/// Outcomes on their way back.
+/// Outcomes that are not recorded yet.
 #[derive(Debug, Default)]
 pub(super) struct Outcomes {
     waiting: VecDeque<Settlement>,
     oldest: Option<Time>,
     /// How many are being written.
     writing: usize,
-    /// Parts of what PostgreSQL refused, the next last.
+    /// Parts of a refused batch; the next one is last.
     parts: Vec<Vec<Settlement>>,
     culprits: Vec<Culprit>,
     /// Culprits that are being set aside.
-    leaving: Vec<MessageKey>,
-    /// Culprits since an outcome was written.
+    quarantining: Vec<MessageKey>,
+    /// The number of culprits since the last outcome was written.
     refused_in_a_row: usize,
-    /// Dead messages that are not recorded yet, and how many there have been.
+    /// The number of dead messages that are not recorded yet, and of all deaths so far.
     dying: usize,
     deaths: u64,
     /// How many messages were delivered or given up so far.
-    finished: u64,
+    decided: u64,
 }
 
-/// What came of outcomes that were written, or were not.
+/// The result of writing outcomes.
 #[derive(Debug)]
 pub(super) enum Written {
-    /// They are recorded, or somebody else has recorded them.
+    /// They are recorded, by this relay or by another.
     Done(Vec<Settlement>, Settled),
     /// A row was refused; the others are tried without it.
     Divided,
-    /// The database failed; all of it waits.
+    /// The database failed; all outcomes wait.
     Failed(OutboxError),
 }
 
 impl Outcomes {
-    /// Something became of a message.
+    /// Adds the outcome of a message.
     pub(super) fn push(&mut self, settlement: Settlement, now: Time) {
         if settlement.is_dead() {
             self.dying += 1;
             self.deaths += 1;
         }
-        self.finished += u64::from(settlement.is_dead() || settlement.is_delivered());
+        self.decided += u64::from(settlement.is_dead() || settlement.is_delivered());
         self.waiting.push_back(settlement);
         self.oldest.get_or_insert(now);
     }
@@ -80,7 +80,7 @@ impl Outcomes {
     /// How many messages were sent and are not written back.
     pub(super) fn under_way(&self) -> usize {
         let parts: usize = self.parts.iter().map(Vec::len).sum();
-        self.waiting.len() + self.writing + parts + self.culprits.len() + self.leaving.len()
+        self.waiting.len() + self.writing + parts + self.culprits.len() + self.quarantining.len()
     }
 
     /// Whether nothing is left to be written or set aside.
@@ -98,31 +98,33 @@ impl Outcomes {
         let culprits = self.culprits.iter().map(|culprit| &culprit.settlement);
         let all = self.waiting.iter().chain(self.parts.iter().flatten()).chain(culprits);
         let is_of_group = |settlement: &Settlement| settlement.is_dead() && settlement.group.as_deref() == Some(group);
-        // What is being set aside may be one.
-        self.dying > 0 && (!self.leaving.is_empty() || all.into_iter().any(is_of_group))
+        // One that is being set aside may be of this group.
+        self.dying > 0 && (!self.quarantining.is_empty() || all.into_iter().any(is_of_group))
     }
 
-    /// How many messages have died; an answer from before another one died is worth nothing.
+    /// How many messages have died; an answer that predates the last death is ignored.
     pub(super) fn deaths(&self) -> u64 {
         self.deaths
     }
 
     /// How many messages were delivered or given up so far.
-    pub(super) fn finished(&self) -> u64 {
-        self.finished
+    pub(super) fn decided(&self) -> u64 {
+        self.decided
     }
 
-    /// Whether something is being written or set aside. One statement at a time: of two outcomes of one message the later counts.
+    /// Whether something is being written or set aside. Only one statement runs at a time: of two outcomes of a message
+    /// the later counts.
     fn is_busy(&self) -> bool {
-        self.writing > 0 || !self.leaving.is_empty()
+        self.writing > 0 || !self.quarantining.is_empty()
     }
 
-    /// When the oldest that waits has waited so long.
+    /// When the oldest waiting outcome has waited this long.
     pub(super) fn due_at(&self, wait: Duration) -> Option<Time> {
         self.oldest.filter(|_| !self.is_busy()).map(|oldest| oldest + wait)
     }
 
-    /// What to write now, if it is time: there is enough, it has waited long enough, or nothing more will come soon.
+    /// What to write now, if a write is due: there is enough, the oldest has waited long enough, or nothing more will
+    /// come soon.
     pub(super) fn take_due(
         &mut self,
         rate: &WriteRate,
@@ -141,14 +143,14 @@ impl Outcomes {
         if self.waiting.is_empty() || !(is_quiet || has_waited || self.waiting.len() >= ENOUGH) {
             return None;
         }
-        let most = self.waiting.len().min(rate.max_written());
-        let batch: Vec<Settlement> = self.waiting.drain(..most).collect();
+        let limit = self.waiting.len().min(rate.max_written());
+        let batch: Vec<Settlement> = self.waiting.drain(..limit).collect();
         self.oldest = self.oldest.filter(|_| !self.waiting.is_empty());
         self.writing = batch.len();
         Some(batch)
     }
 
-    /// Outcomes came back from the database.
+    /// Applies the answer to a write.
     pub(super) fn written(
         &mut self,
         settlements: Vec<Settlement>,
@@ -186,8 +188,8 @@ impl Outcomes {
         Written::Failed(error)
     }
 
-    /// Everything that was not written waits again, before what came meanwhile: of two outcomes of one message the later counts.
-    /// Culprits are the last of it, so that the next attempt begins with others.
+    /// Puts everything that was not written back before what came meanwhile: of two outcomes of a message the later
+    /// counts. Culprits come last, so that the next attempt starts with others.
     fn put_back(&mut self, settlements: Vec<Settlement>, now: Time) {
         let culprits = self.culprits.drain(..).map(|culprit| culprit.settlement);
         let parts = self.parts.drain(..).rev().flatten();
@@ -198,20 +200,21 @@ impl Outcomes {
         }
     }
 
-    /// Messages that are to be set aside, because others could be written, or because nothing else is left to be written.
+    /// Messages to set aside now, because others were written or nothing else is left to write.
     pub(super) fn take_culprits(&mut self, others_were_written: bool) -> Vec<Quarantined> {
         let is_all = self.parts.is_empty() && self.waiting.is_empty() && !self.is_busy();
         if self.culprits.is_empty() || !(others_were_written || is_all) {
             return Vec::new();
         }
         let culprits = std::mem::take(&mut self.culprits);
-        self.leaving = culprits.iter().map(|culprit| culprit.settlement.key).collect();
-        culprits.into_iter().map(Culprit::set_aside).collect()
+        self.quarantining = culprits.iter().map(|culprit| culprit.settlement.key).collect();
+        culprits.into_iter().map(Culprit::into_quarantined).collect()
     }
 
-    /// Messages that were set aside, culprits or others; if that failed, their outcomes wait again, as far as they have one.
-    pub(super) fn set_aside(&mut self, messages: &[Quarantined], is_done: bool, now: Time) {
-        self.leaving.retain(|key| !messages.iter().any(|message| message.key == *key));
+    /// Applies the answer to setting messages aside, culprits or others. If it failed, the outcomes wait again, for
+    /// messages that have one.
+    pub(super) fn quarantined(&mut self, messages: &[Quarantined], is_done: bool, now: Time) {
+        self.quarantining.retain(|key| !messages.iter().any(|message| message.key == *key));
         let outcomes = messages.iter().filter_map(|message| {
             let Quarantined { key, origin, group, outcome, .. } = message.clone();
             Some(Settlement { key, origin, group, outcome: outcome? })
@@ -224,8 +227,9 @@ impl Outcomes {
         }
     }
 
-    /// Without the claim only what SQS has accepted may be written: another relay may have the lanes, has asked which groups
-    /// have to wait, and would go on with those that are held up now. Returns whether anything was dropped.
+    /// Without the claim, only acceptances by SQS may be written. Another relay may hold the lanes and has already
+    /// asked which groups have to wait; it would go on with groups that are held up now. Returns whether anything was
+    /// dropped.
     pub(super) fn drop_what_needs_the_claim(&mut self) -> bool {
         let before = self.under_way();
         self.waiting.retain(Settlement::is_delivered);
@@ -239,9 +243,9 @@ impl Outcomes {
 }
 
 impl Culprit {
-    fn set_aside(self) -> Quarantined {
+    fn into_quarantined(self) -> Quarantined {
         let Settlement { key, origin, group, outcome } = self.settlement;
-        // A deferral that cannot be recorded: the message waits here instead of in its row.
+        // If a deferral cannot be recorded, the message waits in quarantine instead of in its row.
         let outcome = (!matches!(outcome, Outcome::Deferred { .. })).then_some(outcome);
         Quarantined { key, origin, group, outcome, reason: self.reason }
     }
@@ -263,8 +267,8 @@ mod tests {
         }
     }
 
-    /// A database that refuses some rows; returns the ids that it wrote, those that were set aside, and what it said at the
-    /// end.
+    /// Simulates a database that refuses some rows; returns the ids written, the ids set aside, and whether nothing is
+    /// left.
     fn run(count: i64, refuses: impl Fn(i64) -> bool) -> (Vec<i64>, Vec<i64>, bool) {
         let now = Time::default();
         let mut outcomes = Outcomes::default();
@@ -283,7 +287,7 @@ mod tests {
             };
             let messages = outcomes.take_culprits(is_written);
             aside.extend(messages.iter().map(|message| message.key.id.0));
-            outcomes.set_aside(&messages, true, now);
+            outcomes.quarantined(&messages, true, now);
         }
         written.sort_unstable();
         aside.sort_unstable();
@@ -291,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_neighbours_are_refused_they_are_set_aside_and_all_others_are_written() {
+    fn refused_neighbours_are_set_aside_and_all_others_are_written() {
         for refused in [1, 9, 10, 11, 100, 499, 500] {
             let (written, aside, is_over) = run(600, |id| (50..50 + refused).contains(&id));
             assert!(is_over, "with {refused}");
@@ -301,25 +305,25 @@ mod tests {
     }
 
     #[test]
-    fn a_group_of_which_all_is_refused_is_set_aside_though_nothing_else_is_there() {
+    fn a_group_that_is_refused_entirely_is_set_aside_even_if_nothing_else_is_there() {
         let (written, aside, is_over) = run(40, |_| true);
         assert_eq!((written.len(), aside.len(), is_over), (0, 40, true));
     }
 
     #[test]
-    fn where_very_many_are_refused_and_none_is_written_the_database_fails() {
+    fn if_very_many_are_refused_and_none_is_written_the_database_counts_as_failed() {
         let (written, aside, is_over) = run(3 * MAX_CULPRITS as i64, |_| true);
         assert_eq!((written.len(), aside.len(), is_over), (0, 0, false));
     }
     #[test]
-    fn while_outcomes_are_written_nothing_that_is_set_aside_lets_others_be_written() {
+    fn setting_a_message_aside_starts_no_second_write() {
         let now = Time::default();
         let mut outcomes = Outcomes::default();
         outcomes.push(delivered(1), now);
         assert!(outcomes.take_due(&WriteRate::default(), WAIT, true, now).is_some());
         let Settlement { key, origin, group, .. } = delivered(2);
         let unreadable = Quarantined { key, origin, group, outcome: None, reason: "unreadable".to_owned() };
-        outcomes.set_aside(&[unreadable], true, now);
+        outcomes.quarantined(&[unreadable], true, now);
         outcomes.push(delivered(3), now);
         assert!(outcomes.take_due(&WriteRate::default(), WAIT, true, now).is_none(), "two statements at once");
         outcomes.written(vec![delivered(1)], Ok(Settled::default()), now);

@@ -1,8 +1,9 @@
-//! What of a claim's groups is in the table only: the rest of a hot group, a group whose deferred head has to go first, one
-//! that a dead message holds up. [`super::schedule`] says what becomes of it, [`super::handover`] has what a claim leaves to the next.
+//! The groups that a claim has only in the table: the rest of a hot group, a group whose deferred head must go first, a
+//! group that a dead message blocks. [`super::schedule`] decides what becomes of them, and [`super::handover`] has what
+//! a claim leaves to the next one.
 //!
-//! Nothing is asked about groups before they are read: each message that is read tells whether its group is held up. Only so
-//! many groups are remembered one by one; the others are a [`super::crowd`].
+//! Nothing is asked about groups before they are read: each message that is read says whether its group is held up. A
+//! limited number of groups is remembered individually; the others form a [`super::crowd`].
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -14,19 +15,19 @@ use crate::clock::Time;
 use crate::message::{Lane, MessageId};
 use crate::reading::ByLane;
 
-/// How many groups are remembered one by one while they wait in the table.
+/// How many groups that wait in the table are remembered one by one.
 pub(super) const MAX_PARKED: usize = 10_000;
 
-/// What a read of the rest of a group has brought.
+/// The answer to a read of the rest of a group.
 #[derive(Debug, Default)]
 pub(super) struct ReadOnAnswer {
-    /// Messages that can go.
+    /// Messages that can be sent.
     pub(super) items: Vec<Item>,
-    /// The last of those that were read, whatever became of it.
+    /// The last message that was read, whatever became of it.
     pub(super) last: Option<MessageId>,
-    /// The deferred one behind them.
+    /// The deferred message behind them.
     pub(super) head: Option<Deferred>,
-    /// Whether there were no more under that snapshot.
+    /// Whether that snapshot showed no more.
     pub(super) is_all: bool,
 }
 
@@ -34,9 +35,9 @@ pub(super) struct ReadOnAnswer {
 #[derive(Debug, Default)]
 pub(super) struct Parked {
     pub(super) to_read_on: VecDeque<Arc<str>>,
-    /// Groups whose rest begins above what was read of their lane, by where it begins.
+    /// Groups whose rest begins above the read position of their lane, by where it begins.
     pub(super) too_early: ByLane<BTreeSet<(MessageId, Arc<str>)>>,
-    /// Groups that go on by themselves, by the time.
+    /// Groups that go on by themselves, by time.
     ends: BTreeSet<(Time, Arc<str>)>,
     pub(super) crowds: Crowds,
 }
@@ -47,7 +48,7 @@ impl Parked {
         !self.to_read_on.is_empty() || self.too_early.iter().any(|(_, groups)| !groups.is_empty())
     }
 
-    /// Whether some group may be read on in, where lanes were read to these ids.
+    /// Whether some group may be read on, where lanes were read to these ids.
     pub(super) fn may_read_on(&self, read_to: &impl Fn(Lane) -> MessageId) -> bool {
         let is_ready = |(lane, groups): (Lane, &BTreeSet<(MessageId, Arc<str>)>)| {
             groups.first().is_some_and(|(after, _)| *after <= read_to(lane))
@@ -55,7 +56,7 @@ impl Parked {
         !self.to_read_on.is_empty() || self.too_early.iter().any(is_ready)
     }
 
-    /// Groups that had to wait until their lane was read to where their rest begins, and have not to any more, ask again.
+    /// Groups whose rest began above the read position of their lane, and does so no longer, ask again.
     pub(super) fn no_longer_too_early(&mut self, read_to: &impl Fn(Lane) -> MessageId) {
         for lane in Lane::all() {
             while let Some((after, name)) = self.too_early[lane].pop_first() {

@@ -1,20 +1,21 @@
-//! From where the lanes are read, and how much of each, under one claim. Pure.
+//! From which positions the lanes are read under one claim, and how much of each. Pure.
 
 use crate::message::{LANES, Lane, MessageId};
 use crate::reading::Position;
 
-/// From where and how much to read: lanes that had more last time share the batch, the others are asked for a little.
+/// The positions and sizes of a read: lanes that had more last time share the batch, and each other lane gets a little.
 pub(super) fn positions(
     open: &[Lane],
     full: &[Lane],
     batch_size: usize,
-    dice: &mut fastrand::Rng,
+    rng: &mut fastrand::Rng,
     position: impl Fn(Lane) -> MessageId,
 ) -> Vec<Position> {
-    // With fewer messages wanted than lanes, a random part of the lanes is read, half of them of those with a backlog.
+    // If the batch is smaller than the number of lanes, a random part of the lanes is read; half of those have a
+    // backlog.
     let max_lanes = open.len().min(batch_size);
     let mut in_turn = |lanes: &[Lane]| {
-        let first = dice.usize(0..lanes.len().max(1));
+        let first = rng.usize(0..lanes.len().max(1));
         lanes.iter().cycle().skip(first).take(lanes.len()).copied().collect::<Vec<Lane>>()
     };
     let mut lanes = in_turn(full);
@@ -26,10 +27,10 @@ pub(super) fn positions(
     let little = if full.is_empty() { 0 } else { (batch_size / LANES / 4).max(1) };
     let for_others = little * (max_lanes - sharing);
     let share = (batch_size.saturating_sub(for_others) / sharing.max(1)).max(1);
-    let most = |lane: &Lane| {
+    let limit = |lane: &Lane| {
         if full.is_empty() || full.contains(lane) { share } else { little }
     };
-    lanes.into_iter().map(|lane| Position { lane, above: position(lane), most: most(&lane) }).collect()
+    lanes.into_iter().map(|lane| Position { lane, above: position(lane), limit: limit(&lane) }).collect()
 }
 
 #[cfg(test)]
@@ -50,9 +51,9 @@ mod tests {
         for batch_size in [1, 2, 7, 16, 17, 100, 1000, 10_000] {
             for full in [vec![], lanes(&[3]), lanes(&[1, 2, 3]), open.clone()] {
                 let positions = positions_of(&open, &full, batch_size);
-                let total: usize = positions.iter().map(|position| position.most).sum();
+                let total: usize = positions.iter().map(|position| position.limit).sum();
                 assert!(total <= batch_size, "{batch_size} {full:?}: {positions:?}");
-                assert!(positions.iter().all(|position| position.most > 0));
+                assert!(positions.iter().all(|position| position.limit > 0));
             }
         }
     }
@@ -62,7 +63,7 @@ mod tests {
         let open: Vec<Lane> = Lane::all().collect();
         let positions = positions_of(&open, &lanes(&[5]), 1000);
         let of_five = positions.iter().find(|position| position.lane.number() == 5).unwrap();
-        assert!(of_five.most > 700, "{positions:?}");
+        assert!(of_five.limit > 700, "{positions:?}");
         assert_eq!(positions.len(), 16);
     }
 }

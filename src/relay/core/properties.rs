@@ -1,11 +1,12 @@
-//! Properties of the core against a simulated PostgreSQL and a simulated SQS: the code that ships, run through thousands of
-//! bad days.
+//! Property tests of the core against a simulated PostgreSQL and a simulated SQS. They run the code that ships through
+//! thousands of generated scenarios.
 //!
-//! [`scenario`] makes the days, [`world`] runs one, [`database`] and [`queue`] are what the relay works against, [`process`] is
-//! the relay, [`actions`] what happens to it, and [`checks`] what must hold: a message is sent only when all of its group with
-//! lower ids that were committed before it are done, what is recorded was accepted, nothing is lost, and everything is
-//! delivered soon after the misfortune is over. `PROPTEST_CASES=40000 PROPTEST_RNG_SEED=7 cargo test --release properties` runs
-//! more and other days.
+//! [`scenario`] generates the scenarios, and [`world`] runs one of them. [`database`] and [`queue`] simulate what the
+//! relay works against, [`process`] is the relay, and [`actions`] applies the actions of a scenario. [`checks`] says
+//! what must hold: a message is sent only when every message of its group that has a lower id and was committed before
+//! it is done; only accepted messages are recorded as delivered; nothing is lost; and everything is delivered soon
+//! after the last fault. `PROPTEST_CASES=40000 PROPTEST_RNG_SEED=7 cargo test --release properties` runs more and
+//! different scenarios.
 
 mod actions;
 mod checks;
@@ -24,11 +25,12 @@ use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunne
 use scenario::Scenario;
 use world::World;
 
-/// How long a relay may take to find out that nothing is to be done, how long is looked whether it keeps quiet then, and how
-/// many works it may begin meanwhile.
-const CALM: Duration = Duration::from_secs(30);
-const QUIET: Duration = Duration::from_secs(10);
-const QUIET_WORKS: u64 = 400;
+/// How long a relay may take to become idle once nothing is left to do.
+const BECOMES_IDLE: Duration = Duration::from_secs(30);
+
+/// How long a relay is then watched, and how many pieces of work it may begin in that time.
+const IDLE: Duration = Duration::from_secs(10);
+const MAX_IDLE_WORK: u64 = 400;
 
 fn run(scenario: Scenario) -> Result<(), (String, String)> {
     let total: u64 = scenario.actions.iter().map(|(wait, _)| u64::from(*wait)).sum();
@@ -36,10 +38,10 @@ fn run(scenario: Scenario) -> Result<(), (String, String)> {
     let mut world = World::new(scenario);
     let begin = world.now;
     world.run_until(begin + Duration::from_millis(total), |_| false);
-    // A misfortune that began last may last longer than that.
+    // The last fault may last longer than that.
     let end = world.now + Duration::from_secs(15);
     world.run_until(end, |_| false);
-    world.calm();
+    world.end_faults();
     let deadline = world.now + soon;
     world.run_until(deadline, |world| world.overdue().next().is_none());
     if world.problem.is_none() {
@@ -49,18 +51,18 @@ fn run(scenario: Scenario) -> Result<(), (String, String)> {
         let end = world.now + soon;
         world.run_until(end, |_| false);
     }
-    let end = world.now + CALM;
+    let end = world.now + BECOMES_IDLE;
     world.run_until(end, |_| false);
     if world.problem.is_none() {
-        let works = |world: &World| world.processes.iter().map(|process| process.begun).sum::<u64>();
-        let before = works(&world);
-        let end = world.now + QUIET;
+        let work_begun = |world: &World| world.processes.iter().map(|process| process.begun).sum::<u64>();
+        let before = work_begun(&world);
+        let end = world.now + IDLE;
         world.run_until(end, |_| false);
-        let begun = works(&world) - before;
-        // With tiny batches it takes many reads to see that a lane has nothing.
-        let most = if world.scenario.batch_size < 16 { 3 * QUIET_WORKS } else { QUIET_WORKS };
-        if begun > most * world.processes.len() as u64 {
-            world.fail(format!("{begun} works in {QUIET:?} although nothing is to be done"));
+        let begun = work_begun(&world) - before;
+        // With tiny batches it takes many reads to see that a lane is empty.
+        let limit = if world.scenario.batch_size < 16 { 3 * MAX_IDLE_WORK } else { MAX_IDLE_WORK };
+        if begun > limit * world.processes.len() as u64 {
+            world.fail(format!("{begun} pieces of work began in {IDLE:?} although there is nothing to do"));
         }
         if world.problem.is_none() {
             world.check_end();
@@ -72,19 +74,19 @@ fn run(scenario: Scenario) -> Result<(), (String, String)> {
     }
 }
 
-/// Runs a quarter as many days of this kind as `PROPTEST_CASES` says, always the same ones unless `PROPTEST_RNG_SEED` says
-/// otherwise, and the shortest bad one once more, with all that happened in it.
-#[allow(clippy::panic, reason = "a test fails by it")]
-fn check(days: impl Strategy<Value = Scenario>) {
+/// Runs a quarter of `PROPTEST_CASES` scenarios of this kind. They are the same in every run unless `PROPTEST_RNG_SEED`
+/// is set. If one fails, it is shrunk and run once more, and the test fails with its trace.
+#[allow(clippy::panic, reason = "this is how the test fails")]
+fn check(scenarios: impl Strategy<Value = Scenario>) {
     let config = Config::default();
     let rng_seed = match config.rng_seed {
         RngSeed::Random => RngSeed::Fixed(1),
         given => given,
     };
-    let config =
-        Config { cases: config.cases / 4, rng_seed, failure_persistence: None, max_shrink_iters: 5000, ..config };
+    let max_shrink_iters = config.max_shrink_iters.min(5000);
+    let config = Config { cases: config.cases / 4, rng_seed, failure_persistence: None, max_shrink_iters, ..config };
     let mut runner = TestRunner::new(config);
-    let result = runner.run(&days, |scenario| run(scenario).map_err(|(problem, _)| TestCaseError::fail(problem)));
+    let result = runner.run(&scenarios, |scenario| run(scenario).map_err(|(problem, _)| TestCaseError::fail(problem)));
     match result {
         Ok(()) => {}
         Err(TestError::Fail(problem, scenario)) => {
@@ -96,26 +98,36 @@ fn check(days: impl Strategy<Value = Scenario>) {
 }
 
 #[test]
-fn on_ordinary_days_every_message_arrives_once_and_in_order() {
-    check(scenario::ordinary_days());
+fn in_ordinary_scenarios_every_message_arrives_once_and_in_order() {
+    check(scenario::ordinary_scenarios());
 }
 
 #[test]
-fn in_hot_groups_nothing_is_overtaken() {
-    check(scenario::hot_days());
+fn nothing_is_overtaken_in_hot_groups() {
+    check(scenario::hot_groups());
 }
 
 #[test]
-fn while_messages_and_queues_fail_nothing_is_lost_and_nothing_is_overtaken() {
-    check(scenario::queues_at_fault());
+fn nothing_is_overtaken_in_groups_that_are_held_back() {
+    check(scenario::groups_held_back());
 }
 
 #[test]
-fn while_databases_and_processes_fail_nothing_is_lost_and_nothing_is_overtaken() {
-    check(scenario::databases_at_fault());
+fn nothing_is_lost_or_overtaken_while_messages_die_and_are_redriven() {
+    check(scenario::dead_letters());
 }
 
 #[test]
-fn on_the_worst_days_nothing_is_lost_and_nothing_is_overtaken() {
-    check(scenario::bad_days());
+fn nothing_is_lost_or_overtaken_while_messages_and_queues_fail() {
+    check(scenario::failing_messages_and_queues());
+}
+
+#[test]
+fn nothing_is_lost_or_overtaken_while_databases_and_processes_fail() {
+    check(scenario::failing_databases_and_processes());
+}
+
+#[test]
+fn nothing_is_lost_or_overtaken_while_everything_fails() {
+    check(scenario::everything_at_once());
 }

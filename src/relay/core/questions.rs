@@ -1,4 +1,4 @@
-//! Questions that are asked now and then: who writes, which groups are still held up, whether more lanes are free. Pure.
+//! Questions that are asked periodically: which groups are still held up, whether more lanes are free. Pure.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,32 +8,32 @@ use crate::clock::Time;
 use crate::message::Lane;
 use crate::reading::Order;
 
-/// How often is asked whether a blocked group may go on.
+/// How often to ask whether a blocked group may go on.
 const HELD_EVERY: Duration = Duration::from_secs(1);
 
-/// Groups that are asked about at once, and how soon the next are.
+/// The most groups in one question, and the delay until the question about the next ones.
 const MAX_HELD: usize = 1000;
 const HELD_NEXT: Duration = Duration::from_millis(50);
 
-/// How often to ask for lanes that were left to others or held by them: a saturated relay leaves half of its own free this
-/// long.
+/// How often to ask for lanes that this relay left free or that others held: a saturated relay leaves half of its lanes
+/// free for this long.
 const WIDEN_EVERY: Duration = Duration::from_millis(100);
 
-/// Lanes taken at a time by that. Free lanes may belong to a busy relay that is about to claim again; whoever took all of
-/// them would leave it without work until the next claim ends.
+/// How many lanes to take at a time. Free lanes may belong to a busy relay that is about to claim again; taking all of
+/// them would leave that relay without work until the next claim ends.
 const WIDEN_BY: usize = 2;
 
-/// Which groups are still held up: asked about all that are known to be blocked, some at a time.
+/// Which groups are still held up: asks about all groups known to be blocked, some at a time.
 #[derive(Debug)]
 pub(super) struct HeldCheck {
     next: Time,
-    /// Where the last question ended.
+    /// The last group of the last question.
     behind: Option<Arc<str>>,
     is_asking: bool,
 }
 
 impl HeldCheck {
-    /// A first question is due in a moment.
+    /// The first question is due after the usual interval.
     pub(super) fn new(now: Time) -> Self {
         Self { next: now + HELD_EVERY, behind: None, is_asking: false }
     }
@@ -49,7 +49,7 @@ impl HeldCheck {
         self.next
     }
 
-    /// The next question about these groups, if it is time and there are any.
+    /// The next question about these groups, if one is due and there are any groups.
     pub(super) fn due<'a>(
         &mut self,
         blocked: impl Iterator<Item = &'a Arc<str>>,
@@ -94,7 +94,7 @@ impl Widening {
         Self { next: claimed_at + WIDEN_EVERY, is_asking: false }
     }
 
-    /// When the next question is due, as long as lanes are missing.
+    /// When the next question is due, while lanes are missing.
     pub(super) fn due_at(&self, held: &[Lane]) -> Option<Time> {
         let is_missing = held.len() < Lane::all().count();
         (is_missing && !self.is_asking).then_some(self.next)
@@ -106,7 +106,7 @@ impl Widening {
         self.is_asking = true;
         self.next = now + WIDEN_EVERY;
         let lanes = Lane::all().filter(|lane| !held.contains(lane)).collect();
-        Some(Work::Widen { lanes, most: WIDEN_BY })
+        Some(Work::Widen { lanes, max_lanes: WIDEN_BY })
     }
 
     /// The question was answered.
@@ -140,11 +140,11 @@ mod tests {
             all.extend(groups);
         }
         assert_eq!(all, names);
-        assert_eq!(check.due_at().since(now), HELD_EVERY, "then it begins anew");
+        assert_eq!(check.due_at().since(now), HELD_EVERY, "then it starts over");
     }
 
     #[test]
-    fn where_nothing_is_blocked_nothing_is_asked() {
+    fn nothing_is_asked_when_nothing_is_blocked() {
         let now = Time::default() + HELD_EVERY;
         let mut check = HeldCheck::new(Time::default());
         assert!(check.due(std::iter::empty(), Order::Groups, 0, now).is_none());

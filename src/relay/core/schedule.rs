@@ -1,12 +1,12 @@
-//! The schedule: which message may go next. Pure; the order of groups is decided here and nowhere else.
+//! The schedule: which message may go next. The order within groups is decided here and nowhere else. Pure.
 //!
-//! A group has at most one request in flight. What failed goes back to the front of its group, and nothing later of the
-//! group goes out before it. Other groups are not concerned. A group with more than a window of messages keeps the rest in
-//! the table: the schedule remembers where it stopped and asks for more when it runs low, so that neither a hot group nor a
-//! blocked one fills the memory.
+//! A group has at most one request in flight. A failed message goes back to the front of its group, and no later
+//! message of the group is sent before it. Other groups are not affected. If a group has more than a window of
+//! messages, the rest stays in the table: the schedule remembers where it stopped and asks for more when the group runs
+//! low. So neither a hot group nor a blocked one fills the memory.
 //!
-//! [`parking`] is about what stays in the table. Messages without order (a standard queue, or no group) take part as
-//! groups of one without the bookkeeping.
+//! [`parking`] handles what stays in the table. Messages without order (a standard queue, or no group) are treated as
+//! groups of one, without the bookkeeping.
 
 mod parking;
 
@@ -22,7 +22,8 @@ use crate::config::FifoMode;
 use crate::message::{MessageId, MessageKey};
 use crate::sqs::Load;
 
-/// Messages of one group in memory in strict mode: a hot group sends one at a time and reads on when half of it is gone.
+/// Messages of one group in memory in strict mode: a hot group sends one at a time and is read on when half of them are
+/// gone.
 const STRICT_WINDOW: usize = 20;
 
 /// Messages of one group in memory in batched mode.
@@ -30,19 +31,19 @@ const BATCHED_WINDOW: usize = 100;
 
 /// How many messages of a group go out at once, and how many wait in memory.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::relay) struct Shape {
+pub(in crate::relay) struct ScheduleLimits {
     /// Entries of a request.
     pub(super) request_size: usize,
-    /// Entries of one group in one request: 1 keeps the order whatever fails.
+    /// Entries of one group in one request: 1 keeps the order whichever entries fail.
     pub(super) per_group: usize,
     /// Messages of one group in memory.
     pub(super) window: usize,
-    /// Groups that are remembered one by one while they wait in the table.
+    /// How many groups that wait in the table are remembered one by one.
     pub(super) max_parked: usize,
 }
 
-impl Shape {
-    /// What is configured.
+impl ScheduleLimits {
+    /// The shape that is configured.
     pub(in crate::relay) fn new(request_size: usize, fifo_mode: FifoMode) -> Self {
         let (per_group, window) = match fifo_mode {
             FifoMode::Strict => (1, STRICT_WINDOW),
@@ -53,7 +54,7 @@ impl Shape {
 }
 
 #[derive(Debug)]
-pub(super) enum Delayed {
+pub(super) enum Retry {
     Item(Box<Item>),
     Group(Arc<str>),
 }
@@ -61,33 +62,33 @@ pub(super) enum Delayed {
 /// The messages of a claim that are not settled yet.
 #[derive(Debug)]
 pub(in crate::relay) struct Schedule {
-    pub(super) shape: Shape,
+    pub(super) shape: ScheduleLimits,
     free: VecDeque<Item>,
     pub(super) groups: HashMap<Arc<str>, Group>,
     ready: VecDeque<Arc<str>>,
-    pub(super) delayed: BTreeMap<(Time, MessageId), Delayed>,
+    pub(super) retries: BTreeMap<(Time, MessageId), Retry>,
     pub(super) parked: Parked,
     known: KeySet,
     waiting: usize,
     waiting_bytes: usize,
     /// Messages with a failed attempt that were left in the table.
-    charged: Vec<Item>,
+    unrecorded: Vec<Item>,
 }
 
 impl Schedule {
     /// An empty schedule.
-    pub(in crate::relay) fn new(shape: Shape) -> Self {
+    pub(in crate::relay) fn new(shape: ScheduleLimits) -> Self {
         Self {
             shape,
             free: VecDeque::new(),
             groups: HashMap::new(),
             ready: VecDeque::new(),
-            delayed: BTreeMap::new(),
+            retries: BTreeMap::new(),
             parked: Parked::default(),
             known: KeySet::default(),
             waiting: 0,
             waiting_bytes: 0,
-            charged: Vec::new(),
+            unrecorded: Vec::new(),
         }
     }
 
@@ -96,17 +97,17 @@ impl Schedule {
         self.known.contains(&key)
     }
 
-    /// Remembers a message that is settled without being sent. If its group waited for it, that goes on.
+    /// Marks a message as known that is settled without being sent. If its group waited for it, the group goes on.
     pub(super) fn pass_over(&mut self, key: MessageKey, group: Option<&Arc<str>>) {
         self.known.insert(key);
         let Some(name) = group else { return };
-        // What stands behind it may go now.
-        self.leave_crowd(MessageKey { id: key.id.next(), ..key }, Some(name));
+        // The messages behind it may go now.
+        self.take_from_crowd(MessageKey { id: key.id.next(), ..key }, Some(name));
         if let Some(group) = self.groups.get_mut(name)
             && group.waits_for(key.id)
         {
             group.state = State::Idle;
-            self.look_after(name);
+            self.requeue_or_drop(name);
         }
     }
 
@@ -125,12 +126,12 @@ impl Schedule {
         self.waiting
     }
 
-    /// Their bytes.
+    /// The bytes of these messages.
     pub(super) fn waiting_bytes(&self) -> usize {
         self.waiting_bytes
     }
 
-    /// Takes a message in, or leaves it in the table when its group has enough in memory.
+    /// Admits a message, or leaves it in the table when its group has enough in memory.
     pub(in crate::relay) fn admit(&mut self, item: Item) {
         let key = item.key();
         if !self.known.insert(key) {
@@ -143,12 +144,12 @@ impl Schedule {
         };
         let window = self.shape.window;
         let group = self.group(&name, key.lane);
-        if group.leaves_in_table(key.id, window) {
+        if group.keep_in_table_if_full(key.id, window) {
             self.known.remove(&key);
-            self.look_after(&name);
+            self.requeue_or_drop(&name);
             return;
         }
-        // One that comes before what waits in the table: what follows it is read in order.
+        // A message before the part that waits in the table: the messages that follow it must be read in order.
         let is_before = group.rest.is_some_and(|rest| key.id <= rest.after);
         if matches!(group.state, State::Deferred(_)) && is_before && !group.waits_for(key.id) {
             self.known.remove(&key);
@@ -213,7 +214,7 @@ impl Schedule {
         (!items.is_empty()).then_some(items)
     }
 
-    /// A request came back: `done` will be settled, `again` has to be sent again, at once or at a time.
+    /// A request came back: `done` will be settled, and `again` is sent again, at once or at the given time.
     pub(in crate::relay) fn finish(&mut self, done: &[Item], again: Vec<(Item, Option<Time>)>) {
         let mut concerned: BTreeMap<Arc<str>, Option<(Time, MessageId)>> = BTreeMap::new();
         for item in done {
@@ -224,7 +225,7 @@ impl Schedule {
         for (item, until) in again {
             let (id, bytes) = (item.id(), item.entry.bytes());
             match (item.group.clone(), until) {
-                (None, Some(until)) => drop(self.delayed.insert((until, id), Delayed::Item(Box::new(item)))),
+                (None, Some(until)) => drop(self.retries.insert((until, id), Retry::Item(Box::new(item)))),
                 (None, None) => {
                     self.free.push_front(item);
                     self.count(1, bytes);
@@ -243,20 +244,20 @@ impl Schedule {
         }
     }
 
-    /// A group has no request in flight any more; it waits, or may go on.
+    /// A group has no request in flight any more; it waits, or goes on.
     fn set_free(&mut self, name: &Arc<str>, wait: Option<(Time, MessageId)>) {
         let Some(group) = self.groups.get_mut(name) else { return };
         group.is_in_flight = false;
         let before = group.counted();
         match wait {
             _ if matches!(group.state, State::Blocked { .. }) => {
-                let left = group.block(MessageId::MAX);
-                self.leave_all(left);
+                let left = group.leave_everything();
+                self.forget_unsent(left);
             }
             Some(key) => {
-                self.delayed.insert(key, Delayed::Group(Arc::clone(name)));
-                let left = group.delay();
-                self.leave_all(left);
+                self.retries.insert(key, Retry::Group(Arc::clone(name)));
+                let left = group.back_off();
+                self.forget_unsent(left);
             }
             None if group.waiting.is_empty() => group.state = State::Idle,
             None => {
@@ -265,22 +266,22 @@ impl Schedule {
             }
         }
         self.recount(name, before);
-        self.look_after(name);
+        self.requeue_or_drop(name);
     }
 
     /// Makes ready what has waited long enough.
     pub(in crate::relay) fn wake(&mut self, now: Time) {
-        while let Some(first) = self.delayed.first_entry() {
+        while let Some(first) = self.retries.first_entry() {
             if first.key().0 > now {
                 break;
             }
             match first.remove() {
-                Delayed::Item(item) => {
+                Retry::Item(item) => {
                     self.count(1, item.entry.bytes());
                     self.free.push_back(*item);
                 }
-                Delayed::Group(name) => {
-                    if let Some(group) = self.groups.get_mut(&name).filter(|group| group.state == State::Delayed) {
+                Retry::Group(name) => {
+                    if let Some(group) = self.groups.get_mut(&name).filter(|group| group.state == State::BackingOff) {
                         let before = group.counted();
                         group.state = State::Ready;
                         self.ready.push_back(Arc::clone(&name));
@@ -295,41 +296,42 @@ impl Schedule {
                 && matches!(group.state, State::Deferred(deferred) if is_over(deferred))
             {
                 group.stop_deferring();
-                self.look_after(&name);
+                self.requeue_or_drop(&name);
             }
         }
     }
 
-    /// Whether everything in memory waits for a retry that is not due before this time.
+    /// Whether everything in memory waits for a retry that is not due before this time: of a group that backs off only
+    /// the head is in memory, and what is settled is still known for a while.
     pub(super) fn only_waits_beyond(&self, time: Time) -> bool {
         self.waiting == 0
-            && self.delayed.len() == self.known.len()
+            && self.retries.len() == self.known.len()
             && self.next_wake().is_none_or(|wake| wake >= time)
             && !self.parked.wants_to_read_on()
     }
 
     /// When the next retry is due, or the next group that waits for one goes on.
     pub(super) fn next_wake(&self) -> Option<Time> {
-        let delayed = self.delayed.first_key_value().map(|(key, _)| key.0);
+        let delayed = self.retries.first_key_value().map(|(key, _)| key.0);
         delayed.into_iter().chain(self.parked.next_end()).min()
     }
 
-    /// These stay in the table for now. What failed is handed out once more, to be recorded.
-    pub(super) fn leave_all(&mut self, items: Vec<Item>) {
+    /// These messages stay in the table for now. Those with a failed attempt are kept once more, to record the attempt.
+    pub(super) fn forget_unsent(&mut self, items: Vec<Item>) {
         for item in items {
             self.known.remove(&item.key());
-            if item.charged.is_some() && !item.is_recorded {
-                self.charged.push(item);
+            if item.charged_error.is_some() && !item.is_recorded {
+                self.unrecorded.push(item);
             }
         }
     }
 
-    /// Messages with a failed attempt that were left in the table since this was asked last.
-    pub(super) fn take_charged(&mut self) -> Vec<Item> {
-        std::mem::take(&mut self.charged)
+    /// Messages with a failed attempt that were left in the table since the last call.
+    pub(super) fn take_unrecorded(&mut self) -> Vec<Item> {
+        std::mem::take(&mut self.unrecorded)
     }
 
-    /// Brings the totals up to date after a change of one group.
+    /// Updates the totals after a change of one group.
     pub(super) fn recount(&mut self, name: &Arc<str>, before: (usize, usize)) {
         let after = self.groups.get(name).map_or((0, 0), Group::counted);
         self.waiting = self.waiting + after.0 - before.0;
@@ -341,21 +343,21 @@ impl Schedule {
         self.waiting_bytes += bytes;
     }
 
-    /// Everything in memory that waits, for the end of a claim: what has no order, delayed retries, and the groups. Nothing
-    /// may be in flight.
+    /// Takes everything that waits in memory, at the end of a claim: messages without order, delayed retries, and the
+    /// groups. Nothing may be in flight.
     pub(super) fn take_all(&mut self) -> All {
-        let Self { free, delayed, groups, .. } = std::mem::replace(self, Self::new(self.shape));
-        (free, delayed, groups)
+        let Self { free, retries, groups, .. } = std::mem::replace(self, Self::new(self.shape));
+        (free, retries, groups)
     }
 }
 
-/// What is without order, what is delayed, and the groups.
-type All = (VecDeque<Item>, BTreeMap<(Time, MessageId), Delayed>, HashMap<Arc<str>, Group>);
+/// Messages without order, delayed messages, and the groups.
+type All = (VecDeque<Item>, BTreeMap<(Time, MessageId), Retry>, HashMap<Arc<str>, Group>);
 
-/// Takes as many of a group as may go together; the first is known to fit.
-fn take_of_group(group: &mut Group, most: usize, load: &mut Load, items: &mut Vec<Item>) {
+/// Takes as many messages of a group as may go together; the first is known to fit.
+fn take_of_group(group: &mut Group, limit: usize, load: &mut Load, items: &mut Vec<Item>) {
     let before = items.len();
-    while items.len() - before < most
+    while items.len() - before < limit
         && let Some(next) = group.waiting.front()
         && takes(load, items, next)
     {
@@ -364,7 +366,7 @@ fn take_of_group(group: &mut Group, most: usize, load: &mut Load, items: &mut Ve
     }
 }
 
-/// An entry that must be alone starts a request and ends it.
+/// An entry that must be sent alone fills a request by itself.
 fn takes(load: &Load, taken: &[Item], next: &Item) -> bool {
     let may_join = taken.last().is_none_or(|last| !last.is_alone && !next.is_alone);
     may_join && load.fits(next.entry.bytes())

@@ -3,12 +3,12 @@
 use super::schedule::Schedule;
 use crate::message::MessageKey;
 
-/// Statements by the order in which they began, so that nobody forgets a message which one of them may still show.
+/// Statements in the order in which they began. A message is not forgotten while one of them may still show it.
 #[derive(Debug, Default)]
 pub(super) struct Statements {
     next: u64,
     under_way: Vec<u64>,
-    /// Messages that are settled, and the last statement that may have seen them pending.
+    /// Settled messages, with the last statement that may have seen them pending.
     settled: Vec<(u64, Vec<MessageKey>)>,
 }
 

@@ -1,8 +1,8 @@
-//! What an answer of SQS means: for each message of a request, and for the destination. Pure, no I/O.
+//! What an answer of SQS means for each message of a request, and for the destination. Pure, no I/O.
 //!
-//! The rule for failures that may be anybody's: a failed entry costs its message an attempt only if SQS accepted other messages
-//! of the destination, in the same request or since the message failed before; and while most of what was sent lately failed,
-//! nobody is charged and the destination halts. The policy for each kind of fault is [`crate::retry`]'s.
+//! The rule for failures whose cause is unclear: a failed entry costs its message an attempt only if SQS accepted other
+//! messages of the destination, in the same request or since the message last failed. While most recent entries fail,
+//! no message is charged and the destination halts. [`crate::retry`] has the policy for each kind of fault.
 
 use super::breaker::{Breaker, Tally};
 use super::item::Item;
@@ -16,54 +16,55 @@ use crate::retry::{Policy, delay_after, policy};
 pub(super) enum Verdict {
     /// SQS accepted it under this id.
     Accepted(String),
-    /// It is given up.
+    /// It is dead.
     Dead(Fault),
-    /// It is sent again, at once or at a time.
+    /// It is sent again, at once or at the given time.
     Again(Option<Time>),
 }
 
 /// What a request's answer means.
 #[derive(Debug, Default)]
 pub(super) struct Judgement {
-    /// Of each message, in order.
+    /// The verdict on each message, in order.
     pub(super) messages: Vec<(Item, Verdict)>,
-    /// Entries that will be sent again, by the kind of fault.
+    /// The kind of fault of each entry that will be sent again.
     pub(super) retried: Vec<FaultKind>,
     /// Entries that SQS may have accepted although the answer does not say so.
     pub(super) possible_duplicates: u64,
     /// Why the destination halts, if it does.
     pub(super) halt: Option<Fault>,
-    /// Whether the destination was halted and is not any more.
-    pub(super) is_back: bool,
+    /// Whether a halt of the destination has ended.
+    pub(super) has_recovered: bool,
     /// How many entries were accepted.
     pub(super) accepted: u64,
 }
 
-/// Judges a request that came back. `request_fault` says that it failed as a whole; then each result is that fault.
+/// Judges a request that came back. If it failed as a whole, `request_fault` is the fault, and each result holds the
+/// same one.
 pub(super) fn judge(
     items: Vec<Item>,
     results: Vec<Result<String, Fault>>,
     request_fault: Option<&Fault>,
     breaker: &mut Breaker,
     tuning: &Tuning,
-    dice: &mut fastrand::Rng,
+    rng: &mut fastrand::Rng,
     now: Time,
 ) -> Judgement {
     let tally = tally(&results);
-    // What never left this host says nothing about the destination.
+    // A request that never left this host says nothing about the destination.
     let is_sent = request_fault.is_none_or(|fault| fault.kind != FaultKind::NotSent);
     let failed_here = |(item, result): (&Item, &Result<String, Fault>)| {
         let is_failed = result.as_ref().is_err_and(|fault| fault.kind == FaultKind::MessageTransient);
         is_failed.then(|| item.key())
     };
     let failed_keys = items.iter().zip(&results).filter_map(failed_here).collect();
-    let is_back = is_sent && breaker.note(tally, failed_keys, now);
-    let mut judgement = Judgement { is_back, messages: Vec::with_capacity(items.len()), ..Judgement::default() };
+    let has_recovered = is_sent && breaker.note(tally, failed_keys, now);
+    let mut judgement = Judgement { has_recovered, messages: Vec::with_capacity(items.len()), ..Judgement::default() };
     judgement.accepted = results.iter().filter(|result| result.is_ok()).count() as u64;
-    // A whole request is refused for what one entry holds: sent one by one, only that entry is refused again.
+    // The request was refused as a whole because of one entry. Sent one by one, only that entry is refused again.
     let is_refused = request_fault.is_some_and(|fault| fault.kind == FaultKind::MessagePermanent);
     let is_split = items.len() > 1 && is_refused;
-    // All of a request failed by the receiver's fault, and more than one cannot be wrong by themselves.
+    // Every entry failed by the receiver's fault, and it is unlikely that several messages are bad.
     let is_all = tally.accepted == 0 && tally.failed > 1;
     let is_outage = is_all || breaker.mostly_fails();
     for (mut item, result) in items.into_iter().zip(results) {
@@ -78,8 +79,8 @@ pub(super) fn judge(
                     judgement.possible_duplicates += 1;
                 }
                 let is_charged = fault.kind != FaultKind::MessageTransient
-                    || (!is_outage && (tally.accepted > 0 || breaker.failed_before(item.key())));
-                let verdict = failed(&mut item, &fault, is_charged, tuning, dice, now);
+                    || (!is_outage && (tally.accepted > 0 || breaker.note_suspect(item.key())));
+                let verdict = failed(&mut item, &fault, is_charged, tuning, rng, now);
                 if !matches!(verdict, Verdict::Dead(_)) {
                     judgement.retried.push(fault.kind);
                 }
@@ -114,10 +115,10 @@ fn failed(
     fault: &Fault,
     is_charged: bool,
     tuning: &Tuning,
-    dice: &mut fastrand::Rng,
+    rng: &mut fastrand::Rng,
     now: Time,
 ) -> Verdict {
-    let mut delay = |attempts| Some(now + delay_after(attempts, tuning.retry_initial, tuning.retry_max, dice));
+    let mut delay = |attempts| Some(now + delay_after(attempts, tuning.retry_initial, tuning.retry_max, rng));
     match policy(fault.kind, item.attempts, tuning.max_attempts) {
         Policy::DeadLetter | Policy::RetryCharged if !is_charged => {
             item.resends = item.resends.saturating_add(1);
@@ -129,13 +130,16 @@ fn failed(
         }
         Policy::RetryCharged => {
             item.attempts = item.attempts.saturating_add(1);
-            item.charged = Some(fault.to_string());
+            item.charged_error = Some(fault.to_string());
+            // What was recorded is about the failure before this one.
+            item.is_recorded = false;
             Verdict::Again(delay(item.attempts))
         }
         Policy::Resend => {
             item.resends = item.resends.saturating_add(1);
             Verdict::Again(delay(item.resends))
         }
+        // The session closes, so it is only put back.
         Policy::Halt => Verdict::Again(None),
     }
 }
@@ -151,5 +155,55 @@ fn halts(fault: &Fault, is_outage: bool, breaker: &Breaker) -> bool {
         | FaultKind::Outage
         | FaultKind::ServerError
         | FaultKind::Internal => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::super::compose_item;
+    use super::super::limits::MemoryBudget;
+    use super::*;
+    use crate::message::{Content, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin, QueueKind};
+
+    fn item(id: i64) -> Item {
+        let event = Event {
+            event_id: "e".to_owned(),
+            event_type: "T".to_owned(),
+            stream: None,
+            payload: "{}".to_owned(),
+            metadata: "{}".to_owned(),
+        };
+        let message = Message {
+            key: MessageKey { lane: Lane::new(1).unwrap(), id: MessageId(id) },
+            origin: Origin { event_position: EventPosition(id), enqueued_at: SystemTime::UNIX_EPOCH },
+            group: None,
+            attempts: 0,
+            age_when_read: Duration::ZERO,
+            read_at: Time::default(),
+            wait: None,
+            hold: None,
+            content: Content::Event(event),
+        };
+        compose_item(message, QueueKind::Fifo, &mut MemoryBudget::new(0).share().reserve(0)).unwrap()
+    }
+
+    /// The first failure of a request in which SQS accepts another entry.
+    fn failed(item: Item, other: i64, breaker: &mut Breaker) -> Item {
+        let fault = Fault::new(FaultKind::MessageTransient, "InternalError", "simulated");
+        let (items, results) = (vec![item, self::item(other)], vec![Err(fault), Ok("m".to_owned())]);
+        let mut rng = fastrand::Rng::with_seed(1);
+        judge(items, results, None, breaker, &Tuning::default(), &mut rng, Time::default()).messages.remove(0).0
+    }
+
+    #[test]
+    fn a_second_failure_is_recorded_although_the_first_one_was() {
+        let mut breaker = Breaker::new(Duration::from_millis(200), Duration::from_secs(60));
+        let mut first = failed(item(1), 2, &mut breaker);
+        assert_eq!((first.attempts, first.is_recorded), (1, false));
+        first.is_recorded = true;
+        let second = failed(first, 3, &mut breaker);
+        assert_eq!((second.attempts, second.is_recorded), (2, false), "a crash would lose the second attempt");
     }
 }

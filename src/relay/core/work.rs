@@ -1,7 +1,7 @@
-//! What the core wants done, and what came of it: the leaf types between decisions and I/O.
+//! The work that the core asks for, and its results: the leaf types between decisions and I/O.
 //!
-//! The core returns [`Work`] and takes [`Completion`]s; `relay/session.rs` does the work against PostgreSQL and SQS, and the
-//! property tests against a simulation of both. Nothing is decided here and nothing is done.
+//! The core returns [`Work`] and takes [`Completion`]s. `relay/executor.rs` does the work against PostgreSQL and SQS,
+//! and the property tests do it against a simulation of both. This file decides nothing and does nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,61 +12,61 @@ use crate::clock::Time;
 use crate::message::{Lane, MessageId, Quarantined, Settlement};
 use crate::outbox::{Claimed, OutboxError, Pending, Settled};
 use crate::reading::{
-    Batch, ByLane, ClaimProof, DueRequest, GroupPosition, HeldGroup, Incarnation, Look, Order, ReadAnswer, ReadRequest,
-    Rescan, Rescanned, Writers,
+    Batch, ByLane, ClaimProof, DueRequest, GroupPosition, HeldGroup, Incarnation, Look, Lookup, Order, ReadAnswer,
+    ReadRequest, Rescan, Rescanned, Writers,
 };
 use crate::sqs::Published;
 
 /// The answer of the database to a question.
 pub(in crate::relay) type Answer<T> = Result<T, OutboxError>;
 
-/// Something to be done. Each ends in a [`Completion`].
+/// A piece of work. Each ends in a [`Completion`].
 #[derive(Debug)]
 pub(in crate::relay) enum Work {
-    /// See that the schema is there and can be seen, and make the destination's lanes.
+    /// Check that the schema exists and is visible, and create the destination's lanes.
     Prepare,
-    /// Find out what is needed before the first scan.
-    FirstLook,
-    /// Look at ids again.
+    /// Read what the initial scan needs.
+    ReadBaseline,
+    /// Rescan ranges of ids.
     Rescan(RescanWork),
-    /// Look which lanes have something.
+    /// Look which lanes have something to do.
     Look { lows: Vec<(Lane, MessageId)>, order: Order, longest_delay: Duration },
     /// Ask the lock table who may still commit messages.
     Writers { asked_at: Time },
     /// Ask what holds these groups up.
     CheckHeld { groups: Vec<Arc<str>>, order: Order, deaths: u64 },
-    /// See whether anything is left for `--until-empty`.
+    /// Check whether anything is left for `--until-empty`.
     CheckPending { order: Order },
-    /// Take lanes, and have the server end the claim by itself if it hears nothing for so long.
-    Claim { lanes: Vec<Lane>, most: usize, limit: Duration },
-    /// Have the server wait longer before it ends the claim.
-    Extend { use_for: Duration, limit: Duration, asked_at: Time },
-    /// Take more lanes under the same claim.
-    Widen { lanes: Vec<Lane>, most: usize },
+    /// Claim lanes. The server ends the claim by itself after it has heard nothing for `idle_timeout`.
+    Claim { lanes: Vec<Lane>, max_lanes: usize, idle_timeout: Duration },
+    /// Ask the server to wait longer before it ends the claim.
+    Extend { use_for: Duration, idle_timeout: Duration, asked_at: Time },
+    /// Claim more lanes in the same transaction.
+    Widen { lanes: Vec<Lane>, max_lanes: usize },
     /// Read messages.
     Read(Box<ReadWork>),
     /// Read messages whose retry is due.
     ReadDue { request: DueRequest, statement: u64, memory: Reserved },
-    /// Send a request, unless it is later than `until` when it could be written.
+    /// Send a request, unless it cannot be written before `until`.
     Publish { items: Vec<Item>, until: Time, memory: Reserved },
-    /// Write outcomes back, those that need the claim under its proof.
+    /// Record outcomes; those that need the claim are recorded under its proof.
     Settle { settlements: Vec<Settlement>, proof: Option<ClaimProof> },
     /// Put messages into quarantine.
-    SetAside { messages: Vec<Quarantined> },
+    Quarantine { messages: Vec<Quarantined> },
     /// End the claim.
     Release,
 }
 
-/// Where to read on in a group.
+/// Where to continue reading a group.
 #[derive(Clone, Debug)]
 pub(in crate::relay) struct ReadOn {
     /// The group, its lane, the last id in memory and how many messages there is room for.
     pub(super) position: GroupPosition,
-    /// The highest id that was known to be left.
+    /// The highest id of the group that is known to be left in the table.
     pub(super) upto: MessageId,
 }
 
-/// A look at ids, and what is needed to apply it.
+/// A rescan, and what is needed to apply its answer.
 #[derive(Debug)]
 pub(in crate::relay) struct RescanWork {
     pub(in crate::relay) rescan: Rescan,
@@ -74,7 +74,7 @@ pub(in crate::relay) struct RescanWork {
     pub(in crate::relay) statement: u64,
 }
 
-/// A read, and what is needed to apply it.
+/// A read, and what is needed to apply its answer.
 #[derive(Debug)]
 pub(in crate::relay) struct ReadWork {
     pub(in crate::relay) request: ReadRequest,
@@ -85,23 +85,23 @@ pub(in crate::relay) struct ReadWork {
     pub(in crate::relay) memory: Reserved,
 }
 
-/// What is known before the first scan.
+/// What the initial scan starts from.
 #[derive(Clone, Debug)]
-pub(in crate::relay) struct FirstLook {
-    /// Of each lane; a lane that is missing has to be made.
+pub(in crate::relay) struct Baseline {
+    /// By lane; `None` means that the lane's row is missing and must be created.
     pub(in crate::relay) incarnations: ByLane<Option<Incarnation>>,
-    /// The highest message id handed out so far, seen before the writers.
+    /// The highest message id handed out so far, read before the writers.
     pub(in crate::relay) last_id: MessageId,
-    /// Who may still commit ids up to that.
+    /// The transactions that may still commit ids up to that.
     pub(in crate::relay) writers: Writers,
 }
 
-/// What came of some work.
+/// The result of a piece of work.
 #[derive(Debug)]
 pub(in crate::relay) enum Completion {
     Prepared(Answer<()>),
-    FirstLooked(Answer<FirstLook>),
-    /// Nothing when the server cut it short.
+    BaselineRead(Answer<Baseline>),
+    /// `None` when the server cut it short.
     Rescanned(RescanWork, Answer<Option<Rescanned>>),
     Looked(Answer<Look>),
     Writers {
@@ -116,7 +116,7 @@ pub(in crate::relay) enum Completion {
     Claimed(Answer<Option<Claimed>>),
     Extended {
         use_for: Duration,
-        limit: Duration,
+        idle_timeout: Duration,
         asked_at: Time,
         answer: Answer<()>,
     },
@@ -125,6 +125,8 @@ pub(in crate::relay) enum Completion {
     DueRead {
         statement: u64,
         memory: Reserved,
+        /// As it was asked.
+        lookup: Lookup,
         answer: Answer<Batch>,
     },
     Published {
@@ -136,7 +138,7 @@ pub(in crate::relay) enum Completion {
         took: Duration,
         answer: Answer<Settled>,
     },
-    SetAside {
+    Quarantined {
         messages: Vec<Quarantined>,
         answer: Answer<()>,
     },

@@ -1,4 +1,4 @@
-//! Every code and every kind of failure the SDK knows. What real bytes lead to is tested in `sqs/publish/answers.rs`.
+//! Every code and every kind of failure that the SDK knows. `sqs/publish/answers.rs` tests what real bytes lead to.
 
 use std::io;
 use std::time::Duration;
@@ -13,7 +13,7 @@ fn of_entry(code: &str, sender_fault: bool) -> FaultKind {
     entry(&BatchResultErrorEntry::builder().id("0").code(code).sender_fault(sender_fault).build().unwrap()).kind
 }
 
-/// What each code of a single entry means, whoever SQS says is at fault.
+/// The meaning of each code of a single entry, whoever SQS says is at fault.
 const OF_ENTRIES: [(FaultKind, &[&str]); 6] = [
     (
         FaultKind::MessagePermanent,
@@ -46,7 +46,7 @@ const OF_ENTRIES: [(FaultKind, &[&str]); 6] = [
             "PriorRequestNotComplete",
         ],
     ),
-    // It was not accepted, which a request that failed with the same code as a whole may have been.
+    // The entry was not accepted, while a whole request that failed with the same code may have been.
     (FaultKind::Outage, &["ServiceUnavailable", "ServiceUnavailableException"]),
     (
         FaultKind::Destination,
@@ -147,7 +147,7 @@ fn every_failure_of_the_sdk_is_of_one_kind() {
 }
 
 #[test]
-fn what_failed_before_its_first_byte_was_not_accepted() {
+fn a_request_that_failed_before_its_first_byte_was_not_accepted() {
     for (failure, kind, code) in [
         (SdkError::timeout_error("5s"), FaultKind::Outage, "NotConnected"),
         (lost(ConnectorError::io(broken())), FaultKind::Outage, "NotSent"),

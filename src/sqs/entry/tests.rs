@@ -73,7 +73,7 @@ fn a_group_that_sqs_refuses_is_hashed() {
     assert_eq!(
         group_id(Some("a b"), MessageId(1)),
         group_id(Some("a b"), MessageId(2)),
-        "all of a group go to one group"
+        "all messages of a group go to one group"
     );
 }
 
@@ -83,7 +83,7 @@ fn metadata_becomes_attributes_with_the_trace_context_first() {
     assert_eq!(names(&composed), ["event_id", "event_type", "stream_id", "stream_version", "traceparent", "a", "b"]);
     assert_eq!(composed.entry.attributes[5].value, r#"{"x": [true]}"#);
     assert_eq!((composed.entry.attributes[6].kind, composed.entry.attributes[6].value.as_str()), ("Number", "1.5"));
-    assert_eq!(composed.left_out, 0);
+    assert_eq!(composed.dropped_attributes, 0);
 }
 
 #[test]
@@ -95,28 +95,28 @@ fn the_trace_header_of_aws_is_a_system_attribute_and_costs_no_bytes() {
 }
 
 #[test]
-fn what_sqs_cannot_take_as_an_attribute_is_left_out_and_counted() {
+fn members_that_sqs_cannot_take_as_attributes_are_left_out_and_counted() {
     let composed =
         entry("{}", r#"{"aws.x": "1", "a b": "1", "empty": "", ".x": "1", "x..y": "1", "bell": "\u0007", "ok": "1"}"#);
-    assert_eq!(composed.left_out, 6);
+    assert_eq!(composed.dropped_attributes, 6);
     assert_eq!(names(&composed).last(), Some(&"ok"));
 }
 
 #[test]
-fn a_member_that_sqs_cannot_take_costs_no_other_one() {
+fn a_member_that_sqs_cannot_take_does_not_affect_the_others() {
     let metadata = r#"{"big": 1e400, "traceparent": "00-1", "AWSTraceHeader": "Root=1-5759e988-bd862e3fe1be46a994272793", "in": {"x": 1e400}}"#;
     let composed = entry("{}", metadata);
     assert_eq!(names(&composed)[4..], ["traceparent", "in"]);
     assert_eq!(composed.entry.attributes[5].value, r#"{"x": 1e400}"#);
     assert_eq!(composed.entry.trace_header.as_deref(), Some("Root=1-5759e988-bd862e3fe1be46a994272793"));
-    assert_eq!(composed.left_out, 1);
+    assert_eq!(composed.dropped_attributes, 1);
     let deep = format!(r#"{{"a": {}{}, "traceparent": "00-1"}}"#, "[".repeat(5000), "]".repeat(5000));
     assert_eq!(names(&entry("{}", &deep))[4..], ["traceparent", "a"]);
-    for (header, left_out) in [("1", 1), ("{}", 1), (r#""""#, 1), (r#""Root=1""#, 1), ("null", 0)] {
+    for (header, dropped_attributes) in [("1", 1), ("{}", 1), (r#""""#, 1), (r#""Root=1""#, 1), ("null", 0)] {
         let composed = entry("{}", &format!(r#"{{"AWSTraceHeader": {header}}}"#));
-        assert_eq!((composed.entry.trace_header, composed.left_out), (None, left_out), "{header}");
+        assert_eq!((composed.entry.trace_header, composed.dropped_attributes), (None, dropped_attributes), "{header}");
     }
-    assert_eq!(entry("{}", "not JSON").left_out, 1, "whatever it was, it was not sent");
+    assert_eq!(entry("{}", "not JSON").dropped_attributes, 1, "it was not sent");
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn a_number_is_sent_with_all_its_digits_or_not_at_all() {
     let (long, tiny) = (format!("1{}", "0".repeat(125)), format!("0.{}1", "0".repeat(127)));
     for number in ["0", "-0.00", "1.500", "-12345678901234567890.10", "1e3", "-2.5E-7", &nines, &long, &tiny] {
         let composed = entry("{}", &format!(r#"{{"n": {number}}}"#));
-        assert_eq!(composed.left_out, 0, "{number}");
+        assert_eq!(composed.dropped_attributes, 0, "{number}");
         assert_eq!(
             (composed.entry.attributes[4].kind, composed.entry.attributes[4].value.as_str()),
             ("Number", number)
@@ -134,7 +134,7 @@ fn a_number_is_sent_with_all_its_digits_or_not_at_all() {
     let (longer, tinier) = (format!("{long}0"), format!("0.{}1", "0".repeat(128)));
     for number in [&format!("{nines}.9"), &longer, &tinier, "1e400", "1e-400", "-1e99999999999999999999"] {
         let composed = entry("{}", &format!(r#"{{"n": {number}}}"#));
-        assert_eq!((names(&composed).len(), composed.left_out), (4, 1), "{number}");
+        assert_eq!((names(&composed).len(), composed.dropped_attributes), (4, 1), "{number}");
     }
 }
 
@@ -142,7 +142,7 @@ fn a_number_is_sent_with_all_its_digits_or_not_at_all() {
 fn the_eleventh_attribute_is_left_out() {
     let composed = entry("{}", r#"{"a":1,"b":1,"c":1,"d":1,"e":1,"f":1,"g":1,"traceparent":"t"}"#);
     assert_eq!(composed.entry.attributes.len(), 10);
-    assert_eq!(composed.left_out, 2);
+    assert_eq!(composed.dropped_attributes, 2);
     assert!(names(&composed).contains(&"traceparent"), "the trace context goes before the rest");
 }
 

@@ -1,16 +1,16 @@
-//! Whatever the sizes: no request is over a limit, nothing is left over, and none could have held the next entry.
+//! For any sizes: no request exceeds a limit, nothing is left over, and no request could have held the next entry.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Small entries, the largest ones, and sizes at which a few fill a request.
+/// Small entries, the largest ones, and sizes of which a few fill a request.
 fn sizes() -> impl Strategy<Value = Vec<usize>> {
     let size = prop_oneof![1..1000_usize, 90_000..120_000_usize, 1..=MAX_BYTES, Just(MAX_BYTES), Just(MAX_BYTES / 2)];
     prop::collection::vec(size, 0..60)
 }
 
-/// Puts entries into requests one after the other, as the schedule does.
+/// Packs entries into requests one after the other, as the schedule does.
 fn pack(sizes: &[usize], most_entries: usize) -> Vec<Vec<usize>> {
     let mut requests: Vec<Vec<usize>> = Vec::new();
     let mut load = Load::new(most_entries);
@@ -30,7 +30,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_request_is_over_a_limit_and_every_one_is_as_full_as_the_next_entry_allows(
+    fn no_request_exceeds_a_limit_and_each_is_as_full_as_the_next_entry_allows(
         sizes in sizes(),
         most_entries in 1..=10_usize,
     ) {

@@ -1,6 +1,7 @@
-//! What the bytes of an answer mean for the entries of a request, through the SDK as it is.
+//! What the bytes of an answer mean for the entries of a request, through the real SDK.
 //!
-//! A listener on this machine takes the request and answers with whatever a case wants: the emulators have no such faults.
+//! A listener on this machine reads the request and returns the answer of each case; the emulators cannot produce such
+//! faults.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -14,8 +15,9 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::*;
 use crate::message::{Content, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin, QueueKind};
-use crate::sqs::access::{Access, Parts};
+use crate::sqs::access::{Access, Parts, Source};
 use crate::sqs::compose;
+use crate::sqs::endpoint::Route;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -53,15 +55,17 @@ fn with_credentials(credentials: SharedCredentialsProvider, cache: SharedIdentit
 
 fn queue(account: &SdkConfig, endpoint: &str, timeout: Duration) -> Queue {
     let http_client = aws_smithy_http_client::Builder::new().build_http();
-    let (region, endpoint_url) = ("eu-west-1".to_owned(), Some(endpoint.to_owned()));
-    let parts = Parts { http_client, region, endpoint: endpoint_url, request_timeout: timeout };
-    let access = std::sync::Arc::new(Access::new(parts, account));
+    let route = Route { region: "eu-west-1".to_owned(), endpoint: Some(endpoint.to_owned()) };
+    let sts_region = route.region.clone();
+    let source = Source { http_client, region: None };
+    let parts = Parts { source, route, role: None, sts_region, request_timeout: timeout };
+    let access = std::sync::Arc::new(Access::new(parts, account.clone()));
     Queue { access, url: format!("{endpoint}/1/q.fifo"), kind: QueueKind::Fifo }
 }
 
 async fn publish(queue: &Queue, entries: i64) -> Published {
     let entries: Vec<Entry> = (0..entries).map(entry).collect();
-    // What other credentials bring, tests/it/credentials.rs shows.
+    // tests/it/credentials.rs shows what other credentials do.
     queue
         .publish_with(
             &queue.access.current(),
@@ -108,14 +112,15 @@ fn answer(status: u16, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status} Status\r\n{headers}content-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
 }
 
-/// The fault of the whole request, which is that of each entry.
+/// The fault of the whole request, which each entry shares.
 fn fault(published: &Published) -> &Fault {
     let fault = published.request_fault.as_ref().expect("the request failed");
     assert!(published.results.iter().all(|result| result.as_ref() == Err(fault)), "{published:?}");
     fault
 }
 
-/// Codes of a whole request, by the query protocol and by the JSON protocol, with their HTTP status and what they are.
+/// Codes of a whole request in the query protocol and in the JSON protocol, with their HTTP status and their kind of
+/// fault.
 const CODES: [(&str, &str, u16, FaultKind); 38] = [
     ("RequestThrottled", "RequestThrottled", 403, FaultKind::Throttle),
     ("Throttling", "Throttling", 400, FaultKind::Throttle),
@@ -190,7 +195,7 @@ async fn a_refusal_without_a_readable_code_is_judged_by_its_status() {
 }
 
 #[tokio::test]
-async fn nothing_counts_as_accepted_that_a_good_answer_does_not_name() {
+async fn only_entries_named_in_a_successful_answer_count_as_accepted() {
     let accepted = |id: &str| format!(r#"{{"Id":"{id}","MessageId":"m{id}","MD5OfMessageBody":"x"}}"#);
     let list = |ids: &[&str]| ids.iter().map(|id| accepted(id)).collect::<Vec<_>>().join(",");
     let naming = |ids: &[&str]| format!(r#"{{"Successful":[{}],"Failed":[]}}"#, list(ids));
@@ -220,7 +225,7 @@ async fn nothing_counts_as_accepted_that_a_good_answer_does_not_name() {
 }
 
 #[tokio::test]
-async fn an_entry_that_failed_twice_fails_once_and_its_neighbour_is_not_concerned() {
+async fn an_entry_listed_as_failed_twice_fails_once_and_its_neighbour_is_unaffected() {
     let failed = r#"{"Id":"0","Code":"InternalError","SenderFault":false}"#;
     let accepted = r#"{"Id":"1","MessageId":"m1","MD5OfMessageBody":"x"}"#;
     let body = format!(r#"{{"Failed":[{failed},{failed}],"Successful":[{accepted}]}}"#);
@@ -262,7 +267,7 @@ async fn a_connection_that_is_refused_or_never_made_has_sent_nothing() {
     let published = publish(&queue(&account(), &format!("http://{refusing}"), TIMEOUT), 2).await;
     assert_eq!((fault(&published).kind, fault(&published).code.as_str()), (FaultKind::Outage, "NotConnected"));
 
-    // Its queue of connections is full and nobody accepts them, so the system ignores further ones.
+    // The socket's accept queue is full and nothing accepts, so the system ignores further connections.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let full = socket.listen(0).unwrap();
@@ -273,7 +278,7 @@ async fn a_connection_that_is_refused_or_never_made_has_sent_nothing() {
     drop((waiting, full));
 }
 
-/// Credentials that do not come.
+/// A provider that fails.
 #[derive(Debug)]
 struct Missing(fn() -> CredentialsError);
 
@@ -286,7 +291,7 @@ impl ProvideCredentials for Missing {
     }
 }
 
-/// Credentials that nobody ever hands out.
+/// A provider that never answers.
 #[derive(Debug)]
 struct Silent;
 

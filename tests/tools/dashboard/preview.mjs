@@ -2,14 +2,14 @@
 //
 //   node preview.mjs PROMETHEUS_URL DASHBOARD_JSON OUTPUT_HTML [--rate-interval=30s] [--range=1h]
 //
-// Prints "ok", "no data" or "error" for each expression and for each variable, and exits with 1 if any is not ok: a name
-// that is misspelt, a label that does not exist and a query that does not parse all show themselves as one of the two.
-// Exits with 2 when it cannot do its work at all: wrong arguments, an unreadable dashboard, a unit that it does not know.
-// --rate-interval stands for $__rate_interval and should be at least four times the scrape interval, as in Grafana.
-// Without --range, the time range is the dashboard's own.
+// Prints "ok", "no data" or "error" for each expression and for each variable, and exits with 1 if any is not ok: a
+// misspelt name, a missing label and a query that does not parse all appear as one of the two. Exits with 2 when it
+// cannot work at all: wrong arguments, an unreadable dashboard, an unknown unit. --rate-interval stands for
+// $__rate_interval and should be at least four times the scrape interval, as in Grafana. Without --range, the
+// dashboard's own time range is used.
 //
-// It knows only those settings of Grafana that our dashboard uses. What it draws is near enough to judge titles, units,
-// order and shapes; it does not prove that Grafana draws the same.
+// It supports only the settings of Grafana that our dashboard uses. The drawing is accurate enough to judge titles,
+// units, order and shapes; it does not prove that Grafana draws the same.
 
 import { readFileSync, writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
@@ -39,7 +39,7 @@ function substitute(expression, variables, rateInterval) {
     (text, name) => text.replaceAll(new RegExp(`\\$(${name}\\b|\\{${name}\\})`, "g"), ".*"),
     expression.replaceAll("$__rate_interval", rateInterval),
   );
-  // A variable that is left over would reach Prometheus as text and perhaps match nothing, silently.
+  // A variable that is not replaced would reach Prometheus as text and perhaps silently match nothing.
   return /\$\w|\$\{/.test(filled) ? fail(`an unknown variable in: ${filled}`) : filled;
 }
 
@@ -47,7 +47,7 @@ function substitute(expression, variables, rateInterval) {
 async function ask(prometheus, path, parameters) {
   const address = `${prometheus.replace(/\/+$/, "")}/api/v1/${path}?${new URLSearchParams(parameters)}`;
   const response = await fetch(address, { signal: AbortSignal.timeout(30_000) });
-  // A wrong expression is told as JSON with status 400; anything that is no JSON is not Prometheus.
+  // For a wrong expression Prometheus answers with JSON and status 400; an answer without JSON is not from Prometheus.
   const answer = await response.json().catch(() => fail(`HTTP ${response.status} without JSON`));
   return answer.status === "success" ? answer.data : fail(answer.error);
 }
@@ -128,7 +128,7 @@ function tickDistance(span, count, unit) {
 function ticks(from, to, distance) {
   const first = Math.ceil(from / distance - 1e-9);
   const count = Math.floor(to / distance + 1e-9) - first + 1;
-  // Rounded, for 3 × 0.1 is not 0.3.
+  // Rounded, because 3 × 0.1 is not 0.3.
   return Array.from({ length: count }, (_, index) => Number(((first + index) * distance).toPrecision(12)));
 }
 
@@ -245,7 +245,7 @@ function drawPanel(panel, series, context) {
 /** The whole page; it loads nothing, so that it can be kept and photographed. */
 function drawPage(dashboard, panels, context) {
   const notice = "Preview drawn from Prometheus without Grafana";
-  // Whoever photographs the page has to know how high it is.
+  // The script that photographs the page has to know its height.
   const rows = Math.max(...dashboard.panels.map(({ gridPos }) => gridPos.y + gridPos.h));
   const height = rows * (ROW_HEIGHT + GAP) + 70;
   const span = `${clock(context.start, true)} to ${clock(context.end, true)}, rates over ${context.rateInterval}`;

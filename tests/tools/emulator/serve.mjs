@@ -2,8 +2,8 @@
 //
 //   node serve.mjs PATH_OF_CLI_JS [PORT]
 //
-// The emulator's own command listens on all interfaces and outlives the process that started it. Standard
-// input is the leash: when the owner dies in whatever way, the pipe ends, and so does this.
+// The emulator's own command listens on all interfaces and outlives the process that started it. Standard input
+// prevents that here: when the owner dies for whatever reason, the pipe ends, and so does this process.
 
 import { pathToFileURL } from "node:url";
 import path from "node:path";
@@ -16,7 +16,7 @@ const { INVALID_MESSAGE_BODY_CHAR } = await load("sqs/sqsTypes.js");
 const { SnsStore } = await load("sns/snsStore.js");
 const { S3Store } = await load("s3/s3Store.js");
 
-// SQS takes every character up to U+10FFFF but a few; the emulator refuses all beyond U+FFFF.
+// SQS accepts nearly every character up to U+10FFFF; the emulator refuses all beyond U+FFFF.
 const refused = /[^\t\n\r\u{20}-\u{D7FF}\u{E000}-\u{FFFD}\u{10000}-\u{10FFFF}]/u;
 INVALID_MESSAGE_BODY_CHAR.test = (body) => refused.test(body);
 
@@ -31,7 +31,7 @@ class DeduplicationMemory {
 
     set(id, value) {
         const now = Date.now();
-        // Insertion order is order of expiry, so the outdated are all in front.
+        // Insertion order is the order of expiry, so expired entries are all at the front.
         for (const [old, entry] of this.#seen) {
             if (entry.until > now) break;
             this.#seen.delete(old);
@@ -48,11 +48,11 @@ SqsStore.prototype.createQueue = function (...specification) {
 };
 
 const sqsStore = new SqsStore();
-// Without a host, a queue's URL names the address that its creator used.
+// Without a configured host, a queue's URL contains the address that its creator used.
 sqsStore.host = "";
 const stores = { sqsStore, snsStore: new SnsStore(), s3Store: new S3Store() };
 const app = buildApp({ logger: false, stores });
-// The default of five seconds would close connections that a client's pool still believes in.
+// The default of five seconds would close connections that a client's pool considers open.
 app.server.keepAliveTimeout = 60_000;
 console.log(await app.listen({ port: Number(port), host: "127.0.0.1" }));
 

@@ -1,44 +1,46 @@
-//! What comes of the answers between claims: what is known, and what is planned next. Pure.
+//! Applies the answers between claims to what is known and what is planned next. Pure.
 
-use super::{GIVES_BACK, LOOK_AGAIN, Plan};
+use super::{LOOK_AGAIN, Plan, Question};
 use crate::clock::Time;
 use crate::message::{LANES, Lane, Settlement};
 use crate::outbox::{Claimed, OutboxError, Pending, Settled};
 use crate::reading::{HeldGroup, Look, Rescanned};
-use crate::relay::core::first_scan::Scanned;
+use crate::relay::core::destination::{Knowledge, Report};
+use crate::relay::core::initial_scan::Scanned;
 use crate::relay::core::outcomes::Written;
 use crate::relay::core::session::Session;
-use crate::relay::core::standing::{Knowledge, Report};
 use crate::relay::core::watermark::Watermarks;
-use crate::relay::core::work::{Completion, FirstLook, RescanWork, Work};
+use crate::relay::core::work::{Baseline, Completion, RescanWork, Work};
 use crate::relay::core::{Control, Core, Until};
 
 impl Core {
-    /// Takes an answer that is no session's; returns what is to begin at once.
+    /// Applies an answer that belongs to no session; returns the work to start at once.
     pub(in crate::relay::core) fn answered(&mut self, completion: Completion, now: Time) -> Option<Work> {
         self.between.asking = None;
         let mut next = None;
         let result = match completion {
             Completion::Prepared(answer) => answer.map(|()| self.between.is_prepared = true),
-            Completion::FirstLooked(answer) => answer.map(|first| self.first_looked(first, now)),
-            Completion::Rescanned(work, answer) => answer.map(|rescanned| self.rescanned(&work, rescanned, now)),
-            Completion::Looked(answer) => answer.map(|look| self.looked(&look, now)),
+            Completion::BaselineRead(answer) => answer.map(|first| self.on_baseline(first, now)),
+            Completion::Rescanned(work, answer) => answer.map(|rescanned| self.on_rescanned(&work, rescanned, now)),
+            Completion::Looked(answer) => answer.map(|look| self.on_looked(&look, now)),
             Completion::Writers { asked_at, answer } => {
-                answer.map(|writers| self.standing.knowledge.watermarks.note_writers(writers, asked_at, now))
+                answer.map(|writers| self.destination.knowledge.watermarks.note_writers(writers, asked_at, now))
             }
-            Completion::HeldChecked { deaths, answer, .. } => answer.map(|held| self.held_checked(&held, deaths, now)),
-            Completion::PendingChecked(answer) => answer.map(|pending| self.pending(pending, now)),
-            Completion::Claimed(answer) => answer.map(|claimed| next = self.claimed(claimed, now)),
+            Completion::HeldChecked { deaths, answer, .. } => {
+                answer.map(|held| self.on_held_checked(&held, deaths, now))
+            }
+            Completion::PendingChecked(answer) => answer.map(|pending| self.on_pending(pending, now)),
+            Completion::Claimed(answer) => answer.map(|claimed| next = self.on_claimed(claimed, now)),
             Completion::Released(answer) => answer,
             Completion::Settled { settlements, took, answer } => {
-                self.standing.write_rate.note(settlements.len(), took, answer.is_ok());
-                self.settled(settlements, answer, now)
+                self.destination.write_rate.note(settlements.len(), took, answer.is_ok());
+                self.on_settled(settlements, answer, now)
             }
-            Completion::SetAside { messages, answer } => {
-                self.standing.outcomes.set_aside(&messages, answer.is_ok(), now);
-                answer.map(|()| self.standing.report(Report::Quarantined(messages)))
+            Completion::Quarantined { messages, answer } => {
+                self.destination.outcomes.quarantined(&messages, answer.is_ok(), now);
+                answer.map(|()| self.destination.report(Report::Quarantined(messages)))
             }
-            // The claim was given back, or a session was told.
+            // The claim was released, or the session already knows.
             Completion::ClaimLost => Ok(()),
             other => {
                 debug_assert!(false, "not asked for between claims: {other:?}");
@@ -46,93 +48,93 @@ impl Core {
             }
         };
         match result {
-            Ok(()) => self.standing.report(Report::DatabaseAnswered),
+            Ok(()) => self.destination.report(Report::DatabaseAnswered),
             Err(error) => self.database_failed(error, now),
         }
         next
     }
 
-    fn settled(
+    fn on_settled(
         &mut self,
         settlements: Vec<Settlement>,
         answer: Result<Settled, OutboxError>,
         now: Time,
     ) -> Result<(), OutboxError> {
-        match self.standing.outcomes.written(settlements, answer, now) {
-            Written::Done(settlements, settled) => self.standing.recorded(settlements, settled),
+        match self.destination.outcomes.written(settlements, answer, now) {
+            Written::Done(settlements, settled) => self.destination.recorded(settlements, settled),
             Written::Divided => {}
             Written::Failed(error) => return Err(error),
         }
         Ok(())
     }
 
-    fn first_looked(&mut self, first: FirstLook, now: Time) {
+    fn on_baseline(&mut self, first: Baseline, now: Time) {
         // A server that took over may have no lanes yet.
         self.between.is_prepared = first.incarnations.iter().all(|(_, incarnation)| incarnation.is_some());
         if self.between.is_prepared {
-            let scanned = self.between.first_scan.looked(first);
+            let scanned = self.between.initial_scan.looked(first);
             self.start(scanned, now);
         }
     }
 
-    /// The first scan is over.
+    /// Takes over the result of the initial scan, once it is finished.
     fn start(&mut self, scanned: Option<Scanned>, now: Time) {
         if let Some(Scanned { floors, first }) = scanned {
             let watermarks = Watermarks::start(&floors, &first);
-            self.standing.knowledge = Knowledge::new(watermarks, first.incarnations, now);
+            self.destination.knowledge = Knowledge::new(watermarks, first.incarnations, now);
             self.between.plan = Plan::Look;
         }
     }
 
-    fn rescanned(&mut self, work: &RescanWork, rescanned: Option<Rescanned>, now: Time) {
-        if !self.between.first_scan.is_done() {
-            let scanned = self.between.first_scan.rescanned(rescanned.as_ref());
+    fn on_rescanned(&mut self, work: &RescanWork, rescanned: Option<Rescanned>, now: Time) {
+        if !self.between.initial_scan.is_done() {
+            let scanned = self.between.initial_scan.rescanned(rescanned.as_ref());
             return self.start(scanned, now);
         }
         let Some(rescanned) = rescanned else {
-            return self.standing.knowledge.scan.cut_short(&work.rescan, now);
+            return self.destination.knowledge.full_rescan.timed_out(&work.rescan, now);
         };
-        let knowledge = &mut self.standing.knowledge;
+        let knowledge = &mut self.destination.knowledge;
         let (mut late, mut hidden) = (0, Vec::new());
         for found in &rescanned.found {
-            if knowledge.leaves_crowd(found) {
-                // Only the lowest of the lane was asked for, so there may be others.
+            if knowledge.take_from_crowd(found) {
+                // Only the lowest message of the lane was asked for, so there may be others.
                 hidden.push(found.key.lane);
                 continue;
             }
             late += u64::from(found.key.id <= knowledge.watermarks.low(found.key.lane));
             knowledge.watermarks.rewind(found.key.lane, found.key.id);
         }
-        // Where something was found the lane is read from there, and that is all there is.
+        // A lane in which something was found is read from there, which covers the rest.
         let watermarks = &knowledge.watermarks;
         let is_whole = |lane: Lane| !hidden.contains(&lane);
         let low = |lane: Lane| watermarks.low(lane);
-        let done = knowledge.scan.came_back(&work.rescan.ranges, is_whole, low, rescanned.took, now);
+        let done = knowledge.full_rescan.came_back(&work.rescan.ranges, is_whole, low, rescanned.took, now);
         let done_any = !done.is_empty();
         for (lane, epoch) in done {
             knowledge.watermarks.rescanned_from_the_bottom(lane, epoch);
         }
-        // What was written above the watermarks without the sequence of ids is seen by no watch.
-        if self.between.plan == Plan::Rest && done_any {
+        // The poller does not see ids above the watermarks that were not taken from the sequence.
+        if self.between.plan == Plan::Idle && done_any {
             self.between.plan = Plan::Look;
         }
         if !rescanned.found.is_empty() {
-            self.standing.report(Report::Late(late));
+            self.destination.report(Report::Late(late));
             self.between.plan = Plan::Claim(rescanned.found.iter().map(|found| found.key.lane).collect());
         }
     }
 
-    fn looked(&mut self, look: &Look, now: Time) {
-        let knowledge = &mut self.standing.knowledge;
-        // Ids are handed out again: somebody has set the sequence back, or restored the database.
+    fn on_looked(&mut self, look: &Look, now: Time) {
+        let knowledge = &mut self.destination.knowledge;
+        // The sequence went backwards: somebody has reset it, or restored the database.
         if look.last_id < knowledge.watermarks.last_id() {
-            self.standing.report(Report::AnotherHistory);
-            self.between.forget(&mut self.standing, now);
+            self.destination.report(Report::IncarnationChanged);
+            self.between.forget(&mut self.destination, now);
             return;
         }
         self.between.database_delays.reset();
-        // A writer that was overtaken has ended; what it left below the watermarks may be the head of a group.
-        knowledge.watermarks.shows_late(&look.snapshot);
+        // An overtaken writer has ended; what it left below the watermarks may be the head of a group.
+        knowledge.watermarks.note_ended_writers(&look.snapshot);
         let empty = Lane::all().filter(|lane| !look.ready.contains(lane));
         knowledge.watermarks.looked(empty, look, now);
         let goes_on = knowledge.parked.iter().filter(|group| group.goes_on.is_now(now)).map(|group| group.lane);
@@ -148,7 +150,7 @@ impl Core {
         self.between.share.is_elsewhere = false;
         self.between.plan = match self.until {
             Until::Empty => Plan::CheckPending,
-            Until::Drained if !self.between.has_news(self.standing.knowledge.watermarks.lowest()) => Plan::Rest,
+            Until::Drained if !self.between.has_news(self.destination.knowledge.watermarks.lowest()) => Plan::Idle,
             Until::Drained => {
                 self.pause_to_poll(now);
                 Plan::Look
@@ -157,22 +159,22 @@ impl Core {
     }
 
     fn pause_to_poll(&mut self, now: Time) {
-        let jitter = 0.8 + 0.4 * self.standing.dice.f64();
-        self.between.pause.soft = Some(now + self.standing.tuning.poll_interval.mul_f64(jitter));
+        let jitter = 0.8 + 0.4 * self.destination.rng.f64();
+        self.between.pause.soft = Some(now + self.destination.tuning.poll_interval.mul_f64(jitter));
     }
 
-    fn held_checked(&mut self, held: &[HeldGroup], deaths: u64, now: Time) {
+    fn on_held_checked(&mut self, held: &[HeldGroup], deaths: u64, now: Time) {
         self.between.held_check.answered();
-        if deaths == self.standing.outcomes.deaths() {
-            self.standing.knowledge.hear(held, now);
+        if deaths == self.destination.outcomes.deaths() {
+            self.destination.knowledge.apply_hold(held, now);
         }
     }
 
-    fn pending(&mut self, pending: Pending, now: Time) {
+    fn on_pending(&mut self, pending: Pending, now: Time) {
         if pending != Pending::Some && self.until == Until::Empty {
-            self.ended.is_blocked = pending == Pending::OnlyHeld;
-            self.ended.is_cut_short = false;
-            self.outcome = Some(Ok(self.ended));
+            self.summary.is_blocked = pending == Pending::OnlyHeld;
+            self.summary.is_cut_short = false;
+            self.result = Some(Ok(self.summary));
             return;
         }
         self.between.plan = Plan::Look;
@@ -181,7 +183,7 @@ impl Core {
         }
     }
 
-    fn claimed(&mut self, claimed: Option<Claimed>, now: Time) -> Option<Work> {
+    fn on_claimed(&mut self, claimed: Option<Claimed>, now: Time) -> Option<Work> {
         let plan = std::mem::replace(&mut self.between.plan, Plan::Look);
         let Some(claimed) = claimed else {
             if let Plan::Claim(ready) = plan {
@@ -191,23 +193,24 @@ impl Core {
         };
         self.between.share.contended = None;
         self.between.share.is_elsewhere = false;
-        if !self.standing.knowledge.is_about(&claimed.lanes) {
-            self.standing.report(Report::AnotherHistory);
-            self.between.forget(&mut self.standing, now);
-            return self.ask(GIVES_BACK, Work::Release);
+        if !self.destination.knowledge.is_about(&claimed.lanes) {
+            self.destination.report(Report::IncarnationChanged);
+            self.between.forget(&mut self.destination, now);
+            return self.ask(Question::Release, Work::Release);
         }
-        self.between.finished_before = self.standing.outcomes.finished();
-        let (session, extend) = Session::new(&claimed, &mut self.standing, now);
+        self.between.decided_before = self.destination.outcomes.decided();
+        let (session, extend) = Session::new(&claimed, &mut self.destination, now);
         self.session = Some(session);
         extend
     }
 
-    /// Others have all lanes that have something.
+    /// Others hold all lanes that have something to do.
     fn contended(&mut self, ready: Vec<Lane>, now: Time) {
-        // The database answers, and somebody delivers.
+        // The database answers, and another relay delivers.
         self.failing_since = None;
         self.between.share.is_elsewhere = true;
-        // Others have all lanes and much to do. Whoever took all that one of them gives back would only swap places.
+        // Others hold all lanes and are busy. A relay that took everything another one releases would only swap places
+        // with it.
         if ready.len() >= LANES / 2 {
             self.between.share.max_lanes = self.between.share.max_lanes.min(LANES / 2);
         }
@@ -216,7 +219,7 @@ impl Core {
             self.between.plan = Plan::Claim(ready.clone());
             self.between.share.contended = Some((ready, until));
         } else {
-            // A server that took over has no lanes, or other ones.
+            // A server that took over has no lanes, or different ones.
             self.between.is_prepared = false;
         }
         self.pause_to_poll(now);

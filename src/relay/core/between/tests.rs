@@ -2,20 +2,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::limits::MemoryBudget;
-use super::super::work::{Completion, FirstLook, Work};
+use super::super::work::{Baseline, Completion, Work};
 use super::super::{Control, Core, Until};
 use super::*;
 use crate::config::Tuning;
 use crate::message::{MessageKey, QueueKind, TransactionId};
 use crate::reading::{ByLane, Found, Look, Rescanned, Snapshot, Writers};
 
-/// A core of a quiet database in which all lanes have messages and are held by others.
+/// The answers of a quiet database in which all lanes have messages and are held by others.
 fn answer(work: Work) -> Completion {
     let snapshot = || Snapshot::parse("100:100:").unwrap();
     let writers = || Writers { transaction_ids: Vec::new(), next_xid: Some(TransactionId(100)) };
     match work {
         Work::Prepare => Completion::Prepared(Ok(())),
-        Work::FirstLook => Completion::FirstLooked(Ok(FirstLook {
+        Work::ReadBaseline => Completion::BaselineRead(Ok(Baseline {
             incarnations: ByLane::all(Some(Arc::from("1"))),
             last_id: MessageId(100),
             writers: writers(),
@@ -41,8 +41,8 @@ fn answer(work: Work) -> Completion {
 fn while_others_hold_the_lanes_every_step_says_so() {
     let mut now = Time::default();
     let memory = MemoryBudget::new(1 << 20).share();
-    let dice = fastrand::Rng::with_seed(1);
-    let mut core = Core::new(QueueKind::Fifo, Tuning::default(), Until::Drained, memory, dice, now);
+    let rng = fastrand::Rng::with_seed(1);
+    let mut core = Core::new(QueueKind::Fifo, Tuning::default(), Until::Drained, memory, rng, now);
     core.control(Control::Running, now);
     let (mut claims, mut steps) = (0, std::collections::HashSet::new());
     for _ in 0..1000 {
@@ -56,30 +56,33 @@ fn while_others_hold_the_lanes_every_step_says_so() {
         }
         now = core.wake_at(now).max(now + Duration::from_millis(1));
     }
-    assert!(steps.len() >= 4, "it prepares, looks, looks from the bottom and claims");
+    assert!(steps.len() >= 4, "it prepares, looks, rescans and claims");
 }
 
 #[test]
-fn a_look_that_shows_a_message_of_a_crowd_has_not_seen_what_stands_above_it() {
+fn a_rescan_that_finds_a_message_of_a_crowd_has_not_seen_what_is_above_it() {
     let now = Time::default();
     let memory = MemoryBudget::new(1 << 20).share();
-    let dice = fastrand::Rng::with_seed(1);
-    let mut core = Core::new(QueueKind::Fifo, Tuning::default(), Until::Drained, memory, dice, now);
+    let rng = fastrand::Rng::with_seed(1);
+    let mut core = Core::new(QueueKind::Fifo, Tuning::default(), Until::Drained, memory, rng, now);
     core.control(Control::Running, now);
-    while !core.between.first_scan.is_done() {
+    while !core.between.initial_scan.is_done() {
         for work in core.due(now) {
             core.apply(answer(work), now);
         }
     }
     let lane = Lane::all().next().unwrap();
     let key = MessageKey { lane, id: MessageId(15) };
-    let knowledge = &mut core.standing.knowledge;
+    let knowledge = &mut core.destination.knowledge;
     knowledge.crowds.join("k", key);
-    knowledge.watermarks.doubt(&[lane]);
+    knowledge.watermarks.mark_for_rescan(&[lane]);
     core.between.asking = None;
-    let Some(Work::Rescan(work)) = core.rescan(now) else { unreachable!("it does not look") };
+    let Some(Work::Rescan(work)) = core.plan_rescan(now) else { unreachable!("it does not rescan") };
     let found = vec![Found { key, group: Some(Arc::from("k")) }];
     let rescanned = Rescanned { snapshot: Snapshot::parse("100:100:").unwrap(), found, took: Duration::ZERO };
     core.apply(Completion::Rescanned(work, Ok(Some(rescanned))), now);
-    assert!(core.standing.knowledge.watermarks.must_rescan(lane), "only the lowest message of the lane was asked for");
+    assert!(
+        core.destination.knowledge.watermarks.must_rescan(lane),
+        "only the lowest message of the lane was asked for"
+    );
 }

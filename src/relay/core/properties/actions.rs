@@ -26,8 +26,10 @@ impl World {
             | Action::Refuse { .. }
             | Action::Unreadable { .. }
             | Action::Poison { .. }
-            | Action::Failing { .. } => return self.touch(action),
-            Action::Disconnect | Action::Restart | Action::Lag | Action::Promote => return self.fail_over(action),
+            | Action::Failing { .. } => return self.act_on_message(action),
+            Action::Disconnect | Action::Restart | Action::Lag | Action::Promote { .. } => {
+                return self.fail_over(action);
+            }
             Action::Kill { process } => {
                 let process = usize::from(process) % self.processes.len();
                 return self.kill(process);
@@ -87,7 +89,7 @@ impl World {
         loop {
             self.database.last_id += 1;
             let id = MessageId(self.database.last_id);
-            // The primary key refuses another one, and the application tries again.
+            // The primary key refuses an id that exists, and the application tries the next one.
             if !self.database.pending.keys().any(|key| key.id == id) {
                 return id.0;
             }
@@ -103,13 +105,13 @@ impl World {
     pub(super) fn begin_long_writer(&mut self) {
         let Some((every, open)) = self.scenario.long_writers else { return };
         let transaction = self.database.begin();
-        let group = self.dice.u8(0..7);
+        let group = self.rng.u8(0..7);
         self.insert(transaction, group);
         self.plan(Duration::from_millis(u64::from(open)), Event::LongWriterEnds { transaction });
         self.plan(Duration::from_millis(u64::from(every)), Event::LongWriterBegins);
     }
 
-    /// The transaction of one of the writers, which begins if there is none.
+    /// The writer's transaction; it begins if none is running.
     fn writer(&mut self, writer: u8) -> TransactionId {
         let known = self.writers.get(&writer).copied().filter(|id| self.database.is_running(*id));
         let id = known.unwrap_or_else(|| self.database.begin());
@@ -117,16 +119,19 @@ impl World {
         id
     }
 
-    /// Between two statements of a transaction a writer may commit, and the next one of its groups, who waited for it.
+    /// Between two statements of a relay's transaction a writer may commit, and then the next writer of each of its
+    /// groups, which waited for it.
     pub(super) fn commit_between_statements(&mut self) {
-        if self.dice.u8(0..4) > 0 {
+        if self.rng.u8(0..4) > 0 {
             return;
         }
         let Some((writer, id)) = self.writers.iter().next().map(|(writer, id)| (*writer, *id)) else { return };
         self.writers.remove(&writer);
         let groups = self.database.groups_of(id);
         self.database.end(id, true);
-        self.note(|| format!("writer {writer} commits between two statements, and others of {groups:?}"));
+        self.note(|| {
+            format!("writer {writer} commits between two statements, and then the next writers of {groups:?}")
+        });
         for group in groups {
             let next = self.database.begin();
             let mut row = self.row(0, 0);
@@ -176,29 +181,30 @@ impl World {
         rows.keys().nth(usize::from(nth) % rows.len().max(1)).copied()
     }
 
-    fn touch(&mut self, action: Action) {
+    fn act_on_message(&mut self, action: Action) {
         match action {
             Action::Hold { nth, millis } => {
                 let available = match millis {
                     Some(millis) => Available::At(self.now + Duration::from_millis(u64::from(millis))),
                     None => Available::Never,
                 };
-                // Somebody who sees a message and holds it back is not as quick as the next commits.
+                // Before an operator can see a message and hold it back, other transactions commit.
                 let is_seen = |row: &Row| row.committed + 5 <= self.database.commits;
                 if let Some(row) = self.nth_pending(nth).filter(is_seen) {
                     self.database.pending.get_mut(&row.key).unwrap().available = Some(available);
                 }
             }
             Action::Unhold { nth } => {
-                // As docs/operations.md says: due now, so that what follows in its group still waits for it.
+                // As docs/operations.md says: due now, so that later messages of its group still wait for it.
                 if let Some(row) = self.nth_pending(nth).filter(|row| row.available.is_some()) {
                     self.database.pending.get_mut(&row.key).unwrap().available = Some(Available::At(self.now));
                 }
             }
             Action::Redrive { nth } => {
                 if let Some(row) = self.nth_dead(nth).and_then(|key| self.database.dead.remove(&key)) {
-                    // Whatever was wrong with it was mended.
+                    // What made it fail has been corrected.
                     self.queue.refused.remove(&row.uid);
+                    self.queue.failures.remove(&row.uid);
                     self.database.actions += 1;
                     let available = row.group.as_ref().map(|_| Available::At(self.now));
                     self.database.pending.insert(row.key, Row { attempts: 0, is_redriven: true, available, ..row });
@@ -242,10 +248,15 @@ impl World {
                 return;
             }
             Action::Restart => self.database.restart(),
-            Action::Promote => {
+            Action::Promote { behind_pooler } => {
                 let standby = self.standby.take().unwrap_or_else(|| self.database.clone());
-                let skipped = if self.dice.bool() { 32 } else { 0 };
+                let skipped = if self.rng.bool() { 32 } else { 0 };
                 self.database.promote(&standby, skipped);
+                // A pooler keeps its clients' connections and opens new ones to the server that took over; only the
+                // transactions of claims end.
+                if behind_pooler {
+                    return self.notice_lost_claims();
+                }
             }
             _ => {}
         }

@@ -1,4 +1,4 @@
-//! What must hold whatever happens.
+//! What must hold in every scenario.
 
 use super::super::schedule::Schedule;
 use super::database::{Available, Row};
@@ -10,15 +10,15 @@ use crate::message::{MessageId, MessageKey, Outcome, Settlement};
 use crate::reading::Order;
 
 impl World {
-    /// SQS has accepted a message for the first time, in a request with these.
+    /// SQS has accepted a message for the first time; `request` holds all messages of its request.
     pub(super) fn accepted(&mut self, message: &Sent, request: &[Sent]) {
         self.note(|| format!("SQS accepts {} (uid {})", message.key.id.0, message.uid));
-        // Ids that are given again say nothing about order.
+        // Ids that are assigned again say nothing about order.
         let sets_back = |(_, action): &(u16, Action)| matches!(action, Action::SetBack { .. });
         if !self.is_ordered() || message.group.is_none() || self.scenario.actions.iter().any(sets_back) {
             return;
         }
-        // What was lost with a server is no message any more.
+        // A message that was lost in a failover does not count.
         let Some(row) = self.database.pending.get(&message.key).filter(|row| row.uid == message.uid).cloned() else {
             return;
         };
@@ -26,7 +26,7 @@ impl World {
             |other: &Row| other.key.id < row.key.id && other.committed < row.committed && other.group == row.group;
         let blocks = self.scenario.on_dead == OnDead::Block;
         let is_batched = self.scenario.fifo_mode == FifoMode::Batched;
-        // An entry of a request can fail and the next one not: batched mode says so.
+        // In batched mode an entry of a request may fail and a later one be accepted.
         let may_fail_alone = |other: &Row| is_batched && request.iter().any(|sent| sent.uid == other.uid);
         let is_settled = |other: &Row| self.queue.accepted.contains_key(&other.uid);
         let keeps_order = |other: &Row| blocks || !other.is_redriven;
@@ -41,26 +41,37 @@ impl World {
         }
     }
 
-    /// Outcomes were written back.
+    /// Outcomes were recorded.
     pub(super) fn recorded(&mut self, settlements: &[Settlement]) {
         for Settlement { key, origin, outcome, .. } in settlements {
             let uid = super::database::uid(*origin);
             if matches!(outcome, Outcome::Delivered { .. }) && !self.queue.accepted.contains_key(&uid) {
-                self.fail(format!("{} was recorded and never accepted", key.id.0));
+                self.fail(format!("{} was recorded as delivered, but SQS never accepted it", key.id.0));
             }
         }
     }
 
-    /// A relay holds no more than it may.
+    /// A message dies only if it has failed since it was written or last redriven.
+    pub(super) fn check_deaths(&mut self) {
+        let died = std::mem::take(&mut self.database.died);
+        if let Some(row) = died.iter().find(|row| !self.queue.failures.contains_key(&row.uid)) {
+            self.fail(format!(
+                "{} died, but it has not failed since it was written or last redriven: {row:?}",
+                row.key.id.0
+            ));
+        }
+    }
+
+    /// A relay stays within its limits of requests in flight and of messages in memory.
     pub(super) fn check_bounds(&mut self, index: usize) {
         let tuning = tuning(&self.scenario);
         let core = &self.processes[index].core;
         let Some(session) = &core.session else { return };
-        let (requests, known) = (session.flight.requests(), Schedule::known(&session.schedule));
-        // Three batches, retries that are due, and what groups have read on.
-        let most = 3 * tuning.batch_size + 1000 + 64 * 100;
-        if requests > tuning.max_in_flight || known > most {
-            self.fail(format!("relay {index} has {requests} requests under way and {known} messages in memory"));
+        let (requests, known) = (session.in_flight.requests(), Schedule::known(&session.schedule));
+        // Three batches, the due retries of one read, and the windows of the groups that one read continues.
+        let limit = 3 * tuning.batch_size + 1000 + 64 * 100;
+        if requests > tuning.max_in_flight || known > limit {
+            self.fail(format!("relay {index} has {requests} requests in flight and {known} messages in memory"));
         }
     }
 
@@ -72,19 +83,19 @@ impl World {
         }
     }
 
-    /// Pending messages that nothing keeps from being delivered and recorded.
+    /// Pending messages that should have been delivered: committed before the faults ended, and held up by nothing.
     pub(super) fn overdue(&self) -> impl Iterator<Item = &Row> {
         let order = self.order();
-        let is_aside =
+        let is_quarantined =
             move |row: &Row| self.database.quarantine.get(&row.key).is_some_and(|aside| aside.uid == row.uid);
         let is_held = move |row: &Row| self.database.held_by(&row.group, order).is_some();
-        let calm_at = self.calm_at.unwrap_or(u64::MAX);
-        let counts = move |row: &Row| row.committed <= calm_at && !is_aside(row) && !is_held(row);
+        let last_commit = self.last_commit_with_faults.unwrap_or(u64::MAX);
+        let counts = move |row: &Row| row.committed <= last_commit && !is_quarantined(row) && !is_held(row);
         self.database.pending.values().filter(move |row| counts(row))
     }
 
-    /// Everything that went on is over: writers commit, operators let go what they held back, all works again.
-    pub(super) fn calm(&mut self) {
+    /// Ends everything that lasts: writers commit, operators make due what they held back, and no fault remains.
+    pub(super) fn end_faults(&mut self) {
         let writers = std::mem::take(&mut self.writers);
         writers.into_values().for_each(|id| self.database.end(id, true));
         let reports = std::mem::take(&mut self.reports);
@@ -94,7 +105,8 @@ impl World {
                 row.available = Some(Available::At(self.now));
             }
         }
-        // Whoever sets a sequence back while relays run sets it right again, or else all above is read over and over.
+        // An operator who has set the sequence back must correct it: until then every message above it is read
+        // repeatedly.
         let last_id = self.database.pending.keys().map(|key| key.id.0).max();
         self.database.last_id = self.database.last_id.max(last_id.unwrap_or_default());
         self.queue_fault(None);
@@ -102,28 +114,28 @@ impl World {
         self.slow_by = std::time::Duration::ZERO;
         self.stalled_until = self.now;
         self.control(super::super::Control::Running);
-        self.calm_at = Some(self.database.commits);
+        self.last_commit_with_faults = Some(self.database.commits);
     }
 
     /// What must hold at the end.
     pub(super) fn check_end(&mut self) {
         let overdue: Vec<String> = self.overdue().map(|row| format!("{row:?}")).collect();
         if !overdue.is_empty() {
-            return self.fail(format!("{} messages are not delivered: {}", overdue.len(), overdue[0]));
+            return self.fail(format!("{} messages are not delivered, such as {}", overdue.len(), overdue[0]));
         }
         let unsent = |row: &&Row| !self.queue.accepted.contains_key(&row.uid);
         if let Some(row) = self.database.delivered.values().find(unsent) {
-            let problem = format!("recorded and never accepted: {row:?}");
+            let problem = format!("recorded as delivered, but SQS never accepted it: {row:?}");
             return self.fail(problem);
         }
         let is_at_fault = |action: &Action| matches!(action, Action::Poison { .. } | Action::Failing { .. });
         let is_at_fault = self.scenario.actions.iter().any(|(_, action)| is_at_fault(action));
         if !self.database.dead.is_empty() && !is_at_fault {
-            return self.fail("a message died that was at no fault".to_owned());
+            return self.fail("a message died, but none was at fault".to_owned());
         }
         let twice = self.queue.accepted.iter().find(|(_, ids)| ids.len() > 1).map(|(uid, ids)| (*uid, ids.len()));
         if let Some((uid, times)) = twice.filter(|_| !self.scenario.may_duplicate()) {
-            self.fail(format!("uid {uid} was accepted {times} times although nothing had failed"));
+            self.fail(format!("SQS accepted uid {uid} {times} times, but nothing happened that allows duplicates"));
         }
     }
 }

@@ -1,6 +1,7 @@
-//! A simulated PostgreSQL: what its statements would see and change at one instant. [`super::process`] says when they run.
+//! A simulated PostgreSQL: what its statements see and change at one instant. [`super::process`] decides when they run.
 //!
-//! Rows, transactions and locks as `sql/queries/*.sql` find them; each answer guarantees what the head of its statement says.
+//! It holds rows, transactions and locks as the statements in `sql/queries/*.sql` see them. Each answer gives the
+//! guarantees that the head of its statement states.
 
 mod reads;
 
@@ -13,7 +14,7 @@ use crate::message::{EventPosition, Lane, MessageKey, Origin, Outcome, Quarantin
 use crate::outbox::{OutboxError, Settled};
 use crate::reading::{ByLane, ClaimProof, Incarnation, Snapshot};
 
-/// When a deferred message may go.
+/// When a deferred message may be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Available {
     At(Time),
@@ -23,15 +24,15 @@ pub(super) enum Available {
 /// A message, whatever its status.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
-    /// Never given twice, whatever ids are.
+    /// Never assigned twice, even if ids are.
     pub(super) uid: u64,
     pub(super) key: MessageKey,
     pub(super) group: Option<Arc<str>>,
     pub(super) attempts: i16,
     pub(super) available: Option<Available>,
-    /// Grows with commits.
+    /// The number of the commit that made it visible.
     pub(super) committed: u64,
-    /// An operator has sent it again, after others of its group had gone.
+    /// Whether an operator has redriven it. Later messages of its group may have gone first.
     pub(super) is_redriven: bool,
 }
 
@@ -44,49 +45,53 @@ impl Row {
     }
 }
 
-/// The message that an origin belongs to.
+/// The uid of the message with this origin.
 pub(super) fn uid(origin: Origin) -> u64 {
     origin.enqueued_at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros() as u64
 }
 
 /// A message in quarantine.
 #[derive(Clone, Debug)]
-pub(super) struct Aside {
+pub(super) struct QuarantinedRow {
     pub(super) uid: u64,
     pub(super) group: Option<Arc<str>>,
 }
 
-/// A claim's transaction.
+/// The open transaction of a claim.
 #[derive(Clone, Debug)]
 pub(super) struct OpenClaim {
     pub(super) lanes: Vec<Lane>,
-    pub(super) limit: Duration,
+    pub(super) idle_timeout: Duration,
     pub(super) heard_at: Time,
 }
 
-/// Everything that PostgreSQL has.
+/// The state of PostgreSQL.
 #[derive(Clone, Debug)]
 pub(super) struct Database {
     pub(super) pending: BTreeMap<MessageKey, Row>,
     pub(super) delivered: BTreeMap<MessageKey, Row>,
     pub(super) dead: BTreeMap<MessageKey, Row>,
-    pub(super) quarantine: BTreeMap<MessageKey, Aside>,
+    /// Messages that have died since the last check.
+    pub(super) died: Vec<Row>,
+    pub(super) quarantine: BTreeMap<MessageKey, QuarantinedRow>,
     pub(super) last_id: i64,
     pub(super) actions: i64,
     next_xid: i64,
     latest_ended: i64,
     pub(super) commits: u64,
-    /// Transactions that run, and what they have written.
+    /// Open transactions, and the messages that each has written.
     running: BTreeMap<TransactionId, Vec<Row>>,
-    /// Those of them that have the lock of a writer.
+    /// The open transactions that hold the lock of a writer.
     writers: BTreeSet<TransactionId>,
     pub(super) claims: BTreeMap<TransactionId, OpenClaim>,
+    /// Claims that the server has ended because it heard nothing from their holders.
+    pub(super) timed_out: BTreeSet<TransactionId>,
     lanes: ByLane<Option<Incarnation>>,
-    /// How often the server was started.
+    /// How often the server has started.
     pub(super) starts: u64,
-    /// Messages whose outcomes some constraint refuses.
+    /// The uids of messages whose outcomes a constraint refuses.
     pub(super) refused: HashSet<u64>,
-    /// Messages whose event cannot be read.
+    /// The uids of messages whose event cannot be read.
     pub(super) unreadable: HashSet<u64>,
 }
 
@@ -96,6 +101,7 @@ impl Database {
             pending: BTreeMap::new(),
             delivered: BTreeMap::new(),
             dead: BTreeMap::new(),
+            died: Vec::new(),
             quarantine: BTreeMap::new(),
             last_id: 0,
             actions: 0,
@@ -105,6 +111,7 @@ impl Database {
             running: BTreeMap::new(),
             writers: BTreeSet::new(),
             claims: BTreeMap::new(),
+            timed_out: BTreeSet::new(),
             lanes: ByLane::default(),
             starts: 1,
             refused: HashSet::new(),
@@ -121,7 +128,7 @@ impl Database {
         id
     }
 
-    /// Writes a message; takes the lock of a writer.
+    /// A transaction writes a message, and takes the lock of a writer.
     pub(super) fn insert(&mut self, id: TransactionId, row: Row) {
         self.writers.insert(id);
         self.running.get_mut(&id).unwrap().push(row);
@@ -131,7 +138,7 @@ impl Database {
         self.writers.insert(id);
     }
 
-    /// Of which groups a transaction has written messages, with their lanes.
+    /// The groups in which a transaction has written messages, with their lanes.
     pub(super) fn groups_of(&self, id: TransactionId) -> BTreeSet<(Arc<str>, Lane)> {
         let rows = self.running.get(&id).into_iter().flatten();
         rows.filter_map(|row| Some((Arc::clone(row.group.as_ref()?), row.key.lane))).collect()
@@ -176,29 +183,29 @@ impl Database {
         self.lanes.clone()
     }
 
-    fn take(&self, wanted: &[Lane], most: usize, first: usize) -> Vec<(Lane, Incarnation)> {
+    fn take(&self, wanted: &[Lane], max_lanes: usize, first: usize) -> Vec<(Lane, Incarnation)> {
         let is_held = |lane: &Lane| self.claims.values().any(|claim| claim.lanes.contains(lane));
         let mut free: Vec<Lane> = wanted.iter().copied().filter(|lane| !is_held(lane)).collect();
         free.sort_by_key(|lane| (lane.index() + 16 - first) % 16);
         let named = free.into_iter().filter_map(|lane| Some((lane, self.lanes[lane].clone()?)));
-        named.take(most).collect()
+        named.take(max_lanes).collect()
     }
 
     pub(super) fn claim(
         &mut self,
         wanted: &[Lane],
-        most: usize,
+        max_lanes: usize,
         first: usize,
-        limit: Duration,
+        idle_timeout: Duration,
         now: Time,
     ) -> Option<(Vec<(Lane, Incarnation)>, ClaimProof)> {
-        let lanes = self.take(wanted, most, first);
+        let lanes = self.take(wanted, max_lanes, first);
         if lanes.is_empty() {
             return None;
         }
         let id = self.begin();
         let numbers = lanes.iter().map(|(lane, _)| *lane).collect();
-        self.claims.insert(id, OpenClaim { lanes: numbers, limit, heard_at: now });
+        self.claims.insert(id, OpenClaim { lanes: numbers, idle_timeout, heard_at: now });
         Some((lanes, ClaimProof { transaction_id: id, server: self.starts.to_string() }))
     }
 
@@ -206,10 +213,10 @@ impl Database {
         &mut self,
         id: TransactionId,
         wanted: &[Lane],
-        most: usize,
+        max_lanes: usize,
         now: Time,
     ) -> Vec<(Lane, Incarnation)> {
-        let lanes = self.take(wanted, most, 0);
+        let lanes = self.take(wanted, max_lanes, 0);
         let claim = self.claims.get_mut(&id).unwrap();
         claim.lanes.extend(lanes.iter().map(|(lane, _)| *lane));
         claim.heard_at = now;
@@ -230,17 +237,20 @@ impl Database {
 
     // Failures.
 
-    /// The server crashes and is started again: transactions are gone, and so are the lanes, which are not logged.
+    /// The server crashes and restarts. All transactions are gone, and so are the lanes, because their table is
+    /// unlogged.
     pub(super) fn restart(&mut self) {
         self.running.clear();
         self.writers.clear();
         self.claims.clear();
+        self.timed_out.clear();
         self.latest_ended = self.next_xid - 1;
         self.lanes = ByLane::default();
         self.starts += 1;
     }
 
-    /// A standby that has got no further than this takes over; what was committed since is lost, and its ids are given again.
+    /// A standby that has received no more than this is promoted. What was committed since is lost, and its ids are
+    /// assigned again unless they are among the next `skipped` ones: PostgreSQL logs a sequence 32 ids ahead.
     pub(super) fn promote(&mut self, standby: &Database, skipped: i64) {
         let (starts, refused, unreadable) = (self.starts, self.refused.clone(), self.unreadable.clone());
         *self = standby.clone();
@@ -249,9 +259,9 @@ impl Database {
         self.restart();
     }
 
-    // Writing back.
+    // Recording outcomes.
 
-    /// Writes outcomes at one instant.
+    /// Records outcomes at one instant.
     pub(super) fn settle(
         &mut self,
         settlements: &[Settlement],
@@ -283,6 +293,7 @@ impl Database {
                     let mut row = self.pending.remove(&key).unwrap();
                     row.attempts = row.attempts.max(*attempts);
                     row.available = None;
+                    self.died.push(row.clone());
                     self.dead.insert(key, row);
                 }
                 Outcome::Deferred { attempts, wait, .. } if is_here && may_defer => {
@@ -296,9 +307,9 @@ impl Database {
         Ok(settled)
     }
 
-    pub(super) fn set_aside(&mut self, messages: &[Quarantined]) {
+    pub(super) fn put_into_quarantine(&mut self, messages: &[Quarantined]) {
         for Quarantined { key, origin, group, .. } in messages {
-            self.quarantine.insert(*key, Aside { uid: uid(*origin), group: group.clone() });
+            self.quarantine.insert(*key, QuarantinedRow { uid: uid(*origin), group: group.clone() });
         }
     }
 }

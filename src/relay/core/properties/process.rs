@@ -1,9 +1,9 @@
-//! A relay's process in the simulation: the core as it ships, its claim, and the works under way, step by step.
+//! A relay's process in the simulation: the core that ships, its claim, and its work, one statement after another.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::super::work::{Completion, FirstLook, Work};
+use super::super::work::{Baseline, Completion, Work};
 use super::super::{Control, Core, MemoryBudget, Until};
 use super::database::Database;
 use super::queue::{Answer, Sent};
@@ -14,27 +14,30 @@ use crate::outbox::{Claimed, OutboxError};
 use crate::reading::{ByLane, ClaimProof, Incarnation, ReadAnswer};
 use crate::sqs::Published;
 
-/// Below this id the server cuts one chunk in forty short that may be.
-const DEAR: MessageId = MessageId(1 << 20);
+/// A rescan that begins below this id takes long. The server cuts one in forty of them short, if they have a timeout.
+const SLOW_BELOW: MessageId = MessageId(1 << 20);
 
-/// How many groups a relay remembers one by one; the days have no more than six.
-const MOST_PARKED: [usize; 3] = [10_000, 3, 1];
+/// Choices for how many groups a relay remembers one by one. No scenario has more than six groups.
+const MAX_PARKED_CHOICES: [usize; 3] = [10_000, 3, 1];
 
-/// How many messages that it did not know of a look shows a relay.
-const MOST_UNKNOWN: [usize; 2] = [100, 1];
+/// Choices for how many unknown messages of a lane a rescan shows.
+const MAX_UNKNOWN_CHOICES: [usize; 2] = [100, 1];
+
+/// Choices for the most messages of one group in memory.
+const MAX_WINDOW_CHOICES: [usize; 3] = [usize::MAX, 4, 2];
 
 /// One relay of the destination.
 pub(super) struct Process {
     pub(super) core: Core,
     pub(super) claim: Option<ClaimProof>,
-    /// Transactions of claims that this process knows to be its own.
+    /// The transactions of claims that this process knows as its own.
     pub(super) own: BTreeSet<TransactionId>,
-    /// When it learns that its claim's connection is closed.
+    /// When it notices that its claim's connection is closed.
     pub(super) notices_at: Option<Time>,
     pub(super) frozen_until: Time,
-    /// Steps that were planned before count no more.
+    /// Steps that were planned under an earlier generation do not run.
     pub(super) generation: u64,
-    /// Works begun.
+    /// How many pieces of work it has begun.
     pub(super) begun: u64,
 }
 
@@ -42,14 +45,15 @@ impl Process {
     pub(super) fn new(kind: QueueKind, tuning: Tuning, memory: usize, seed: u64, now: Time) -> Self {
         let share = MemoryBudget::new(memory).share();
         let mut core = Core::new(kind, tuning, Until::Drained, share, fastrand::Rng::with_seed(seed), now);
-        core.standing.max_parked = MOST_PARKED[seed as usize % MOST_PARKED.len()];
-        core.standing.max_unknown = MOST_UNKNOWN[(seed >> 8) as usize % MOST_UNKNOWN.len()];
+        core.destination.max_parked = MAX_PARKED_CHOICES[seed as usize % MAX_PARKED_CHOICES.len()];
+        core.destination.max_unknown = MAX_UNKNOWN_CHOICES[(seed >> 8) as usize % MAX_UNKNOWN_CHOICES.len()];
+        core.destination.max_window = MAX_WINDOW_CHOICES[(seed >> 16) as usize % MAX_WINDOW_CHOICES.len()];
         core.control(Control::Running, now);
         Self { core, claim: None, own: BTreeSet::new(), notices_at: None, frozen_until: now, generation: 0, begun: 0 }
     }
 
-    /// Whether its claim's connection was closed, as far as it knows by now; true once.
-    pub(super) fn has_lost_claim(&mut self, now: Time) -> bool {
+    /// Whether the process has noticed that its claim's connection is closed; true once.
+    pub(super) fn take_lost_claim(&mut self, now: Time) -> bool {
         let is_lost = self.claim.is_some() && self.notices_at.is_some_and(|at| at <= now);
         if is_lost {
             self.forget_claim();
@@ -65,25 +69,25 @@ impl Process {
     }
 }
 
-/// A work under way.
+/// A piece of work under way.
 pub(super) struct Job {
     pub(super) process: usize,
     pub(super) began_at: Time,
-    /// The connections that were open when it began.
+    /// The world's `connections` when it began; the connection is closed once that number has grown.
     pub(super) connections: u64,
     pub(super) state: JobState,
 }
 
 pub(super) enum JobState {
-    /// Statements are left to be run.
+    /// Some of its statements have not run yet.
     Statements { work: Box<Work>, claim: Option<ClaimProof>, partial: Box<Partial> },
-    /// The answer is on its way back.
+    /// The answer is on its way to the relay.
     Answered(Box<Completion>),
-    /// A request to SQS; the answer, as soon as there is one.
-    Request { work: Box<Work>, published: Option<Published> },
+    /// A request to SQS, with the answer once there is one.
+    Request { work: Box<Work>, claim: Option<TransactionId>, published: Option<Published> },
 }
 
-/// What the first statements of a work have brought.
+/// The results of the statements of a piece of work that have run so far.
 #[derive(Default)]
 pub(super) struct Partial {
     steps: usize,
@@ -93,36 +97,36 @@ pub(super) struct Partial {
     writes_in: Option<TransactionId>,
 }
 
-/// What a step has led to.
+/// The result of a step.
 pub(super) enum Stepped {
     /// More statements follow.
     Again(Box<Work>, Box<Partial>),
     Done(Box<Completion>),
 }
 
-/// The surroundings of a statement.
+/// What a statement runs in.
 pub(super) struct Surroundings<'a> {
     pub(super) database: &'a mut Database,
     pub(super) own: &'a BTreeSet<TransactionId>,
     pub(super) claim: Option<&'a ClaimProof>,
     pub(super) began_at: Time,
     pub(super) now: Time,
-    pub(super) dice: &'a mut fastrand::Rng,
+    pub(super) rng: &'a mut fastrand::Rng,
 }
 
 impl Surroundings<'_> {
-    /// Runs the next statement of a work.
+    /// Runs the next statement of a piece of work.
     pub(super) fn step(&mut self, work: Work, mut partial: Box<Partial>) -> Stepped {
         partial.steps += 1;
         match work {
-            Work::FirstLook => self.first_look(partial),
+            Work::ReadBaseline => self.read_baseline(partial),
             Work::Read(work) => match self.read(&work, &mut partial) {
                 Ok(true) => done(Completion::Read(work, Ok(partial.read))),
                 Ok(false) => Stepped::Again(Box::new(Work::Read(work)), partial),
                 Err(error) => done(Completion::Read(work, Err(error))),
             },
             Work::Settle { settlements, proof } => {
-                // Its transaction begins, and commits with the next step.
+                // The first step begins its transaction, and the next one commits it.
                 let Some(id) = partial.writes_in else {
                     let id = self.database.begin();
                     self.database.lock_as_writer(id);
@@ -136,24 +140,25 @@ impl Surroundings<'_> {
                 self.database.end(id, true);
                 done(Completion::Settled { settlements, took: self.now.since(self.began_at), answer })
             }
-            work => done(self.in_one(work)),
+            work => done(self.single_statement(work)),
         }
     }
 
-    fn first_look(&mut self, mut partial: Box<Partial>) -> Stepped {
+    fn read_baseline(&mut self, mut partial: Box<Partial>) -> Stepped {
         match partial.steps {
             1 => partial.incarnations = self.database.incarnations(),
             2 => partial.last_id = self.database.watch(self.now).last_id,
             _ => {
                 let (incarnations, last_id) = (partial.incarnations, partial.last_id);
                 let writers = self.database.writers();
-                return done(Completion::FirstLooked(Ok(FirstLook { incarnations, last_id, writers })));
+                return done(Completion::BaselineRead(Ok(Baseline { incarnations, last_id, writers })));
             }
         }
-        Stepped::Again(Box::new(Work::FirstLook), partial)
+        Stepped::Again(Box::new(Work::ReadBaseline), partial)
     }
 
-    /// What has ended, then groups, then lanes, then the gap, each under a snapshot of its own; whether that was all.
+    /// Runs the next statement of a read: which transactions have ended, then groups, then lanes, then the gap, each
+    /// under its own snapshot. Returns whether that was the last one.
     fn read(&mut self, work: &super::super::work::ReadWork, partial: &mut Partial) -> Result<bool, OutboxError> {
         let request = &work.request;
         match self.claim {
@@ -168,7 +173,7 @@ impl Surroundings<'_> {
                 }
             }
             3 if !request.lanes.is_empty() => {
-                let cut = if self.dice.u8(0..20) == 0 { self.dice.usize(1..4) } else { usize::MAX };
+                let cut = if self.rng.u8(0..20) == 0 { self.rng.usize(1..4) } else { usize::MAX };
                 partial.read.lanes = self.database.read_lanes(request, cut, self.now)?;
             }
             4 => partial.read.gap = request.gap.as_ref().map(|gap| self.database.rescan(gap, self.own)),
@@ -177,7 +182,7 @@ impl Surroundings<'_> {
         Ok(partial.steps == 4)
     }
 
-    fn in_one(&mut self, work: Work) -> Completion {
+    fn single_statement(&mut self, work: Work) -> Completion {
         let (database, now) = (&mut *self.database, self.now);
         match work {
             Work::Prepare => {
@@ -186,9 +191,9 @@ impl Surroundings<'_> {
             }
             Work::Rescan(work) => {
                 let answer = database.is_claimed(work.proof.as_ref());
-                // As if the ids that were handed out were dear to walk.
-                let is_dear = work.rescan.ranges.iter().any(|range| range.above < DEAR);
-                let is_cut_short = is_dear && work.rescan.limit.is_some() && self.dice.u8(0..40) == 0;
+                // Walking the ids that the sequence has handed out takes long; the empty range above them does not.
+                let is_slow = work.rescan.ranges.iter().any(|range| range.above < SLOW_BELOW);
+                let is_cut_short = is_slow && work.rescan.timeout.is_some() && self.rng.u8(0..40) == 0;
                 let answer = answer.map(|()| (!is_cut_short).then(|| database.rescan(&work.rescan, self.own)));
                 Completion::Rescanned(work, answer)
             }
@@ -200,9 +205,9 @@ impl Surroundings<'_> {
                 Completion::HeldChecked { deaths, answer: Ok(database.held_groups(&groups, order, now)) }
             }
             Work::CheckPending { order } => Completion::PendingChecked(Ok(database.pending_left(order))),
-            Work::Claim { lanes, most, limit } => {
-                let first = self.dice.usize(0..16);
-                let claimed = database.claim(&lanes, most, first, limit, now);
+            Work::Claim { lanes, max_lanes, idle_timeout } => {
+                let first = self.rng.usize(0..16);
+                let claimed = database.claim(&lanes, max_lanes, first, idle_timeout, now);
                 let asked_at = self.began_at;
                 Completion::Claimed(Ok(claimed.map(|(lanes, proof)| Claimed { lanes, proof, asked_at })))
             }
@@ -211,29 +216,29 @@ impl Surroundings<'_> {
                     Some(proof) => database.is_claimed(Some(proof)).and_then(|()| database.read_due(&request, now)),
                     None => Err(OutboxError::ClaimLost),
                 };
-                Completion::DueRead { statement, memory, answer }
+                Completion::DueRead { statement, memory, lookup: request.lookup, answer }
             }
-            Work::SetAside { messages } => {
-                database.set_aside(&messages);
-                Completion::SetAside { messages, answer: Ok(()) }
+            Work::Quarantine { messages } => {
+                database.put_into_quarantine(&messages);
+                Completion::Quarantined { messages, answer: Ok(()) }
             }
-            work => self.of_claim(work),
+            work => self.on_claim(work),
         }
     }
 
-    fn of_claim(&mut self, work: Work) -> Completion {
+    fn on_claim(&mut self, work: Work) -> Completion {
         let (database, now) = (&mut *self.database, self.now);
         let lives = |proof: &&ClaimProof| database.is_claimed(Some(proof)).is_ok();
         let Some(id) = self.claim.filter(lives).map(|proof| proof.transaction_id) else {
             return failed(work, OutboxError::ClaimLost);
         };
         match work {
-            Work::Extend { use_for, limit, asked_at } => {
+            Work::Extend { use_for, idle_timeout, asked_at } => {
                 let claim = database.claims.get_mut(&id).unwrap();
-                (claim.limit, claim.heard_at) = (limit, now);
-                Completion::Extended { use_for, limit, asked_at, answer: Ok(()) }
+                (claim.idle_timeout, claim.heard_at) = (idle_timeout, now);
+                Completion::Extended { use_for, idle_timeout, asked_at, answer: Ok(()) }
             }
-            Work::Widen { lanes, most } => Completion::Widened(Ok(database.widen(id, &lanes, most, now))),
+            Work::Widen { lanes, max_lanes } => Completion::Widened(Ok(database.widen(id, &lanes, max_lanes, now))),
             _ => {
                 database.end_claim(id);
                 Completion::Released(Ok(()))
@@ -246,57 +251,61 @@ fn done(completion: Completion) -> Stepped {
     Stepped::Done(Box::new(completion))
 }
 
-/// A work that could not be done.
+/// The completion of a piece of work that failed.
 pub(super) fn failed(work: Work, error: OutboxError) -> Completion {
     match work {
         Work::Prepare => Completion::Prepared(Err(error)),
-        Work::FirstLook => Completion::FirstLooked(Err(error)),
+        Work::ReadBaseline => Completion::BaselineRead(Err(error)),
         Work::Rescan(work) => Completion::Rescanned(work, Err(error)),
         Work::Look { .. } => Completion::Looked(Err(error)),
         Work::Writers { asked_at } => Completion::Writers { asked_at, answer: Err(error) },
         Work::CheckHeld { deaths, .. } => Completion::HeldChecked { deaths, answer: Err(error) },
         Work::CheckPending { .. } => Completion::PendingChecked(Err(error)),
         Work::Claim { .. } => Completion::Claimed(Err(error)),
-        Work::Extend { use_for, limit, asked_at } => {
-            Completion::Extended { use_for, limit, asked_at, answer: Err(error) }
+        Work::Extend { use_for, idle_timeout, asked_at } => {
+            Completion::Extended { use_for, idle_timeout, asked_at, answer: Err(error) }
         }
         Work::Widen { .. } => Completion::Widened(Err(error)),
         Work::Read(work) => Completion::Read(work, Err(error)),
-        Work::ReadDue { statement, memory, .. } => Completion::DueRead { statement, memory, answer: Err(error) },
+        Work::ReadDue { statement, memory, request } => {
+            Completion::DueRead { statement, memory, lookup: request.lookup, answer: Err(error) }
+        }
         Work::Settle { settlements, .. } => {
             Completion::Settled { settlements, took: Duration::from_millis(10), answer: Err(error) }
         }
-        Work::SetAside { messages } => Completion::SetAside { messages, answer: Err(error) },
+        Work::Quarantine { messages } => Completion::Quarantined { messages, answer: Err(error) },
         Work::Release => Completion::Released(Err(error)),
-        Work::Publish { .. } => unreachable!("a request fails otherwise"),
+        Work::Publish { .. } => unreachable!("a request has its own failures"),
     }
 }
 
-/// The same, but its answer was lost.
+/// A completion whose answer was lost.
 pub(super) fn lost(completion: Completion, error: OutboxError) -> Completion {
     match completion {
         Completion::Prepared(_) => Completion::Prepared(Err(error)),
-        Completion::FirstLooked(_) => Completion::FirstLooked(Err(error)),
+        Completion::BaselineRead(_) => Completion::BaselineRead(Err(error)),
         Completion::Rescanned(work, _) => Completion::Rescanned(work, Err(error)),
         Completion::Looked(_) => Completion::Looked(Err(error)),
         Completion::Writers { asked_at, .. } => Completion::Writers { asked_at, answer: Err(error) },
         Completion::HeldChecked { deaths, .. } => Completion::HeldChecked { deaths, answer: Err(error) },
         Completion::PendingChecked(_) => Completion::PendingChecked(Err(error)),
         Completion::Claimed(_) => Completion::Claimed(Err(error)),
-        Completion::Extended { use_for, limit, asked_at, .. } => {
-            Completion::Extended { use_for, limit, asked_at, answer: Err(error) }
+        Completion::Extended { use_for, idle_timeout, asked_at, .. } => {
+            Completion::Extended { use_for, idle_timeout, asked_at, answer: Err(error) }
         }
         Completion::Widened(_) => Completion::Widened(Err(error)),
         Completion::Read(work, _) => Completion::Read(work, Err(error)),
-        Completion::DueRead { statement, memory, .. } => Completion::DueRead { statement, memory, answer: Err(error) },
+        Completion::DueRead { statement, memory, lookup, .. } => {
+            Completion::DueRead { statement, memory, lookup, answer: Err(error) }
+        }
         Completion::Settled { settlements, took, .. } => Completion::Settled { settlements, took, answer: Err(error) },
-        Completion::SetAside { messages, .. } => Completion::SetAside { messages, answer: Err(error) },
+        Completion::Quarantined { messages, .. } => Completion::Quarantined { messages, answer: Err(error) },
         Completion::Released(_) => Completion::Released(Err(error)),
         other @ (Completion::Published { .. } | Completion::ClaimLost) => other,
     }
 }
 
-/// What is sent of some items.
+/// The messages that a request sends.
 pub(super) fn sent(work: &Work) -> Vec<Sent> {
     let Work::Publish { items, .. } = work else { return Vec::new() };
     let sent = |item: &super::super::item::Item| Sent {
@@ -307,7 +316,7 @@ pub(super) fn sent(work: &Work) -> Vec<Sent> {
     items.iter().map(sent).collect()
 }
 
-/// What SQS answered, as the client has it.
+/// The answer of SQS as the client reports it; `None` if there is none.
 pub(super) fn published(answer: Answer, entries: usize, took: Duration) -> Option<Published> {
     match answer {
         Answer::Entries(results) => Some(Published { results, request_fault: None, duration: took }),

@@ -1,11 +1,11 @@
-//! A simulated queue of SQS: what it accepts, in which order, and how it fails.
+//! A simulated SQS queue: what it accepts, in which order, and how it fails.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::message::{Fault, FaultKind, MessageKey};
 
-/// What arrives of a message.
+/// A message as it arrives.
 #[derive(Clone, Debug)]
 pub(super) struct Sent {
     pub(super) uid: u64,
@@ -16,47 +16,49 @@ pub(super) struct Sent {
 /// How the queue fails for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum QueueFault {
-    /// Nobody answers at its address.
+    /// Connections to it are refused.
     NotConnected,
-    /// It refuses everybody.
+    /// It denies access.
     Denied,
-    /// It asks for fewer requests.
+    /// It throttles requests.
     Throttled,
-    /// It answers 500, and has accepted the request or has not.
+    /// It answers 500, whether or not it accepts the request.
     ServerError { accepts: bool },
-    /// It does not answer in time, and has accepted the request or has not.
+    /// It does not answer in time, whether or not it accepts the request.
     Silent { accepts: bool },
-    /// So many of a hundred entries fail.
+    /// This share of entries fails, drawn at random.
     Entries { percent: u8 },
-    /// So many of a hundred entries are throttled.
+    /// This share of entries is throttled.
     EntriesThrottled { percent: u8 },
+    /// This share of entries fails or is throttled.
+    EntriesMixed { percent: u8 },
 }
 
-/// What becomes of a request.
+/// The answer to a request.
 pub(super) enum Answer {
     Entries(Vec<Result<String, Fault>>),
     Failed(Fault),
     None,
 }
 
-/// What was accepted, and why other things are not.
+/// The state of the queue: what it has accepted, and what it fails.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// Each message's answers, the first one counts.
+    /// By uid: the message ids of all its acceptances. Only the first acceptance counts.
     pub(super) accepted: HashMap<u64, Vec<String>>,
     pub(super) fault: Option<QueueFault>,
-    /// Messages that it can never take.
+    /// The uids of messages that it can never accept.
     pub(super) refused: HashSet<u64>,
-    /// Messages that fail so many times more.
+    /// By uid: how many more attempts it takes until one is accepted.
     pub(super) failing: BTreeMap<u64, u32>,
-    /// How often each has failed by itself; many times for those that can never be taken.
+    /// By uid: how often the message itself has failed; `u32::MAX` if it can never be accepted.
     pub(super) failures: HashMap<u64, u32>,
     ids: u64,
 }
 
 impl Queue {
-    /// A request arrives; returns the answer and what was accepted for the first time, in order.
-    pub(super) fn arrive(&mut self, sent: &[Sent], dice: &mut fastrand::Rng) -> (Answer, Vec<Sent>) {
+    /// A request arrives. Returns the answer, and the messages that were accepted for the first time, in order.
+    pub(super) fn arrive(&mut self, sent: &[Sent], rng: &mut fastrand::Rng) -> (Answer, Vec<Sent>) {
         let fault = |kind, code: &str| Answer::Failed(Fault::new(kind, code, "simulated"));
         match self.fault {
             Some(QueueFault::NotConnected) => (fault(FaultKind::Outage, "NotConnected"), Vec::new()),
@@ -70,11 +72,11 @@ impl Queue {
                 let new = if accepts { self.accept_all(sent) } else { Vec::new() };
                 (Answer::None, new)
             }
-            _ => self.judge(sent, dice),
+            _ => self.judge(sent, rng),
         }
     }
 
-    fn judge(&mut self, sent: &[Sent], dice: &mut fastrand::Rng) -> (Answer, Vec<Sent>) {
+    fn judge(&mut self, sent: &[Sent], rng: &mut fastrand::Rng) -> (Answer, Vec<Sent>) {
         let (mut results, mut new) = (Vec::new(), Vec::new());
         for message in sent {
             let fails = self.fails(message.uid);
@@ -83,10 +85,14 @@ impl Queue {
                     Some((FaultKind::MessagePermanent, "InvalidMessageContents"))
                 }
                 _ if fails => Some((FaultKind::MessageTransient, "InternalError")),
-                Some(QueueFault::Entries { percent }) if dice.u8(0..100) < percent => {
+                Some(QueueFault::Entries { percent }) if rng.u8(0..100) < percent => {
                     Some((FaultKind::MessageTransient, "InternalError"))
                 }
-                Some(QueueFault::EntriesThrottled { percent }) if dice.u8(0..100) < percent => {
+                Some(QueueFault::EntriesMixed { percent }) if rng.u8(0..100) < percent => match rng.bool() {
+                    true => Some((FaultKind::MessageTransient, "InternalError")),
+                    false => Some((FaultKind::Throttle, "RequestThrottled")),
+                },
+                Some(QueueFault::EntriesThrottled { percent }) if rng.u8(0..100) < percent => {
                     Some((FaultKind::Throttle, "RequestThrottled"))
                 }
                 _ => None,

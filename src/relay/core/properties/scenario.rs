@@ -1,4 +1,4 @@
-//! Scenarios: what applications, operators and misfortune do, and when. Made and shrunk by proptest.
+//! Scenarios: what applications and operators do, what fails, and when. Proptest generates and shrinks them.
 
 use std::time::Duration;
 
@@ -8,64 +8,64 @@ use super::queue::QueueFault;
 use crate::config::{FifoMode, OnDead};
 use crate::message::QueueKind;
 
-/// Something that happens.
+/// One step of a scenario.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Action {
-    /// A transaction of its own writes messages. Group 0 is none.
+    /// A transaction writes `count` messages and commits. Group 0 means no group.
     Put { group: u8, count: u8 },
-    /// One of some long transactions begins with something else than messages.
+    /// A writer begins a long transaction, without a message so far.
     Begin { writer: u8 },
-    /// One of these transactions writes a message, and begins if it has not.
+    /// The writer's transaction writes a message; it begins if it has not.
     Write { writer: u8, group: u8 },
-    /// One of these transactions ends.
+    /// The writer's transaction commits or is rolled back.
     End { writer: u8, commits: bool },
-    /// A transaction that writes no messages runs for so long.
+    /// A transaction that writes no messages stays open for `millis`.
     Report { millis: u16 },
-    /// A message with an id of its own, far beyond the sequence.
+    /// A transaction writes a message whose id was set by hand, far above the sequence.
     PutFarAhead { group: u8 },
-    /// An operator holds a pending message back, for a time or until told otherwise.
+    /// An operator holds back a pending message, for `millis` or indefinitely.
     Hold { nth: u8, millis: Option<u16> },
-    /// An operator lets a message go that was held back.
+    /// An operator makes a deferred message due now.
     Unhold { nth: u8 },
-    /// An operator sends a dead message again.
+    /// An operator redrives a dead message.
     Redrive { nth: u8 },
-    /// An operator gives a dead message up for good.
+    /// An operator discards a dead message.
     Discard { nth: u8 },
-    /// The database refuses what becomes of a pending message and of so many that follow it.
+    /// The database refuses the outcomes of `count` pending messages, beginning with the nth one.
     Refuse { nth: u8, count: u8 },
     /// The database cannot read a pending message.
     Unreadable { nth: u8 },
     /// SQS can never accept a pending message.
     Poison { nth: u8 },
-    /// SQS fails so many times at a pending message.
+    /// SQS accepts a pending message only at attempt number `times`, counted from now.
     Failing { nth: u8, times: u8 },
-    /// The queue fails for a while.
+    /// The queue fails in this way for `millis`.
     Queue { fault: QueueFault, millis: u16 },
-    /// The database refuses everything for a while.
+    /// Every statement fails for `millis`.
     DatabaseFails { millis: u16 },
-    /// The database answers nothing for a while.
+    /// The database answers nothing for `millis`.
     DatabaseStalls { millis: u16 },
-    /// Each statement takes so long for a while.
+    /// For `millis`, each round trip to the database takes `by_millis` longer.
     DatabaseIsSlow { by_millis: u16, millis: u16 },
-    /// All connections are closed.
+    /// All connections to the database are closed.
     Disconnect,
-    /// The server crashes and is started again.
+    /// The server crashes and restarts.
     Restart,
-    /// From now on the standby gets nothing more.
+    /// From now on the standby receives nothing more.
     Lag,
-    /// The standby takes over.
-    Promote,
-    /// Somebody sets the sequence of ids back.
+    /// The standby is promoted.
+    Promote { behind_pooler: bool },
+    /// An operator sets the sequence of ids back by this many.
     SetBack { by: u8 },
-    /// A relay's process is stopped for a while, and goes on.
+    /// A relay's process is stopped for `millis` and then goes on.
     Freeze { process: u8, millis: u16 },
-    /// A relay's process is killed, and another one started.
+    /// A relay's process is killed, and another one starts.
     Kill { process: u8 },
-    /// An operator pauses the destination for a while.
+    /// An operator pauses the destination for `millis`.
     Pause { millis: u16 },
 }
 
-/// Everything that a run depends on.
+/// Everything that determines a run.
 #[derive(Clone, Debug)]
 pub(super) struct Scenario {
     pub(super) kind: QueueKind,
@@ -74,44 +74,62 @@ pub(super) struct Scenario {
     pub(super) relays: u8,
     pub(super) batch_size: usize,
     pub(super) request_size: usize,
-    /// One statement takes up to so many milliseconds.
+    /// The longest round trip to the database while nothing slows it, in milliseconds.
     pub(super) database_millis: u16,
-    /// One request takes up to so many.
+    /// The longest round trip to SQS, in milliseconds; one in 200 requests takes longer.
     pub(super) queue_millis: u16,
     pub(super) seed: u64,
-    /// An application that never ends begins a transaction every so many milliseconds, writes a message at once, and commits
-    /// after so many.
+    /// An application that goes on after the last fault: how often it begins a transaction, and how long each stays
+    /// open, in milliseconds. Each writes a message as soon as it begins.
     pub(super) long_writers: Option<(u16, u16)>,
-    /// Each after so many milliseconds.
+    /// The actions, each with the milliseconds since the one before it.
     pub(super) actions: Vec<(u16, Action)>,
 }
 
 impl Scenario {
-    /// How long it may take until everything is delivered once nothing fails any more: batches are read one after another, by each
-    /// relay that gets to a lane, and messages of one group are sent one after another.
+    /// How long the relays may take to deliver everything after the last fault. Each relay that gets a lane reads its
+    /// batches one after another, hot groups may be read message by message, and messages of one group are sent one
+    /// after another.
     pub(super) fn deadline(&self) -> Duration {
         let count = |action: &Action| match action {
             Action::Put { count, .. } => u32::from(*count),
             _ => 1,
         };
         let messages: u32 = self.actions.iter().map(|(_, action)| count(action)).sum();
-        // What is refused is written again in halves.
+        // Refused outcomes are written again in halves.
         let refused = |action: &Action| if let Action::Refuse { count, .. } = action { u32::from(*count) } else { 0 };
         let refused: u32 = self.actions.iter().map(|(_, action)| refused(action)).sum();
         let relays = u32::from(self.relays);
         let batches = relays * messages / u32::try_from(self.batch_size).unwrap_or(1);
-        let database = Duration::from_millis(u64::from(self.database_millis)) * (80 + 3 * batches + 4 * refused);
+        let database =
+            Duration::from_millis(u64::from(self.database_millis)) * (80 + 3 * batches + 4 * refused + messages);
         let queue = Duration::from_millis(u64::from(self.queue_millis)) * (10 + messages);
         Duration::from_secs(60) + database + queue
     }
 
-    /// Whether entries fail at random, so that a message may fail often without being at fault.
+    /// Whether entries fail at random. Then a message may fail often without being at fault.
     pub(super) fn has_failing_entries(&self) -> bool {
-        self.actions.iter().any(|(_, action)| matches!(action, Action::Queue { fault: QueueFault::Entries { .. }, .. }))
+        let fails = |fault: &QueueFault| matches!(fault, QueueFault::Entries { .. } | QueueFault::EntriesMixed { .. });
+        self.actions.iter().any(|(_, action)| matches!(action, Action::Queue { fault, .. } if fails(fault)))
     }
 
-    /// Whether anything happens after which SQS may get a message twice.
+    /// Whether anything happens after which SQS may get a message twice. A failing database is no reason if there is
+    /// only one relay and it is neither killed nor stopped: it records what SQS accepted when the database is back,
+    /// before it reads anything.
     pub(super) fn may_duplicate(&self) -> bool {
+        let is_survived = |action: &Action| {
+            let is_of_database = matches!(
+                action,
+                Action::DatabaseFails { .. }
+                    | Action::DatabaseStalls { .. }
+                    | Action::DatabaseIsSlow { .. }
+                    | Action::Disconnect
+                    | Action::Restart
+                    | Action::Refuse { .. }
+                    | Action::Unreadable { .. }
+            );
+            is_of_database && self.relays == 1
+        };
         let is_mild = |action: &Action| {
             matches!(
                 action,
@@ -132,17 +150,20 @@ impl Scenario {
                             | QueueFault::Denied
                             | QueueFault::Throttled
                             | QueueFault::Entries { .. }
-                            | QueueFault::EntriesThrottled { .. },
+                            | QueueFault::EntriesThrottled { .. }
+                            | QueueFault::EntriesMixed { .. },
                         ..
                     }
                     | Action::Pause { .. }
-            )
+            ) || is_survived(action)
         };
-        self.queue_millis > 250 || self.database_millis > 500 || !self.actions.iter().all(|(_, action)| is_mild(action))
+        self.queue_millis > 250
+            || (self.database_millis > 500 && self.relays > 1)
+            || !self.actions.iter().all(|(_, action)| is_mild(action))
     }
 }
 
-/// What applications do on an ordinary day.
+/// What applications do.
 fn writing() -> impl Strategy<Value = Action> {
     prop_oneof![
         6 => (0..7_u8, 1..30_u8).prop_map(|(group, count)| Action::Put { group, count }),
@@ -165,7 +186,7 @@ fn operating() -> impl Strategy<Value = Action> {
     ]
 }
 
-fn messages_at_fault() -> impl Strategy<Value = Action> {
+fn message_faults() -> impl Strategy<Value = Action> {
     prop_oneof![
         2 => any::<u8>().prop_map(|nth| Action::Poison { nth }),
         3 => (any::<u8>(), 1..8_u8).prop_map(|(nth, times)| Action::Failing { nth, times }),
@@ -174,7 +195,7 @@ fn messages_at_fault() -> impl Strategy<Value = Action> {
     ]
 }
 
-fn queue_at_fault() -> impl Strategy<Value = Action> {
+fn queue_faults() -> impl Strategy<Value = Action> {
     let fault = prop_oneof![
         Just(QueueFault::NotConnected),
         Just(QueueFault::Denied),
@@ -183,11 +204,12 @@ fn queue_at_fault() -> impl Strategy<Value = Action> {
         any::<bool>().prop_map(|accepts| QueueFault::Silent { accepts }),
         (1..100_u8).prop_map(|percent| QueueFault::Entries { percent }),
         (1..100_u8).prop_map(|percent| QueueFault::EntriesThrottled { percent }),
+        (1..100_u8).prop_map(|percent| QueueFault::EntriesMixed { percent }),
     ];
     (fault, 0..8000_u16).prop_map(|(fault, millis)| Action::Queue { fault, millis })
 }
 
-fn database_at_fault() -> impl Strategy<Value = Action> {
+fn database_faults() -> impl Strategy<Value = Action> {
     let slow = (0..2000_u16, 0..15_000_u16);
     prop_oneof![
         10 => (0..6000_u16).prop_map(|millis| Action::DatabaseFails { millis }),
@@ -196,12 +218,12 @@ fn database_at_fault() -> impl Strategy<Value = Action> {
         10 => Just(Action::Disconnect),
         10 => Just(Action::Restart),
         10 => Just(Action::Lag),
-        10 => Just(Action::Promote),
+        10 => any::<bool>().prop_map(|behind_pooler| Action::Promote { behind_pooler }),
         1 => (0..100_u8).prop_map(|by| Action::SetBack { by }),
     ]
 }
 
-fn processes() -> impl Strategy<Value = Action> {
+fn process_faults() -> impl Strategy<Value = Action> {
     prop_oneof![
         (0..2_u8, 0..15_000_u16).prop_map(|(process, millis)| Action::Freeze { process, millis }),
         (0..2_u8).prop_map(|process| Action::Kill { process }),
@@ -212,7 +234,7 @@ fn waits() -> impl Strategy<Value = u16> {
     prop_oneof![4 => 0..40_u16, 2 => 0..400_u16, 1 => 0..4000_u16]
 }
 
-/// Runs with these actions.
+/// Scenarios with these actions and these kinds of queue.
 fn with(
     action: impl Strategy<Value = Action>,
     kind: impl Strategy<Value = QueueKind>,
@@ -232,7 +254,7 @@ fn with(
         fifo_mode: modes.1,
         on_dead: modes.2,
         relays: sizes.0,
-        // So that a database that is far away can be read faster than these write.
+        // A relay must read faster than the long writers write, even from a distant database.
         batch_size: if long_writers.is_some() { sizes.1.max(20) } else { sizes.1 },
         request_size: sizes.2,
         database_millis: times.0,
@@ -247,13 +269,14 @@ fn kinds() -> impl Strategy<Value = QueueKind> {
     prop_oneof![4 => Just(QueueKind::Fifo), 1 => Just(QueueKind::Standard)]
 }
 
-/// Applications and operators.
-pub(super) fn ordinary_days() -> impl Strategy<Value = Scenario> {
+/// Applications write and operators act; nothing fails.
+pub(super) fn ordinary_scenarios() -> impl Strategy<Value = Scenario> {
     with(prop_oneof![5 => writing(), 1 => operating()], kinds())
 }
 
-/// Few groups with more in the table than is read of them at once, whose writers do not wait for each other.
-pub(super) fn hot_days() -> impl Strategy<Value = Scenario> {
+/// Few groups, each with more messages in the table than a relay keeps in memory. Their writers do not wait for each
+/// other.
+pub(super) fn hot_groups() -> impl Strategy<Value = Scenario> {
     let hot = prop_oneof![
         3 => (1..3_u8, 15..60_u8).prop_map(|(group, count)| Action::Put { group, count }),
         3 => (1..6_u8, 1..3_u8).prop_map(|(group, count)| Action::Put { group, count }),
@@ -264,25 +287,59 @@ pub(super) fn hot_days() -> impl Strategy<Value = Scenario> {
     with(hot, Just(QueueKind::Fifo))
 }
 
-/// Messages and queues that fail.
-pub(super) fn queues_at_fault() -> impl Strategy<Value = Scenario> {
-    with(prop_oneof![6 => writing(), 1 => operating(), 2 => messages_at_fault(), 2 => queue_at_fault()], kinds())
+/// Groups with messages that operators hold back and make due again. Their writers do not wait for each other. Where a
+/// relay remembers only few groups one by one, the others form crowds.
+pub(super) fn groups_held_back() -> impl Strategy<Value = Scenario> {
+    let held = prop_oneof![
+        3 => (1..7_u8, 1..8_u8).prop_map(|(group, count)| Action::Put { group, count }),
+        2 => (0..4_u8).prop_map(|writer| Action::Begin { writer }),
+        4 => (0..4_u8, 1..7_u8).prop_map(|(writer, group)| Action::Write { writer, group }),
+        3 => (0..4_u8).prop_map(|writer| Action::End { writer, commits: true }),
+        3 => (any::<u8>(), prop::option::of(0..2000_u16)).prop_map(|(nth, millis)| Action::Hold { nth, millis }),
+        3 => any::<u8>().prop_map(|nth| Action::Unhold { nth }),
+    ];
+    with(held, Just(QueueKind::Fifo))
 }
 
-/// Databases that fail, and processes.
-pub(super) fn databases_at_fault() -> impl Strategy<Value = Scenario> {
-    with(prop_oneof![8 => writing(), 1 => operating(), 2 => database_at_fault(), 1 => processes()], kinds())
+/// Few groups in which many messages die, are quarantined and are redriven, while relays are stopped or killed.
+pub(super) fn dead_letters() -> impl Strategy<Value = Scenario> {
+    let dying = prop_oneof![
+        6 => (1..3_u8, 1..6_u8).prop_map(|(group, count)| Action::Put { group, count }),
+        3 => any::<u8>().prop_map(|nth| Action::Poison { nth }),
+        1 => (any::<u8>(), 1..8_u8).prop_map(|(nth, times)| Action::Failing { nth, times }),
+        2 => any::<u8>().prop_map(|nth| Action::Unreadable { nth }),
+        1 => (any::<u8>(), 1..4_u8).prop_map(|(nth, count)| Action::Refuse { nth, count }),
+        4 => any::<u8>().prop_map(|nth| Action::Redrive { nth }),
+        1 => any::<u8>().prop_map(|nth| Action::Discard { nth }),
+        1 => (0..2000_u16, 0..15_000_u16).prop_map(|(by_millis, millis)| Action::DatabaseIsSlow { by_millis, millis }),
+        1 => (0..6000_u16).prop_map(|millis| Action::DatabaseFails { millis }),
+        1 => Just(Action::Disconnect),
+        2 => process_faults(),
+    ];
+    let slow = prop::option::of(20..400_u16);
+    (with(dying, Just(QueueKind::Fifo)), slow)
+        .prop_map(|(scenario, slow)| Scenario { database_millis: slow.unwrap_or(scenario.database_millis), ..scenario })
 }
 
-/// Everything at once.
-pub(super) fn bad_days() -> impl Strategy<Value = Scenario> {
+/// Messages and queues fail.
+pub(super) fn failing_messages_and_queues() -> impl Strategy<Value = Scenario> {
+    with(prop_oneof![6 => writing(), 1 => operating(), 2 => message_faults(), 2 => queue_faults()], kinds())
+}
+
+/// Databases and processes fail.
+pub(super) fn failing_databases_and_processes() -> impl Strategy<Value = Scenario> {
+    with(prop_oneof![8 => writing(), 1 => operating(), 2 => database_faults(), 1 => process_faults()], kinds())
+}
+
+/// Everything fails.
+pub(super) fn everything_at_once() -> impl Strategy<Value = Scenario> {
     let all = prop_oneof![
         8 => writing(),
         1 => operating(),
-        1 => messages_at_fault(),
-        1 => queue_at_fault(),
-        1 => database_at_fault(),
-        1 => processes(),
+        1 => message_faults(),
+        1 => queue_faults(),
+        1 => database_faults(),
+        1 => process_faults(),
     ];
     with(all, kinds())
 }

@@ -1,9 +1,9 @@
-//! What is worth a line in the story of a simulated day that went wrong.
+//! The lines of a trace, which tells what happened in a scenario that failed.
 
 use super::super::work::{Completion, Work};
 use crate::message::Message;
 
-/// What is worth a line of a work that begins.
+/// The line for a piece of work that begins; `None` if it is not worth one.
 pub(super) fn shown(work: &Work) -> Option<String> {
     let text = match work {
         Work::Publish { items, until, .. } => {
@@ -14,14 +14,16 @@ pub(super) fn shown(work: &Work) -> Option<String> {
             let ids: Vec<_> = settlements.iter().map(|one| (one.key.id.0, &one.outcome)).collect();
             format!("settle {ids:?}")
         }
-        Work::Read(work) if !work.request.groups.is_empty() => format!("reads on {:?}", work.groups),
-        Work::Release | Work::SetAside { .. } | Work::Extend { .. } => format!("{work:?}").chars().take(200).collect(),
+        Work::Read(work) if !work.request.groups.is_empty() => format!("continue groups {:?}", work.groups),
+        Work::Release | Work::Quarantine { .. } | Work::Extend { .. } => {
+            format!("{work:?}").chars().take(200).collect()
+        }
         _ => return None,
     };
     Some(text)
 }
 
-/// What is worth a line of an answer.
+/// The line for a completion; `None` if it is not worth one.
 pub(super) fn answer_shown(completion: &Completion) -> Option<String> {
     let text = match completion {
         Completion::Read(work, Ok(answer)) => {
@@ -43,7 +45,7 @@ pub(super) fn answer_shown(completion: &Completion) -> Option<String> {
         Completion::Claimed(Ok(None)) => return None,
         Completion::Claimed(Ok(Some(claimed))) => {
             let lanes: Vec<i16> = claimed.lanes.iter().map(|(lane, _)| lane.number()).collect();
-            format!("claims {lanes:?} by {}", claimed.proof.transaction_id.0)
+            format!("claimed {lanes:?} by transaction {}", claimed.proof.transaction_id.0)
         }
         Completion::DueRead { answer: Ok(batch), .. } if batch.messages.is_empty() => return None,
         Completion::DueRead { answer: Ok(batch), .. } => {

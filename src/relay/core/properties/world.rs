@@ -1,6 +1,6 @@
-//! The simulated world: time, relays, and what happens to them. It runs one [`Scenario`] and says what went wrong.
+//! The simulated world: time, relays, and what happens to them. It runs one [`Scenario`] and reports the first problem.
 //!
-//! Nothing in it sleeps: it goes from event to event. The same scenario always runs the same way.
+//! It never sleeps; time jumps from event to event. The same scenario always runs the same way.
 
 mod jobs;
 
@@ -21,46 +21,46 @@ use crate::config::Tuning;
 use crate::message::{Lane, MessageId, MessageKey, QueueKind, TransactionId};
 use crate::outbox::OutboxError;
 
-/// What a statement may take before the relay gives it up.
+/// How long a statement may take before the relay gives up on it.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often a relay is told what was seen of all destinations.
+/// How often the poller tells a relay what it has seen.
 const WATCH_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Event {
-    /// A relay looks what is to be done.
+    /// A relay looks for work to do.
     Step { process: usize, generation: u64 },
-    /// A statement reaches the database.
+    /// The next statement of a job reaches the database.
     Statement { job: u64 },
-    /// A request is written.
+    /// A request is written to the socket.
     Written { job: u64 },
     /// A request reaches SQS.
     Arrived { job: u64 },
     /// An answer reaches the relay.
     Answered { job: u64 },
-    /// A relay is told what was seen.
+    /// The poller tells a relay what it has seen.
     Watched { process: usize },
-    /// The server looks whether a claim's holder was silent for too long.
+    /// The server checks whether a claim's holder has been silent for too long.
     ClaimChecked { claim: TransactionId },
-    /// Something of the scenario.
+    /// An action of the scenario happens.
     Happens { index: usize },
-    /// Something that lasted is over.
+    /// The effect of an action ends.
     Over { index: usize },
-    /// An application begins one of its long transactions.
+    /// The long writer begins a transaction.
     LongWriterBegins,
-    /// It commits it.
+    /// The long writer commits a transaction.
     LongWriterEnds { transaction: TransactionId },
 }
 
 pub(super) struct World {
     pub(super) scenario: Scenario,
     pub(super) now: Time,
-    pub(super) dice: fastrand::Rng,
+    pub(super) rng: fastrand::Rng,
     events: BinaryHeap<Reverse<(Time, u64, Event)>>,
     sequence: u64,
     pub(super) database: Database,
-    /// What the standby has got, once it lags.
+    /// The state of the standby; `None` while it does not lag.
     pub(super) standby: Option<Database>,
     pub(super) queue: Queue,
     pub(super) processes: Vec<Process>,
@@ -75,8 +75,8 @@ pub(super) struct World {
     pub(super) slow_by: Duration,
     pub(super) writers: BTreeMap<u8, TransactionId>,
     pub(super) reports: BTreeMap<usize, TransactionId>,
-    /// How many transactions had committed when all misfortune was over.
-    pub(super) calm_at: Option<u64>,
+    /// The number of the last commit before the faults ended.
+    pub(super) last_commit_with_faults: Option<u64>,
     pub(super) next_uid: u64,
     pub(super) problem: Option<String>,
     trace: VecDeque<String>,
@@ -86,15 +86,15 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(scenario: Scenario) -> Self {
         let now = Time::default() + Duration::from_secs(1000);
-        let mut dice = fastrand::Rng::with_seed(scenario.seed);
+        let mut rng = fastrand::Rng::with_seed(scenario.seed);
         let tuning = tuning(&scenario);
         let relays = usize::from(scenario.relays);
         let processes: Vec<Process> =
-            (0..relays).map(|_| Process::new(scenario.kind, tuning, 1 << 20, dice.u64(..), now)).collect();
+            (0..relays).map(|_| Process::new(scenario.kind, tuning, 1 << 20, rng.u64(..), now)).collect();
         let mut world = Self {
             scenario,
             now,
-            dice,
+            rng,
             events: BinaryHeap::new(),
             sequence: 0,
             database: Database::new(),
@@ -110,7 +110,7 @@ impl World {
             slow_by: Duration::ZERO,
             writers: BTreeMap::new(),
             reports: BTreeMap::new(),
-            calm_at: None,
+            last_commit_with_faults: None,
             next_uid: 0,
             problem: None,
             trace: VecDeque::new(),
@@ -134,7 +134,7 @@ impl World {
         self.events.push(Reverse((self.now + after, self.sequence, event)));
     }
 
-    /// Notes what happened, for whoever has to find out why.
+    /// Adds a line to the trace.
     pub(super) fn note(&mut self, what: impl FnOnce() -> String) {
         let since = self.now.since(Time::default() + Duration::from_secs(1000));
         if self.trace.len() >= 3000 {
@@ -152,7 +152,7 @@ impl World {
         self.problem.get_or_insert(problem);
     }
 
-    /// Runs until then, or until something goes wrong.
+    /// Runs until `end`, or until `is_over`, or until the first problem.
     pub(super) fn run_until(&mut self, end: Time, is_over: impl Fn(&Self) -> bool) {
         while self.problem.is_none() && !is_over(self) {
             let Some(Reverse((at, _, _))) = self.events.peek() else { return };
@@ -186,20 +186,20 @@ impl World {
         }
     }
 
-    /// The time for one way between relay and database.
+    /// How long one way between relay and database takes.
     fn way(&mut self) -> Duration {
-        // A server that is near answers now soon, now later; one that is far away answers always late.
-        let most = u64::from(self.scenario.database_millis) * 500;
-        let least = if most > 10_000 { most / 2 } else { 50 };
-        Duration::from_micros(self.dice.u64(least..most.max(51))) + self.slow_by / 2
+        // The answers of a near server vary a lot; those of a distant one always take long.
+        let limit = u64::from(self.scenario.database_millis) * 500;
+        let least = if limit > 10_000 { limit / 2 } else { 50 };
+        Duration::from_micros(self.rng.u64(least..limit.max(51))) + self.slow_by / 2
     }
 
     fn way_to_queue(&mut self) -> Duration {
-        let most = u64::from(self.scenario.queue_millis) * 500;
-        Duration::from_micros(self.dice.u64(100..most.max(101)))
+        let limit = u64::from(self.scenario.queue_millis) * 500;
+        Duration::from_micros(self.rng.u64(100..limit.max(101)))
     }
 
-    // A relay's turn, as `Relay::run` makes it.
+    // One turn of a relay, as in `Relay::run`.
 
     fn step(&mut self, index: usize) {
         let now = self.now;
@@ -208,10 +208,10 @@ impl World {
         }
         self.steps_at_once = if self.steps_at_once.0 == now { (now, self.steps_at_once.1 + 1) } else { (now, 0) };
         if self.steps_at_once.1 > 10_000 {
-            return self.fail("a relay turns on the spot".to_owned());
+            return self.fail("a relay loops without time passing".to_owned());
         }
         let process = &mut self.processes[index];
-        if process.has_lost_claim(now) {
+        if process.take_lost_claim(now) {
             process.core.claim_lost(now);
         }
         for work in self.processes[index].core.due(now) {
@@ -233,7 +233,7 @@ impl World {
         self.plan(wake, Event::Step { process: index, generation });
     }
 
-    /// A stopped process does nothing; then it looks again when it goes on.
+    /// A stopped process does nothing, and its step is postponed until it goes on. Returns whether it is stopped.
     fn postpones(&mut self, index: usize) -> bool {
         let process = &mut self.processes[index];
         let is_frozen = process.frozen_until > self.now;
@@ -245,7 +245,7 @@ impl World {
         is_frozen
     }
 
-    /// A claim that was not released ends with its connection.
+    /// Closes the connection of a claim that was not released, which ends the claim.
     fn close_claim(&mut self, index: usize) {
         if let Some(proof) = self.processes[index].claim.clone() {
             if self.database.is_claimed(Some(&proof)).is_ok() {
@@ -260,7 +260,7 @@ impl World {
         process.begun += 1;
         let claim = process.claim.clone();
         if matches!(work, Work::Release) {
-            // Its transaction still counts as the process's own while the answer is on its way.
+            // Until the answer has arrived, its transaction still counts as the process's own.
             process.claim = None;
         }
         self.next_job += 1;
@@ -271,13 +271,13 @@ impl World {
         let is_request = matches!(work, Work::Publish { .. });
         let work = Box::new(work);
         let state = match is_request {
-            true => JobState::Request { work, published: None },
+            true => JobState::Request { work, claim: claim.map(|proof| proof.transaction_id), published: None },
             false => JobState::Statements { work, claim, partial: Box::default() },
         };
         self.jobs.insert(job, Job { process: index, began_at: self.now, connections: self.connections, state });
         if is_request {
-            let building = Duration::from_micros(self.dice.u64(0..2000));
-            let building = if self.dice.u8(0..50) == 0 { building * 100 } else { building };
+            let building = Duration::from_micros(self.rng.u64(0..2000));
+            let building = if self.rng.u8(0..50) == 0 { building * 100 } else { building };
             self.plan(building, Event::Written { job });
         } else {
             let way = self.way();
@@ -310,10 +310,10 @@ impl World {
         }
     }
 
-    /// Kills a process and starts another one. What it has sent arrives all the same.
+    /// Kills a process and starts another one. The requests that it has sent still arrive.
     pub(super) fn kill(&mut self, index: usize) {
         self.close_claim(index);
-        // One that it was releasing ends with its connection as well.
+        // A claim that it was releasing ends with its connection as well.
         for claim in std::mem::take(&mut self.processes[index].own) {
             if self.database.claims.contains_key(&claim) {
                 self.database.end_claim(claim);
@@ -321,7 +321,7 @@ impl World {
         }
         let was_killed = |job: &Job| job.process == index;
         self.jobs.retain(|_, job| !was_killed(job) || matches!(job.state, JobState::Statements { .. }));
-        // A statement that was sent may run; nobody reads its answer.
+        // A statement that was sent may still run; nobody reads its answer.
         let pending: Vec<u64> =
             self.jobs.iter().filter(|(_, job)| was_killed(job)).map(|(number, _)| *number).collect();
         for number in pending {
@@ -329,15 +329,15 @@ impl World {
                 continue;
             };
             if let Work::Settle { settlements, proof } = *work
-                && self.dice.bool()
+                && self.rng.bool()
                 && !self.database_fails
             {
-                // It fails or not; nobody hears of it.
+                // Nobody learns whether it failed.
                 drop(self.database.settle(&settlements, proof.as_ref(), self.now));
             }
         }
         let generation = self.processes[index].generation + 1;
-        let seed = self.dice.u64(..);
+        let seed = self.rng.u64(..);
         let mut process = Process::new(self.scenario.kind, tuning(&self.scenario), 1 << 20, seed, self.now);
         process.generation = generation;
         process.begun = self.processes[index].begun;
@@ -352,7 +352,7 @@ impl World {
         self.notice_lost_claims();
     }
 
-    /// A new message; each group has one of three lanes, and what has no group has one by its id.
+    /// A new message. There are three lanes, chosen by group, or by id for a message without a group.
     pub(super) fn row(&mut self, group: u8, id: i64) -> Row {
         self.next_uid += 1;
         let lane = if group == 0 { id % 3 } else { i64::from(group) % 3 };
@@ -381,7 +381,7 @@ pub(super) fn tuning(scenario: &Scenario) -> Tuning {
         max_in_flight: 8,
         fifo_mode: scenario.fifo_mode,
         on_dead: scenario.on_dead,
-        max_attempts: if scenario.has_failing_entries() { i16::MAX } else { 4 },
+        max_attempts: if scenario.has_failing_entries() { i16::MAX as usize } else { 4 },
         retry_max: Duration::from_secs(5),
         ..Tuning::default()
     }

@@ -1,4 +1,4 @@
-//! Order and progress of the schedule, one rule at a time. All rules together: `relay/core/properties.rs`.
+//! Order and progress of the schedule, one rule at a time. `relay/core/properties.rs` tests all rules together.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,8 +12,8 @@ use crate::message::{Content, Event, EventPosition, Hold, Lane, Message, Origin,
 use crate::reading::{HeldGroup, Range};
 use crate::relay::core::compose_item;
 
-const STRICT: Shape = Shape { request_size: 10, per_group: 1, window: 4, max_parked: 3 };
-const BATCHED: Shape = Shape { request_size: 10, per_group: 10, window: 40, max_parked: 3 };
+const STRICT: ScheduleLimits = ScheduleLimits { request_size: 10, per_group: 1, window: 4, max_parked: 3 };
+const BATCHED: ScheduleLimits = ScheduleLimits { request_size: 10, per_group: 10, window: 40, max_parked: 3 };
 
 fn key(id: i64) -> MessageKey {
     MessageKey { lane: Lane::new(1).unwrap(), id: MessageId(id) }
@@ -45,7 +45,7 @@ fn item(id: i64, group: Option<&str>) -> Item {
     sized(id, group, 2)
 }
 
-/// Messages of group a, as a read brings them.
+/// Messages of group a, as a read returns them.
 fn of_a(ids: impl IntoIterator<Item = i64>, is_all: bool) -> ReadOnAnswer {
     let items: Vec<Item> = ids.into_iter().map(|id| item(id, Some("a"))).collect();
     ReadOnAnswer { last: items.last().map(Item::id), items, head: None, is_all }
@@ -63,7 +63,7 @@ fn next(schedule: &mut Schedule) -> Vec<i64> {
     schedule.next_request().map(|items| ids(&items)).unwrap_or_default()
 }
 
-/// Sends the next request, which is accepted.
+/// Sends the next request, as if SQS accepted it.
 fn deliver(schedule: &mut Schedule) -> Vec<i64> {
     let Some(items) = schedule.next_request() else { return Vec::new() };
     schedule.finish(&items, Vec::new());
@@ -71,16 +71,16 @@ fn deliver(schedule: &mut Schedule) -> Vec<i64> {
 }
 
 /// A schedule that has read these messages.
-fn with(shape: Shape, messages: &[(i64, Option<&str>)]) -> Schedule {
+fn with(shape: ScheduleLimits, messages: &[(i64, Option<&str>)]) -> Schedule {
     let mut schedule = Schedule::new(shape);
     messages.iter().for_each(|(id, group)| read(&mut schedule, *id, *group, None));
     schedule
 }
 
-/// Reads a message in its turn, of which the database says this.
+/// Reads a message in order; `hold` is what the database says of it.
 fn read(schedule: &mut Schedule, id: i64, group: Option<&str>, hold: Option<Hold>) {
     let name: Option<Arc<str>> = group.map(Arc::from);
-    let stays = name.is_some_and(|name| schedule.leaves_in_table(&name, key(id), hold, Time::default()));
+    let stays = name.is_some_and(|name| schedule.keep_in_table_if_held(&name, key(id), hold, Time::default()));
     if !stays {
         schedule.admit(item(id, group));
     }
@@ -146,7 +146,7 @@ fn a_delayed_group_keeps_only_its_head_in_memory() {
     let mut request = schedule.next_request().unwrap();
     schedule.finish(&[], vec![(request.remove(0), Some(at(0)))]);
     assert_eq!([1, 2, 3].map(|id| schedule.knows(key(id))), [true, false, false]);
-    assert_eq!(schedule.waiting(), 0, "what is delayed does not keep the relay from reading on");
+    assert_eq!(schedule.waiting(), 0, "delayed messages do not keep the relay from reading on");
     read(&mut schedule, 4, Some("a"), None);
     assert!(!schedule.knows(key(4)));
     schedule.wake(at(0));
@@ -159,14 +159,14 @@ fn a_delayed_group_keeps_only_its_head_in_memory() {
 }
 
 #[test]
-fn a_hot_group_leaves_what_is_beyond_its_window_in_the_table() {
+fn a_hot_group_leaves_messages_beyond_its_window_in_the_table() {
     let messages: Vec<_> = (1..=9).map(|id| (id, Some("a"))).collect();
     let mut schedule = with(STRICT, &messages);
     assert_eq!((schedule.waiting(), schedule.known()), (4, 4));
     assert_eq!([deliver(&mut schedule), deliver(&mut schedule)].concat(), [1, 2]);
     let from = wanted(&mut schedule).expect("two of four are left");
-    assert_eq!((from.position.after, from.position.most), (key(4), 4));
-    // While the table is read a further message is seen and left, so this read cannot have been the last.
+    assert_eq!((from.position.after, from.position.limit), (key(4), 4));
+    // While the table is read, another message is seen and left; so this read cannot have been the last.
     read(&mut schedule, 10, Some("a"), None);
     schedule.read_on(&from, of_a(5..=8, false));
     let mut sent = Vec::new();
@@ -180,7 +180,7 @@ fn a_hot_group_leaves_what_is_beyond_its_window_in_the_table() {
 }
 
 #[test]
-fn a_message_that_was_found_late_takes_its_place_by_id() {
+fn a_late_message_takes_its_place_by_id() {
     let mut schedule = with(STRICT, &[(5, Some("a")), (7, Some("a")), (3, Some("a")), (6, Some("a"))]);
     let mut sent = Vec::new();
     while let [first, ..] = deliver(&mut schedule)[..] {
@@ -190,7 +190,7 @@ fn a_message_that_was_found_late_takes_its_place_by_id() {
 }
 
 #[test]
-fn a_message_is_taken_in_once() {
+fn a_message_is_admitted_once() {
     let mut schedule = Schedule::new(STRICT);
     let twice = [(1, None), (1, None), (2, Some("a")), (2, Some("a"))];
     twice.into_iter().for_each(|(id, group)| schedule.admit(item(id, group)));
@@ -222,7 +222,7 @@ fn a_message_that_must_be_alone_gets_a_request_of_its_own() {
 }
 
 #[test]
-fn an_alone_message_has_no_company_of_its_own_group_either() {
+fn a_message_that_must_be_alone_is_not_joined_by_its_own_group_either() {
     let mut schedule = with(BATCHED, &[(1, Some("a")), (2, Some("a")), (3, Some("a"))]);
     let mut request = schedule.next_request().unwrap();
     request[0].is_alone = true;
@@ -232,7 +232,7 @@ fn an_alone_message_has_no_company_of_its_own_group_either() {
 }
 
 #[test]
-fn what_waits_behind_a_deferred_message_stays_in_the_table_until_that_has_gone() {
+fn messages_behind_a_deferred_one_stay_in_the_table_until_it_has_gone() {
     let mut schedule = Schedule::new(STRICT);
     let behind = Some(Hold::Behind { head: MessageId(1), last: MessageId(1), wait: Some(Duration::from_secs(5)) });
     read(&mut schedule, 2, Some("a"), behind);

@@ -23,7 +23,7 @@ fn writers(ids: &[i64]) -> Writers {
     Writers { transaction_ids: ids.iter().copied().map(TransactionId).collect(), next_xid: None }
 }
 
-/// Watermarks of which lane 0 was read up to 100 at the beginning, when every transaction was below 50.
+/// Watermarks whose lane 0 was read up to 100 at the beginning, when every transaction was below 50.
 fn read_to_100() -> Watermarks {
     let mut marks = Watermarks::default();
     marks.read(lane(0), MessageId(100), TransactionId(50), MessageId(1000), at(0));
@@ -47,17 +47,17 @@ fn the_watermark_waits_until_the_writers_of_the_read_have_ended() {
 }
 
 #[test]
-fn nobody_is_overtaken_who_is_not_known_to_write() {
+fn only_a_known_writer_is_overtaken() {
     let mut marks = read_to_100();
     assert!(!marks.wants_writers(at(499)) && marks.wants_writers(at(500)));
-    assert_eq!(rescan(&mut marks, 100, "30:60:30", at(60_000)), 0, "nobody has said what 30 does");
+    assert_eq!(rescan(&mut marks, 100, "30:60:30", at(60_000)), 0, "it is not known what 30 does");
     marks.note_writers(writers(&[55]), at(60_000), at(60_000));
     assert_eq!(rescan(&mut marks, 100, "30:60:30,55", at(60_010)), 100, "30 writes no messages, and 55 began later");
     assert!(!marks.has_overtaken());
 }
 
 #[test]
-fn what_was_asked_before_a_read_says_nothing_of_its_writers() {
+fn an_answer_from_before_a_read_says_nothing_about_its_writers() {
     let mut marks = Watermarks::default();
     marks.note_writers(writers(&[]), at(0), at(0));
     marks.read(lane(0), MessageId(100), TransactionId(50), MessageId(1000), at(0));
@@ -66,76 +66,78 @@ fn what_was_asked_before_a_read_says_nothing_of_its_writers() {
 }
 
 #[test]
-fn what_was_asked_between_two_reads_says_nothing_of_the_writers_of_the_second() {
-    // 30 writes something else for long. 49 has begun, and takes its first message id only after the lock table was asked;
-    // no other transaction begins meanwhile.
+fn an_answer_from_between_two_reads_says_nothing_about_the_writers_of_the_second() {
+    // 30 writes something else for long. 49 has begun, and takes its first message id only after the lock table was
+    // asked. No other transaction begins meanwhile.
     let mut marks = read_to_100();
     marks.note_writers(writers(&[]), at(600), at(600));
     marks.read(lane(0), MessageId(110), TransactionId(50), MessageId(1000), at(610));
     let low = rescan(&mut marks, 110, "30:50:30,49", at(620));
-    assert!(low <= 100, "49 may have taken an id up to 110 and commit it yet, and {low} was passed");
+    assert!(low <= 100, "49 may still commit an id up to 110, but {low} was passed");
 }
 
 #[test]
-fn what_was_asked_while_a_look_was_under_way_says_nothing_of_who_ran_then() {
-    // 49 runs in the look's snapshot, commits a message that the look did not see, and has ended when the lock table is asked.
+fn an_answer_during_a_rescan_says_nothing_about_who_ran_at_its_start() {
+    // 49 runs in the rescan's snapshot, commits a message that the rescan did not see, and has ended when the lock
+    // table is asked.
     let mut marks = read_to_100();
     let snapshot = snapshot("30:60:30,49");
     marks.note_writers(writers(&[]), at(600), at(620));
     marks.rescanned(&[(lane(0), MessageId(100))], View { snapshot: &snapshot, began_at: at(590) }, at(630));
     assert_eq!(marks.low(lane(0)), MessageId(0), "49 was passed");
-    assert_eq!(rescan(&mut marks, 100, "30:61:30", at(640)), 100, "a look that began later has seen what it left");
+    assert_eq!(rescan(&mut marks, 100, "30:61:30", at(640)), 100, "a rescan that began later has seen its messages");
 }
 
 #[test]
-fn a_writer_that_is_overtaken_is_remembered_until_it_is_seen_to_end() {
+fn an_overtaken_writer_is_remembered_until_it_is_seen_to_end() {
     let mut marks = read_to_100();
     marks.note_writers(writers(&[30, 55]), at(600), at(600));
     assert!(!marks.wants_writers(at(700)));
     assert_eq!(rescan(&mut marks, 100, "30:60:30,55", at(1999)), 0);
     assert_eq!(rescan(&mut marks, 100, "30:60:30,55", at(2000)), 100);
     assert!(marks.has_overtaken());
-    assert!(!marks.shows_late(&snapshot("30:70:30")), "55 began after the read, so it holds no lower id");
-    assert!(marks.shows_late(&snapshot("65:70:65")));
+    assert!(!marks.note_ended_writers(&snapshot("30:70:30")), "55 began after the read, so it holds no lower id");
+    assert!(marks.note_ended_writers(&snapshot("65:70:65")));
     assert!(!marks.has_overtaken() && marks.must_rescan(lane(0)) && marks.must_rescan(lane(7)));
     let epoch = marks.epoch();
     marks.rescanned_from_the_bottom(lane(0), epoch);
-    assert!(!marks.must_rescan(lane(0)) && marks.must_rescan(lane(7)), "7 was not looked at");
+    assert!(!marks.must_rescan(lane(0)) && marks.must_rescan(lane(7)), "7 was not rescanned");
 }
 
 #[test]
-fn a_rescan_that_began_before_a_writer_ended_says_nothing_of_it() {
+fn a_rescan_that_began_before_a_writer_ended_does_not_cover_it() {
     let mut marks = read_to_100();
     marks.note_writers(writers(&[30]), at(600), at(600));
     rescan(&mut marks, 100, "30:60:30", at(2000));
     let before = marks.epoch();
-    assert!(marks.shows_late(&snapshot("60:60:")));
+    assert!(marks.note_ended_writers(&snapshot("60:60:")));
     marks.rescanned_from_the_bottom(lane(0), before);
     assert!(marks.must_rescan(lane(0)));
 }
 
 #[test]
-fn after_the_first_scan_writers_that_were_running_are_waited_for() {
+fn writers_running_before_the_first_scan_are_waited_for() {
     let mut floors = ByLane::all(MessageId(900));
     floors[lane(0)] = MessageId(500);
-    let first = FirstLook { incarnations: ByLane::default(), last_id: MessageId(900), writers: writers(&[40]) };
+    let first = Baseline { incarnations: ByLane::default(), last_id: MessageId(900), writers: writers(&[40]) };
     let mut marks = Watermarks::start(&floors, &first);
     assert_eq!((marks.low(lane(0)), marks.position(lane(1))), (MessageId(500), MessageId(900)));
-    assert!(marks.has_overtaken() && !marks.shows_late(&snapshot("40:55:40")));
-    assert!(marks.shows_late(&snapshot("55:55:")), "what 40 wrote may lie below the floors");
+    assert!(marks.has_overtaken() && !marks.note_ended_writers(&snapshot("40:55:40")));
+    assert!(marks.note_ended_writers(&snapshot("55:55:")), "what 40 wrote may lie below the floors");
 }
 
 #[test]
 fn a_writer_beyond_the_snapshots_xmax_is_waited_for_and_remembered() {
     let mut marks = Watermarks::default();
-    // 50 has taken an id and runs; nothing after it has ended, so the snapshot's xmax is 50 and does not list it.
+    // 50 has taken an id and runs. Nothing after it has ended, so the snapshot's xmax is 50, and the snapshot does not
+    // list it.
     marks.read(lane(0), MessageId(100), TransactionId(51), MessageId(1000), at(0));
     assert_eq!(rescan(&mut marks, 100, "50:50:", at(10)), 0);
     marks.note_writers(writers(&[50]), at(600), at(600));
     assert_eq!(rescan(&mut marks, 100, "50:50:", at(2000)), 100);
-    assert!(marks.has_overtaken() && !marks.shows_late(&snapshot("50:50:")));
-    assert!(!marks.shows_late(&snapshot("50:60:50,55")), "now it is listed");
-    assert!(marks.shows_late(&snapshot("55:60:55")) && !marks.has_overtaken());
+    assert!(marks.has_overtaken() && !marks.note_ended_writers(&snapshot("50:50:")));
+    assert!(!marks.note_ended_writers(&snapshot("50:60:50,55")), "now it is listed");
+    assert!(marks.note_ended_writers(&snapshot("55:60:55")) && !marks.has_overtaken());
 }
 
 #[test]
@@ -146,11 +148,11 @@ fn a_rescan_settles_only_what_its_snapshot_covers() {
     let snapshot = snapshot("99:99:");
     marks.rescanned(&[(lane(1), MessageId(200))], View { snapshot: &snapshot, began_at: at(1) }, at(1));
     assert_eq!(marks.low(lane(0)), MessageId(100), "another lane's rescan says nothing");
-    assert_eq!(rescan(&mut marks, 150, "99:99:", at(1)), 100, "it ended below where the second read did");
+    assert_eq!(rescan(&mut marks, 150, "99:99:", at(1)), 100, "it ended below the end of the second read");
 }
 
 #[test]
-fn an_empty_look_moves_the_watermark_to_what_the_sequence_had_reached_before() {
+fn an_empty_look_moves_the_watermark_to_the_sequences_value_at_the_look_before() {
     let mut marks = Watermarks::default();
     marks.looked([lane(5)], &look("10:10:", 10, 1000), at(0));
     assert_eq!(marks.low(lane(5)), MessageId(0));
@@ -162,13 +164,13 @@ fn an_empty_look_moves_the_watermark_to_what_the_sequence_had_reached_before() {
 }
 
 #[test]
-fn what_was_left_is_read_again() {
+fn messages_that_were_left_are_read_again() {
     let mut marks = read_to_100();
     rescan(&mut marks, 100, "50:50:", at(0));
     marks.read(lane(0), MessageId(200), TransactionId(60), MessageId(1000), at(0));
     marks.rewind(lane(0), MessageId(80));
     assert_eq!((marks.low(lane(0)), marks.position(lane(0))), (MessageId(79), MessageId(79)));
-    assert_eq!(rescan(&mut marks, 200, "60:60:", at(0)), 79, "a candidate above what was left is gone");
+    assert_eq!(rescan(&mut marks, 200, "60:60:", at(0)), 79, "candidates above the message that was left are gone");
 }
 
 #[test]
@@ -192,7 +194,7 @@ fn a_new_claim_reads_the_gap_again_and_waits_no_longer_for_its_writers() {
 }
 
 #[test]
-fn a_claim_that_reads_less_far_than_the_one_before_moves_the_watermark_to_where_it_got() {
+fn a_claim_that_reads_less_far_than_the_one_before_moves_the_watermark_as_far_as_it_read() {
     let mut marks = read_to_100();
     marks.open(lane(0));
     marks.read(lane(0), MessageId(60), TransactionId(90), MessageId(1000), at(1000));
@@ -201,11 +203,11 @@ fn a_claim_that_reads_less_far_than_the_one_before_moves_the_watermark_to_where_
 }
 
 #[test]
-fn an_id_above_all_that_were_handed_out_moves_the_watermark_no_further_than_those() {
+fn an_id_beyond_the_sequence_moves_the_watermark_only_to_the_sequence() {
     let mut marks = Watermarks::default();
     marks.looked([], &look("10:10:", 10, 700), at(0));
     marks.read(lane(0), MessageId(9_000_000), TransactionId(50), MessageId(1000), at(0));
     assert_eq!(rescan(&mut marks, 9_000_000, "50:50:", at(0)), 700, "all below were taken by transactions below 50");
     assert_eq!(marks.position(lane(0)), MessageId(9_000_000));
-    assert!(marks.has_gap(lane(0)), "so every read looks at what appears below it");
+    assert!(marks.has_gap(lane(0)), "so every read rescans what is below it");
 }

@@ -1,4 +1,4 @@
-//! What the statements of `sql/queries` that change nothing see in the simulated database.
+//! What the read-only statements of `sql/queries` return from the simulated database.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::reading::{
 impl Database {
     // What holds messages up.
 
-    fn is_aside(&self, row: &Row) -> bool {
+    fn is_quarantined(&self, row: &Row) -> bool {
         self.quarantine.get(&row.key).is_some_and(|aside| aside.uid == row.uid)
     }
 
@@ -27,7 +27,7 @@ impl Database {
         dead.chain(aside.map(|(key, _)| key.id)).min()
     }
 
-    /// The lowest and the highest deferred message of its group that come before it.
+    /// The lowest and the highest deferred message of its group before it, if its group is ordered.
     fn behind(&self, row: &Row, order: Order) -> Option<(&Row, &Row)> {
         if !order.is_kept() || row.group.is_none() {
             return None;
@@ -42,13 +42,13 @@ impl Database {
         self.held_by(&row.group, order).is_none() && self.behind(row, order).is_none()
     }
 
-    /// Pending messages that reads in order show.
+    /// Pending messages that a read of a lane returns.
     fn readable(&self) -> impl Iterator<Item = &Row> {
         self.pending.values().filter(|row| self.is_readable(row))
     }
 
     fn is_readable(&self, row: &Row) -> bool {
-        row.available.is_none() && !self.is_aside(row)
+        row.available.is_none() && !self.is_quarantined(row)
     }
 
     // Reading.
@@ -103,14 +103,14 @@ impl Database {
             let last = MessageKey { lane: range.lane, id: range.upto.max(next.id) };
             let rows = self.pending.range(next..=last).map(|(_, row)| row);
             let rows = rows.filter(|row| self.is_readable(row) && row.key.id <= range.upto);
-            let rows = rows.filter(|row| !is_known(row) && counts(row)).take(rescan.most);
+            let rows = rows.filter(|row| !is_known(row) && counts(row)).take(rescan.limit);
             found.extend(rows.map(|row| Found { key: row.key, group: row.group.clone() }));
         }
         Rescanned { snapshot: self.snapshot(own), found, took: Duration::from_millis(2) }
     }
 
     pub(in super::super) fn held_groups(&self, groups: &[Arc<str>], order: Order, now: Time) -> Vec<HeldGroup> {
-        // A group has one lane, where ids ascend.
+        // A group has one lane, and the messages of a lane are in the order of ids.
         let mut heads: HashMap<&Arc<str>, &Row> = HashMap::new();
         for row in self.pending.values().filter(|row| row.available.is_some()) {
             if let Some(group) = &row.group {
@@ -126,7 +126,7 @@ impl Database {
     }
 
     pub(in super::super) fn pending_left(&self, order: Order) -> Pending {
-        let is_free = |row: &Row| self.held_by(&row.group, order).is_none() && !self.is_aside(row);
+        let is_free = |row: &Row| self.held_by(&row.group, order).is_none() && !self.is_quarantined(row);
         match () {
             () if self.pending.is_empty() => Pending::Nothing,
             () if self.pending.values().any(is_free) => Pending::Some,
@@ -167,7 +167,7 @@ impl Database {
         }
     }
 
-    /// The next messages of some lanes; `cut` is after how many the bytes are used up.
+    /// The next messages of some lanes. The batch is cut at the byte limit, as if it were reached after `cut` messages.
     pub(in super::super) fn read_lanes(
         &self,
         request: &ReadRequest,
@@ -179,7 +179,7 @@ impl Database {
             let next = MessageKey { lane: position.lane, id: position.above.next() };
             let last = MessageKey { lane: position.lane, id: MessageId::MAX };
             let rows = self.pending.range(next..=last).map(|(_, row)| row);
-            for row in rows.filter(|row| self.is_readable(row)).take(position.most) {
+            for row in rows.filter(|row| self.is_readable(row)).take(position.limit) {
                 batch.next_xid = Some(self.next_xid());
                 batch.last_id = MessageId(self.last_id);
                 self.can_read(row, request.lookup)?;
@@ -209,9 +209,9 @@ impl Database {
         let next = MessageKey { id: position.after.id.next(), ..position.after };
         let last = MessageKey { id: position.upto.max(next.id), ..position.after };
         let is_next = |row: &&Row| {
-            row.group.as_ref() == Some(&position.group) && row.key.id <= position.upto && !self.is_aside(row)
+            row.group.as_ref() == Some(&position.group) && row.key.id <= position.upto && !self.is_quarantined(row)
         };
-        for row in self.pending.range(next..=last).map(|(_, row)| row).filter(is_next).take(position.most) {
+        for row in self.pending.range(next..=last).map(|(_, row)| row).filter(is_next).take(position.limit) {
             self.can_read(row, request.lookup)?;
             let mut message = self.message(row, request.order, now);
             message.hold = message.hold.filter(|hold| matches!(hold, Hold::Group { .. }));
@@ -231,11 +231,11 @@ impl Database {
                 && request.lanes.contains(&row.key.lane)
                 && row.group.as_ref().is_none_or(|group| !request.groups_to_skip.contains(group))
                 && self.is_ready(row, request.order)
-                && !self.is_aside(row)
+                && !self.is_quarantined(row)
         };
         let mut due: Vec<&Row> = self.pending.values().filter(may).collect();
         due.sort_by_key(|row| (row.available.map(|available| matches!(available, Available::Never)), row.key.id));
-        for row in due.into_iter().take(request.most) {
+        for row in due.into_iter().take(request.limit) {
             self.can_read(row, request.lookup)?;
             let mut message = self.message(row, request.order, now);
             message.hold = None;
@@ -245,7 +245,7 @@ impl Database {
     }
 }
 
-/// How long a deferred message waits; `None` when nobody knows.
+/// How long a deferred message waits; `None` if it waits indefinitely.
 fn wait(row: &Row, now: Time) -> Option<Duration> {
     match row.available {
         Some(Available::Never) => None,

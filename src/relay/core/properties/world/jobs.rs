@@ -1,4 +1,4 @@
-//! Works under way in the simulated world: statements, requests to SQS and their answers, each a moment after the other.
+//! Jobs: the work under way in the simulated world. Statements and requests to SQS, and their answers, take time.
 
 use std::time::Duration;
 
@@ -34,20 +34,23 @@ impl World {
             claim: claim.as_ref(),
             began_at: job.began_at,
             now: self.now,
-            dice: &mut self.dice,
+            rng: &mut self.rng,
         };
         match surroundings.step(*work, partial) {
             Stepped::Again(work, partial) => {
                 job.state = JobState::Statements { work, claim, partial };
                 self.jobs.insert(number, job);
                 self.commit_between_statements();
-                let next = Duration::from_micros(self.dice.u64(10..1000)) + self.slow_by / 4;
+                let next = Duration::from_micros(self.rng.u64(10..1000)) + self.slow_by / 4;
                 self.plan(next, Event::Statement { job: number });
             }
             Stepped::Done(completion) => {
                 if let Completion::Claimed(Ok(Some(claimed))) = &*completion {
                     let claim = claimed.proof.transaction_id;
                     self.plan(Duration::from_millis(1), Event::ClaimChecked { claim });
+                }
+                if matches!(*completion, Completion::Settled { .. }) {
+                    self.check_deaths();
                 }
                 job.state = JobState::Answered(completion);
                 self.jobs.insert(number, job);
@@ -63,19 +66,20 @@ impl World {
 
     pub(super) fn check_claim(&mut self, claim: TransactionId) {
         let Some(open) = self.database.claims.get(&claim) else { return };
-        let ends_at = open.heard_at + open.limit;
+        let ends_at = open.heard_at + open.idle_timeout;
         if ends_at > self.now {
             let wait = ends_at.since(self.now);
             return self.plan(wait, Event::ClaimChecked { claim });
         }
         self.note(|| format!("the server ends claim {}", claim.0));
         self.database.end_claim(claim);
+        self.database.timed_out.insert(claim);
         self.notice_lost_claims();
     }
 
-    /// Relays whose claims are gone will see that soon.
+    /// Relays whose claims have ended notice it soon.
     pub(in super::super) fn notice_lost_claims(&mut self) {
-        let notices_at = self.now + Duration::from_millis(self.dice.u64(0..50));
+        let notices_at = self.now + Duration::from_millis(self.rng.u64(0..50));
         for process in &mut self.processes {
             let lives = process.claim.as_ref().is_none_or(|proof| self.database.is_claimed(Some(proof)).is_ok());
             if !lives {
@@ -93,24 +97,28 @@ impl World {
             let wait = frozen_until.since(self.now);
             return self.plan(wait, Event::Written { job: number });
         }
-        let JobState::Request { work, published } = &mut job.state else { return };
+        let JobState::Request { work, claim, published } = &mut job.state else { return };
         let Work::Publish { items, until, .. } = &**work else { return };
-        let entries = items.len();
+        let (entries, claim) = (items.len(), *claim);
         if self.now >= *until {
             *published = Some(process::too_late(entries));
             return self.plan(Duration::ZERO, Event::Answered { job: number });
         }
-        self.requests.insert(number, process::sent(work));
+        let sent = process::sent(work);
+        if claim.is_some_and(|claim| self.database.timed_out.contains(&claim)) {
+            return self.fail(format!("a relay sends {sent:?} although the server has ended its claim"));
+        }
+        self.requests.insert(number, sent);
         let timeout = tuning(&self.scenario).request_timeout;
         let deadline = (job.began_at + timeout).since(self.now);
-        let way = if self.dice.u8(0..200) == 0 { self.way_to_queue() * 20 } else { self.way_to_queue() };
+        let way = if self.rng.u8(0..200) == 0 { self.way_to_queue() * 20 } else { self.way_to_queue() };
         self.plan(way, Event::Arrived { job: number });
         self.plan(deadline, Event::Answered { job: number });
     }
 
     pub(super) fn arrived(&mut self, number: u64) {
         let Some(sent) = self.requests.remove(&number) else { return };
-        let (answer, new) = self.queue.arrive(&sent, &mut self.dice);
+        let (answer, new) = self.queue.arrive(&sent, &mut self.rng);
         for message in &new {
             self.accepted(message, &sent);
         }
@@ -137,7 +145,7 @@ impl World {
                 process::lost(*completion, broken())
             }
             JobState::Answered(completion) => *completion,
-            JobState::Request { work, published } => {
+            JobState::Request { work, published, .. } => {
                 let Work::Publish { items, .. } = *work else { return };
                 let published = published.unwrap_or_else(|| process::timed_out(items.len()));
                 Completion::Published { items, published }

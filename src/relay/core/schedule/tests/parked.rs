@@ -1,9 +1,9 @@
-//! What of a group waits in the table, what holds it up, and what a claim hands over to the next one.
+//! Which messages of a group wait in the table, what holds a group up, and what a claim hands over to the next one.
 
 use super::*;
 
 #[test]
-fn what_is_handed_over_is_everything_that_was_not_sent() {
+fn everything_that_was_not_sent_is_handed_over() {
     let mut schedule = with(STRICT, &[(1, None), (2, Some("a")), (3, Some("a"))]);
     let request = schedule.next_request().unwrap();
     assert_eq!(ids(&request), [1, 2]);
@@ -25,13 +25,13 @@ fn a_recorded_retry_and_what_is_behind_it_are_remembered_apart() {
     let due = at(1);
     let mut request = schedule.next_request().unwrap();
     let mut failed = request.remove(0);
-    failed.charged = Some("InternalError".to_owned());
+    failed.charged_error = Some("InternalError".to_owned());
     schedule.finish(&[], vec![(failed, Some(due))]);
     assert!(schedule.only_waits_beyond(due) && !schedule.only_waits_beyond(due + Duration::from_millis(1)));
     let handover = schedule.hand_over(at(0));
-    assert_eq!(handover.items.len(), 1, "2 is to be recorded");
+    assert_eq!(handover.items.len(), 1, "2 has to be recorded");
     assert_eq!(handover.parked[0].after, MessageId(2));
-    // The next claim opens the lane: what is remembered first, then the recorded retry when it is due.
+    // The next claim opens the lane: first what is remembered, then the recorded retry when it is due.
     schedule.take_over(&handover.parked[0]);
     assert!(wanted(&mut schedule).is_none(), "nothing is read behind a head that waits");
     schedule.admit_head(item(2, Some("a")), MessageId(3));
@@ -52,7 +52,7 @@ fn a_remembered_group_without_a_head_is_read_on_at_once() {
 }
 
 #[test]
-fn a_group_is_read_up_to_what_is_known_to_be_left_or_to_where_its_lane_was_read() {
+fn a_group_is_read_up_to_its_known_rest_or_to_the_position_of_its_lane() {
     let upto = |read_to: i64| {
         let mut schedule = Schedule::new(STRICT);
         let (after, upto) = (MessageId(5), MessageId(9));
@@ -61,17 +61,17 @@ fn a_group_is_read_up_to_what_is_known_to_be_left_or_to_where_its_lane_was_read(
     };
     assert_eq!(upto(4), None, "a message below 6 may come late");
     assert_eq!(upto(5), Some(9));
-    assert_eq!(upto(20), Some(20), "what was passed since is read with it");
+    assert_eq!(upto(20), Some(20), "messages that were passed since are read with it");
 }
 
 #[test]
-fn behind_a_deferred_head_nothing_is_known_to_wait_until_something_was_seen() {
+fn nothing_counts_as_waiting_behind_a_deferred_head_until_something_was_seen() {
     let mut schedule = Schedule::new(STRICT);
     let head = Deferred::Head { id: MessageId(5), due: Some(at(100)) };
     let (after, upto) = (MessageId(5), MessageId(5));
     schedule.take_over(&ParkedGroup { group: a(), lane: key(0).lane, after, upto, goes_on: GoesOn::After(head) });
     let all = [Range::new(key(0).lane, MessageId::NONE, MessageId::MAX)];
-    assert_eq!(schedule.waiting_in_table(&all), [], "7 may be committed late, and only a look shows it");
+    assert_eq!(schedule.waiting_in_table(&all), [], "7 may be committed late, and only a rescan shows it");
     assert!(!schedule.is_left(key(7), Some(&a())));
     let behind = Hold::Behind { head: MessageId(5), last: MessageId(5), wait: Some(Duration::from_secs(100)) };
     read(&mut schedule, 7, Some("a"), Some(behind));
@@ -80,7 +80,7 @@ fn behind_a_deferred_head_nothing_is_known_to_wait_until_something_was_seen() {
 }
 
 #[test]
-fn an_answer_that_comes_after_its_group_was_given_back_is_not_taken_for_a_later_one() {
+fn an_answer_to_an_outdated_read_of_a_group_is_ignored() {
     let messages: Vec<_> = (1..=9).map(|id| (id, Some("a"))).collect();
     let mut schedule = with(STRICT, &messages);
     assert_eq!([deliver(&mut schedule), deliver(&mut schedule)].concat(), [1, 2]);
@@ -89,9 +89,9 @@ fn an_answer_that_comes_after_its_group_was_given_back_is_not_taken_for_a_later_
     schedule.finish(&[], vec![(request.remove(0), Some(at(0)))]);
     schedule.wake(at(0));
     assert_eq!(deliver(&mut schedule), [3]);
-    // The group wants to read on behind 3, when what was read behind 4 comes in.
+    // The group wants to read on behind 3 when the answer for what is behind 4 arrives.
     schedule.read_on(&slow, of_a(5..=8, false));
-    assert_eq!(next(&mut schedule), [] as [i64; 0], "4 was given back and has to go first");
+    assert_eq!(next(&mut schedule), [] as [i64; 0], "4 was left in the table and has to go first");
     assert_eq!(wanted(&mut schedule).expect("4 is wanted").position.after, key(3));
 }
 
@@ -111,7 +111,7 @@ fn a_blocked_group_keeps_nothing_in_memory_and_others_go_on() {
     let held = |by| HeldGroup { group: a(), by, head: None };
     // Its death is recorded.
     schedule.forget(key(1));
-    assert!(!schedule.hear(&held(Some(MessageId(1))), at(0)) && schedule.hear(&held(None), at(0)));
+    assert!(!schedule.apply_hold(&held(Some(MessageId(1))), at(0)) && schedule.apply_hold(&held(None), at(0)));
     let from = wanted(&mut schedule).expect("it goes on from the dead message");
     assert_eq!(from.position.after, key(0));
     schedule.read_on(&from, of_a([2, 4, 5], true));
@@ -119,10 +119,10 @@ fn a_blocked_group_keeps_nothing_in_memory_and_others_go_on() {
 }
 
 #[test]
-fn what_comes_back_to_a_blocked_group_stays_in_the_table() {
+fn messages_that_come_back_to_a_blocked_group_stay_in_the_table() {
     let mut schedule = with(BATCHED, &[(1, Some("a")), (2, Some("a"))]);
     let request = schedule.next_request().unwrap();
-    // 3 can never be sent; it is read while 1 and 2 are under way.
+    // 3 can never be sent. It is read while 1 and 2 are under way.
     schedule.block(&a(), key(3));
     let [first, second] = <[Item; 2]>::try_from(request).unwrap();
     schedule.finish(&[first], vec![(second, None)]);
@@ -134,7 +134,7 @@ fn what_comes_back_to_a_blocked_group_stays_in_the_table() {
 }
 
 #[test]
-fn groups_that_are_held_up_and_too_many_are_a_crowd_until_something_of_them_may_go() {
+fn too_many_held_up_groups_form_a_crowd_until_one_of_them_may_go() {
     let mut schedule = Schedule::new(STRICT);
     let hold = |by| Some(Hold::Group { by: MessageId(by) });
     let many = STRICT.max_parked as i64;
@@ -143,12 +143,12 @@ fn groups_that_are_held_up_and_too_many_are_a_crowd_until_something_of_them_may_
     }
     assert_eq!(schedule.groups.len(), many as usize);
     assert!(schedule.parked.crowds.is_crowded(key(0).lane));
-    // It is kept from claim to claim.
+    // The crowd is kept from claim to claim.
     let handover = schedule.hand_over(at(0));
-    assert_eq!((handover.parked.len(), handover.half_seen), (many as usize, Vec::new()));
+    assert_eq!((handover.parked.len(), handover.emptied), (many as usize, Vec::new()));
     let mut schedule = Schedule::new(STRICT);
     schedule.parked.crowds = handover.crowds;
-    // A message that nothing holds up: all of its group may go, from the lowest one that may be there.
+    // Nothing holds up this message, so its whole group may go, from the lowest message that may be there.
     let name: Arc<str> = Arc::from(format!("g{}", many + 2));
     read(&mut schedule, many + 9, Some(&name), None);
     assert!(!schedule.has_ready(), "nothing overtakes what was left");
@@ -157,7 +157,7 @@ fn groups_that_are_held_up_and_too_many_are_a_crowd_until_something_of_them_may_
 }
 
 #[test]
-fn a_group_that_has_left_its_crowd_is_known_by_what_of_it_is_left() {
+fn a_group_that_has_left_its_crowd_is_remembered_by_its_rest() {
     let mut schedule = Schedule::new(STRICT);
     let (name, behind) = (a(), Some(Hold::Behind { head: MessageId(10), last: MessageId(10), wait: None }));
     for (id, group) in [(1, "b"), (2, "c"), (3, "d"), (28, "a"), (30, "a")] {
@@ -165,7 +165,7 @@ fn a_group_that_has_left_its_crowd_is_known_by_what_of_it_is_left() {
         read(&mut schedule, id, Some(group), hold);
     }
     assert!(schedule.parked.crowds.has(key(0).lane, &name));
-    // Somebody lets 10 go.
+    // An operator releases 10.
     assert!(schedule.start_over(&name, key(10), MessageId(30)));
     let from = wanted(&mut schedule).unwrap();
     assert_eq!(from.position.after, key(9));
@@ -174,22 +174,22 @@ fn a_group_that_has_left_its_crowd_is_known_by_what_of_it_is_left() {
 }
 
 #[test]
-fn a_blocked_group_goes_on_only_when_what_blocks_it_is_recorded_and_its_request_has_come_back() {
+fn a_blocked_group_goes_on_only_once_the_blocking_message_is_recorded_and_its_request_is_back() {
     let free = HeldGroup { group: a(), by: None, head: None };
     let mut schedule = with(STRICT, &[(10, Some("a"))]);
     let request = schedule.next_request().unwrap();
-    // 11 cannot be read. That is known here before it is in the table.
+    // 11 cannot be read. The schedule knows that before the table does.
     schedule.pass_over(key(11), Some(&a()));
     schedule.block(&a(), key(11));
-    assert!(!schedule.hear(&free, at(0)), "11 is not recorded");
+    assert!(!schedule.apply_hold(&free, at(0)), "11 is not recorded");
     schedule.forget(key(11));
-    assert!(!schedule.hear(&free, at(0)), "10 is under way");
+    assert!(!schedule.apply_hold(&free, at(0)), "10 is under way");
     schedule.finish(&request, Vec::new());
-    assert!(schedule.hear(&free, at(0)));
+    assert!(schedule.apply_hold(&free, at(0)));
 }
 
 #[test]
-fn what_came_late_before_a_deferred_message_of_the_rest_goes_with_it() {
+fn a_message_committed_late_before_a_deferred_one_of_the_rest_goes_with_it() {
     let mut schedule = with(STRICT, &[(1, Some("a")), (2, Some("a")), (3, Some("a")), (4, Some("a")), (5, Some("a"))]);
     for id in 1..=2 {
         assert_eq!(deliver(&mut schedule), [id]);
@@ -204,11 +204,11 @@ fn what_came_late_before_a_deferred_message_of_the_rest_goes_with_it() {
     schedule.admit_head(item(9, Some("a")), MessageId(20));
     assert_eq!(deliver(&mut schedule), [9], "it was committed before 7");
     let from = wanted(&mut schedule).expect("there is more");
-    assert_eq!(from.position.after, key(5), "what is before 9 was left out of looks");
+    assert_eq!(from.position.after, key(5), "messages before 9 were left out of rescans");
 }
 
 #[test]
-fn a_message_that_was_held_back_and_is_not_any_more_goes_on_with_what_waited_behind_it() {
+fn a_released_message_goes_on_with_the_messages_behind_it() {
     let mut schedule = Schedule::new(BATCHED);
     let behind = Some(Hold::Behind { head: MessageId(3), last: MessageId(3), wait: None });
     for id in 4..=7 {
@@ -222,7 +222,7 @@ fn a_message_that_was_held_back_and_is_not_any_more_goes_on_with_what_waited_beh
 }
 
 #[test]
-fn a_deferred_message_in_the_rest_of_a_group_is_waited_for_once_what_precedes_it_has_gone() {
+fn a_group_waits_for_a_deferred_message_of_its_rest_once_the_messages_before_it_have_gone() {
     let mut schedule = with(STRICT, &[(1, Some("a")), (2, Some("a")), (3, Some("a")), (4, Some("a")), (5, Some("a"))]);
     assert_eq!([deliver(&mut schedule), deliver(&mut schedule)].concat(), [1, 2]);
     let from = wanted(&mut schedule).unwrap();
@@ -235,11 +235,11 @@ fn a_deferred_message_in_the_rest_of_a_group_is_waited_for_once_what_precedes_it
 }
 
 #[test]
-fn a_group_whose_failed_head_is_recorded_waits_for_it_even_if_its_turn_had_come() {
+fn a_group_waits_for_its_recorded_failed_head_even_if_the_retry_was_due() {
     let mut schedule = with(STRICT, &[(2, Some("a")), (3, Some("a"))]);
     let mut request = schedule.next_request().unwrap();
     let mut failed = request.remove(0);
-    failed.charged = Some("InternalError".to_owned());
+    failed.charged_error = Some("InternalError".to_owned());
     schedule.finish(&[], vec![(failed, Some(at(1)))]);
     schedule.wake(at(1));
     let handover = schedule.hand_over(at(1));

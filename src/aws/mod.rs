@@ -1,0 +1,6 @@
+//! What the way to AWS needs, whatever is at its end: an HTTP client that obeys proxies and certificates, and tokens for
+//! databases. Credentials come from the SDK. Queues are in [`crate::sqs`].
+
+pub mod http;
+pub mod missing;
+pub mod rds;

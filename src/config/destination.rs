@@ -1,0 +1,238 @@
+//! A destination as it is typed: `NAME=QUEUE_URL`, and after a `;` the role to assume: `;role=ARN;external-id=ID`.
+//!
+//! A `;` ends the queue URL: no queue of SQS has one in its name. A comma separates destinations, so one in a role or in an
+//! external id is written as `%2C`; neither may contain a percent sign.
+
+use percent_encoding::percent_decode_str;
+
+use crate::message::QueueKind;
+
+/// The most characters shown of a value that is refused.
+const SHOWN: usize = 80;
+
+/// One logical queue and the SQS queue behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestinationConfig {
+    /// `outbox.messages.destination`.
+    pub name: String,
+    /// SQS's queue URL.
+    pub queue_url: String,
+    /// Standard or FIFO, by the URL.
+    pub kind: QueueKind,
+    /// The role under which the queue is used; `None` for the relay's own credentials.
+    pub role: Option<RoleConfig>,
+}
+
+/// A role of IAM.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RoleConfig {
+    /// `arn:PARTITION:iam::ACCOUNT:role/NAME`.
+    pub arn: String,
+    /// The external id that the role's trust policy asks for, if it does. For AWS this is no secret.
+    pub external_id: Option<String>,
+}
+
+/// As it would be typed.
+impl std::fmt::Display for DestinationConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}={}", self.name, self.queue_url)?;
+        let Some(RoleConfig { arn, external_id }) = &self.role else { return Ok(()) };
+        write!(f, ";role={}", arn.replace(',', "%2C"))?;
+        external_id.as_ref().map_or(Ok(()), |id| write!(f, ";external-id={}", id.replace(',', "%2C")))
+    }
+}
+
+/// Reads one destination.
+///
+/// # Errors
+///
+/// What is wrong with it, and the remedy.
+pub(super) fn read(text: &str) -> Result<DestinationConfig, String> {
+    let (queue, options) = text.split_once(';').unwrap_or((text, ""));
+    let refused = |problem: &str| format!("{:?} {problem}", without_secret(queue));
+    let Some((name, queue_url)) = queue.split_once('=') else {
+        return Err(refused("has no queue URL; use NAME=QUEUE_URL"));
+    };
+    // SQS knows no queue whose name ends with a slash.
+    let (name, queue_url) = (name.trim(), queue_url.trim().trim_end_matches('/'));
+    if name.starts_with(['"', '\'']) {
+        return Err(refused("begins with a quotation mark; take it away, as env files keep them"));
+    }
+    if queue_url.starts_with("arn:aws") && ["role", "external-id"].contains(&name) {
+        return Err(format!("{name} stands behind a comma; write ; before it: NAME=QUEUE_URL;{name}=VALUE"));
+    }
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > 80 || !name.chars().all(is_plain) {
+        return Err(refused("has a bad name; use 1 to 80 letters, digits, '-', '_' or '.'"));
+    }
+    if web_address(queue_url).is_none_or(|(_, path)| path.is_empty()) {
+        return Err(refused("has a bad queue URL; use the URL that SQS shows, https://HOST/ACCOUNT/QUEUE"));
+    }
+    if queue_url.contains(".console.aws.amazon.com") || queue_url.contains('#') {
+        return Err(refused("is an address of the console; copy the URL from the details of the queue"));
+    }
+    let role = role(options).map_err(|problem| format!("destination {name:?} {problem}"))?;
+    Ok(DestinationConfig {
+        name: name.to_owned(),
+        queue_url: queue_url.to_owned(),
+        kind: QueueKind::of(queue_url),
+        role,
+    })
+}
+
+/// The role that the options of a destination name.
+fn role(options: &str) -> Result<Option<RoleConfig>, String> {
+    let (mut arn, mut external_id) = (None, None);
+    for option in options.split(';').map(str::trim).filter(|option| !option.is_empty()) {
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        let (name, value) = (name.trim(), value.trim());
+        let place = match name {
+            "role" => &mut arn,
+            "external-id" => &mut external_id,
+            _ if value.contains("://") => {
+                return Err(format!("has a ; before {:?}; separate destinations with commas", shown(option)));
+            }
+            _ => return Err(format!("has an unknown option {:?}; use role=ARN or external-id=ID", shown(option))),
+        };
+        if value.is_empty() {
+            return Err(format!("has an empty {name}; use {name}=VALUE, or leave it out"));
+        }
+        if place.is_some() {
+            return Err(format!("has two options {name}; keep one of them"));
+        }
+        *place = Some(percent_decode_str(value).decode_utf8_lossy().into_owned());
+    }
+    match (arn, external_id) {
+        (None, None) => Ok(None),
+        (None, Some(_)) => Err("has an external-id and no role; add role=ARN, or leave it out".to_owned()),
+        (Some(arn), _) if !is_role(&arn) => Err(format!(
+            "has role={:?}, which is not the ARN of a role; use arn:aws:iam::ACCOUNT:role/NAME, ACCOUNT with 12 digits",
+            shown(&arn)
+        )),
+        (Some(_), Some(id)) if !is_external_id(&id) => Err(format!(
+            "has external-id={:?}, which AWS does not allow; use 2 to 1224 letters, digits or _+=,.@:/- (a comma as %2C)",
+            shown(&id)
+        )),
+        (Some(arn), external_id) => Ok(Some(RoleConfig { arn, external_id })),
+    }
+}
+
+/// `arn:PARTITION:iam::ACCOUNT:role/PATH/NAME` (IAM, identifiers).
+fn is_role(arn: &str) -> bool {
+    let parts: Vec<&str> = arn.splitn(6, ':').collect();
+    let ["arn", partition, "iam", "", account, resource] = parts[..] else { return false };
+    let is_partition = partition.starts_with("aws")
+        && partition.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    let is_account = account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
+    let name = resource.strip_prefix("role/").unwrap_or_default();
+    let is_name = !name.is_empty() && !name.ends_with('/') && name.chars().all(|c| is_of_name(c) || c == '/');
+    is_partition && is_account && is_name
+}
+
+/// STS, AssumeRole, ExternalId.
+fn is_external_id(id: &str) -> bool {
+    (2..=1224).contains(&id.len()) && id.chars().all(|c| is_of_name(c) || c == ':' || c == '/')
+}
+
+fn is_of_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "_+=,.@-".contains(c)
+}
+
+/// The beginning of a value, unless it may contain a password.
+fn shown(value: &str) -> String {
+    without_secret(value).chars().take(SHOWN).collect()
+}
+
+/// Host and path of a URL that requests can be sent to.
+pub(super) fn web_address(text: &str) -> Option<(&str, &str)> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"))?;
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    // An IPv6 address is in brackets.
+    let end = authority.find(']').map_or_else(|| authority.find(':').unwrap_or(authority.len()), |at| at + 1);
+    let (host, port) = authority.split_at(end);
+    let is_host = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._:[]".contains(c));
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    let has_good_port = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
+    (is_host && has_good_port && !text.contains(char::is_whitespace)).then_some((host, path))
+}
+
+/// A URL may contain a user and a password, which are never shown.
+pub(super) fn without_secret(text: &str) -> &str {
+    if text.contains('@') { "(not shown)" } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const URL: &str = "https://sqs.eu-west-1.amazonaws.com/1/tickets.fifo";
+    const ARN: &str = "arn:aws:iam::222222222222:role/publisher";
+
+    #[test]
+    fn a_destination_may_name_a_role_and_an_external_id() {
+        let table = [
+            (String::new(), None),
+            (";".to_owned(), None),
+            (format!(";role={ARN}"), Some((ARN, None))),
+            (format!("; role = {ARN} ; external-id = abc "), Some((ARN, Some("abc")))),
+            (format!(";external-id=a:/=b@c;role={ARN};"), Some((ARN, Some("a:/=b@c")))),
+            (format!(";role={ARN};external-id=a%2Cb"), Some((ARN, Some("a,b")))),
+            (
+                ";role=arn:aws-us-gov:iam::000000000001:role/teams/lottery/a+b%2Cc.d@e_f-g".to_owned(),
+                Some(("arn:aws-us-gov:iam::000000000001:role/teams/lottery/a+b,c.d@e_f-g", None)),
+            ),
+            (
+                ";role=arn:aws-cn:iam::123456789012:role/r".to_owned(),
+                Some(("arn:aws-cn:iam::123456789012:role/r", None)),
+            ),
+        ];
+        for (options, expected) in table {
+            let found = read(&format!("tickets={URL}{options}")).unwrap();
+            assert_eq!((found.queue_url.as_str(), found.kind), (URL, QueueKind::Fifo), "{options}");
+            let role = found.role.as_ref().map(|role| (role.arn.as_str(), role.external_id.as_deref()));
+            assert_eq!(role, expected, "{options}");
+            assert_eq!(read(&found.to_string()), Ok(found), "what is shown can be typed");
+        }
+    }
+
+    #[test]
+    fn a_wrong_option_is_refused_in_one_line_that_names_the_destination_and_the_remedy() {
+        let table = [
+            ("rolle=x", "unknown option \"rolle=x\""),
+            ("Role=x", "unknown option \"Role=x\""),
+            ("x", "unknown option \"x\""),
+            ("role", "an empty role"),
+            ("role=", "an empty role"),
+            ("external-id=", "an empty external-id"),
+            ("external-id=abc", "an external-id and no role"),
+            ("role=ARN;role=ARN", "two options role"),
+            ("role=ARN;external-id=ab;external-id=ab", "two options external-id"),
+            ("role=publisher", "not the ARN of a role"),
+            ("role=arn:aws:iam::222222222222:user/publisher", "not the ARN of a role"),
+            ("role=arn:aws:iam::2222:role/publisher", "not the ARN of a role"),
+            ("role=arn:aws:iam::222222222222:role/", "not the ARN of a role"),
+            ("role=arn:aws:iam::222222222222:role/a b", "not the ARN of a role"),
+            ("role=arn:aws:sts::222222222222:assumed-role/a/b", "not the ARN of a role"),
+            ("role=arn:aws:iam:eu-west-1:222222222222:role/a", "not the ARN of a role"),
+            ("role=arn:nobody:iam::222222222222:role/a", "not the ARN of a role"),
+            ("role=ARN;external-id=a", "AWS does not allow"),
+            ("role=ARN;external-id=a b", "AWS does not allow"),
+            ("role=ARN;external-id=%00%FF", "AWS does not allow"),
+        ];
+        for (options, expected) in table {
+            let text = format!("tickets={URL};{}", options.replace("ARN", ARN));
+            let problem = read(&text).expect_err(options);
+            assert!(problem.starts_with("destination \"tickets\" has ") && problem.contains(expected), "{problem}");
+            assert!(problem.contains("; ") && problem.len() < 170 && !problem.contains('\n'), "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_semicolon_ends_the_queue_url() {
+        assert_eq!(read("t=https://h/q;").map(|found| found.queue_url), Ok("https://h/q".to_owned()));
+        assert!(read("t=https://h/q;x/y").is_err());
+        assert!(read("t;role=x=https://h/q").is_err());
+        let problem = read("t=https://user:hunter2@h/q;role=x").expect_err("user and password");
+        assert!(!problem.contains("hunter2"), "{problem}");
+    }
+}
