@@ -95,11 +95,16 @@ const MIGRATE: &str = "migrate";
 /// look.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What a migration's transaction begins with, so that settings of the server or the role do not apply; and what
-/// follows once no other migration runs: it waits for a table only as long as writers may wait behind it.
+/// What a migration's transaction begins with, so that settings of the server or the role do not apply.
 const LIMITS: &str = "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = '600s'; \
     SET LOCAL idle_in_transaction_session_timeout = '60s'";
-const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '2s'";
+
+/// What follows once no other migration runs. It waits for a table only as long as writers may wait behind it. And it
+/// gives up before anybody looks for a deadlock with it: a session that waits for what the migration holds is ended as
+/// the victim if the migration still waits for that session after deadlock_timeout (PostgreSQL, "Lock Management").
+const LOCK_TIMEOUT: &str = "DO $$ BEGIN PERFORM set_config('lock_timeout', (\
+    SELECT greatest(1, least(2000, setting::integer / 2))::text FROM pg_settings WHERE name = 'deadlock_timeout'\
+    ), true); END $$";
 
 /// First and longest pause before a migration is retried because another session held a lock.
 const LOCK_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
@@ -110,8 +115,8 @@ const LOCK: &str = "SELECT pg_advisory_xact_lock(x'6F75FFFFFFFFFF01'::bigint)";
 const TRY_LOCK: &str = "SELECT pg_try_advisory_xact_lock(x'6F75FFFFFFFFFF01'::bigint)";
 
 /// A note for the person who runs the script.
-const HINT: &str = "-- It waits for the lock of a table that is in use for two seconds, so that no writer waits longer behind it. \
-    Run it\n-- again after \"canceling statement due to lock timeout\"; nothing has changed then.\n";
+const HINT: &str = "-- It waits for the lock of a table that is in use for half of deadlock_timeout, so that no writer waits longer \
+    behind\n-- it. Run it again after \"canceling statement due to lock timeout\"; nothing has changed then.\n";
 
 /// The whole schema as one script, for teams that run SQL themselves.
 pub fn script() -> String {

@@ -8,8 +8,7 @@ use outbox_relay::outbox::{MIGRATIONS, Migration, Outbox};
 use support::eventually;
 use support::test_bed::{TestBed, ensure_each_once, numbers};
 
-/// What the next release adds. Programs that do not know it go on. It takes locks in the order in which writers do: else a
-/// writer may be ended by a deadlock.
+/// What the next release adds. Programs that do not know it go on.
 const EXPAND: Migration = Migration {
     version: 8,
     name: "expand",
