@@ -37,8 +37,7 @@ GRANT USAGE ON SCHEMA outbox TO outbox_application, outbox_relay, outbox_operato
     outbox_consumer;
 
 -- Every callable function runs with the privileges of its caller, so the permission to call it grants no access to a
--- table. (The trigger outbox.fence has its owner's, to read the sequence of positions.) By default PUBLIC may call
--- functions; the grants are for databases where that was revoked.
+-- table. By default PUBLIC may call functions; the grants are for databases where that was revoked.
 
 -- The application only appends. It decides neither when an event was recorded nor the state of a message. It can read
 -- what identifies an event, never its content: RETURNING, ON CONFLICT and the next version of a stream need that.
@@ -46,7 +45,9 @@ GRANT USAGE ON SCHEMA outbox TO outbox_application, outbox_relay, outbox_operato
 GRANT INSERT (event_id, stream_id, stream_version, event_type, payload, metadata, destinations),
     SELECT (position, event_id, stream_id, stream_version) ON outbox.events TO outbox_application;
 GRANT INSERT (destination, event_position, group_id), SELECT (id) ON outbox.messages TO outbox_application;
-GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue, outbox.check_stream, outbox.check_max_count,
+-- The trigger outbox.fence looks at the last position that was handed out.
+GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_application;
+GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue, outbox.enqueue_many, outbox.check_stream, outbox.check_max_count,
     outbox.message_bytes, outbox.check_size, outbox.check_append, outbox.append, outbox.stream_version, outbox.read_stream TO outbox_application;
 -- If outbox.events is also the event store, from which the application reads its streams with outbox.read_stream, make
 -- its user a member of outbox_reader as well.

@@ -1,6 +1,7 @@
 -- Messages: an event's delivery to one destination, partitioned by status, and the lanes that relays claim.
 -- docs/decisions/0002-slim-messages-partitioned-by-status.md explains the design of the tables.
 
+-- The rules of pending messages are checked by a trigger: see outbox.check_message().
 CREATE TABLE outbox.messages (
     id             bigint GENERATED ALWAYS AS IDENTITY (CACHE 1),
     event_position bigint NOT NULL,
@@ -8,28 +9,18 @@ CREATE TABLE outbox.messages (
     available_at   timestamptz,
     delivered_at   timestamptz,
     dead_at        timestamptz,
-    lane           smallint NOT NULL GENERATED ALWAYS AS
-                   ((hashtext(coalesce(group_id, event_position::text)) & 15)::smallint) STORED,
-    attempts       smallint NOT NULL DEFAULT 0 CHECK (attempts >= 0),
-    destination    text COLLATE "C" NOT NULL CHECK (octet_length(destination) BETWEEN 1 AND 80),
+    lane           smallint NOT NULL,
+    attempts       smallint NOT NULL DEFAULT 0,
+    destination    text COLLATE "C" NOT NULL,
     status         text COLLATE "C" NOT NULL DEFAULT 'pending',
-    group_id       text COLLATE "C" CHECK (octet_length(group_id) BETWEEN 1 AND 1024),
+    group_id       text COLLATE "C",
     sqs_message_id text,
-    last_error     text,
-    CONSTRAINT messages_delivered_has_time CHECK ((status = 'delivered') = (delivered_at IS NOT NULL)),
-    CONSTRAINT messages_dead_has_time_and_reason
-        CHECK ((status = 'dead') = (dead_at IS NOT NULL) AND (status <> 'dead' OR last_error IS NOT NULL)),
-    CONSTRAINT messages_only_pending_waits CHECK (available_at IS NULL OR status = 'pending'),
-    CONSTRAINT messages_only_delivered_has_sqs_id CHECK (sqs_message_id IS NULL OR status = 'delivered')
+    last_error     text
 ) PARTITION BY LIST (status);
 
 -- The pending partition is a queue: small and constantly changing. Vacuum runs by count, not by share, and neither
--- sleeps nor takes the exclusive lock that truncating the tail needs. The checks here hold when a row leaves, so they
--- are not repeated when it is delivered.
-CREATE TABLE outbox.messages_pending PARTITION OF outbox.messages (
-    CONSTRAINT messages_pending_id CHECK (id > 0),
-    CONSTRAINT messages_pending_time CHECK (isfinite(enqueued_at))
-) FOR VALUES IN ('pending') WITH (
+-- sleeps nor takes the exclusive lock that truncating the tail needs.
+CREATE TABLE outbox.messages_pending PARTITION OF outbox.messages FOR VALUES IN ('pending') WITH (
     autovacuum_vacuum_scale_factor = 0,
     autovacuum_vacuum_threshold = 5000,
     autovacuum_vacuum_cost_delay = 0,
@@ -39,12 +30,90 @@ CREATE TABLE outbox.messages_pending PARTITION OF outbox.messages (
 );
 
 -- Delivered rows come and go at the same rate once the retention is reached.
-CREATE TABLE outbox.messages_delivered PARTITION OF outbox.messages FOR VALUES IN ('delivered') WITH (
+CREATE TABLE outbox.messages_delivered PARTITION OF outbox.messages (
+    CONSTRAINT messages_delivered_state CHECK (
+        delivered_at IS NOT NULL AND dead_at IS NULL AND available_at IS NULL AND attempts >= 0 AND lane BETWEEN 0 AND 15
+            AND octet_length(destination) BETWEEN 1 AND 80 AND octet_length(group_id) BETWEEN 1 AND 1024
+    )
+) FOR VALUES IN ('delivered') WITH (
     autovacuum_vacuum_scale_factor = 0.05,
     autovacuum_vacuum_cost_delay = 0
 );
 
-CREATE TABLE outbox.messages_dead PARTITION OF outbox.messages FOR VALUES IN ('dead');
+CREATE TABLE outbox.messages_dead PARTITION OF outbox.messages (
+    CONSTRAINT messages_dead_state CHECK (
+        dead_at IS NOT NULL AND last_error IS NOT NULL AND delivered_at IS NULL AND available_at IS NULL
+            AND sqs_message_id IS NULL AND attempts >= 0 AND lane BETWEEN 0 AND 15
+            AND octet_length(destination) BETWEEN 1 AND 80 AND octet_length(group_id) BETWEEN 1 AND 1024
+    )
+) FOR VALUES IN ('dead');
+
+CREATE FUNCTION outbox.lane(group_id text, event_position bigint) RETURNS smallint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT (hashtext(coalesce($1, $2::text)) & 15)::smallint
+$$;
+
+COMMENT ON FUNCTION outbox.lane(text, bigint) IS
+    'The lane of a message, 0 to 15: the hash of its group, or of its event if it has none.';
+
+-- Neither CHECK constraints nor a generated lane: PostgreSQL parses the stored text of each again for every statement,
+-- see outbox.check_event(). Before INSERT it also runs for a message that becomes pending again. There is no trigger
+-- before UPDATE, which would lock each row once more when its outcome is recorded. After UPDATE it does not run for a row
+-- that moves to another partition.
+CREATE FUNCTION outbox.check_message() RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    problem text;
+    hint    text;
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        NEW.lane := (hashtext(coalesce(NEW.group_id, NEW.event_position::text)) & 15)::smallint;
+    ELSIF NEW.lane <> outbox.lane(NEW.group_id, NEW.event_position) THEN
+        problem := format('lane %s is not that of its group', NEW.lane);
+        hint := 'Change both: SET group_id = ''draw-7'', lane = outbox.lane(''draw-7'', event_position).';
+    END IF;
+    -- One expression for the usual case.
+    IF NEW.id < 1 OR NOT isfinite(NEW.enqueued_at) OR NEW.attempts < 0
+        OR octet_length(NEW.destination) NOT BETWEEN 1 AND 80 OR octet_length(NEW.group_id) NOT BETWEEN 1 AND 1024
+        OR NEW.delivered_at IS NOT NULL OR NEW.dead_at IS NOT NULL OR NEW.sqs_message_id IS NOT NULL THEN
+        CASE
+            WHEN NEW.id < 1 THEN
+                problem := format('id is %s', NEW.id);
+                hint := 'Ids begin at 1; leave them to the sequence.';
+            WHEN NOT isfinite(NEW.enqueued_at) THEN
+                problem := format('enqueued_at is %s', NEW.enqueued_at);
+                hint := 'Lag is counted from there; leave it to its default.';
+            WHEN NEW.attempts < 0 THEN
+                problem := format('attempts is %s', NEW.attempts);
+                hint := 'It counts failed attempts; leave it to its default.';
+            WHEN octet_length(NEW.destination) NOT BETWEEN 1 AND 80 THEN
+                problem := format('a destination of %s bytes', octet_length(NEW.destination));
+                hint := 'It is a name of OUTBOX_RELAY_DESTINATIONS, of 1 to 80 bytes.';
+            WHEN octet_length(NEW.group_id) NOT BETWEEN 1 AND 1024 THEN
+                problem := format('a group of %s bytes', octet_length(NEW.group_id));
+                hint := 'Name the group by an id, for example draw-7; null means that the message has no order.';
+            ELSE
+                problem := 'delivered_at, dead_at and sqs_message_id are for messages that are not pending';
+                hint := 'Set status as well, or leave them null.';
+        END CASE;
+    END IF;
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION 'impossible message: %', problem
+            USING ERRCODE = 'check_violation', HINT = hint, SCHEMA = TG_TABLE_SCHEMA, TABLE = TG_TABLE_NAME;
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.check_message() IS 'Refuses impossible pending messages, and assigns new ones to their lanes.';
+
+CREATE TRIGGER check_message BEFORE INSERT ON outbox.messages_pending
+    FOR EACH ROW EXECUTE FUNCTION outbox.check_message();
+CREATE TRIGGER check_change
+    AFTER UPDATE OF id, event_position, enqueued_at, lane, destination, group_id, delivered_at, dead_at, sqs_message_id
+    ON outbox.messages_pending FOR EACH ROW EXECUTE FUNCTION outbox.check_message();
 
 -- Each partition has its own key. A key on the parent would have to contain the status. With that column in the index,
 -- the planner uses "status = 'pending'" to find a row: on a fresh outbox it walked the whole index for every message it
@@ -77,9 +146,9 @@ COMMENT ON COLUMN outbox.messages.available_at IS
 COMMENT ON COLUMN outbox.messages.delivered_at IS 'When the relay recorded that SQS accepted the message.';
 COMMENT ON COLUMN outbox.messages.dead_at IS 'When the message was declared dead.';
 COMMENT ON COLUMN outbox.messages.lane IS
-    'hash(group) mod 16: the unit that relays claim. PostgreSQL may change hashtext between major versions, and pg_upgrade '
-    'keeps stored values. So let the outbox run empty before it; otherwise messages of a group written before and after may '
-    'be published by two relays at a time.';
+    'hash(group) mod 16: the unit that relays claim; a trigger sets it. PostgreSQL may change hashtext between major versions, '
+    'and stored values are kept. So let the outbox run empty before such an upgrade, or set the lanes anew; otherwise messages '
+    'of a group written before and after may be published by two relays at a time.';
 COMMENT ON COLUMN outbox.messages.attempts IS 'Failed attempts that were the fault of the message; outages cost none.';
 COMMENT ON COLUMN outbox.messages.destination IS 'Logical queue name; OUTBOX_RELAY_DESTINATIONS maps it to a queue URL.';
 COMMENT ON COLUMN outbox.messages.status IS 'pending, delivered or dead.';
@@ -146,6 +215,7 @@ $$;
 COMMENT ON FUNCTION outbox.find_message(text, bigint) IS
     'A message by its id, whatever its status. Keys begin with the lane, so every lane is probed: 16 index probes.';
 
+-- In PL/pgSQL, which keeps the plans; PostgreSQL plans a function in SQL again at every call.
 CREATE FUNCTION outbox.enqueue(
     destination text,
     event_type  text,
@@ -153,20 +223,77 @@ CREATE FUNCTION outbox.enqueue(
     group_id    text DEFAULT NULL,
     metadata    jsonb DEFAULT '{}'
 ) RETURNS bigint
-LANGUAGE sql VOLATILE
+LANGUAGE plpgsql VOLATILE
 AS $$
-    WITH event AS (
-        INSERT INTO outbox.events (event_type, payload, metadata, destinations)
-        VALUES (
-            enqueue.event_type, enqueue.payload, coalesce(enqueue.metadata, '{}'),
-            jsonb_build_object(enqueue.destination, enqueue.group_id)
-        )
-        RETURNING position
-    )
-    INSERT INTO outbox.messages (destination, event_position, group_id)
-    SELECT enqueue.destination, event.position, enqueue.group_id FROM event
-    RETURNING id
+#variable_conflict use_column
+DECLARE
+    event bigint;
+    id    bigint;
+BEGIN
+    INSERT INTO outbox.events (event_type, payload, metadata, destinations)
+    VALUES ($2, $3, coalesce($5, '{}'), jsonb_build_object($1, $4))
+    RETURNING events.position INTO event;
+    INSERT INTO outbox.messages (destination, event_position, group_id) VALUES ($1, event, $4)
+    RETURNING messages.id INTO id;
+    RETURN id;
+END
 $$;
 
 COMMENT ON FUNCTION outbox.enqueue(text, text, jsonb, text, jsonb) IS
     'Records an event and one message that carries it to the destination, in the caller''s transaction. Returns the message id.';
+
+CREATE FUNCTION outbox.enqueue_many(destination text, events jsonb) RETURNS SETOF bigint
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    example CONSTANT text := 'An event is {"event_type": "TicketPurchased", "payload": ...} and may have group_id and metadata.';
+    wrong   record;
+BEGIN
+    IF jsonb_typeof($2) IS DISTINCT FROM 'array' THEN
+        RAISE EXCEPTION 'events must be a JSON array' USING ERRCODE = 'invalid_parameter_value', HINT = example;
+    END IF;
+    SELECT w.n, w.problem INTO wrong
+    FROM (
+        SELECT e.n, CASE
+            WHEN jsonb_typeof(e.event) <> 'object' THEN 'is not an object'
+            WHEN jsonb_typeof(e.event -> 'event_type') IS DISTINCT FROM 'string' OR e.event ->> 'event_type' = ''
+                THEN 'has no event_type'
+            WHEN NOT e.event ? 'payload' THEN 'has no payload'
+            WHEN jsonb_typeof(e.event -> 'group_id') NOT IN ('string', 'null') THEN 'has a group_id that is no string'
+            WHEN jsonb_typeof(e.event -> 'metadata') NOT IN ('object', 'null') THEN 'has metadata that are no object'
+            WHEN e.event - '{event_type,payload,group_id,metadata}'::text[] <> '{}'
+                THEN format('has members that are not known: %s', e.event - '{event_type,payload,group_id,metadata}'::text[])
+        END AS problem
+        FROM jsonb_array_elements($2) WITH ORDINALITY AS e (event, n)
+    ) AS w
+    WHERE w.problem IS NOT NULL
+    ORDER BY w.n
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'event % of the array %', wrong.n, wrong.problem
+            USING ERRCODE = 'invalid_parameter_value', HINT = example;
+    END IF;
+    RETURN QUERY
+        WITH event AS (
+            INSERT INTO outbox.events (event_type, payload, metadata, destinations)
+            SELECT
+                e.event ->> 'event_type', e.event -> 'payload', coalesce(nullif(e.event -> 'metadata', 'null'), '{}'),
+                jsonb_build_object($1, e.event -> 'group_id')
+            FROM jsonb_array_elements($2) WITH ORDINALITY AS e (event, n)
+            ORDER BY e.n
+            RETURNING events.position, events.destinations ->> $1 AS group_id
+        ), message AS (
+            INSERT INTO outbox.messages (destination, event_position, group_id)
+            SELECT $1, e.position, e.group_id
+            FROM event AS e
+            ORDER BY e.position
+            RETURNING messages.id
+        )
+        SELECT m.id FROM message AS m ORDER BY m.id;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.enqueue_many(text, jsonb) IS
+    'The same for a JSON array of events, in its order: [{"event_type": ..., "payload": ..., "group_id": ..., "metadata": ...}]. '
+    'Group and metadata may be left out. Returns the message ids.';

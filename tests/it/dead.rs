@@ -251,8 +251,8 @@ async fn a_locked_message_is_left_out_and_reported() -> Result<()> {
 #[tokio::test]
 async fn a_redrive_walks_the_dead_messages_once_although_the_table_was_empty_when_analyzed() -> Result<()> {
     let bed = TestBed::new().await?;
-    let die = "INSERT INTO outbox.messages (destination, event_position, status, dead_at, last_error)
-        SELECT 'audit', n, 'dead', now() - interval '1 hour', 'refused' FROM generate_series(1, 3000) AS n";
+    let die = "INSERT INTO outbox.messages (destination, event_position, lane, status, dead_at, last_error)
+        SELECT 'audit', n, n % 16, 'dead', now() - interval '1 hour', 'refused' FROM generate_series(1, 3000) AS n";
     let statements =
         ["ALTER TABLE outbox.messages_dead SET (autovacuum_enabled = off)", die, "DELETE FROM outbox.messages"];
     for statement in statements.into_iter().chain(["ANALYZE outbox.messages_dead", die]) {

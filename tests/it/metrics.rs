@@ -72,8 +72,8 @@ async fn lag_and_backlog_are_measured_in_the_table() -> Result<()> {
     bed.enqueue_many("tickets", 30, 0).await?;
     bed.client.batch_execute("UPDATE outbox.messages SET enqueued_at = now() - interval '1 hour'").await?;
     bed.enqueue_many("tickets", 30, 0).await?;
-    let dead = "INSERT INTO outbox.messages (destination, event_position, status, dead_at, last_error)
-        VALUES ('tickets', 1, 'dead', now(), 'too large')";
+    let dead = "INSERT INTO outbox.messages (destination, event_position, lane, status, dead_at, last_error)
+        VALUES ('tickets', 1, 3, 'dead', now(), 'too large')";
     bed.client.batch_execute(dead).await?;
     let relay = bed.relay().start().await?;
     relay.wait_for_metric(r#"backlog_messages{destination="tickets"}"#, 60.0).await?;

@@ -253,8 +253,8 @@ async fn never_analyze(bed: &TestBed) -> Result<()> {
 
 async fn ensure_plans(bed: &TestBed) -> Result<()> {
     // On a table without pages every plan costs nothing; records are replaced only if there are some.
-    let delivered = "INSERT INTO outbox.messages (destination, event_position, status, delivered_at)
-        SELECT 'audit', n, 'delivered', now() FROM generate_series(1, 1000) AS n";
+    let delivered = "INSERT INTO outbox.messages (destination, event_position, lane, status, delivered_at)
+        SELECT 'audit', n, n % 16, 'delivered', now() FROM generate_series(1, 1000) AS n";
     bed.client.batch_execute(delivered).await?;
     let mut wrong = String::new();
     for statement in &STATEMENTS {
@@ -355,8 +355,8 @@ async fn claims_take_lane_rows_and_walk_nothing_else() -> Result<()> {
 async fn pruning_walks_delivered_messages_by_their_key() -> Result<()> {
     let bed = TestBed::new().await?;
     never_analyze(&bed).await?;
-    let delivered = "INSERT INTO outbox.messages (destination, event_position, group_id, status, delivered_at)
-         SELECT 'audit', n, 'g' || n % 100, 'delivered', now() FROM generate_series(1, 50000) AS n";
+    let delivered = "INSERT INTO outbox.messages (destination, event_position, group_id, lane, status, delivered_at)
+         SELECT 'audit', n, 'g' || n % 100, outbox.lane('g' || n % 100, n), 'delivered', now() FROM generate_series(1, 50000) AS n";
     bed.client.batch_execute(delivered).await?;
     let prune = Planned {
         name: "prune",

@@ -31,8 +31,8 @@ const REFUSALS: [(&str, &str, &str); 4] = [
     (
         "a unique index",
         "CREATE UNIQUE INDEX refuse ON outbox.messages_delivered (group_id) WHERE group_id = 'odd';
-         INSERT INTO outbox.messages (destination, event_position, group_id, status, delivered_at)
-             VALUES ('elsewhere', 1, 'odd', 'delivered', now())",
+         INSERT INTO outbox.messages (destination, event_position, group_id, lane, status, delivered_at)
+             VALUES ('elsewhere', 1, 'odd', 3, 'delivered', now())",
         "DROP INDEX outbox.refuse",
     ),
 ];

@@ -7,12 +7,12 @@ use support::test_bed::{TestBed, ensure_each_once, numbers};
 
 /// A thousand more than the janitor deletes in one statement, all in one lane and delivered an hour ago.
 const OLD: &str =
-    "INSERT INTO outbox.messages (destination, event_position, group_id, status, enqueued_at, delivered_at)
-    SELECT 'audit', n, 'g', 'delivered', now() - interval '2 hours', now() - interval '1 hour'
+    "INSERT INTO outbox.messages (destination, event_position, group_id, lane, status, enqueued_at, delivered_at)
+    SELECT 'audit', n, 'g', outbox.lane('g', n), 'delivered', now() - interval '2 hours', now() - interval '1 hour'
     FROM generate_series(1, 2000) AS n";
 
-const RECENT: &str = "INSERT INTO outbox.messages (destination, event_position, group_id, status, delivered_at)
-    SELECT 'audit', n, 'g', 'delivered', now() FROM generate_series(1, 500) AS n";
+const RECENT: &str = "INSERT INTO outbox.messages (destination, event_position, group_id, lane, status, delivered_at)
+    SELECT 'audit', n, 'g', outbox.lane('g', n), 'delivered', now() FROM generate_series(1, 500) AS n";
 
 #[tokio::test]
 async fn no_retention_deletes_messages_at_delivery_and_keeps_the_events() -> Result<()> {
@@ -82,8 +82,8 @@ async fn failing_pruning_is_reported_once_and_continues_when_possible() -> Resul
 
 /// Low ids that were delivered late and so must stay for long: more than a round looks at in one lane.
 const LATE: &str =
-    "INSERT INTO outbox.messages (destination, event_position, group_id, status, enqueued_at, delivered_at)
-    SELECT 'audit', n, 'g', 'delivered', now() - interval '2 hours', now() + interval '1 hour' FROM generate_series(1, 25000) AS n";
+    "INSERT INTO outbox.messages (destination, event_position, group_id, lane, status, enqueued_at, delivered_at)
+    SELECT 'audit', n, 'g', outbox.lane('g', n), 'delivered', now() - interval '2 hours', now() + interval '1 hour' FROM generate_series(1, 25000) AS n";
 
 #[tokio::test]
 async fn messages_delivered_late_do_not_keep_others_from_being_pruned() -> Result<()> {
@@ -104,8 +104,8 @@ async fn messages_delivered_late_do_not_keep_others_from_being_pruned() -> Resul
 async fn a_lane_of_young_messages_is_not_walked_again_and_again() -> Result<()> {
     let bed = TestBed::new().await?;
     bed.standard("audit").await?;
-    let young = "INSERT INTO outbox.messages (destination, event_position, group_id, status, delivered_at)
-        SELECT 'audit', n, 'g', 'delivered', now() FROM generate_series(1, 30000) AS n";
+    let young = "INSERT INTO outbox.messages (destination, event_position, group_id, lane, status, delivered_at)
+        SELECT 'audit', n, 'g', outbox.lane('g', n), 'delivered', now() FROM generate_series(1, 30000) AS n";
     bed.client.batch_execute(young).await?;
     let number =
         |what: &str| format!("SELECT {what} FROM pg_stat_all_indexes WHERE indexrelname = 'messages_delivered_pkey'");
@@ -167,8 +167,8 @@ async fn dead_and_pending_messages_are_never_pruned() -> Result<()> {
     bed.standard("audit").await?;
     bed.client.batch_execute(OLD).await?;
     let query =
-        "INSERT INTO outbox.messages (destination, event_position, group_id, status, enqueued_at, dead_at, last_error)
-        SELECT 'audit', 1, 'g', 'dead', now() - interval '1 year', now() - interval '1 year', 'too large'";
+        "INSERT INTO outbox.messages (destination, event_position, group_id, lane, status, enqueued_at, dead_at, last_error)
+        SELECT 'audit', 1, 'g', 3, 'dead', now() - interval '1 year', now() - interval '1 year', 'too large'";
     bed.client.batch_execute(query).await?;
     let query = "INSERT INTO outbox.messages (destination, event_position, group_id, enqueued_at, available_at)
         SELECT 'audit', 1, 'g', now() - interval '1 year', now() + interval '1 year'";
