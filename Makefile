@@ -6,7 +6,7 @@ export RUSTDOCFLAGS += -D warnings
 # Tests mostly wait, so more of them run at a time than there are cores.
 export RUST_TEST_THREADS ?= 3
 
-.PHONY: help demo lottery experiment test soak mutants bench prove-alerts dashboard-preview status-page-preview deploy-check \
+.PHONY: help demo lottery experiment test test-elasticmq test-moto soak mutants bench prove-alerts dashboard-preview status-page-preview deploy-check \
 	image-check packages package-check fmt build
 .DEFAULT_GOAL := help
 
@@ -39,7 +39,7 @@ DELIVERIES := $(addsuffix ::,delivery bodies requests order failures outages sha
 
 # What does not depend on PostgreSQL's version: settings, ways to AWS, documents, alerts, the looks of pages, the example.
 UNRELATED := $(addprefix --skip ,$(addsuffix ::,alerts architecture check_way configuration credential_kinds credentials dashboard \
-	destination_roles dev documents example_consumers generate latency lottery metrics_page mistakes proxies rds_iam status_page_looks))
+	destination_roles dev documents emulators example_consumers generate latency lottery metrics_page mistakes proxies rds_iam status_page_looks))
 
 # With PG=13 to PG=18, only tests that may depend on the version.
 test: needed ## All checks and tests; PG=13 (to 18) runs the integration tests on that PostgreSQL
@@ -61,6 +61,26 @@ else
 	$(CARGO) bench $(FLAGS) --bench instructions
 	THROUGH_PGBOUNCER=1 $(CARGO) test $(FLAGS) --test it -- $(DELIVERIES)
 endif
+
+# What depends on how SQS answers, on other emulators (docs/emulators.md).
+EMULATED := $(addsuffix ::,delivery bodies requests order failures emulators)
+
+# Left out with moto, which takes a hundred messages a second or fewer: tests of 300 to 3000 messages, and tests that need a
+# hundred others a second to get through while one fails.
+TOO_MANY_FOR_MOTO := $(addprefix --skip ,one_event_reaches_every_destination_it_is_for are_filled_to_ten \
+	messages_of_a_group_arrive_in_the_order_of_their_ids connections_cut_after_sending_leave_each_message_once_in_a_fifo_queue \
+	a_failing_message_holds_up_its_group_and_nobody_else \
+	a_message_that_keeps_failing_is_dead_with_its_reason attempts_are_counted_over_restarts)
+
+test-elasticmq: needed ## The tests of delivery, bodies, requests, order and failures on ElasticMQ; needs Java and Maven
+	@sh tests/tools/postgres.sh >/dev/null
+	@sh tests/tools/elasticmq.sh >/dev/null
+	SQS_EMULATOR=elasticmq $(CARGO) test $(FLAGS) --test it -- $(EMULATED)
+
+test-moto: needed ## The same on moto's server, but for the tests with many messages; needs Python
+	@sh tests/tools/postgres.sh >/dev/null
+	@sh tests/tools/moto.sh >/dev/null
+	SQS_EMULATOR=moto $(CARGO) test $(FLAGS) --test it -- $(EMULATED) $(TOO_MANY_FOR_MOTO)
 
 soak: needed ## Break everything at random for MINUTES=5 and count what arrives; SEED=n repeats what was drawn
 	@sh tests/tools/postgres.sh >/dev/null

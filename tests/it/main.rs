@@ -24,6 +24,7 @@ mod destination_roles;
 #[cfg(not(feature = "dev"))]
 mod dev;
 mod documents;
+mod emulators;
 mod enqueue;
 mod event_store;
 mod example_consumers;

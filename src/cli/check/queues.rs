@@ -134,8 +134,11 @@ impl Walk<'_> {
             let remedy = "give the queue's own URL; that of a FIFO queue ends with .fifo";
             findings.add(what.clone(), Verdict::Bad, format!("{kind}, but its URL says otherwise"), remedy);
         } else {
-            let bytes = attributes.most_bytes.map_or("unknown".to_owned(), |most| most.to_string());
-            findings.good(what.clone(), format!("{kind}, takes {bytes} bytes, encryption: {}", attributes.encryption));
+            // SQS always says it, ElasticMQ never.
+            let size = attributes
+                .most_bytes
+                .map_or("does not say how many bytes it takes".to_owned(), |most| format!("takes {most} bytes"));
+            findings.good(what.clone(), format!("{kind}, {size}, encryption: {}", attributes.encryption));
         }
         if attributes.needs_key {
             let remedy = "allow kms:GenerateDataKey and kms:Decrypt on it; without them the destination halts";

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 
-use emulator::Emulator;
+use emulator::{Emulator, Product};
 use pgbouncer::PgBouncer;
 use postgres::{Cluster, Options};
 
@@ -37,7 +37,7 @@ pub fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
-/// How long a test waits for a state.
+/// How long a test waits for a state, on the usual emulator.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The cluster that all tests share. `PG_MAJOR` chooses the version; the default is the installed one.
@@ -94,6 +94,7 @@ async fn within<F>(patience: Duration, pause: Duration, what: &str, mut reached:
 where
     F: Future<Output = Result<bool>>,
 {
+    let patience = patience * Product::chosen()?.slowness();
     let deadline = Instant::now() + patience;
     while !reached().await? {
         if Instant::now() > deadline {

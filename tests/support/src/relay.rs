@@ -13,10 +13,11 @@ use tokio::process::{Child, ChildStderr};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::emulator::Product;
 use super::eventually;
 use super::test_bed::locked;
 
-/// How long a command may run, and how long a test waits for a log line.
+/// How long a command may run, on the usual emulator, and how long a test waits for a log line.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The binary under test, which Cargo builds in a folder above the tests, benches and examples that use this crate.
@@ -105,8 +106,9 @@ impl Command {
 
     /// Runs the command to its end, but not longer than [`PATIENCE`].
     pub async fn output(&self, arguments: &[&str]) -> Result<Finished> {
-        let output = tokio::time::timeout(PATIENCE, self.prepared(arguments).output());
-        let output = output.await.with_context(|| format!("{arguments:?} did not end within {PATIENCE:?}"))??;
+        let patience = PATIENCE * Product::chosen()?.slowness();
+        let output = tokio::time::timeout(patience, self.prepared(arguments).output());
+        let output = output.await.with_context(|| format!("{arguments:?} did not end within {patience:?}"))??;
         Ok(Finished {
             code: output.status.code(),
             stdout: String::from_utf8(output.stdout)?,

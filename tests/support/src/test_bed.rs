@@ -10,7 +10,7 @@ use tokio::sync::OnceCell;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::emulator::{Queues, Received};
+use super::emulator::{Product, Queues, Received};
 use super::pgbouncer::PgBouncer;
 use super::postgres::Cluster;
 use super::proxy::Proxy;
@@ -118,7 +118,12 @@ impl TestBed {
     pub fn relay(&self) -> Command {
         let pairs = locked(&self.destinations);
         let pairs: Vec<_> = pairs.iter().map(|(name, url)| format!("{name}={url}")).collect();
-        Command::new()
+        let command = match Product::chosen() {
+            // It answers one request at a time, within a tenth of a second: others would run into the request timeout.
+            Ok(Product::Moto) => Command::new().env("OUTBOX_RELAY_MAX_IN_FLIGHT", "2"),
+            _ => Command::new(),
+        };
+        command
             .env("DATABASE_URL", &self.relay_url)
             .env("OUTBOX_RELAY_DESTINATIONS", pairs.join(","))
             .env("OUTBOX_RELAY_HTTP_LISTEN", "127.0.0.1:0")

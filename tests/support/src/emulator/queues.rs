@@ -1,14 +1,8 @@
-//! The SQS emulator as a child process, and its queues as a consumer sees them.
-//!
-//! The tests and the lottery example both use this module, so it depends on neither.
+//! The queues of an emulator, as a consumer sees them.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -20,8 +14,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How long a start may take. Node needs about a second on an idle machine to load the modules.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+use super::Product;
 
 /// How long a drain waits for messages that another receiver has in flight.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -32,61 +25,8 @@ const GET_TIMEOUT: Duration = Duration::from_secs(60);
 /// Receivers of one drain. The emulator has a single thread, so more of them would not be faster.
 const RECEIVERS: usize = 8;
 
-/// A running SQS emulator. Its process ends when this is dropped, or when the owner ends.
-#[derive(Debug)]
-pub struct Emulator {
-    child: Child,
-    endpoint: String,
-}
-
-impl Emulator {
-    /// Starts the emulator on a free port of 127.0.0.1; returns when it answers.
-    pub fn start() -> Result<Emulator> {
-        let mut command = Command::new("node");
-        command.arg(tools().join("emulator/serve.mjs")).arg(find_cli()?);
-        // When we end, its standard input closes, and it ends as well.
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        // Not in our process group: Ctrl-C in a terminal must reach the owner only.
-        command.process_group(0);
-        let mut child = command.spawn().context("cannot start node")?;
-        let output = BufReader::new(child.stdout.take().context("the emulator has no output")?);
-        let (said, address) = mpsc::channel();
-        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| said.send(line)));
-        let mut emulator = Emulator { child, endpoint: String::new() };
-        emulator.endpoint =
-            address.recv_timeout(START_TIMEOUT).context("the SQS emulator did not start; node says why above")?;
-        ensure!(emulator.endpoint.starts_with("http://127.0.0.1:"), "the emulator said {}", emulator.endpoint);
-        Ok(emulator)
-    }
-
-    /// The emulator's address, `http://127.0.0.1:PORT`.
-    pub fn endpoint(&self) -> &str {
-        &self.endpoint
-    }
-
-    /// The id of the emulator's process, for measuring its memory.
-    pub fn process_id(&self) -> u32 {
-        self.child.id()
-    }
-}
-
-impl Drop for Emulator {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-fn tools() -> PathBuf {
-    crate::repository().join("tests/tools")
-}
-
-fn find_cli() -> Result<PathBuf> {
-    let script = tools().join("emulator.sh");
-    let output = Command::new("/bin/sh").arg(&script).stderr(Stdio::inherit()).output()?;
-    ensure!(output.status.success(), "{} found no SQS emulator; it says why above", script.display());
-    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim_end()))
-}
+/// Receivers of one drain of moto, which gives two of them messages of one group at the same time.
+const RECEIVERS_OF_MOTO: usize = 1;
 
 /// A message as a consumer gets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +60,8 @@ pub struct Depth {
 #[derive(Debug, Clone)]
 pub struct Queues {
     client: Client,
+    /// What [`Queues::contents`] has taken out of each queue so far, by URL.
+    taken: Arc<Mutex<HashMap<String, Vec<Received>>>>,
 }
 
 impl Queues {
@@ -132,7 +74,7 @@ impl Queues {
             .region(Region::new("us-east-1"))
             .credentials_provider(Credentials::new("test", "test", None, None, "tests"))
             .build();
-        Queues { client: Client::from_conf(configuration) }
+        Queues { client: Client::from_conf(configuration), taken: Arc::default() }
     }
 
     /// The client, for other requests.
@@ -160,9 +102,11 @@ impl Queues {
     /// Receives and deletes everything, in order within each group, until nothing is waiting or in flight.
     pub async fn drain(&self, queue_url: &str) -> Result<Vec<Received>> {
         let received = Mutex::new(Vec::new());
-        let deadline = Instant::now() + DRAIN_TIMEOUT;
+        let product = Product::chosen()?;
+        let deadline = Instant::now() + DRAIN_TIMEOUT * product.slowness();
+        let receivers = if product == Product::Moto { RECEIVERS_OF_MOTO } else { RECEIVERS };
         loop {
-            let receivers = (0..RECEIVERS).map(|_| self.drain_alone(queue_url, &received));
+            let receivers = (0..receivers).map(|_| self.drain_alone(queue_url, &received));
             futures_util::future::try_join_all(receivers).await?;
             let Depth { visible, in_flight } = self.depth(queue_url).await?;
             if visible + in_flight == 0 {
@@ -226,15 +170,17 @@ impl Queues {
     }
 
     /// Everything a queue holds, without receiving it, for queues that are too long to drain. Each group is in order,
-    /// and messages in flight come last. Only the emulator offers this, not SQS.
+    /// and messages in flight come last. Only fauxqs offers this. From another emulator the messages are taken, as by a
+    /// consumer, and returned with all that was taken before.
     pub async fn contents(&self, queue_url: &str) -> Result<Vec<Received>> {
-        let (address, path) = queue_url.strip_prefix("http://").and_then(|url| url.split_once('/')).context("URL")?;
-        let name = path.rsplit('/').next().unwrap_or_default();
-        let state: Value = serde_json::from_slice(&get(address, &format!("/_fauxqs/queues/{name}")).await?)?;
-        let messages = &state["messages"];
-        let list = |name: &str| messages[name].as_array().into_iter().flatten();
-        let in_flight = list("inflight").map(|entry| &entry["message"]);
-        list("ready").chain(list("delayed")).chain(in_flight).map(inspected).collect()
+        if Product::chosen()? == Product::Fauxqs {
+            return contents_of_fauxqs(queue_url).await;
+        }
+        let received = self.drain(queue_url).await?;
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_queue = taken.entry(queue_url.to_owned()).or_default();
+        of_queue.extend(received);
+        Ok(of_queue.clone())
     }
 
     /// Empties a queue. Deduplication ids stay known, as in SQS.
@@ -253,6 +199,16 @@ impl Queues {
 /// An error with its causes: without them, those of the SDK say little.
 fn plain<E: std::error::Error>(error: E) -> anyhow::Error {
     anyhow::anyhow!("{}", DisplayErrorContext(&error))
+}
+
+async fn contents_of_fauxqs(queue_url: &str) -> Result<Vec<Received>> {
+    let (address, path) = queue_url.strip_prefix("http://").and_then(|url| url.split_once('/')).context("URL")?;
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let state: Value = serde_json::from_slice(&get(address, &format!("/_fauxqs/queues/{name}")).await?)?;
+    let messages = &state["messages"];
+    let list = |name: &str| messages[name].as_array().into_iter().flatten();
+    let in_flight = list("inflight").map(|entry| &entry["message"]);
+    list("ready").chain(list("delayed")).chain(in_flight).map(inspected).collect()
 }
 
 fn unique(name: &str) -> String {
