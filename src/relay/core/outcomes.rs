@@ -227,15 +227,15 @@ impl Outcomes {
         }
     }
 
-    /// Without the claim, only acceptances by SQS may be written. Another relay may hold the lanes and has already
+    /// Without the claim, only what SQS has accepted may be written. Another relay may hold the lanes and has already
     /// asked which groups have to wait; it would go on with groups that are held up now. Returns whether anything was
     /// dropped.
     pub(super) fn drop_what_needs_the_claim(&mut self) -> bool {
         let before = self.under_way();
-        self.waiting.retain(Settlement::is_delivered);
-        self.parts.iter_mut().for_each(|part| part.retain(Settlement::is_delivered));
+        self.waiting.retain(|settlement| !settlement.needs_claim());
+        self.parts.iter_mut().for_each(|part| part.retain(|settlement| !settlement.needs_claim()));
         self.parts.retain(|part| !part.is_empty());
-        self.culprits.retain(|culprit| culprit.settlement.is_delivered());
+        self.culprits.retain(|culprit| !culprit.settlement.needs_claim());
         self.oldest = self.oldest.filter(|_| !self.waiting.is_empty());
         self.dying = 0;
         self.under_way() < before
@@ -244,9 +244,10 @@ impl Outcomes {
 
 impl Culprit {
     fn into_quarantined(self) -> Quarantined {
+        let stays = self.settlement.stays();
         let Settlement { key, origin, group, outcome } = self.settlement;
-        // If a deferral cannot be recorded, the message waits in quarantine instead of in its row.
-        let outcome = (!matches!(outcome, Outcome::Deferred { .. })).then_some(outcome);
+        // If the outcome of a pending message cannot be recorded, the message waits in quarantine.
+        let outcome = (!stays).then_some(outcome);
         Quarantined { key, origin, group, outcome, reason: self.reason }
     }
 }
@@ -263,7 +264,7 @@ mod tests {
             key: MessageKey { lane: Lane::new(1).unwrap(), id: MessageId(id) },
             origin: Origin { event_position: EventPosition(id), enqueued_at: SystemTime::UNIX_EPOCH },
             group: None,
-            outcome: Outcome::Delivered { sqs_message_id: id.to_string() },
+            outcome: Outcome::Delivered { sqs_message_id: id.to_string(), sequence_number: None },
         }
     }
 
