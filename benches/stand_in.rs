@@ -201,7 +201,8 @@ fn accept(body: &[u8], ledger: &mut Ledger) -> Option<Vec<u8>> {
         }
         if entry.message_group_id.is_some() {
             // As long as the numbers of SQS are.
-            write!(answer, ",\"SequenceNumber\":\"{}\"", FIRST_NUMBER + u128::from(ledger.entries) + ids.len() as u128).ok()?;
+            write!(answer, ",\"SequenceNumber\":\"{}\"", FIRST_NUMBER + u128::from(ledger.entries) + ids.len() as u128)
+                .ok()?;
         }
         answer.push('}');
         ids.push(id);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::limits::WriteRate;
 use crate::clock::Time;
-use crate::message::{MessageKey, Outcome, Quarantined, Settlement};
+use crate::message::{MessageKey, Quarantined, Settlement};
 use crate::outbox::{OutboxError, Settled};
 
 /// Outcomes are written when there are this many, or when the oldest has waited [`WAIT`] or, with a backlog, [`WAIT_BUSY`].
@@ -257,7 +257,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::message::{EventPosition, Lane, MessageId, Origin};
+    use crate::message::{EventPosition, Lane, MessageId, Origin, Outcome};
 
     fn delivered(id: i64) -> Settlement {
         Settlement {
