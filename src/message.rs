@@ -142,8 +142,8 @@ pub struct Message {
     pub group: Option<Arc<str>>,
     /// Failed attempts so far that were the fault of the message.
     pub attempts: i16,
-    /// The number of the last copy that SQS accepted too early, before an earlier message of the group; another copy has
-    /// to follow.
+    /// The number of the last copy that SQS accepted too early, before an earlier message of the group; another copy
+    /// has to follow.
     pub superseded: Option<SequenceNumber>,
     /// Its age when it was read, by the database's clock, so that the clocks of hosts are never mixed.
     pub age_when_read: Duration,

@@ -169,8 +169,9 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.prune_inbox(interval, bigint) IS
-    'Deletes rows that were accepted longer ago, and gaps that were noticed longer ago: what fills one then is a duplicate. 15 days are longer than SQS can keep a message (14 days); keep more if '
-    'dead-letter queues are redriven later. Call it until it returns 0.';
+    'Deletes rows that were accepted longer ago, and gaps that were noticed longer ago: what fills one then is a duplicate. 15 '
+    'days are longer than SQS can keep a message (14 days); keep more if dead-letter queues are redriven later. Call it until '
+    'it returns 0.';
 
 CREATE FUNCTION outbox.checkpoint(consumer text) RETURNS bigint
 LANGUAGE plpgsql STABLE

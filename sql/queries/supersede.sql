@@ -1,11 +1,10 @@
 -- Records that SQS accepted copies of messages before earlier messages of their groups. The messages stay pending.
 --
 -- $1 destination, $2 lanes, $3 ids, $4 event positions, $5 times of enqueueing, $6 SQS sequence numbers.
--- Guarantees: the number never goes down; a message that is no longer pending is left alone. It needs no claim: that SQS
--- accepted a copy is true, whoever sends the next one.
--- Event position and time identify the message: after a failover an id may belong to another one, which is left alone.
--- Index: messages_pending_pkey once a message.
--- Runs in a transaction of src/outbox/settle.rs in which the planner may use only one index probe per message. With the
+-- Guarantees: the number never goes down; a message that is no longer pending is left alone. It needs no claim: that
+-- SQS accepted a copy is true, whoever sends the next one. Event position and time identify the message: after a
+-- failover an id may belong to another one, which is left alone. Index: messages_pending_pkey once a message. Runs in a
+-- transaction of src/outbox/settle.rs in which the planner may use only one index probe per message. With the
 -- destination as a column of a subquery that probe uses the whole key. As a constant, "all of this destination" looks
 -- equally cheap on a fresh outbox, where the planner has no statistics. And "= ANY (ARRAY[...])" is no clause for a
 -- merge join: with "=" the planner also considers a walk through the whole index, in the order of a merge join, and

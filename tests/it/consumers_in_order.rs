@@ -51,8 +51,8 @@ fn strict(versions: &[i64]) -> Vec<Arrivals> {
     subsets(versions).into_iter().map(twice).collect()
 }
 
-/// Everything that may arrive: each mode, with a message that dies or does not go to this queue, which may be redriven at
-/// any later time, and with a crash or a replay after which everything from some version on comes again.
+/// Everything that may arrive: each mode, with a message that dies or does not go to this queue, which may be redriven
+/// at any later time, and with a crash or a replay after which everything from some version on comes again.
 fn everything() -> BTreeSet<Arrivals> {
     let versions: Vec<i64> = (1..=VERSIONS).collect();
     let mut all: BTreeSet<Arrivals> = BTreeSet::new();
@@ -74,8 +74,8 @@ fn everything() -> BTreeSet<Arrivals> {
     all
 }
 
-/// The answers to the arrivals of a stream, each in a transaction of its own; those for which `takes` is false are rolled
-/// back.
+/// The answers to the arrivals of a stream, each in a transaction of its own; those for which `takes` is false are
+/// rolled back.
 async fn consume(
     client: &mut Client,
     stream: &str,

@@ -57,8 +57,8 @@ async fn deliver(bed: &TestBed) -> Result<String> {
     Ok(queue)
 }
 
-/// The same to a FIFO queue in batched mode, while SQS refuses single entries: what it accepted behind them is there twice,
-/// first too early and then in order.
+/// The same to a FIFO queue in batched mode, while SQS refuses single entries: what it accepted behind them is there
+/// twice, first too early and then in order.
 async fn deliver_with_repairs(bed: &TestBed) -> Result<String> {
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("sales").await?;

@@ -9,7 +9,7 @@ use super::destination::{DestinationState, Report};
 use super::item::Item;
 use super::lease::CloseReason;
 use super::outcomes::Written;
-use super::repair::{OrderFound, check_order};
+use super::repair::check_order;
 use super::session::{Session, defer};
 use super::verdict::{Judgement, Verdict, judge};
 use super::work::{Answer, Completion, ReadWork, RescanWork, Work};
@@ -304,13 +304,7 @@ impl Session {
         if possible_duplicates > 0 {
             destination.report(Report::PossibleDuplicates(possible_duplicates));
         }
-        let OrderFound { superseded, breaks } = order;
-        if superseded > 0 {
-            destination.report(Report::Repaired(superseded));
-        }
-        if !breaks.is_empty() {
-            destination.report(Report::OrderBroken(breaks));
-        }
+        order.report_to(destination);
         if has_recovered {
             destination.report(Report::Recovered);
         }

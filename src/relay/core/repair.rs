@@ -6,12 +6,13 @@
 //! its turn. The outcome `Superseded` records the number of the copy that came too early, so that the next relay sends
 //! another copy as well, should this one end.
 //!
-//! A message also gets a copy if its number shows that it is behind a later one ([`super::sequences`]). That happens when
-//! the answer to a request is lost in which an entry failed: the whole request is sent again, the failed entry arrives
-//! now, and SQS drops the others, which it had accepted before. It happens in both modes if a message is redriven or
-//! committed late in between. If the number of a copy that SQS cannot have known is not in order either, the queue does
-//! not keep order. That is an *order break*; it is counted, and nothing more is sent. Pure.
+//! A message also gets a copy if its number shows that it is behind a later one ([`super::sequences`]). That happens
+//! when the answer to a request is lost in which an entry failed: the whole request is sent again, the failed entry
+//! arrives now, and SQS drops the others, which it had accepted before. It happens in both modes if a message is
+//! redriven or committed late in between. If the number of a copy that SQS cannot have known is not in order either,
+//! the queue does not keep order. That is an *order break*; it is counted, and nothing more is sent. Pure.
 
+use super::destination::{DestinationState, Report};
 use super::item::Item;
 use super::sequences::Sequences;
 use super::verdict::Verdict;
@@ -28,6 +29,18 @@ pub(super) struct OrderFound {
     pub(super) superseded: u64,
     /// Messages that the queue has put behind later ones.
     pub(super) breaks: Vec<MessageKey>,
+}
+
+impl OrderFound {
+    /// Reports what is not as it should be.
+    pub(super) fn report_to(self, destination: &mut DestinationState) {
+        if self.superseded > 0 {
+            destination.report(Report::Repaired(self.superseded));
+        }
+        if !self.breaks.is_empty() {
+            destination.report(Report::OrderBroken(self.breaks));
+        }
+    }
 }
 
 /// Checks the order of the messages of a request that came back, and turns verdicts to [`Verdict::Superseded`] where an

@@ -71,7 +71,8 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// A request arrives. Returns the answer, and the copies of messages that were accepted for the first time, in order.
+    /// A request arrives. Returns the answer, and the copies of messages that were accepted for the first time, in
+    /// order.
     pub(super) fn arrive(&mut self, sent: &[Sent], rng: &mut fastrand::Rng) -> (Answer, Vec<Sent>) {
         let fault = |kind, code: &str| Answer::Failed(Fault::new(kind, code, "simulated"));
         match self.fault {
