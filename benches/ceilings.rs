@@ -143,7 +143,10 @@ async fn stream(
         if settling.is_none() && (read_keys.len() >= SETTLE_SIZE || (reading.is_none() && !read_keys.is_empty())) {
             let many = read_keys.len().min(SETTLE_SIZE);
             // As long as the ids of SQS, which are UUIDs.
-            let outcome = |key: MessageKey| Outcome::Delivered { sqs_message_id: format!("{:036}", key.id.0) };
+            let outcome = |key: MessageKey| Outcome::Delivered {
+                sqs_message_id: format!("{:036}", key.id.0),
+                sequence_number: None,
+            };
             let settlement = |(key, origin)| Settlement { key, origin, group: None, outcome: outcome(key) };
             let settlements: Vec<Settlement> = read_keys.drain(..many).map(settlement).collect();
             let settle = async move {

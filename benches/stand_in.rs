@@ -29,6 +29,9 @@ use tokio::task::LocalSet;
 
 use support::proxy::lognormal;
 
+/// Below the SequenceNumber of every message; SQS gives numbers of twenty digits, beyond 64 bits.
+const FIRST_NUMBER: u128 = 18_849_496_460_467_696_128;
+
 /// The most entries of a request (SQS quotas: SendMessageBatch).
 const MOST_ENTRIES: usize = 10;
 const MOST_BYTES: usize = 1_048_576;
@@ -195,6 +198,11 @@ fn accept(body: &[u8], ledger: &mut Ledger) -> Option<Vec<u8>> {
         if !entry.message_attributes.is_empty() {
             let digest = md5_of_attributes(&entry.message_attributes);
             write!(answer, ",\"MD5OfMessageAttributes\":\"{digest}\"").ok()?;
+        }
+        if entry.message_group_id.is_some() {
+            // As long as the numbers of SQS are.
+            write!(answer, ",\"SequenceNumber\":\"{}\"", FIRST_NUMBER + u128::from(ledger.entries) + ids.len() as u128)
+                .ok()?;
         }
         answer.push('}');
         ids.push(id);

@@ -60,7 +60,7 @@ GRANT SELECT ON outbox.events, outbox.messages, outbox.messages_pending, outbox.
     TO outbox_relay;
 -- What operators have decided, and the replays that the status page shows.
 GRANT SELECT ON outbox.pauses, outbox.settings, outbox.replays TO outbox_relay;
-GRANT UPDATE (status, attempts, available_at, delivered_at, dead_at, sqs_message_id, last_error), DELETE
+GRANT UPDATE (status, attempts, available_at, delivered_at, dead_at, sqs_message_id, sqs_sequence_number, last_error), DELETE
     ON outbox.messages TO outbox_relay;
 -- The sequences show whether there is anything new: messages, and what operators have done to them.
 GRANT SELECT ON SEQUENCE outbox.messages_id_seq, outbox.audit_log_id_seq TO outbox_relay;
@@ -102,11 +102,11 @@ GRANT EXECUTE ON FUNCTION outbox.find_message, outbox.dead_find, outbox.dead_lis
 -- A consumer records which events it has accepted and its progress, in the database of its effect. A projection, which
 -- reads the store with outbox.read_all, also needs outbox_reader.
 GRANT SELECT ON outbox.migrations TO outbox_consumer;
-GRANT SELECT, INSERT, DELETE ON outbox.inbox, outbox.inbox_versions, outbox.checkpoints TO outbox_consumer;
+GRANT SELECT, INSERT, DELETE ON outbox.inbox, outbox.inbox_versions, outbox.inbox_gaps, outbox.checkpoints TO outbox_consumer;
 GRANT UPDATE (stream_version) ON outbox.inbox_versions TO outbox_consumer;
 GRANT UPDATE (position, moved_at) ON outbox.checkpoints TO outbox_consumer;
-GRANT EXECUTE ON FUNCTION outbox.accept(text, uuid), outbox.accept(text, text, bigint), outbox.check_max_count,
-    outbox.prune_inbox, outbox.checkpoint(text), outbox.checkpoint(text, bigint, bigint) TO outbox_consumer;
+GRANT EXECUTE ON FUNCTION outbox.accept(text, uuid), outbox.accept(text, text, bigint), outbox.accept_in_order,
+    outbox.check_max_count, outbox.prune_inbox, outbox.checkpoint(text), outbox.checkpoint(text, bigint, bigint) TO outbox_consumer;
 
 -- What holds vacuum back or keeps messages locked is visible only to roles that may see the statistics of all sessions,
 -- including the text of all statements. Relay and operator work without it. If you want it, run as a superuser:

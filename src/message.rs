@@ -91,6 +91,46 @@ pub struct Origin {
     pub enqueued_at: SystemTime,
 }
 
+/// SQS's number for a message that a FIFO queue accepted: up to 128 bits, and higher than those before it in its group
+/// (SQS API reference, SendMessageBatchResultEntry, "SequenceNumber").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SequenceNumber {
+    // Halves, because a u128 would make everything that holds one larger by its alignment.
+    high: u64,
+    low: u64,
+}
+
+impl SequenceNumber {
+    /// Below every number that SQS gives.
+    pub const NONE: Self = Self { high: 0, low: 0 };
+
+    /// The number of these decimal digits, as SQS writes it; `None` if it is no such number.
+    pub fn parse(digits: &str) -> Option<Self> {
+        let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        is_number.then(|| digits.parse().ok()).flatten().map(Self::from_bits)
+    }
+
+    /// The number just above this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self::from_bits(self.bits().saturating_add(1))
+    }
+
+    fn from_bits(bits: u128) -> Self {
+        Self { high: (bits >> 64) as u64, low: bits as u64 }
+    }
+
+    fn bits(self) -> u128 {
+        u128::from(self.high) << 64 | u128::from(self.low)
+    }
+}
+
+impl std::fmt::Display for SequenceNumber {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.bits().fmt(f)
+    }
+}
+
 /// An event's delivery to one destination, as read from the outbox.
 #[derive(Clone, Debug)]
 pub struct Message {
@@ -102,6 +142,9 @@ pub struct Message {
     pub group: Option<Arc<str>>,
     /// Failed attempts so far that were the fault of the message.
     pub attempts: i16,
+    /// The number of the last copy that SQS accepted too early, before an earlier message of the group; another copy
+    /// has to follow.
+    pub superseded: Option<SequenceNumber>,
     /// Its age when it was read, by the database's clock, so that the clocks of hosts are never mixed.
     pub age_when_read: Duration,
     /// When it was read.
@@ -176,6 +219,14 @@ pub enum Outcome {
     Delivered {
         /// SQS's MessageId.
         sqs_message_id: String,
+        /// SQS's number for it, which only a FIFO queue gives.
+        sequence_number: Option<SequenceNumber>,
+    },
+    /// SQS accepted it, but an earlier message of its group comes after it. So it stays pending, and a copy of it with
+    /// another deduplication id is sent in its turn.
+    Superseded {
+        /// The number of the copy that came too early.
+        sequence_number: SequenceNumber,
     },
     /// It failed by its own fault and waits in the table.
     Deferred {
@@ -211,7 +262,7 @@ pub struct Settlement {
 }
 
 impl Settlement {
-    /// Whether SQS accepted the message.
+    /// Whether SQS accepted the message, and no other copy has to follow.
     pub fn is_delivered(&self) -> bool {
         matches!(self.outcome, Outcome::Delivered { .. })
     }
@@ -219,6 +270,16 @@ impl Settlement {
     /// Whether the message is dead.
     pub fn is_dead(&self) -> bool {
         matches!(self.outcome, Outcome::Dead { .. })
+    }
+
+    /// Whether it may be recorded only while the claim lives. What SQS has accepted is a fact, whoever holds the lane.
+    pub fn needs_claim(&self) -> bool {
+        matches!(self.outcome, Outcome::Dead { .. } | Outcome::Deferred { .. })
+    }
+
+    /// Whether the message stays pending.
+    pub fn stays(&self) -> bool {
+        matches!(self.outcome, Outcome::Deferred { .. } | Outcome::Superseded { .. })
     }
 }
 

@@ -82,6 +82,8 @@ struct ByDestination {
     delivered: IntCounterVec,
     quarantined_total: IntCounterVec,
     unmatched: IntCounterVec,
+    repaired: IntCounterVec,
+    order_breaks: IntCounterVec,
     retries: IntCounterVec,
     dead_lettered: IntCounterVec,
     possible_duplicates: IntCounterVec,
@@ -120,6 +122,10 @@ pub struct DestinationMetrics {
     pub quarantined_total: IntCounter,
     /// Messages SQS accepted that are not in the outbox any more.
     pub unmatched: IntCounter,
+    /// Messages of which another copy was sent, because the first one came too early.
+    pub repaired: IntCounter,
+    /// Messages that the queue put behind later ones of their groups.
+    pub order_breaks: IntCounter,
     /// Entries that may have been accepted although no answer said so.
     pub possible_duplicates: IntCounter,
     /// Requests sent.
@@ -195,6 +201,16 @@ impl ByDestination {
             unmatched: new.counters(
                 "unmatched_messages_total",
                 "Messages that SQS accepted and that are not in the outbox any more, because the database has lost their transactions.",
+                &by_destination,
+            )?,
+            repaired: new.counters(
+                "repaired_messages_total",
+                "Messages of which another copy was sent, because SQS had accepted one before an earlier message of the group.",
+                &by_destination,
+            )?,
+            order_breaks: new.counters(
+                "order_breaks_total",
+                "Messages whose SequenceNumber is not above that of an earlier message of the group: the queue does not keep order.",
                 &by_destination,
             )?,
             retries: new.counters("retries_total", "Entries that are sent again, by cause.", &by_reason)?,
@@ -358,6 +374,8 @@ impl Metrics {
             stalled: self.by_destination.stalled.with_label_values(&one),
             quarantined_total: self.by_destination.quarantined_total.with_label_values(&one),
             unmatched: self.by_destination.unmatched.with_label_values(&one),
+            repaired: self.by_destination.repaired.with_label_values(&one),
+            order_breaks: self.by_destination.order_breaks.with_label_values(&one),
             delivered: self.by_destination.delivered.with_label_values(&one),
             possible_duplicates: self.by_destination.possible_duplicates.with_label_values(&one),
             requests: self.by_destination.requests.with_label_values(&one),

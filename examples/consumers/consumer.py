@@ -3,6 +3,10 @@
     pip install -r requirements.txt
     AWS_DEFAULT_REGION=eu-west-1 DATABASE_URL=postgres://… QUEUE_URL=https://sqs.… python consumer.py --init
 
+What a draw has sold does not depend on the order of its tickets, so outbox.accept by event_id is right, in both modes of
+OUTBOX_RELAY_FIFO_MODE: with batched a queue may hold an event, an earlier one, and the first one again. An effect that
+depends on the events before it uses outbox.accept_in_order instead (docs/patterns.md, "Consuming in order").
+
 Its messages are tickets: {"draw": "draw-7", "price": 5}. The database is the one that has the effect. It needs `outbox-relay migrate` as well, for outbox.inbox.
 """
 

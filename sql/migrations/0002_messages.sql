@@ -15,7 +15,8 @@ CREATE TABLE outbox.messages (
     status         text COLLATE "C" NOT NULL DEFAULT 'pending',
     group_id       text COLLATE "C",
     sqs_message_id text,
-    last_error     text
+    last_error     text,
+    sqs_sequence_number numeric
 ) PARTITION BY LIST (status);
 
 -- The pending partition is a queue: small and constantly changing. Vacuum runs by count, not by share, and neither
@@ -155,6 +156,9 @@ COMMENT ON COLUMN outbox.messages.status IS 'pending, delivered or dead.';
 COMMENT ON COLUMN outbox.messages.group_id IS
     'Messages of one group reach a FIFO queue in the order of their ids; null means no order.';
 COMMENT ON COLUMN outbox.messages.sqs_message_id IS 'The MessageId that SQS returned.';
+COMMENT ON COLUMN outbox.messages.sqs_sequence_number IS
+    'The SequenceNumber that a FIFO queue returned; it rises within a group in the order of arrival. Of a message that is not '
+    'delivered: the number of a copy that SQS accepted before an earlier message of the group, so that another copy follows.';
 COMMENT ON COLUMN outbox.messages.last_error IS 'Why the last attempt failed; for a dead message why it is dead.';
 COMMENT ON TABLE outbox.messages_pending IS 'Messages that are not published yet.';
 COMMENT ON TABLE outbox.messages_delivered IS

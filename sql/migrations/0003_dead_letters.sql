@@ -37,6 +37,7 @@ CREATE TABLE outbox.quarantine (
     attempts       smallint,
     last_error     text,
     reason         text NOT NULL,
+    sqs_sequence_number numeric,
     PRIMARY KEY (destination, lane, message_id),
     CONSTRAINT quarantine_dead_has_error CHECK (
         (coalesce(outcome, '') = 'dead') = (attempts IS NOT NULL AND last_error IS NOT NULL)
@@ -60,6 +61,7 @@ COMMENT ON COLUMN outbox.quarantine.quarantined_at IS 'When.';
 COMMENT ON COLUMN outbox.quarantine.outcome IS
     'The outcome that could not be recorded: delivered or dead; null for a message that cannot be read and was not sent.';
 COMMENT ON COLUMN outbox.quarantine.sqs_message_id IS 'The MessageId that SQS returned, if it accepted the message.';
+COMMENT ON COLUMN outbox.quarantine.sqs_sequence_number IS 'The SequenceNumber that SQS returned, if the queue is FIFO.';
 COMMENT ON COLUMN outbox.quarantine.attempts IS 'How often a dead message was sent.';
 COMMENT ON COLUMN outbox.quarantine.last_error IS 'Why a dead message is dead, as it will be recorded in outbox.messages.';
 COMMENT ON COLUMN outbox.quarantine.reason IS 'The error of PostgreSQL.';

@@ -29,6 +29,8 @@ SELECT
             ('UPDATE (dead_at) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'dead_at', 'UPDATE')),
             ('UPDATE (sqs_message_id) on outbox.messages',
                 has_column_privilege(to_regclass('outbox.messages'), 'sqs_message_id', 'UPDATE')),
+            ('UPDATE (sqs_sequence_number) on outbox.messages',
+                has_column_privilege(to_regclass('outbox.messages'), 'sqs_sequence_number', 'UPDATE')),
             ('UPDATE (last_error) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'last_error', 'UPDATE')),
             ('DELETE on outbox.messages', has_table_privilege(to_regclass('outbox.messages'), 'DELETE')),
             ('SELECT on outbox.lanes', has_table_privilege(to_regclass('outbox.lanes'), 'SELECT')),

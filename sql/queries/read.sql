@@ -14,6 +14,7 @@
 -- "behind" is the lowest deferred message of the group below this one, which must go first, and "behind_wait" the time
 -- until that is due in milliseconds: null when it is due, the largest number when that is not known (infinity).
 -- "behind_last" is the highest such message.
+-- "superseded" is the number of the last copy of a message that SQS accepted before an earlier one of the group.
 -- A read never walks rows below the position, so entries of delivered rows that vacuum could not remove cost nothing.
 -- "next_xid" is above every transaction that had begun to write. The snapshot's xmax is not: it only follows the latest
 -- transaction that has ended. age() counts from the next transaction id (PostgreSQL, GetStableLatestTransactionId).
@@ -46,7 +47,8 @@ SELECT
     CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $6 THEN m.metadata_sent END AS metadata,
     coalesce(m.bytes, octet_length(m.payload_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
     m.unreadable,
-    0 AS part
+    0 AS part,
+    m.sqs_sequence_number::text AS superseded
 FROM (
     SELECT
         t.now, t.has_deferred, t.has_dead, t.has_quarantine,
@@ -113,7 +115,7 @@ CROSS JOIN LATERAL (
             sum(coalesce(e.stored, 0)) OVER ids - coalesce(e.stored, 0) AS bytes_before,
             lead(p.id) OVER ids IS NOT NULL AS has_more
         FROM (
-            SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position
+            SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.sqs_sequence_number
             FROM outbox.messages AS q
             WHERE q.status = 'pending' AND q.destination = $1 AND q.lane = h.lane AND q.id > h.above
                 AND q.available_at IS NULL

@@ -20,7 +20,8 @@ SELECT
     CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $6 THEN m.metadata_sent END AS metadata,
     coalesce(m.bytes, octet_length(m.payload_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
     m.unreadable,
-    0 AS part
+    0 AS part,
+    m.sqs_sequence_number::text AS superseded
 FROM (
     SELECT
         t.now, t.has_dead, t.has_quarantine,
@@ -61,7 +62,7 @@ CROSS JOIN LATERAL (
             SELECT u.*
             FROM (
                 (
-                    SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.available_at
+                    SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.sqs_sequence_number, q.available_at
                     FROM outbox.messages_pending AS q
                     WHERE q.destination = $1 AND q.available_at <= now() AND (q.lane = ANY ($2::smallint[])) IS TRUE
                         AND (q.group_id IS NULL OR q.group_id <> ALL ($5::text[]))
@@ -85,7 +86,7 @@ CROSS JOIN LATERAL (
                 )
                 UNION ALL
                 (
-                    SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.available_at
+                    SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.sqs_sequence_number, q.available_at
                     FROM outbox.messages_pending AS q
                     WHERE q.destination = $1 AND q.available_at > now() + make_interval(secs => $7)
                         AND q.available_at < 'infinity' AND q.attempts > 0

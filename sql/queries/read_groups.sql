@@ -24,7 +24,8 @@ SELECT
     CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $7 THEN m.metadata_sent END AS metadata,
     coalesce(m.bytes, octet_length(m.payload_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
     m.unreadable,
-    h.part::integer AS part
+    h.part::integer AS part,
+    m.sqs_sequence_number::text AS superseded
 FROM (
     SELECT
         t.now, t.has_dead, t.has_quarantine,
@@ -72,7 +73,7 @@ CROSS JOIN LATERAL (
             sum(coalesce(e.stored, 0)) OVER ids - coalesce(e.stored, 0) AS bytes_before,
             lead(p.id) OVER ids IS NOT NULL AS has_more
         FROM (
-            SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.available_at
+            SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.sqs_sequence_number, q.available_at
             FROM outbox.messages AS q
             WHERE q.status = 'pending' AND q.destination = $1 AND q.lane = h.lane AND q.id > h.above
                 AND q.id <= h.upto AND q.group_id = h.group_id

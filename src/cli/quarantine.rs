@@ -77,14 +77,14 @@ fn outcome(outcome: Option<&Outcome>) -> &'static str {
     match outcome {
         Some(Outcome::Delivered { .. }) => "delivered",
         Some(Outcome::Dead { .. }) => "dead",
-        Some(Outcome::Deferred { .. }) | None => "not sent",
+        Some(Outcome::Deferred { .. } | Outcome::Superseded { .. }) | None => "not sent",
     }
 }
 
 fn as_json((destination, line): &(String, QuarantinedLine)) -> Value {
     let message = &line.message;
     let sqs_message_id = match &message.outcome {
-        Some(Outcome::Delivered { sqs_message_id }) => Some(sqs_message_id),
+        Some(Outcome::Delivered { sqs_message_id, .. }) => Some(sqs_message_id),
         _ => None,
     };
     json!({

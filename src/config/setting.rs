@@ -220,7 +220,7 @@ settings! {
     FIFO_MODE: FifoMode = choice(info(
         "fifo-mode", "OUTBOX_RELAY_FIFO_MODE", "MODE",
         "strict: one entry of a group at a time, order kept in every failure; batched: up to ten in one request, faster for \
-         a hot group, order lost if SQS refuses one of them",
+         a hot group; if SQS refuses one of them, the later ones are sent again behind it, and consumers get them twice",
     ), FifoMode::Strict);
     MAX_ATTEMPTS: usize = number(
         info("max-attempts", "OUTBOX_RELAY_MAX_ATTEMPTS", "N", "Failed attempts before a message is dead; outages cost none"),

@@ -7,7 +7,9 @@ use tokio_postgres::types::Type;
 
 use super::settle::shorten;
 use super::{Keep, Outbox, OutboxError, Parameter, column, lane};
-use crate::message::{EventPosition, FaultKind, MessageId, MessageKey, Origin, Outcome, Quarantined, Settlement};
+use crate::message::{
+    EventPosition, FaultKind, MessageId, MessageKey, Origin, Outcome, Quarantined, SequenceNumber, Settlement,
+};
 
 const QUARANTINE: &str = include_str!("../../sql/queries/quarantine.sql");
 const QUARANTINED: &str = include_str!("../../sql/queries/quarantined.sql");
@@ -29,6 +31,7 @@ pub struct QuarantinedLine {
 struct Unrecorded<'a> {
     outcome: Option<&'static str>,
     sqs_message_id: Option<&'a str>,
+    sequence_number: Option<String>,
     attempts: Option<i16>,
     last_error: Option<Cow<'a, str>>,
 }
@@ -37,13 +40,16 @@ impl<'a> Unrecorded<'a> {
     fn of(message: &'a Quarantined) -> Self {
         let new = Self::default();
         match &message.outcome {
-            Some(Outcome::Delivered { sqs_message_id }) => {
-                Self { outcome: Some("delivered"), sqs_message_id: Some(sqs_message_id), ..new }
-            }
+            Some(Outcome::Delivered { sqs_message_id, sequence_number }) => Self {
+                outcome: Some("delivered"),
+                sqs_message_id: Some(sqs_message_id),
+                sequence_number: sequence_number.map(|number| number.to_string()),
+                ..new
+            },
             Some(Outcome::Dead { attempts, error, .. }) => {
                 Self { outcome: Some("dead"), attempts: Some(*attempts), last_error: Some(shorten(error)), ..new }
             }
-            Some(Outcome::Deferred { .. }) | None => new,
+            Some(Outcome::Deferred { .. } | Outcome::Superseded { .. }) | None => new,
         }
     }
 }
@@ -51,7 +57,10 @@ impl<'a> Unrecorded<'a> {
 /// A message in quarantine, from the columns that all lists of them begin with.
 fn message(name: &'static str, row: &tokio_postgres::Row) -> Result<Quarantined, OutboxError> {
     let outcome = match column::<Option<&str>>(name, row, 6)? {
-        Some("delivered") => Some(Outcome::Delivered { sqs_message_id: column(name, row, 7)? }),
+        Some("delivered") => {
+            let sequence_number = column::<Option<&str>>(name, row, 11)?.and_then(SequenceNumber::parse);
+            Some(Outcome::Delivered { sqs_message_id: column(name, row, 7)?, sequence_number })
+        }
         Some("dead") => {
             // The kind of the fault is not needed any more.
             let kind = FaultKind::MessagePermanent;
@@ -83,10 +92,11 @@ impl Outbox {
         let unrecorded: Vec<Unrecorded<'_>> = messages.iter().map(Unrecorded::of).collect();
         let outcomes: Vec<Option<&str>> = unrecorded.iter().map(|unrecorded| unrecorded.outcome).collect();
         let sqs_ids: Vec<Option<&str>> = unrecorded.iter().map(|unrecorded| unrecorded.sqs_message_id).collect();
+        let numbers: Vec<_> = unrecorded.iter().map(|unrecorded| unrecorded.sequence_number.as_deref()).collect();
         let attempts: Vec<Option<i16>> = unrecorded.iter().map(|unrecorded| unrecorded.attempts).collect();
         let errors: Vec<Option<&str>> = unrecorded.iter().map(|unrecorded| unrecorded.last_error.as_deref()).collect();
         let reasons: Vec<_> = messages.iter().map(|message| shorten(&message.reason)).collect();
-        let parameters: [Parameter<'_>; 11] = [
+        let parameters: [Parameter<'_>; 12] = [
             (&destination, Type::TEXT),
             (&lanes, Type::INT2_ARRAY),
             (&ids, Type::INT8_ARRAY),
@@ -98,6 +108,7 @@ impl Outbox {
             (&attempts, Type::INT2_ARRAY),
             (&errors, Type::TEXT_ARRAY),
             (&reasons, Type::TEXT_ARRAY),
+            (&numbers, Type::TEXT_ARRAY),
         ];
         self.execute("quarantine", QUARANTINE, &parameters).await.map(drop)
     }
@@ -115,7 +126,7 @@ impl Outbox {
         const NAME: &str = "list the quarantine";
         let parameters: [Parameter<'_>; 2] = [(&destination, Type::TEXT), (&limit, Type::INT8)];
         let line = |row: &tokio_postgres::Row| {
-            let line = QuarantinedLine { message: message(NAME, row)?, since: column(NAME, row, 11)? };
+            let line = QuarantinedLine { message: message(NAME, row)?, since: column(NAME, row, 12)? };
             Ok((column(NAME, row, 0)?, line))
         };
         self.query(NAME, QUARANTINED, &parameters).await?.iter().map(line).collect()

@@ -8,7 +8,9 @@ use tokio_postgres::Row;
 
 use super::{OutboxError, column, lane};
 use crate::clock::Time;
-use crate::message::{Content, Event, EventPosition, Hold, Message, MessageId, MessageKey, Origin, TransactionId};
+use crate::message::{
+    Content, Event, EventPosition, Hold, Message, MessageId, MessageKey, Origin, SequenceNumber, TransactionId,
+};
 use crate::reading::Batch;
 
 /// The column numbers of all reading statements, as in `sql/queries/read.sql`.
@@ -31,6 +33,7 @@ mod at {
     pub(super) const BYTES: usize = 15;
     pub(super) const UNREADABLE: usize = 16;
     pub(super) const PART: usize = 17;
+    pub(super) const SUPERSEDED: usize = 18;
 }
 
 /// The data about the whole statement; it comes with the first row and with some later ones.
@@ -203,6 +206,7 @@ pub(super) fn message(statement: &'static str, row: &Row, said: Said) -> Result<
         origin: Origin { event_position: EventPosition(column(statement, row, at::EVENT_POSITION)?), enqueued_at },
         group: column::<Option<&str>>(statement, row, at::GROUP)?.map(Arc::from),
         attempts: column(statement, row, at::ATTEMPTS)?,
+        superseded: column::<Option<&str>>(statement, row, at::SUPERSEDED)?.and_then(SequenceNumber::parse),
         // After a clock was set back, a message can appear to be from the future.
         age_when_read: said.now.duration_since(enqueued_at).unwrap_or(Duration::ZERO),
         read_at: said.read_at,

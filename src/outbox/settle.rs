@@ -13,6 +13,7 @@ use crate::reading::ClaimProof;
 
 const DELIVER: &str = include_str!("../../sql/queries/deliver.sql");
 const DELETE_DELIVERED: &str = include_str!("../../sql/queries/delete_delivered.sql");
+const SUPERSEDE: &str = include_str!("../../sql/queries/supersede.sql");
 const DEFER: &str = include_str!("../../sql/queries/defer.sql");
 const DEAD_LETTER: &str = include_str!("../../sql/queries/dead_letter.sql");
 const REPLACE: &str = include_str!("../../sql/queries/replace.sql");
@@ -70,6 +71,7 @@ struct Columns<'a> {
     attempts: Vec<i16>,
     waits: Vec<Option<i64>>,
     texts: Vec<Cow<'a, str>>,
+    numbers: Vec<Option<String>>,
 }
 
 impl Columns<'_> {
@@ -81,6 +83,7 @@ impl Columns<'_> {
             positions: Vec::with_capacity(rows),
             times: Vec::with_capacity(rows),
             texts: Vec::with_capacity(rows),
+            numbers: Vec::with_capacity(rows),
             ..Self::default()
         }
     }
@@ -92,7 +95,7 @@ impl Columns<'_> {
         self.times.push(origin.enqueued_at);
     }
 
-    /// Removes the last row if it is about this message.
+    /// Removes the last row of a deferral if it is about this message.
     fn forget(&mut self, key: MessageKey) {
         if self.lanes.last() == Some(&key.lane.number()) && self.ids.last() == Some(&key.id.0) {
             self.lanes.pop();
@@ -121,6 +124,7 @@ impl Columns<'_> {
 #[derive(Debug, Default)]
 pub struct SettlePlan<'a> {
     delivered: Columns<'a>,
+    superseded: Columns<'a>,
     deferred: Columns<'a>,
     dead: Columns<'a>,
 }
@@ -136,9 +140,14 @@ impl<'a> SettlePlan<'a> {
         let mut plan = Self { delivered: Columns::with_capacity(settlements.len()), ..Self::default() };
         for Settlement { key, origin, outcome, .. } in sorted.iter().filter_map(|(_, at)| settlements.get(*at)) {
             match outcome {
-                Outcome::Delivered { sqs_message_id } => {
+                Outcome::Delivered { sqs_message_id, sequence_number } => {
                     plan.delivered.message(*key, *origin);
                     plan.delivered.texts.push(Cow::Borrowed(sqs_message_id));
+                    plan.delivered.numbers.push(sequence_number.map(|number| number.to_string()));
+                }
+                Outcome::Superseded { sequence_number } => {
+                    plan.superseded.message(*key, *origin);
+                    plan.superseded.numbers.push(Some(sequence_number.to_string()));
                 }
                 Outcome::Deferred { attempts, wait, error } => {
                     // Of two failures of one message the later counts; the sort keeps the order of equal keys.
@@ -160,7 +169,7 @@ impl<'a> SettlePlan<'a> {
 
     /// How many rows it writes.
     pub fn rows(&self) -> usize {
-        self.delivered.ids.len() + self.deferred.ids.len() + self.dead.ids.len()
+        self.delivered.ids.len() + self.superseded.ids.len() + self.deferred.ids.len() + self.dead.ids.len()
     }
 }
 
@@ -201,14 +210,17 @@ impl Outbox {
         replaces: bool,
     ) -> Result<Settled, OutboxError> {
         let all = async {
-            let (replaced, delivered, deferred, dead) = tokio::join!(
+            let (replaced, delivered, superseded, deferred, dead) = tokio::join!(
                 biased;
                 self.replace(connection, destination, &plan.delivered, replaces),
                 self.deliver(connection, destination, keep, &plan.delivered),
+                // After delivering: of a message that is delivered in the same transaction nothing is pending then.
+                self.supersede(connection, destination, &plan.superseded),
                 self.defer(connection, destination, &plan.deferred, proof),
                 self.dead_letter(connection, destination, &plan.dead, proof),
             );
             let counts = (replaced?, delivered?);
+            superseded?;
             deferred?;
             dead?;
             Ok(counts)
@@ -260,10 +272,17 @@ impl Outbox {
         match keep {
             Keep::Delivered => {
                 parameters.push((&rows.texts, Type::TEXT_ARRAY));
+                parameters.push((&rows.numbers, Type::TEXT_ARRAY));
                 self.write(connection, "deliver", DELIVER, rows, &parameters).await
             }
             Keep::Nothing => self.write(connection, "delete delivered", DELETE_DELIVERED, rows, &parameters).await,
         }
+    }
+
+    async fn supersede(&self, connection: &Object, destination: &str, rows: &Columns<'_>) -> Result<u64, OutboxError> {
+        let mut parameters = rows.which(&destination).to_vec();
+        parameters.push((&rows.numbers, Type::TEXT_ARRAY));
+        self.write(connection, "supersede", SUPERSEDE, rows, &parameters).await
     }
 
     async fn defer(

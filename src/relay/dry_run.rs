@@ -41,7 +41,7 @@ pub fn dry_run(messages: Vec<Message>, kind: QueueKind) -> Result<DryRun, Fault>
         let request = build_request(&entries)
             .map_err(|error| Fault::new(FaultKind::Internal, "RequestNotBuilt", error.to_string()))?;
         for (item, entry) in items.iter().zip(request) {
-            let outcome = Outcome::Delivered { sqs_message_id: entry.id().to_owned() };
+            let outcome = Outcome::Delivered { sqs_message_id: entry.id().to_owned(), sequence_number: None };
             outcomes.push(item.with_outcome(outcome));
         }
         schedule.finish(&items, Vec::new());

@@ -2,11 +2,13 @@
 //! `control.rs` about what operators decided.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus::IntGauge;
 
 use super::Destination;
 use super::core::{Core, Report};
+use crate::clock::Time;
 use crate::health::{Dependency, Heartbeat};
 use crate::message::{Fault, FaultKind, MessageKey, Outcome, Quarantined, Settlement};
 use crate::outbox::OutboxError;
@@ -24,16 +26,40 @@ pub struct Reports {
     pub heartbeat: Arc<Heartbeat>,
 }
 
+/// How often a line is logged at most that is about messages and not about a change of state.
+const LOG_EVERY: Duration = Duration::from_secs(60);
+
+/// Messages that wait to be logged together.
+#[derive(Debug, Default)]
+struct Unlogged {
+    messages: u64,
+    logged_at: Option<Time>,
+}
+
+impl Unlogged {
+    /// Adds messages; returns how many to log now, if the last line is long ago.
+    fn add(&mut self, messages: u64, now: Time) -> Option<u64> {
+        self.messages += messages;
+        if self.logged_at.is_some_and(|at| now.since(at) < LOG_EVERY) {
+            return None;
+        }
+        self.logged_at = Some(now);
+        Some(std::mem::take(&mut self.messages))
+    }
+}
+
 /// Publishes the reports of one relay.
 #[derive(Debug)]
 pub(super) struct Reporter {
     destination: Arc<Destination>,
     reports: Reports,
+    repaired: Unlogged,
+    order_broken: Unlogged,
 }
 
 impl Reporter {
     pub(super) fn new(destination: Arc<Destination>, reports: Reports) -> Self {
-        Self { destination, reports }
+        Self { destination, reports, repaired: Unlogged::default(), order_broken: Unlogged::default() }
     }
 
     /// Records that the loop is alive, and sets its gauges.
@@ -52,14 +78,14 @@ impl Reporter {
         self.reports.heartbeat.finish();
     }
 
-    pub(super) fn report(&self, reports: Vec<Report>, core: &Core) {
+    pub(super) fn report(&mut self, reports: Vec<Report>, core: &Core) {
         for report in reports {
             self.one(report);
         }
         self.reports.heartbeat.set_activity(core.activity(), core.order());
     }
 
-    fn one(&self, report: Report) {
+    fn one(&mut self, report: Report) {
         let metrics = &self.destination.metrics;
         match report {
             Report::Accepted { ages, dropped_attributes } => {
@@ -68,6 +94,8 @@ impl Reporter {
             }
             Report::Retried(kind) => metrics.retries(kind).inc(),
             Report::PossibleDuplicates(entries) => metrics.possible_duplicates.inc_by(entries),
+            Report::Repaired(messages) => self.repaired(messages),
+            Report::OrderBroken(messages) => self.order_broken(&messages),
             Report::Recorded(settlements) => self.recorded(&settlements),
             Report::PublishedTwice(messages) => self.published_twice(messages),
             Report::Unmatched(messages) => self.unmatched(&messages),
@@ -107,6 +135,29 @@ impl Reporter {
         for (kind, messages, message_id, reason) in lines {
             let (destination, kind) = (&self.destination.name, kind.reason());
             tracing::warn!(%destination, kind, messages, message_id, reason, "messages are dead");
+        }
+    }
+
+    fn repaired(&mut self, messages: u64) {
+        self.destination.metrics.repaired.inc_by(messages);
+        if let Some(messages) = self.repaired.add(messages, Time::now()) {
+            tracing::warn!(
+                destination = %self.destination.name,
+                messages,
+                "SQS accepted messages before an earlier one of their group, so they are sent again behind it; consumers get them twice"
+            );
+        }
+    }
+
+    fn order_broken(&mut self, messages: &[MessageKey]) {
+        self.destination.metrics.order_breaks.inc_by(messages.len() as u64);
+        if let Some(count) = self.order_broken.add(messages.len() as u64, Time::now()) {
+            tracing::error!(
+                destination = %self.destination.name,
+                messages = count,
+                message_id = messages.first().map(|key| key.id.0),
+                "the queue did not put messages behind the earlier ones of their groups: their sequence numbers do not rise"
+            );
         }
     }
 

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use super::MAX_BYTES;
-use crate::message::{Content, Event, Message, MessageId, MessageKey, QueueKind};
+use crate::message::{Content, Event, Message, MessageId, MessageKey, QueueKind, SequenceNumber};
 use crate::message::{Fault, FaultKind};
 
 /// The most attributes of a message.
@@ -45,7 +45,21 @@ pub(super) struct Attribute {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FifoIds {
     pub(super) group: String,
+    /// The deduplication id of the first copy.
     pub(super) deduplication: String,
+    /// The number of the last copy that SQS accepted too early.
+    pub(super) superseded: Option<SequenceNumber>,
+}
+
+impl FifoIds {
+    /// The deduplication id. A copy that follows one that came too early has its own, or SQS would drop it; but always
+    /// the same, so that SQS drops the second one if the first one's answer is lost.
+    pub(super) fn deduplication_id(&self) -> String {
+        match self.superseded {
+            None => self.deduplication.clone(),
+            Some(number) => format!("{}-{number}", self.deduplication),
+        }
+    }
 }
 
 /// One entry of a request: a message in SQS's terms.
@@ -65,12 +79,29 @@ impl Entry {
         self.key
     }
 
+    /// The number of the last copy that SQS accepted too early, if there was one.
+    pub fn superseded(&self) -> Option<SequenceNumber> {
+        self.fifo.as_ref().and_then(|fifo| fifo.superseded)
+    }
+
+    /// SQS has accepted it too early, under this number if it gave one; from now on it is a copy with another
+    /// deduplication id. Returns the number that identifies the copy: the one given, or one above the last one if the
+    /// given one is not above it.
+    pub fn supersede(&mut self, number: Option<SequenceNumber>) -> SequenceNumber {
+        let least = self.superseded().unwrap_or(SequenceNumber::NONE).next();
+        let number = number.map_or(least, |number| number.max(least));
+        if let Some(fifo) = &mut self.fifo {
+            fifo.superseded = Some(number);
+        }
+        number
+    }
+
     /// Group, deduplication id and attributes as text.
     pub fn described(&self) -> Vec<(&'static str, String)> {
         let mut lines = Vec::new();
         if let Some(fifo) = &self.fifo {
             lines.push(("MessageGroupId", fifo.group.clone()));
-            lines.push(("deduplication id", fifo.deduplication.clone()));
+            lines.push(("deduplication id", fifo.deduplication_id()));
         }
         let attributes = self.attributes.iter();
         lines.extend(attributes.map(|a| ("attribute", format!("{} = {} ({})", a.name, a.value, a.kind))));
@@ -117,6 +148,7 @@ pub fn compose(message: Message, kind: QueueKind) -> Result<Composed, Fault> {
             // Unique per message, so that two messages of one event (a replay) both arrive, and across databases, so
             // that two outboxes can share a queue.
             deduplication: format!("{}-{}", event.event_id, key.id.0),
+            superseded: message.superseded,
         }),
     };
     let (attributes, trace_header, dropped_attributes) = attributes(&event);

@@ -21,7 +21,7 @@ pub use entry::{Composed, Entry, compose};
 pub use inspect::{QueueAttributes, Refused};
 pub use pack::{Load, MAX_BYTES};
 pub use provided::Unidentified;
-pub use publish::{Published, build_request};
+pub use publish::{Accepted, Published, build_request};
 pub use way::walk;
 
 use std::collections::HashMap;

@@ -14,13 +14,22 @@ use super::access::Current;
 use super::writing::{Writing, watched};
 use super::{Entry, Queue, classify};
 use crate::clock::Time;
-use crate::message::{Fault, FaultKind};
+use crate::message::{Fault, FaultKind, SequenceNumber};
+
+/// What SQS says of an entry that it accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// Its MessageId.
+    pub sqs_message_id: String,
+    /// Its SequenceNumber, from a FIFO queue. For an entry with a known deduplication id it is that of the first one.
+    pub sequence_number: Option<SequenceNumber>,
+}
 
 /// The result of a request.
 #[derive(Debug)]
 pub struct Published {
-    /// For each entry, in order, the id assigned by SQS, or why it was not accepted.
-    pub results: Vec<Result<String, Fault>>,
+    /// For each entry, in order, what SQS says of it, or why it was not accepted.
+    pub results: Vec<Result<Accepted, Fault>>,
     /// Why the request failed as a whole, if it did; then each result holds this fault.
     pub request_fault: Option<Fault>,
     /// The time from sending to the answer.
@@ -114,18 +123,21 @@ fn item(index: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, Bui
         item = item.message_system_attributes(MessageSystemAttributeNameForSends::AwsTraceHeader, value);
     }
     if let Some(fifo) = &entry.fifo {
-        item = item.message_group_id(&fifo.group).message_deduplication_id(&fifo.deduplication);
+        item = item.message_group_id(&fifo.group).message_deduplication_id(fifo.deduplication_id());
     }
     item.build()
 }
 
 /// Puts the answer's two lists back into the order of the entries. An entry in neither list is unconfirmed: it may have
 /// been accepted, so it is sent again and counted. An entry in both lists is unconfirmed too.
-fn reconcile(entries: usize, output: &SendMessageBatchOutput) -> Vec<Result<String, Fault>> {
-    let mut results: Vec<Option<Result<String, Fault>>> = vec![None; entries];
+fn reconcile(entries: usize, output: &SendMessageBatchOutput) -> Vec<Result<Accepted, Fault>> {
+    let mut results: Vec<Option<Result<Accepted, Fault>>> = vec![None; entries];
     for accepted in output.successful() {
         if let Some(slot) = index_of(accepted.id()).and_then(|index| results.get_mut(index)) {
-            *slot = Some(Ok(accepted.message_id().to_owned()));
+            *slot = Some(Ok(Accepted {
+                sqs_message_id: accepted.message_id().to_owned(),
+                sequence_number: accepted.sequence_number().and_then(SequenceNumber::parse),
+            }));
         }
     }
     for failed in output.failed() {
@@ -157,10 +169,20 @@ mod tests {
 
     use super::*;
 
+    /// As long as the numbers of SQS are, and more than 64 bits.
+    const NUMBER: &str = "18849496460467696128";
+
+    fn as_read(id: &str) -> Result<Accepted, Fault> {
+        let sequence_number = SequenceNumber::parse(NUMBER);
+        assert_eq!(sequence_number.map(|number| number.to_string()).as_deref(), Some(NUMBER));
+        Ok(Accepted { sqs_message_id: id.to_owned(), sequence_number })
+    }
+
     fn accepted(id: &str) -> SendMessageBatchResultEntry {
         SendMessageBatchResultEntry::builder()
             .id(id)
             .message_id(format!("m{id}"))
+            .sequence_number(NUMBER)
             .md5_of_message_body("")
             .build()
             .unwrap()
@@ -177,9 +199,9 @@ mod tests {
     #[test]
     fn each_entry_gets_its_own_result_by_id_and_not_by_position() {
         let results = reconcile(3, &answer(vec![accepted("2"), accepted("0")], vec![failed("1", "InternalError")]));
-        assert_eq!(results[0], Ok("m0".to_owned()));
+        assert_eq!(results[0], as_read("m0"));
         assert_eq!(results[1].as_ref().unwrap_err().kind, FaultKind::MessageTransient);
-        assert_eq!(results[2], Ok("m2".to_owned()));
+        assert_eq!(results[2], as_read("m2"));
     }
 
     #[test]

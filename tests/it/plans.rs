@@ -67,7 +67,7 @@ const OTHERS: [(&str, Way); 8] = [
 ];
 
 /// Words in capitals stand for the arrays above.
-const STATEMENTS: [Planned; 14] = [
+const STATEMENTS: [Planned; 15] = [
     Planned { name: "watch", sql: query!("watch"), types: "text[]", arguments: "'{audit,tickets}'", pending: &[DUE] },
     Planned {
         name: "look",
@@ -123,6 +123,13 @@ const STATEMENTS: [Planned; 14] = [
     Planned {
         name: "deliver",
         sql: query!("deliver"),
+        types: "text, smallint[], bigint[], bigint[], timestamptz[], text[], text[]",
+        arguments: "'audit', KEY_LANES, KEYS, KEYS, TIMES, KEYS, KEYS",
+        pending: &[ONE],
+    },
+    Planned {
+        name: "supersede",
+        sql: query!("supersede"),
         types: "text, smallint[], bigint[], bigint[], timestamptz[], text[]",
         arguments: "'audit', KEY_LANES, KEYS, KEYS, TIMES, KEYS",
         pending: &[ONE],
@@ -206,7 +213,7 @@ async fn plan(client: &Client, statement: &Planned) -> Result<Vec<Scan>> {
     let Planned { name, sql, types, arguments, .. } = statement;
     let arguments = written_out(arguments);
     let settings = match *name {
-        "deliver" | "delete_delivered" | "defer" | "dead_letter" | "replace" => SETTLING,
+        "deliver" | "supersede" | "delete_delivered" | "defer" | "dead_letter" | "replace" => SETTLING,
         "read" | "read_groups" | "read_due" | "rescan" | "look" | "held_groups" | "pending" | "unmatched" => READING,
         "prune" => PRUNING,
         // These statements run without a transaction.

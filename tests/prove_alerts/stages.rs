@@ -11,7 +11,7 @@ use support::chosen_major;
 use support::postgres::{Cluster, Options, StopMode};
 use support::proxy::{Choice, Fault, Proxy, Rule};
 use support::relay::Relay;
-use support::test_bed::TestBed;
+use support::test_bed::{TestBed, enqueue_range};
 
 /// What is broken, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,10 +28,11 @@ enum Act {
     HoldTheHorizon,
     Pause,
     SlowAnswers,
+    TurnTheNumbers,
 }
 
 /// Alert, job, fault as text, and fault. The first alert only knows the job of its rule.
-const ACTS: [(&str, &str, &str, Act); 13] = [
+const ACTS: [(&str, &str, &str, Act); 14] = [
     ("OutboxRelayDown", "outbox-relay", "the relay is killed", Act::KillTheRelay),
     (
         "OutboxRelayDeliveryDelayed",
@@ -47,6 +48,7 @@ const ACTS: [(&str, &str, &str, Act); 13] = [
     ("OutboxRelayDestinationHalted", "halted", "the queue is deleted", Act::DeleteTheQueue),
     ("OutboxRelayPublishFailing", "failing", "SQS throttles a part of the requests", Act::ThrottleSome),
     ("OutboxRelayNewDeadMessages", "dead", "a message is larger than SQS takes", Act::Poison),
+    ("OutboxRelayOrderBroken", "order", "the queue's sequence numbers fall", Act::TurnTheNumbers),
     ("OutboxRelayHorizonHeld", "horizon", "a transaction stays open", Act::HoldTheHorizon),
     ("OutboxRelayPausedTooLong", "paused", "an operator pauses and forgets", Act::Pause),
     ("OutboxRelayLatencyBudgetBurning", "latency", "SQS answers after a second and a half", Act::SlowAnswers),
@@ -102,7 +104,10 @@ impl Stage {
             None => TestBed::new().await?,
         };
         let proxy = bed.proxy().await?;
-        let queue = bed.standard("tickets").await?;
+        let queue = match act {
+            Act::TurnTheNumbers => bed.fifo("tickets").await?,
+            _ => bed.standard("tickets").await?,
+        };
         // A second for a minute: a retry that would wait for a minute may wait a second here.
         let longest = format!("{minute}s");
         let relay = bed.relay().env("OUTBOX_RELAY_MAX_ATTEMPTS", "1000").env("OUTBOX_RELAY_RETRY_MAX", longest);
@@ -197,6 +202,10 @@ impl Stage {
             Act::Pause => {
                 let paused = self.bed.relay().output(&["pause", "tickets", "--reason", "lunch"]).await?;
                 paused.ensure_success()?;
+            }
+            Act::TurnTheNumbers => {
+                self.proxy.set(Fault::FallingNumbers);
+                enqueue_range(&self.bed.client, "tickets", 1..=2, 1).await?;
             }
             Act::SlowAnswers => self.proxy.set(Fault::Delay(Duration::from_millis(1500))),
         }

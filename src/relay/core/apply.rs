@@ -9,6 +9,7 @@ use super::destination::{DestinationState, Report};
 use super::item::Item;
 use super::lease::CloseReason;
 use super::outcomes::Written;
+use super::repair::check_order;
 use super::session::{Session, defer};
 use super::verdict::{Judgement, Verdict, judge};
 use super::work::{Answer, Completion, ReadWork, RescanWork, Work};
@@ -16,7 +17,7 @@ use crate::clock::Time;
 use crate::message::{Lane, MessageId, MessageKey, Outcome, Quarantined, QueueKind, Settlement};
 use crate::outbox::{OutboxError, Settled};
 use crate::reading::{Batch, HeldGroup, Incarnation, Lookup, ReadAnswer, Rescanned};
-use crate::sqs::Published;
+use crate::sqs::{Accepted, Published};
 
 impl Session {
     /// Applies a result; returns the work to start at once.
@@ -263,16 +264,23 @@ impl Session {
             &mut destination.rng,
             now,
         );
-        let Judgement { messages, retried, possible_duplicates, halt, has_recovered, accepted } = judgement;
+        let Judgement { mut messages, retried, possible_duplicates, halt, has_recovered, accepted } = judgement;
+        let waits_for_dead = destination.order().is_blocked_by_dead();
+        let order = check_order(&mut messages, &mut destination.sequences, waits_for_dead);
         let (mut done, mut again, mut dead) = (Vec::with_capacity(messages.len()), Vec::new(), Vec::new());
         let (mut ages, mut dropped_attributes) = (Vec::with_capacity(messages.len()), 0);
         for (item, verdict) in messages {
             match verdict {
-                Verdict::Accepted(sqs_message_id) => {
+                Verdict::Accepted(Accepted { sqs_message_id, sequence_number }) => {
                     ages.push(item.age_when_read + now.since(item.read_at));
                     dropped_attributes += item.dropped_attributes;
-                    destination.outcomes.push(item.with_outcome(Outcome::Delivered { sqs_message_id }), now);
+                    let outcome = Outcome::Delivered { sqs_message_id, sequence_number };
+                    destination.outcomes.push(item.with_outcome(outcome), now);
                     done.push(item);
+                }
+                Verdict::Superseded(sequence_number) => {
+                    destination.outcomes.push(item.with_outcome(Outcome::Superseded { sequence_number }), now);
+                    again.push((item, None));
                 }
                 Verdict::Dead(fault) => {
                     let outcome = Outcome::Dead { attempts: item.attempts, kind: fault.kind, error: fault.to_string() };
@@ -296,6 +304,7 @@ impl Session {
         if possible_duplicates > 0 {
             destination.report(Report::PossibleDuplicates(possible_duplicates));
         }
+        order.report_to(destination);
         if has_recovered {
             destination.report(Report::Recovered);
         }
@@ -329,8 +338,8 @@ impl Session {
         destination.write_rate.note(settlements.len(), took, answer.is_ok());
         match destination.outcomes.written(settlements, answer, now) {
             Written::Done(settlements, settled) => {
-                // A deferred message stays in memory until the claim ends.
-                let is_over = |settlement: &&Settlement| !matches!(settlement.outcome, Outcome::Deferred { .. });
+                // A message that stays pending stays in memory until the claim ends.
+                let is_over = |settlement: &&Settlement| !settlement.stays();
                 let keys = settlements.iter().filter(is_over).map(|settlement| settlement.key).collect();
                 self.intake.statements.settled(keys, &mut self.schedule);
                 if !destination.order().is_blocked_by_dead() {

@@ -10,6 +10,7 @@ use super::handover::{GoesOn, ParkedGroup};
 use super::limits::{ConcurrencyLimit, MemoryShare, WriteRate};
 use super::outcomes::Outcomes;
 use super::parked::MAX_PARKED;
+use super::sequences::Sequences;
 use super::watermark::Watermarks;
 use crate::clock::Time;
 use crate::config::{OnDead, Tuning};
@@ -94,6 +95,7 @@ pub(super) struct DestinationState {
     pub(super) tuning: Tuning,
     pub(super) knowledge: Knowledge,
     pub(super) breaker: Breaker,
+    pub(super) sequences: Sequences,
     pub(super) concurrency: ConcurrencyLimit,
     pub(super) write_rate: WriteRate,
     pub(super) outcomes: Outcomes,
@@ -117,6 +119,7 @@ impl DestinationState {
             tuning,
             knowledge: Knowledge::new(Watermarks::default(), ByLane::default(), now),
             breaker: Breaker::new(tuning.retry_initial, tuning.retry_max),
+            sequences: Sequences::default(),
             concurrency: ConcurrencyLimit::new(tuning.max_in_flight),
             write_rate: WriteRate::default(),
             outcomes: Outcomes::default(),
@@ -181,6 +184,10 @@ pub(in crate::relay) enum Report {
     Retried(FaultKind),
     /// Entries are sent again although SQS may have accepted them, or were sent by two relays.
     PossibleDuplicates(u64),
+    /// This many messages were accepted too early and are sent once more.
+    Repaired(u64),
+    /// The queue has put these messages behind later ones of their groups.
+    OrderBroken(Vec<MessageKey>),
     /// Outcomes were written back.
     Recorded(Vec<Settlement>),
     /// Delivered messages had been settled by another relay.

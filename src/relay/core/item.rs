@@ -33,6 +33,11 @@ pub(in crate::relay) struct Item {
     pub(super) read_at: Time,
     /// Whether it must be sent alone, because a request that contained it was refused as a whole.
     pub(super) is_alone: bool,
+    /// Whether no later message of its group may be in its request, because it has failed in one that SQS accepted in
+    /// part.
+    pub(super) is_last_of_group: bool,
+    /// How often another copy was sent because of its number.
+    pub(super) repairs_by_number: u8,
     /// The memory reserved for it, released together with it.
     pub(super) _memory: Reserved,
 }

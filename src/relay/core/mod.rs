@@ -10,8 +10,9 @@
 //! the schedule in [`schedule`], its `parking.rs` and [`handover`].
 //!
 //! To read it, in this order: [`work`] (what is asked and answered), [`item`], [`destination`] (what outlives a claim),
-//! [`group`], [`schedule`] and [`parked`] (which message may go next), [`in_flight`], [`verdict`] and [`breaker`] (what an answer of SQS means), [`outcomes`] (how it is written
-//! back), [`watermark`], [`intake`] and [`admit`] (what to read and how late commits are found, with `docs/late-commits.md`),
+//! [`group`], [`schedule`] and [`parked`] (which message may go next), [`in_flight`], [`verdict`], [`breaker`],
+//! [`sequences`] and [`repair`] (what an answer of SQS means), [`outcomes`] (how it is written back), [`watermark`],
+//! [`intake`] and [`admit`] (what to read and how late commits are found, with `docs/late-commits.md`),
 //! [`full_rescan`], [`session`], [`apply`] and [`ending`], [`between`], and last [`handover`] and [`crowd`].
 
 mod admit;
@@ -35,8 +36,10 @@ mod outcomes;
 mod parked;
 mod positions;
 mod questions;
+mod repair;
 mod rescan_request;
 mod schedule;
+mod sequences;
 mod session;
 mod statements;
 mod verdict;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::limits::WriteRate;
 use crate::clock::Time;
-use crate::message::{MessageKey, Outcome, Quarantined, Settlement};
+use crate::message::{MessageKey, Quarantined, Settlement};
 use crate::outbox::{OutboxError, Settled};
 
 /// Outcomes are written when there are this many, or when the oldest has waited [`WAIT`] or, with a backlog, [`WAIT_BUSY`].
@@ -227,15 +227,15 @@ impl Outcomes {
         }
     }
 
-    /// Without the claim, only acceptances by SQS may be written. Another relay may hold the lanes and has already
+    /// Without the claim, only what SQS has accepted may be written. Another relay may hold the lanes and has already
     /// asked which groups have to wait; it would go on with groups that are held up now. Returns whether anything was
     /// dropped.
     pub(super) fn drop_what_needs_the_claim(&mut self) -> bool {
         let before = self.under_way();
-        self.waiting.retain(Settlement::is_delivered);
-        self.parts.iter_mut().for_each(|part| part.retain(Settlement::is_delivered));
+        self.waiting.retain(|settlement| !settlement.needs_claim());
+        self.parts.iter_mut().for_each(|part| part.retain(|settlement| !settlement.needs_claim()));
         self.parts.retain(|part| !part.is_empty());
-        self.culprits.retain(|culprit| culprit.settlement.is_delivered());
+        self.culprits.retain(|culprit| !culprit.settlement.needs_claim());
         self.oldest = self.oldest.filter(|_| !self.waiting.is_empty());
         self.dying = 0;
         self.under_way() < before
@@ -244,9 +244,10 @@ impl Outcomes {
 
 impl Culprit {
     fn into_quarantined(self) -> Quarantined {
+        let stays = self.settlement.stays();
         let Settlement { key, origin, group, outcome } = self.settlement;
-        // If a deferral cannot be recorded, the message waits in quarantine instead of in its row.
-        let outcome = (!matches!(outcome, Outcome::Deferred { .. })).then_some(outcome);
+        // If the outcome of a pending message cannot be recorded, the message waits in quarantine.
+        let outcome = (!stays).then_some(outcome);
         Quarantined { key, origin, group, outcome, reason: self.reason }
     }
 }
@@ -256,14 +257,14 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::message::{EventPosition, Lane, MessageId, Origin};
+    use crate::message::{EventPosition, Lane, MessageId, Origin, Outcome};
 
     fn delivered(id: i64) -> Settlement {
         Settlement {
             key: MessageKey { lane: Lane::new(1).unwrap(), id: MessageId(id) },
             origin: Origin { event_position: EventPosition(id), enqueued_at: SystemTime::UNIX_EPOCH },
             group: None,
-            outcome: Outcome::Delivered { sqs_message_id: id.to_string() },
+            outcome: Outcome::Delivered { sqs_message_id: id.to_string(), sequence_number: None },
         }
     }
 

@@ -4,9 +4,9 @@
 //! [`scenario`] generates the scenarios, and [`world`] runs one of them. [`database`] and [`queue`] simulate what the
 //! relay works against, [`process`] is the relay, and [`actions`] applies the actions of a scenario. [`checks`] says
 //! what must hold: a message is sent only when every message of its group that has a lower id and was committed before
-//! it is done; only accepted messages are recorded as delivered; nothing is lost; and everything is delivered soon
-//! after the last fault. `PROPTEST_CASES=40000 PROPTEST_RNG_SEED=7 cargo test --release properties` runs more and
-//! different scenarios.
+//! it is done; if an entry of a request fails, the last copies in the queue are in order all the same; only accepted
+//! messages are recorded as delivered; nothing is lost; and everything is delivered soon after the last fault.
+//! `PROPTEST_CASES=40000 PROPTEST_RNG_SEED=7 cargo test --release properties` runs more and different scenarios.
 
 mod actions;
 mod checks;
@@ -120,6 +120,11 @@ fn nothing_is_lost_or_overtaken_while_messages_die_and_are_redriven() {
 #[test]
 fn nothing_is_lost_or_overtaken_while_messages_and_queues_fail() {
     check(scenario::failing_messages_and_queues());
+}
+
+#[test]
+fn the_last_copies_are_in_order_whichever_entries_of_a_request_fail() {
+    check(scenario::failing_entries());
 }
 
 #[test]

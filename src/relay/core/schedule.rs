@@ -361,8 +361,12 @@ fn take_of_group(group: &mut Group, limit: usize, load: &mut Load, items: &mut V
         && let Some(next) = group.waiting.front()
         && takes(load, items, next)
     {
+        let is_last = next.is_last_of_group;
         load.add(next.entry.bytes());
         items.extend(group.waiting.pop_front());
+        if is_last {
+            break;
+        }
     }
 }
 

@@ -8,14 +8,17 @@ use super::breaker::{Breaker, Tally};
 use super::item::Item;
 use crate::clock::Time;
 use crate::config::Tuning;
-use crate::message::{Fault, FaultKind};
+use crate::message::{Fault, FaultKind, SequenceNumber};
 use crate::retry::{Policy, delay_after, policy};
+use crate::sqs::Accepted;
 
 /// What becomes of one message of a request.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// SQS accepted it under this id.
-    Accepted(String),
+    /// SQS accepted it.
+    Accepted(Accepted),
+    /// SQS accepted it too early, under this number; another copy is sent ([`super::repair`]).
+    Superseded(SequenceNumber),
     /// It is dead.
     Dead(Fault),
     /// It is sent again, at once or at the given time.
@@ -43,7 +46,7 @@ pub(super) struct Judgement {
 /// same one.
 pub(super) fn judge(
     items: Vec<Item>,
-    results: Vec<Result<String, Fault>>,
+    results: Vec<Result<Accepted, Fault>>,
     request_fault: Option<&Fault>,
     breaker: &mut Breaker,
     tuning: &Tuning,
@@ -53,7 +56,7 @@ pub(super) fn judge(
     let tally = tally(&results);
     // A request that never left this host says nothing about the destination.
     let is_sent = request_fault.is_none_or(|fault| fault.kind != FaultKind::NotSent);
-    let failed_here = |(item, result): (&Item, &Result<String, Fault>)| {
+    let failed_here = |(item, result): (&Item, &Result<Accepted, Fault>)| {
         let is_failed = result.as_ref().is_err_and(|fault| fault.kind == FaultKind::MessageTransient);
         is_failed.then(|| item.key())
     };
@@ -69,7 +72,7 @@ pub(super) fn judge(
     let is_outage = is_all || breaker.mostly_fails();
     for (mut item, result) in items.into_iter().zip(results) {
         let verdict = match result {
-            Ok(sqs_message_id) => Verdict::Accepted(sqs_message_id),
+            Ok(accepted) => Verdict::Accepted(accepted),
             Err(_) if is_split => {
                 item.is_alone = true;
                 Verdict::Again(None)
@@ -96,7 +99,7 @@ pub(super) fn judge(
     judgement
 }
 
-fn tally(results: &[Result<String, Fault>]) -> Tally {
+fn tally(results: &[Result<Accepted, Fault>]) -> Tally {
     let mut tally = Tally::default();
     for result in results {
         match result {
@@ -180,6 +183,7 @@ mod tests {
             origin: Origin { event_position: EventPosition(id), enqueued_at: SystemTime::UNIX_EPOCH },
             group: None,
             attempts: 0,
+            superseded: None,
             age_when_read: Duration::ZERO,
             read_at: Time::default(),
             wait: None,
@@ -192,7 +196,10 @@ mod tests {
     /// The first failure of a request in which SQS accepts another entry.
     fn failed(item: Item, other: i64, breaker: &mut Breaker) -> Item {
         let fault = Fault::new(FaultKind::MessageTransient, "InternalError", "simulated");
-        let (items, results) = (vec![item, self::item(other)], vec![Err(fault), Ok("m".to_owned())]);
+        let (items, results) = (
+            vec![item, self::item(other)],
+            vec![Err(fault), Ok(Accepted { sqs_message_id: "m".to_owned(), sequence_number: None })],
+        );
         let mut rng = fastrand::Rng::with_seed(1);
         judge(items, results, None, breaker, &Tuning::default(), &mut rng, Time::default()).messages.remove(0).0
     }

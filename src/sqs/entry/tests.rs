@@ -11,6 +11,7 @@ fn message(payload: &str, metadata: &str) -> Message {
         origin: Origin { event_position: EventPosition(42), enqueued_at: SystemTime::UNIX_EPOCH },
         group: Some(Arc::from("draw-7")),
         attempts: 0,
+        superseded: None,
         age_when_read: Duration::ZERO,
         read_at: Time::default(),
         wait: None,

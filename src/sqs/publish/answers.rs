@@ -34,6 +34,7 @@ fn entry(id: i64) -> Entry {
         origin: Origin { event_position: EventPosition(id), enqueued_at: SystemTime::UNIX_EPOCH },
         group: None,
         attempts: 0,
+        superseded: None,
         age_when_read: Duration::ZERO,
         read_at: Time::now(),
         wait: None,
@@ -231,7 +232,7 @@ async fn an_entry_listed_as_failed_twice_fails_once_and_its_neighbour_is_unaffec
     let body = format!(r#"{{"Failed":[{failed},{failed}],"Successful":[{accepted}]}}"#);
     let published = after(answer(200, "", &body)).await;
     assert_eq!(published.results[0].as_ref().unwrap_err().kind, FaultKind::MessageTransient);
-    assert_eq!(published.results[1], Ok("m1".to_owned()));
+    assert_eq!(published.results[1].as_ref().unwrap().sqs_message_id, "m1");
 }
 
 #[tokio::test]

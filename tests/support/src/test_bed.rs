@@ -259,6 +259,12 @@ pub fn numbers(received: &[Received]) -> Result<Vec<i64>> {
     received.iter().map(number).collect()
 }
 
+/// The last copy of each number, in the order of the queue.
+pub fn last_copies(numbers: &[i64]) -> Vec<i64> {
+    let is_last = |(index, number): &(usize, &i64)| !numbers.iter().skip(index + 1).any(|later| later == *number);
+    numbers.iter().enumerate().filter(is_last).map(|(_, number)| *number).collect()
+}
+
 /// Checks that each of the numbers 1 to `count` is there exactly once.
 pub fn ensure_each_once(mut numbers: Vec<i64>, count: i64) -> Result<()> {
     numbers.sort_unstable();

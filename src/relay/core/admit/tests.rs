@@ -36,6 +36,7 @@ fn message(id: i64) -> Message {
         origin: Origin { event_position: EventPosition(id), enqueued_at: SystemTime::UNIX_EPOCH },
         group: Some(Arc::from("a")),
         attempts: 0,
+        superseded: None,
         age_when_read: Duration::ZERO,
         read_at: Time::default(),
         wait: None,

@@ -1,21 +1,22 @@
 //! What must hold in every scenario.
 
+use std::collections::BTreeMap;
+
 use super::super::schedule::Schedule;
 use super::database::{Available, Row};
-use super::queue::Sent;
+use super::queue::{InQueue, Sent};
 use super::scenario::Action;
 use super::world::{World, tuning};
 use crate::config::{FifoMode, OnDead};
-use crate::message::{MessageId, MessageKey, Outcome, Settlement};
+use crate::message::{MessageId, MessageKey, Outcome, SequenceNumber, Settlement};
 use crate::reading::Order;
 
 impl World {
-    /// SQS has accepted a message for the first time; `request` holds all messages of its request.
+    /// SQS has accepted a copy of a message; `request` holds all messages of its request.
     pub(super) fn accepted(&mut self, message: &Sent, request: &[Sent]) {
-        self.note(|| format!("SQS accepts {} (uid {})", message.key.id.0, message.uid));
-        // Ids that are assigned again say nothing about order.
-        let sets_back = |(_, action): &(u16, Action)| matches!(action, Action::SetBack { .. });
-        if !self.is_ordered() || message.group.is_none() || self.scenario.actions.iter().any(sets_back) {
+        self.note(|| format!("SQS accepts {} (uid {}, copy {:?})", message.key.id.0, message.uid, message.superseded));
+        let is_copy = message.superseded.is_some();
+        if !self.is_ordered() || message.group.is_none() || is_copy || self.sets_back() {
             return;
         }
         // A message that was lost in a failover does not count.
@@ -45,8 +46,9 @@ impl World {
     pub(super) fn recorded(&mut self, settlements: &[Settlement]) {
         for Settlement { key, origin, outcome, .. } in settlements {
             let uid = super::database::uid(*origin);
-            if matches!(outcome, Outcome::Delivered { .. }) && !self.queue.accepted.contains_key(&uid) {
-                self.fail(format!("{} was recorded as delivered, but SQS never accepted it", key.id.0));
+            let is_accepted = matches!(outcome, Outcome::Delivered { .. } | Outcome::Superseded { .. });
+            if is_accepted && !self.queue.accepted.contains_key(&uid) {
+                self.fail(format!("{} was recorded as accepted, but SQS never accepted it", key.id.0));
             }
         }
     }
@@ -133,9 +135,48 @@ impl World {
         if !self.database.dead.is_empty() && !is_at_fault {
             return self.fail("a message died, but none was at fault".to_owned());
         }
-        let twice = self.queue.accepted.iter().find(|(_, ids)| ids.len() > 1).map(|(uid, ids)| (*uid, ids.len()));
-        if let Some((uid, times)) = twice.filter(|_| !self.scenario.may_duplicate()) {
-            self.fail(format!("SQS accepted uid {uid} {times} times, but nothing happened that allows duplicates"));
+        if let Some(problem) = self.wrong_order() {
+            return self.fail(problem);
         }
+        let may_repair = self.scenario.may_repair();
+        let is_twice =
+            |copies: &[InQueue]| copies.iter().any(|copy| copy.times > 1) || (copies.len() > 1 && !may_repair);
+        let twice = self.queue.accepted.iter().find(|(_, copies)| is_twice(copies));
+        let twice = twice.map(|(uid, copies)| format!("SQS accepted uid {uid} twice: {copies:?}"));
+        if let Some(problem) = twice.filter(|_| !self.scenario.may_duplicate()) {
+            self.fail(format!("{problem}, but nothing happened that allows duplicates"));
+        }
+    }
+
+    /// The last copies of the messages of a group arrived in the order of their ids: each behind those that were
+    /// committed before it.
+    fn wrong_order(&self) -> Option<String> {
+        if !self.is_ordered() || self.sets_back() {
+            return None;
+        }
+        let blocks = self.scenario.on_dead == OnDead::Block;
+        let mut groups: BTreeMap<&str, Vec<(&Row, SequenceNumber)>> = BTreeMap::new();
+        for row in self.database.delivered.values() {
+            let copies = self.queue.accepted.get(&row.uid);
+            if let (Some(group), Some(last)) = (&row.group, copies.and_then(|copies| copies.last())) {
+                groups.entry(group).or_default().push((row, last.number));
+            }
+        }
+        for rows in groups.values() {
+            for (index, (row, number)) in rows.iter().enumerate() {
+                let is_before = |other: &Row| other.committed < row.committed && (blocks || !other.is_redriven);
+                let before = rows.iter().take(index).find(|(other, last)| is_before(other) && last > number);
+                if let Some((other, _)) = before {
+                    return Some(format!("the last copy of {row:?} arrived before the one of {other:?}"));
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether ids are assigned again. Then they say nothing about order.
+    fn sets_back(&self) -> bool {
+        let sets_back = |(_, action): &(u16, Action)| matches!(action, Action::SetBack { .. });
+        self.scenario.actions.iter().any(sets_back)
     }
 }

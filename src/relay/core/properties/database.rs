@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::clock::Time;
-use crate::message::{EventPosition, Lane, MessageKey, Origin, Outcome, Quarantined, Settlement, TransactionId};
+use crate::message::{
+    EventPosition, Lane, MessageKey, Origin, Outcome, Quarantined, SequenceNumber, Settlement, TransactionId,
+};
 use crate::outbox::{OutboxError, Settled};
 use crate::reading::{ByLane, ClaimProof, Incarnation, Snapshot};
 
@@ -34,6 +36,8 @@ pub(super) struct Row {
     pub(super) committed: u64,
     /// Whether an operator has redriven it. Later messages of its group may have gone first.
     pub(super) is_redriven: bool,
+    /// The number of the last copy that SQS accepted too early, as recorded.
+    pub(super) superseded: Option<SequenceNumber>,
 }
 
 impl Row {
@@ -273,8 +277,7 @@ impl Database {
             rows.get(&settlement.key).is_some_and(|row| row.origin() == settlement.origin)
         };
         for settlement in settlements {
-            let needs_claim = !settlement.is_delivered();
-            let is_here = matching(settlement, &self.pending) && (may_defer || !needs_claim);
+            let is_here = matching(settlement, &self.pending) && (may_defer || !settlement.needs_claim());
             if is_here && self.refused.contains(&uid(settlement.origin)) {
                 return Err(OutboxError::of_code("P0001"));
             }
@@ -289,6 +292,10 @@ impl Database {
                 }
                 Outcome::Delivered { .. } if matching(settlement, &self.delivered) => settled.published_twice.push(key),
                 Outcome::Delivered { .. } => settled.unmatched.push(key),
+                Outcome::Superseded { sequence_number } if is_here => {
+                    let row = self.pending.get_mut(&key).unwrap();
+                    row.superseded = row.superseded.max(Some(*sequence_number));
+                }
                 Outcome::Dead { attempts, .. } if is_here && may_defer => {
                     let mut row = self.pending.remove(&key).unwrap();
                     row.attempts = row.attempts.max(*attempts);

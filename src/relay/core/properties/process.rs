@@ -312,6 +312,7 @@ pub(super) fn sent(work: &Work) -> Vec<Sent> {
         uid: super::database::uid(item.origin),
         key: item.key(),
         group: item.group.clone(),
+        superseded: item.entry.superseded(),
     };
     items.iter().map(sent).collect()
 }

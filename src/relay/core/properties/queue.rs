@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::message::{Fault, FaultKind, MessageKey};
+use crate::message::{Fault, FaultKind, MessageKey, SequenceNumber};
+use crate::sqs::Accepted;
 
 /// A message as it arrives.
 #[derive(Clone, Debug)]
@@ -11,6 +12,17 @@ pub(super) struct Sent {
     pub(super) uid: u64,
     pub(super) key: MessageKey,
     pub(super) group: Option<Arc<str>>,
+    /// Tells the copies of a message apart, as its deduplication id does.
+    pub(super) superseded: Option<SequenceNumber>,
+}
+
+/// A copy of a message in the queue.
+#[derive(Clone, Debug)]
+pub(super) struct InQueue {
+    superseded: Option<SequenceNumber>,
+    pub(super) number: SequenceNumber,
+    /// How often SQS has accepted it. Only the first acceptance counts.
+    pub(super) times: usize,
 }
 
 /// How the queue fails for a while.
@@ -28,6 +40,8 @@ pub(super) enum QueueFault {
     Silent { accepts: bool },
     /// This share of entries fails, drawn at random.
     Entries { percent: u8 },
+    /// This share of entries fails, drawn at random, and half of the answers are lost.
+    LosesAnswers { percent: u8 },
     /// This share of entries is throttled.
     EntriesThrottled { percent: u8 },
     /// This share of entries fails or is throttled.
@@ -36,7 +50,7 @@ pub(super) enum QueueFault {
 
 /// The answer to a request.
 pub(super) enum Answer {
-    Entries(Vec<Result<String, Fault>>),
+    Entries(Vec<Result<Accepted, Fault>>),
     Failed(Fault),
     None,
 }
@@ -44,8 +58,8 @@ pub(super) enum Answer {
 /// The state of the queue: what it has accepted, and what it fails.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// By uid: the message ids of all its acceptances. Only the first acceptance counts.
-    pub(super) accepted: HashMap<u64, Vec<String>>,
+    /// By uid: its copies, in the order in which they arrived.
+    pub(super) accepted: HashMap<u64, Vec<InQueue>>,
     pub(super) fault: Option<QueueFault>,
     /// The uids of messages that it can never accept.
     pub(super) refused: HashSet<u64>,
@@ -53,11 +67,12 @@ pub(super) struct Queue {
     pub(super) failing: BTreeMap<u64, u32>,
     /// By uid: how often the message itself has failed; `u32::MAX` if it can never be accepted.
     pub(super) failures: HashMap<u64, u32>,
-    ids: u64,
+    last: SequenceNumber,
 }
 
 impl Queue {
-    /// A request arrives. Returns the answer, and the messages that were accepted for the first time, in order.
+    /// A request arrives. Returns the answer, and the copies of messages that were accepted for the first time, in
+    /// order.
     pub(super) fn arrive(&mut self, sent: &[Sent], rng: &mut fastrand::Rng) -> (Answer, Vec<Sent>) {
         let fault = |kind, code: &str| Answer::Failed(Fault::new(kind, code, "simulated"));
         match self.fault {
@@ -72,6 +87,10 @@ impl Queue {
                 let new = if accepts { self.accept_all(sent) } else { Vec::new() };
                 (Answer::None, new)
             }
+            Some(QueueFault::LosesAnswers { .. }) => {
+                let (answer, new) = self.judge(sent, rng);
+                (if rng.bool() { Answer::None } else { answer }, new)
+            }
             _ => self.judge(sent, rng),
         }
     }
@@ -85,7 +104,9 @@ impl Queue {
                     Some((FaultKind::MessagePermanent, "InvalidMessageContents"))
                 }
                 _ if fails => Some((FaultKind::MessageTransient, "InternalError")),
-                Some(QueueFault::Entries { percent }) if rng.u8(0..100) < percent => {
+                Some(QueueFault::Entries { percent } | QueueFault::LosesAnswers { percent })
+                    if rng.u8(0..100) < percent =>
+                {
                     Some((FaultKind::MessageTransient, "InternalError"))
                 }
                 Some(QueueFault::EntriesMixed { percent }) if rng.u8(0..100) < percent => match rng.bool() {
@@ -127,13 +148,20 @@ impl Queue {
         new
     }
 
-    fn accept(&mut self, message: &Sent, new: &mut Vec<Sent>) -> String {
-        self.ids += 1;
-        let ids = self.accepted.entry(message.uid).or_default();
-        if ids.is_empty() {
-            new.push(message.clone());
-        }
-        ids.push(format!("m{}", self.ids));
-        ids.last().unwrap().clone()
+    fn accept(&mut self, message: &Sent, new: &mut Vec<Sent>) -> Accepted {
+        let copies = self.accepted.entry(message.uid).or_default();
+        let number = match copies.iter_mut().find(|copy| copy.superseded == message.superseded) {
+            Some(copy) => {
+                copy.times += 1;
+                copy.number
+            }
+            None => {
+                self.last = self.last.next();
+                copies.push(InQueue { superseded: message.superseded, number: self.last, times: 1 });
+                new.push(message.clone());
+                self.last
+            }
+        };
+        Accepted { sqs_message_id: format!("m{number}"), sequence_number: Some(number) }
     }
 }

@@ -109,8 +109,29 @@ impl Scenario {
 
     /// Whether entries fail at random. Then a message may fail often without being at fault.
     pub(super) fn has_failing_entries(&self) -> bool {
-        let fails = |fault: &QueueFault| matches!(fault, QueueFault::Entries { .. } | QueueFault::EntriesMixed { .. });
+        let fails = |fault: &QueueFault| {
+            let (entries, mixed) =
+                (matches!(fault, QueueFault::Entries { .. }), matches!(fault, QueueFault::EntriesMixed { .. }));
+            entries || mixed || matches!(fault, QueueFault::LosesAnswers { .. })
+        };
         self.actions.iter().any(|(_, action)| matches!(action, Action::Queue { fault, .. } if fails(fault)))
+    }
+
+    /// Whether a message may be accepted before an earlier one of its group, so that another copy of it is sent.
+    pub(super) fn may_repair(&self) -> bool {
+        let fails_entries = |action: &Action| match action {
+            Action::Failing { .. } => true,
+            Action::Poison { .. } => self.on_dead == OnDead::Block,
+            Action::Queue { fault, .. } => matches!(
+                fault,
+                QueueFault::Entries { .. }
+                    | QueueFault::EntriesThrottled { .. }
+                    | QueueFault::EntriesMixed { .. }
+                    | QueueFault::LosesAnswers { .. }
+            ),
+            _ => false,
+        };
+        self.fifo_mode == FifoMode::Batched && self.actions.iter().any(|(_, action)| fails_entries(action))
     }
 
     /// Whether anything happens after which SQS may get a message twice. A failing database is no reason if there is
@@ -299,6 +320,32 @@ pub(super) fn groups_held_back() -> impl Strategy<Value = Scenario> {
         3 => any::<u8>().prop_map(|nth| Action::Unhold { nth }),
     ];
     with(held, Just(QueueKind::Fifo))
+}
+
+/// Few groups in batched mode, of which any entries of a request fail and answers are lost, while relays are stopped or
+/// killed and operators redrive.
+pub(super) fn failing_entries() -> impl Strategy<Value = Scenario> {
+    let fault = prop_oneof![
+        4 => (1..100_u8).prop_map(|percent| QueueFault::Entries { percent }),
+        2 => (1..100_u8).prop_map(|percent| QueueFault::EntriesMixed { percent }),
+        1 => (1..100_u8).prop_map(|percent| QueueFault::LosesAnswers { percent }),
+        1 => any::<bool>().prop_map(|accepts| QueueFault::Silent { accepts }),
+    ];
+    let failing = prop_oneof![
+        6 => (1..4_u8, 2..20_u8).prop_map(|(group, count)| Action::Put { group, count }),
+        4 => (fault, 0..4000_u16).prop_map(|(fault, millis)| Action::Queue { fault, millis }),
+        2 => (any::<u8>(), 1..8_u8).prop_map(|(nth, times)| Action::Failing { nth, times }),
+        1 => any::<u8>().prop_map(|nth| Action::Poison { nth }),
+        1 => any::<u8>().prop_map(|nth| Action::Redrive { nth }),
+        1 => any::<u8>().prop_map(|nth| Action::Discard { nth }),
+        1 => (0..2000_u16).prop_map(|millis| Action::DatabaseFails { millis }),
+        1 => process_faults(),
+    ];
+    with(failing, Just(QueueKind::Fifo)).prop_map(|scenario| Scenario {
+        fifo_mode: FifoMode::Batched,
+        request_size: 10,
+        ..scenario
+    })
 }
 
 /// Few groups in which many messages die, are quarantined and are redriven, while relays are stopped or killed.

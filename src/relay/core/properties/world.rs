@@ -300,6 +300,7 @@ impl World {
         match report {
             Report::Accepted { .. } | Report::DatabaseAnswered => {}
             Report::Recorded(settlements) => self.recorded(settlements),
+            Report::OrderBroken(messages) => self.fail(format!("{messages:?} break the order, says relay {index}")),
             other => self.note(|| format!("relay {index} reports {other:?}")),
         }
     }
@@ -358,7 +359,16 @@ impl World {
         let lane = if group == 0 { id % 3 } else { i64::from(group) % 3 };
         let key = MessageKey { lane: Lane::new(lane as i16).unwrap(), id: MessageId(id) };
         let group: Option<Arc<str>> = (group > 0).then(|| Arc::from(format!("g{group}")));
-        Row { uid: self.next_uid, key, group, attempts: 0, available: None, committed: 0, is_redriven: false }
+        Row {
+            uid: self.next_uid,
+            key,
+            group,
+            attempts: 0,
+            available: None,
+            committed: 0,
+            is_redriven: false,
+            superseded: None,
+        }
     }
 
     pub(super) fn is_ordered(&self) -> bool {

@@ -32,6 +32,7 @@ fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
         origin: Origin { event_position: EventPosition(id), enqueued_at: SystemTime::UNIX_EPOCH },
         group: group.map(Arc::from),
         attempts: 0,
+        superseded: None,
         age_when_read: Duration::ZERO,
         read_at: Time::default(),
         wait: None,

@@ -38,6 +38,8 @@ pub enum Fault {
     },
     /// Forwards all entries, but leaves the chosen ones out of the answer.
     DropFromAnswer(Choice),
+    /// Forwards, and answers with sequence numbers that fall from message to message.
+    FallingNumbers,
     /// Forwards, then answers `{}`, which the SDK reads as neither successes nor failures.
     EmptyAnswer,
 }
@@ -233,6 +235,7 @@ pub(super) struct Plan {
     pub hold_answer: bool,
     pub failures: Vec<Failure>,
     pub omitted: Vec<usize>,
+    pub numbers_fall: bool,
     pub end: End,
 }
 
@@ -281,6 +284,7 @@ impl Plan {
             Fault::CutAfterForward => self.end = End::CutAfter,
             Fault::Answer(answer) => self.end = End::Error(*answer),
             Fault::Garble(status, body) => self.end = End::Instead(*status, body),
+            Fault::FallingNumbers => self.numbers_fall = true,
             Fault::EmptyAnswer => self.end = End::Instead(200, "{}"),
             Fault::FailEntries { which, code, sender_fault } => {
                 let (code, sender_fault) = (*code, *sender_fault);

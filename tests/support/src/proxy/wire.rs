@@ -144,7 +144,7 @@ impl<'a> Visit<'a> {
         mut parsed: Value,
         entries: &[Entry],
     ) -> Result<Answer> {
-        if plan.failures.is_empty() && plan.omitted.is_empty() {
+        if plan.failures.is_empty() && plan.omitted.is_empty() && !plan.numbers_fall {
             self.note(|request| request.forwarded = true);
             let (_, mut answer, body) = self.shared.upstream.forward(head, body).await?;
             *answer.body_mut() = Full::new(body);
@@ -165,6 +165,9 @@ impl<'a> Visit<'a> {
             (answer, serde_json::from_slice(&body)?)
         };
         add_failures(&mut outcomes, &plan.failures, entries);
+        if plan.numbers_fall {
+            turn_numbers(&mut outcomes)?;
+        }
         for list in ["Successful", "Failed"] {
             let omitted = plan.omitted.iter().filter_map(|&position| entries.get(position));
             let omitted: Vec<_> = omitted.map(|entry| entry.id.as_str()).collect();
@@ -230,6 +233,16 @@ fn retain_positions(list: &mut Value, keep: impl Fn(usize) -> bool) {
         let mut positions = 0..;
         list.retain(|_| positions.next().is_some_and(&keep));
     }
+}
+
+/// The later the message, the lower its number.
+fn turn_numbers(outcomes: &mut Value) -> Result<()> {
+    const ABOVE_ALL: u128 = 10_u128.pow(30);
+    for accepted in outcomes["Successful"].as_array_mut().into_iter().flatten() {
+        let number: u128 = accepted["SequenceNumber"].as_str().context("it has no number")?.parse()?;
+        accepted["SequenceNumber"] = (ABOVE_ALL - number).to_string().into();
+    }
+    Ok(())
 }
 
 fn add_failures(outcomes: &mut Value, failures: &[Failure], entries: &[Entry]) {

@@ -159,6 +159,7 @@ impl Database {
             origin: row.origin(),
             group: row.group.clone(),
             attempts: row.attempts,
+            superseded: row.superseded,
             age_when_read: Duration::ZERO,
             read_at: now,
             wait: None,
