@@ -269,8 +269,11 @@ impl Session {
         for (item, verdict) in messages {
             match verdict {
                 Verdict::Accepted(sqs_message_id) => {
-                    ages.push(item.age_when_read + now.since(item.read_at));
+                    ages.push(item.age(now));
                     dropped_attributes += item.dropped_attributes;
+                    if let Some(group) = &item.group {
+                        destination.hot.accepted(group);
+                    }
                     destination.outcomes.push(item.with_outcome(Outcome::Delivered { sqs_message_id }), now);
                     done.push(item);
                 }
