@@ -96,6 +96,8 @@ struct ByDestination {
     in_flight_limit: IntGaugeVec,
     in_flight: IntGaugeVec,
     lanes_held: IntGaugeVec,
+    hot_groups: IntGaugeVec,
+    hot_group_rate: GaugeVec,
     late: IntCounterVec,
     pruned: IntCounterVec,
     read_duration: HistogramVec,
@@ -144,6 +146,10 @@ pub struct DestinationMetrics {
     pub in_flight: IntGauge,
     /// Lanes held under a claim.
     pub lanes_held: IntGauge,
+    /// Groups that the FIFO mode limits.
+    pub hot_groups: IntGauge,
+    /// Messages a second of each of them.
+    pub hot_group_rate: Gauge,
     /// Messages that a rescan found, because they were committed after higher ids were read.
     pub late: IntCounter,
     /// Delivered messages that were deleted after the retention.
@@ -239,6 +245,16 @@ impl ByDestination {
             )?,
             in_flight: new.gauges("requests_in_flight", "SendMessageBatch requests under way.", by_destination)?,
             lanes_held: new.gauges("lanes_held", "Lanes that this relay holds under a claim, of 16.", by_destination)?,
+            hot_groups: new.gauges(
+                "hot_groups",
+                "Groups that OUTBOX_RELAY_FIFO_MODE limits: for ten seconds each had a request under way while its next message waited for over a second.",
+                by_destination,
+            )?,
+            hot_group_rate: new.gauges_f64(
+                "hot_group_messages_per_second",
+                "Messages a second that SQS accepts of each hot group, on average; 0 when there is none.",
+                by_destination,
+            )?,
             late: new.counters(
                 "late_messages_total",
                 "Messages that a rescan found, because they were committed after higher ids were read.",
@@ -386,6 +402,8 @@ impl Metrics {
             in_flight_limit: self.by_destination.in_flight_limit.with_label_values(&one),
             in_flight: self.by_destination.in_flight.with_label_values(&one),
             lanes_held: self.by_destination.lanes_held.with_label_values(&one),
+            hot_groups: self.by_destination.hot_groups.with_label_values(&one),
+            hot_group_rate: self.by_destination.hot_group_rate.with_label_values(&one),
             late: self.by_destination.late.with_label_values(&one),
             pruned: self.by_destination.pruned.with_label_values(&one),
             read_duration: self.by_destination.read_duration.with_label_values(&one),

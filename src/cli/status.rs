@@ -3,6 +3,8 @@
 //! It is measured in the database, so it covers all relays. If the relay of this host answers, what it says of itself is
 //! added: whether a queue works is known only to relays.
 
+mod hot;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -17,6 +19,7 @@ use crate::http;
 use crate::message::MessageId;
 use crate::outbox::{Backlog, Destination, Outbox, OutboxError, Rate};
 use crate::reading::{ByLane, COUNT_LIMIT, Order, Pause, Replay};
+use hot::Hot;
 
 /// How often `--watch` measures again.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
@@ -34,7 +37,8 @@ const CLEAR: &str = "\u{1b}[2J\u{1b}[H";
     after_help = "Examples:\n  outbox-relay status\n  outbox-relay status --watch\n  outbox-relay status --json\n\n\
     STATE is paused by an operator, or what the relay of this host says: working, idle, halted and why.\n    \
     Counts stop at 100000. RATE is over the last ten seconds; with DELIVERED_RETENTION=0s it is always 0.0.\n    \
-    Relays are those that are connected to the database, as HOST/PID."
+    Relays are those that are connected to the database, as HOST/PID.\n    \
+    A group is hot if OUTBOX_RELAY_FIFO_MODE is what limits it, as far as the relay of this host knows."
 )]
 pub(super) struct Status {
     /// Print a JSON object
@@ -68,6 +72,8 @@ struct Seen {
     here: Option<(u16, String)>,
     /// What it says of its destinations.
     told: HashMap<String, Told>,
+    /// The hot groups of destinations that have some.
+    hot: HashMap<String, Hot>,
 }
 
 /// The state of a destination, as the relay of this host tells it on its status page.
@@ -76,6 +82,7 @@ struct Told {
     state: String,
     since: Option<String>,
     detail: String,
+    hot: Option<hot::Told>,
 }
 
 pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
@@ -110,7 +117,23 @@ async fn look(outbox: &Outbox, floors: &mut HashMap<String, Floors>, address: So
     let here = http::ask(address, "/readyz").await.ok();
     let page = if here.is_some() { http::ask(address, "/status.json").await.ok() } else { None };
     let told = page.filter(|(status, _)| *status == 200).map(|(_, text)| told(&text)).unwrap_or_default();
-    Ok(Seen { lines, relays, replays, address, here, told })
+    let hot = hot_groups(outbox, floors, &told).await?;
+    Ok(Seen { lines, relays, replays, address, here, told, hot })
+}
+
+/// The hot groups that the relay of this host tells, with their names.
+async fn hot_groups(
+    outbox: &Outbox,
+    floors: &HashMap<String, Floors>,
+    told: &HashMap<String, Told>,
+) -> Result<HashMap<String, Hot>, OutboxError> {
+    let mut all = HashMap::new();
+    for (destination, told) in told {
+        if let (Some(told), Some(floors)) = (told.hot, floors.get(destination)) {
+            all.insert(destination.clone(), Hot::find(told, outbox, destination, &floors.lanes).await?);
+        }
+    }
+    Ok(all)
 }
 
 /// The destinations on a status page; none if a relay of another version writes it in another way.
@@ -119,7 +142,8 @@ fn told(page: &str) -> HashMap<String, Told> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let one = |row: &Value| {
         let (state, detail) = (text(&row["state"])?, text(&row["detail"]).unwrap_or_default());
-        Some((text(&row["destination"])?, Told { state, since: text(&row["since"]), detail }))
+        let told = Told { state, since: text(&row["since"]), detail, hot: hot::Told::read(row) };
+        Some((text(&row["destination"])?, told))
     };
     page["destinations"].as_array().into_iter().flatten().filter_map(one).collect()
 }
@@ -173,7 +197,7 @@ fn paused(pause: &Pause) -> String {
 
 /// The state that the relay of this host tells.
 fn tells(told: &Told) -> String {
-    let Told { state, since, detail } = told;
+    let Told { state, since, detail, .. } = told;
     let since = since.as_ref().map(|since| format!(" since {since}")).unwrap_or_default();
     let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
     printable(&format!("{state}{since}{detail}"))
@@ -191,7 +215,7 @@ fn replayed(replay: &Replay) -> String {
 }
 
 fn as_text(seen: &Seen) -> String {
-    let Seen { lines, relays, replays, address, here, told } = seen;
+    let Seen { lines, relays, replays, address, here, told, hot } = seen;
     let mut text = if lines.is_empty() {
         "no relay has served a destination yet, and nothing is pending or dead\n".to_owned()
     } else {
@@ -217,6 +241,9 @@ fn as_text(seen: &Seen) -> String {
         };
         table(std::iter::once(head).chain(lines.iter().map(row)).collect())
     };
+    for line in lines {
+        text.extend(hot.get(&line.destination).map(|hot| hot.as_text(&line.destination)));
+    }
     for replay in replays {
         text.push_str(&replayed(replay));
     }
@@ -230,7 +257,7 @@ fn as_text(seen: &Seen) -> String {
 }
 
 fn as_json(seen: &Seen) -> Value {
-    let Seen { lines, relays, replays, address, here, told } = seen;
+    let Seen { lines, relays, replays, address, here, told, hot } = seen;
     let pause = |pause: &Pause| {
         json!({
             "reason": pause.reason,
@@ -255,6 +282,7 @@ fn as_json(seen: &Seen) -> Value {
             "delivered_per_second_is_capped": line.rate.is_capped,
             "paused": line.pause.as_ref().map(pause),
             "here": told.get(&line.destination).map(here_of),
+            "hot": hot.get(&line.destination).map(Hot::as_json),
         })
     };
     let replay = |replay: &Replay| {

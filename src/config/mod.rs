@@ -43,6 +43,26 @@ pub enum FifoMode {
     Batched,
 }
 
+impl FifoMode {
+    /// What lets more messages of a group through than this mode does.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::Strict => {
+                "OUTBOX_RELAY_FIFO_MODE=batched sends up to ten of a group in a request; more groups help as well"
+            }
+            Self::Batched => "only more groups help: a group has one request under way",
+        }
+    }
+
+    /// How the setting is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Batched => "batched",
+        }
+    }
+}
+
 /// What follows a dead message in its group on a FIFO queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, clap::ValueEnum)]
 pub enum OnDead {

@@ -11,6 +11,7 @@ use crate::reading::{ByLane, COUNT_LIMIT, FloorWalk, Order};
 
 const BACKLOG: &str = include_str!("../../sql/queries/backlog.sql");
 const RATE: &str = include_str!("../../sql/queries/rate.sql");
+const LONGEST_GROUPS: &str = include_str!("../../sql/queries/longest_groups.sql");
 const PRUNE: &str = include_str!("../../sql/queries/prune.sql");
 
 /// Planner settings while pruning, for `BEGIN`; see `sql/queries/prune.sql`.
@@ -48,6 +49,9 @@ pub struct Rate {
     /// Whether the rate may be higher, because only the latest deliveries were considered.
     pub is_capped: bool,
 }
+
+/// How many messages of each lane [`Outbox::longest_groups`] looks at.
+pub const LOOKED_AT: i64 = 10_000;
 
 /// The result of pruning a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +125,32 @@ impl Outbox {
             quarantined: column(NAME, row, 5)?,
             ready_lag: column::<f64>(NAME, row, 6)?.max(0.0),
         })
+    }
+
+    /// The groups with the most messages to send above these floors, and how many each has, at most [`LOOKED_AT`]; the
+    /// longest first.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn longest_groups(
+        &self,
+        destination: &str,
+        floors: &ByLane<MessageId>,
+        most: i64,
+    ) -> Result<Vec<(String, i64)>, OutboxError> {
+        const NAME: &str = "find the longest groups";
+        let lanes = numbers(Lane::all());
+        let ids: Vec<i64> = floors.iter().map(|(_, floor)| floor.0).collect();
+        let parameters: [Parameter<'_>; 5] = [
+            (&destination, Type::TEXT),
+            (&lanes, Type::INT2_ARRAY),
+            (&ids, Type::INT8_ARRAY),
+            (&LOOKED_AT, Type::INT8),
+            (&most, Type::INT8),
+        ];
+        let rows = self.probe(NAME, LONGEST_GROUPS, &parameters).await?;
+        rows.iter().map(|row| Ok((column(NAME, row, 0)?, column(NAME, row, 1)?))).collect()
     }
 
     /// How fast a destination delivers, as far as delivered rows are kept.

@@ -48,7 +48,7 @@ pub use error::OutboxError;
 pub use horizon::{Connections, Horizon, HorizonHolder};
 pub use inspect::Inspected;
 pub use look::Pending;
-pub use measure::{Backlog, PRUNING, Pruned, Rate};
+pub use measure::{Backlog, LOOKED_AT, PRUNING, Pruned, Rate};
 pub use migrate::{MIGRATIONS, Migration, script};
 pub use quarantine::QuarantinedLine;
 pub use read::READING;

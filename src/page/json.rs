@@ -57,6 +57,9 @@ fn row(row: &Row) -> Value {
         "requests_in_flight": row.in_flight,
         "in_flight_limit": row.in_flight_limit,
         "lanes_held": row.lanes_held,
+        "hot_groups": row.hot_groups,
+        "hot_group_messages_per_second": row.hot_group_rate,
+        "fifo_mode": row.fifo_mode.word(),
     })
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::history::Past;
-use crate::config::Shown;
+use crate::config::{FifoMode, Shown};
 use crate::health::Activity;
 use crate::message::QueueKind;
 use crate::reading::{Pause, Replay};
@@ -85,5 +85,9 @@ pub(super) struct Destination {
     /// The configured limit.
     pub(super) max_in_flight: i64,
     pub(super) lanes_held: i64,
+    /// Groups that the FIFO mode limits, the messages a second of each, and the mode.
+    pub(super) hot_groups: i64,
+    pub(super) hot_group_rate: f64,
+    pub(super) fifo_mode: FifoMode,
     pub(super) past: Past,
 }

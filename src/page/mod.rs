@@ -239,6 +239,9 @@ impl Page {
             in_flight_limit: metrics.in_flight_limit.get(),
             max_in_flight: i64::try_from(tuning.max_in_flight).unwrap_or(i64::MAX),
             lanes_held: metrics.lanes_held.get(),
+            hot_groups: metrics.hot_groups.get(),
+            hot_group_rate: metrics.hot_group_rate.get(),
+            fifo_mode: tuning.fifo_mode,
             past: locked(&self.history).of(index, now),
         }
     }

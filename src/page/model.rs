@@ -8,7 +8,7 @@ use super::chart::{self, Chart};
 use super::measured::{Destination, Measured};
 use super::problems::{self, Problem};
 use super::words;
-use crate::config::Shown;
+use crate::config::{FifoMode, Shown};
 use crate::health::Activity;
 use crate::message::QueueKind;
 use crate::reading::Replay;
@@ -87,6 +87,9 @@ pub(super) struct Row {
     pub(super) in_flight: i64,
     pub(super) in_flight_limit: i64,
     pub(super) lanes_held: i64,
+    pub(super) hot_groups: i64,
+    pub(super) hot_group_rate: f64,
+    pub(super) fifo_mode: FifoMode,
     /// Rate, pending and lag; `None` for destinations beyond the limit.
     pub(super) charts: Option<[Chart; 3]>,
 }
@@ -209,6 +212,9 @@ fn row(destination: &Destination, measured: &Measured, is_measured: bool, has_ch
         in_flight: destination.in_flight,
         in_flight_limit: destination.in_flight_limit,
         lanes_held: destination.lanes_held,
+        hot_groups: destination.hot_groups,
+        hot_group_rate: destination.hot_group_rate,
+        fifo_mode: destination.fifo_mode,
         charts: has_charts.then(|| chart::all(&destination.past, current)),
     }
 }

@@ -64,13 +64,14 @@ const QUARANTINE: Section = section("A message is in quarantine", "a-message-is-
 const DEAD: Section = section("A message is dead", "a-message-is-dead");
 const LATE: Section = section("Messages wait too long", "messages-wait-too-long");
 const GROUP: Section = section("A group stands still", "a-group-stands-still");
+const HOT: Section = section("Groups are hot", "groups-are-hot");
 const FAILING_SECTION: Section = section("Many requests fail", "many-requests-fail");
 const THROTTLED: Section = section("SQS throttles", "sqs-throttles");
 const LOG: Section = section("Log lines", "log-lines");
 
 /// All sections that a problem can lead to.
 #[cfg(test)]
-const SECTIONS: [Section; 14] = [
+const SECTIONS: [Section; 15] = [
     DATABASE,
     UNMEASURED,
     HANGING,
@@ -82,6 +83,7 @@ const SECTIONS: [Section; 14] = [
     DEAD,
     LATE,
     GROUP,
+    HOT,
     FAILING_SECTION,
     THROTTLED,
     LOG,
@@ -194,6 +196,9 @@ fn of_the_queue(destination: &Destination, measured: &Measured) -> Vec<Found> {
                 format!("has had {failures} of its last {requests} requests fail, within {}.", words::lasting(period));
             found.push((Severity::Warning, text, FAILING_SECTION));
         }
+        if destination.hot_groups > 0 {
+            found.push((Severity::Warning, hot(destination), HOT));
+        }
         if destination.in_flight_limit < destination.max_in_flight && destination.pause.is_none() {
             let (limit, max) = (destination.in_flight_limit, destination.max_in_flight);
             let text = format!(
@@ -233,6 +238,20 @@ fn of_the_table(destination: &Destination, measured: &Measured) -> Vec<Found> {
     found
 }
 
+/// What limits hot groups, and what would lift it. Their names are not for everybody who can see the page.
+fn hot(destination: &Destination) -> String {
+    let Destination { hot_groups, hot_group_rate, fifo_mode, .. } = destination;
+    let (groups, each) = if *hot_groups == 1 { ("group", "it gets") } else { ("groups", "each gets") };
+    format!(
+        "has {hot_groups} hot {groups}, which OUTBOX_RELAY_FIFO_MODE={} limits: {each} {} messages a second, and its messages \
+         wait. The log and outbox-relay status name {}; {}.",
+        fifo_mode.word(),
+        words::rate(*hot_group_rate),
+        if *hot_groups == 1 { "it" } else { "some of them" },
+        fifo_mode.remedy()
+    )
+}
+
 fn ago(lasting: Duration) -> String {
     format!("for {}", words::lasting(lasting))
 }
@@ -242,6 +261,7 @@ mod tests {
     use super::super::measured::{Database, Ongoing};
     use super::super::samples::{Texts, destination, healthy, measured, pause};
     use super::*;
+    use crate::config::FifoMode;
 
     fn texts(measured: &Measured) -> Vec<(Severity, String)> {
         let text = |problem: &Problem| format!("{} {}", problem.about.clone().unwrap_or_default(), problem.text);
@@ -291,6 +311,18 @@ mod tests {
             (
                 Destination { failures: 6, ..base() },
                 "has had 6 of its last 100 requests fail, within 10 min. (many-requests-fail)",
+            ),
+            (
+                Destination { hot_groups: 6, hot_group_rate: 33.4, ..base() },
+                "has 6 hot groups, which OUTBOX_RELAY_FIFO_MODE=strict limits: each gets 33.4 messages a second, and its \
+                 messages wait. The log and outbox-relay status name some of them; OUTBOX_RELAY_FIFO_MODE=batched sends up to \
+                 ten of a group in a request; more groups help as well. (groups-are-hot)",
+            ),
+            (
+                Destination { hot_groups: 1, hot_group_rate: 300.0, fifo_mode: FifoMode::Batched, ..base() },
+                "has 1 hot group, which OUTBOX_RELAY_FIFO_MODE=batched limits: it gets 300 messages a second, and its \
+                 messages wait. The log and outbox-relay status name it; only more groups help: a group has one request under \
+                 way. (groups-are-hot)",
             ),
             (
                 Destination { in_flight_limit: 8, ..base() },

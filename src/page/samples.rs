@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::history::{Past, Point};
 use super::measured::{Database, Destination, Measured, Ongoing};
-use crate::config::{Origin, Shown};
+use crate::config::{FifoMode, Origin, Shown};
 use crate::health::Activity;
 use crate::message::QueueKind;
 use crate::reading::{Pause, Replay};
@@ -80,6 +80,9 @@ pub(super) fn destination(name: &str) -> Destination {
         in_flight_limit: 256,
         max_in_flight: 256,
         lanes_held: 0,
+        hot_groups: 0,
+        hot_group_rate: 0.0,
+        fifo_mode: FifoMode::Strict,
         past: Past {
             points: (0..=180)
                 .map(|sample| {

@@ -7,8 +7,9 @@ use std::time::Duration;
 use prometheus::IntGauge;
 
 use super::Destination;
-use super::core::{Core, Report};
+use super::core::{Core, Hot, Report};
 use crate::clock::Time;
+use crate::config::FifoMode;
 use crate::health::{Dependency, Heartbeat};
 use crate::message::{Fault, FaultKind, MessageKey, Outcome, Quarantined, Settlement};
 use crate::outbox::OutboxError;
@@ -70,11 +71,16 @@ impl Reporter {
         metrics.lanes_held.set(lanes as i64);
         metrics.in_flight.set(in_flight as i64);
         metrics.in_flight_limit.set(limit as i64);
+        let Hot { groups, per_second } = core.hot();
+        metrics.hot_groups.set(groups as i64);
+        metrics.hot_group_rate.set(per_second);
     }
 
     /// Records that the loop ended normally.
     pub(super) fn finish(&self) {
         self.destination.metrics.lanes_held.set(0);
+        self.destination.metrics.hot_groups.set(0);
+        self.destination.metrics.hot_group_rate.set(0.0);
         self.reports.heartbeat.finish();
     }
 
@@ -102,6 +108,7 @@ impl Reporter {
             Report::Replaced(messages) => self.replaced(messages),
             Report::Quarantined(messages) => self.quarantined(&messages),
             Report::Late(messages) => metrics.late.inc_by(messages),
+            Report::Hot { hot, names, mode } => self.hot(hot, &names, mode),
             Report::Halted(fault) => self.halted(&fault),
             Report::Recovered => self.back(),
             Report::DatabaseAnswered => self.database_answered(),
@@ -207,6 +214,19 @@ impl Reporter {
         );
     }
 
+    fn hot(&self, hot: Hot, names: &[Arc<str>], mode: FifoMode) {
+        let groups: Vec<String> = names.iter().map(|name| shortened(name)).collect();
+        tracing::warn!(
+            destination = %self.destination.name,
+            mode = mode.word(),
+            hot_groups = hot.groups,
+            ?groups,
+            messages_per_second = format!("{:.1}", hot.per_second),
+            remedy = mode.remedy(),
+            "groups are hot: the FIFO mode limits them, and their messages wait"
+        );
+    }
+
     fn halted(&self, fault: &Fault) {
         let destination = &self.destination.name;
         self.destination.metrics.up.set(0);
@@ -243,4 +263,16 @@ impl Reporter {
             tracing::warn!(error = %error, unsettled, "the database cannot be used; trying again");
         }
     }
+}
+
+/// The longest name of a group in a log line, in characters.
+const LONGEST_NAME: usize = 80;
+
+/// The beginning of a group's name, which may be of any length.
+fn shortened(name: &str) -> String {
+    let mut shown: String = name.chars().take(LONGEST_NAME).collect();
+    if shown.len() < name.len() {
+        shown.push('…');
+    }
+    shown
 }

@@ -37,6 +37,7 @@ mod generate;
 mod grants;
 mod ground;
 mod heavy;
+mod hot_groups;
 mod latency;
 mod locks;
 mod lottery;

@@ -67,7 +67,7 @@ const OTHERS: [(&str, Way); 8] = [
 ];
 
 /// Words in capitals stand for the arrays above.
-const STATEMENTS: [Planned; 15] = [
+const STATEMENTS: [Planned; 16] = [
     Planned { name: "watch", sql: query!("watch"), types: "text[]", arguments: "'{audit,tickets}'", pending: &[DUE] },
     Planned {
         name: "look",
@@ -119,6 +119,13 @@ const STATEMENTS: [Planned; 15] = [
         types: "text, boolean, boolean, smallint[], bigint, bigint",
         arguments: "'audit', true, true, LANES, 10, 20000",
         pending: &[ABOVE, OF_GROUP, HELD_BACK],
+    },
+    Planned {
+        name: "longest_groups",
+        sql: query!("longest_groups"),
+        types: "text, smallint[], bigint[], bigint, bigint",
+        arguments: "'audit', LANES, CURSORS, 10000, 3",
+        pending: &[ABOVE],
     },
     Planned {
         name: "deliver",

@@ -6,8 +6,8 @@ use serde_json::json;
 use tokio_postgres::Client;
 
 use super::audit;
-use super::draw::Wish;
-use super::store::{Granted, Store, Stored};
+use super::draw::{Fact, Wish};
+use super::store::{Granted, Store, Stored, pool};
 use super::views;
 use support::lottery::shop::connect;
 use support::postgres::{Cluster, Options};
@@ -85,5 +85,50 @@ async fn the_audit_notices_every_violation() -> Result<()> {
         client.batch_execute("ROLLBACK").await?;
     }
     audit::broken(&client).await?.first().context("empty read models pass for what the events say")?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_read_models_are_the_same_in_whatever_order_the_events_of_a_draw_arrive() -> Result<()> {
+    let (_cluster, url, client) = database().await?;
+    let pool = pool(&url, 1)?;
+    let (player, price) = ("p-1".to_owned(), 5);
+    let bought = |ticket: &str| Fact::Purchased {
+        ticket: ticket.to_owned(),
+        player: player.clone(),
+        numbers: vec![1, 2, 3, 4, 5, 6],
+        price,
+    };
+    let facts = [
+        Fact::Opened { price },
+        bought("t-1"),
+        bought("t-2"),
+        Fact::Cancelled { ticket: "t-1".to_owned(), player: player.clone(), price },
+        Fact::Drawn { numbers: vec![1, 2, 3, 4, 5, 6] },
+        Fact::Paid { ticket: "t-2".to_owned(), player: player.clone(), amount: 10 },
+    ];
+    let models = "SELECT (SELECT jsonb_agg(t ORDER BY ticket) FROM views.tickets AS t)::text
+        || (SELECT jsonb_agg(s) FROM views.sales AS s)::text || (SELECT jsonb_agg(p) FROM views.payouts AS p)::text";
+    let mut seen = Vec::new();
+    for begin in 0..facts.len() {
+        for is_reversed in [false, true] {
+            let mut order: Vec<&Fact> = facts.iter().cycle().skip(begin).take(facts.len()).collect();
+            if is_reversed {
+                order.reverse();
+            }
+            client.batch_execute("TRUNCATE views.tickets, views.sales, views.payouts").await?;
+            let mut connection = pool.get().await?;
+            let transaction = connection.transaction().await?;
+            for fact in order {
+                for view in ["tickets", "sales", "payouts"] {
+                    views::apply(view, &transaction, "draw-01", fact).await?;
+                }
+            }
+            transaction.commit().await?;
+            seen.push(client.query_one(models, &[]).await?.get::<_, String>(0));
+        }
+    }
+    ensure!(seen.iter().all(|models| *models == seen[0]), "{seen:#?}");
+    ensure!(seen[0].contains("cancelled") && seen[0].contains("paid"), "{}", seen[0]);
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! The query side's consumers: each keeps a read model in its own tables, from its own queue, in its own process.
 //!
-//! The inbox and the effect are in one transaction, so each event takes effect once, however often SQS delivers it. A
-//! model is rebuilt by deleting it together with its inbox, and running `outbox-relay replay`.
+//! The inbox and the effect are in one transaction, so each event takes effect once, however often SQS delivers it. The
+//! effects come to the same in whatever order they happen: sums, facts of which a draw has one, and for a ticket a state
+//! that no earlier event overwrites. So the queues may keep no order at all, or that of `OUTBOX_RELAY_FIFO_MODE=batched`.
+//! A model is rebuilt by deleting it together with its inbox, and running `outbox-relay replay`.
 
 use std::time::Duration;
 
@@ -148,7 +150,7 @@ async fn execute(transaction: &Transaction<'_>, sql: &str, parameters: &[&(dyn T
     Ok(())
 }
 
-async fn apply(view: &str, transaction: &Transaction<'_>, draw: &str, fact: &Fact) -> Result<()> {
+pub(super) async fn apply(view: &str, transaction: &Transaction<'_>, draw: &str, fact: &Fact) -> Result<()> {
     match view {
         "tickets" => apply_to_tickets(transaction, draw, fact).await,
         "sales" => apply_to_sales(transaction, draw, fact).await,
@@ -157,19 +159,26 @@ async fn apply(view: &str, transaction: &Transaction<'_>, draw: &str, fact: &Fac
     }
 }
 
+/// Whichever event of a ticket comes first creates its row; the purchase changes nothing that a later event has written.
 async fn apply_to_tickets(transaction: &Transaction<'_>, draw: &str, fact: &Fact) -> Result<()> {
+    let create = "INSERT INTO views.tickets AS t (ticket, draw, player, state, won)";
     match fact {
         Fact::Purchased { ticket, player, .. } => {
-            let bought = "INSERT INTO views.tickets (ticket, draw, player, state) VALUES ($1, $2, $3, 'bought')
-                ON CONFLICT (ticket) DO NOTHING";
-            execute(transaction, bought, &[ticket, &draw, player]).await?;
+            let bought = format!("{create} VALUES ($1, $2, $3, 'bought', 0) ON CONFLICT (ticket) DO NOTHING");
+            execute(transaction, &bought, &[ticket, &draw, player]).await?;
         }
-        Fact::Cancelled { ticket, .. } => {
-            execute(transaction, "UPDATE views.tickets SET state = 'cancelled' WHERE ticket = $1", &[ticket]).await?;
+        Fact::Cancelled { ticket, player, .. } => {
+            let cancelled = format!(
+                "{create} VALUES ($1, $2, $3, 'cancelled', 0) ON CONFLICT (ticket) DO UPDATE SET state = excluded.state"
+            );
+            execute(transaction, &cancelled, &[ticket, &draw, player]).await?;
         }
-        Fact::Paid { ticket, amount, .. } => {
-            let paid = "UPDATE views.tickets SET state = 'paid', won = won + $2 WHERE ticket = $1";
-            execute(transaction, paid, &[ticket, amount]).await?;
+        Fact::Paid { ticket, player, amount } => {
+            let paid = format!(
+                "{create} VALUES ($1, $2, $3, 'paid', $4)
+                ON CONFLICT (ticket) DO UPDATE SET state = excluded.state, won = t.won + excluded.won"
+            );
+            execute(transaction, &paid, &[ticket, &draw, player, amount]).await?;
         }
         Fact::Opened { .. } | Fact::Drawn { .. } => {}
     }

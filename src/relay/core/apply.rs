@@ -272,8 +272,11 @@ impl Session {
         for (item, verdict) in messages {
             match verdict {
                 Verdict::Accepted(Accepted { sqs_message_id, sequence_number }) => {
-                    ages.push(item.age_when_read + now.since(item.read_at));
+                    ages.push(item.age(now));
                     dropped_attributes += item.dropped_attributes;
+                    if let Some(group) = &item.group {
+                        destination.hot.accepted(group);
+                    }
                     let outcome = Outcome::Delivered { sqs_message_id, sequence_number };
                     destination.outcomes.push(item.with_outcome(outcome), now);
                     done.push(item);

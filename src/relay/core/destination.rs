@@ -7,13 +7,14 @@ use super::breaker::Breaker;
 use super::crowd::Crowds;
 use super::full_rescan::FullRescan;
 use super::handover::{GoesOn, ParkedGroup};
+use super::hot::{Hot, HotGroups};
 use super::limits::{ConcurrencyLimit, MemoryShare, WriteRate};
 use super::outcomes::Outcomes;
 use super::parked::MAX_PARKED;
 use super::sequences::Sequences;
 use super::watermark::Watermarks;
 use crate::clock::Time;
-use crate::config::{OnDead, Tuning};
+use crate::config::{FifoMode, OnDead, Tuning};
 use crate::message::{Fault, FaultKind, Lane, MessageKey, Quarantined, QueueKind, Settlement};
 use crate::outbox::{OutboxError, Settled};
 use crate::reading::{ByLane, Found, HeldGroup, Incarnation, Order};
@@ -99,6 +100,8 @@ pub(super) struct DestinationState {
     pub(super) concurrency: ConcurrencyLimit,
     pub(super) write_rate: WriteRate,
     pub(super) outcomes: Outcomes,
+    /// The groups that the FIFO mode limits.
+    pub(super) hot: HotGroups,
     pub(super) memory: MemoryShare,
     pub(super) rng: fastrand::Rng,
     pub(super) reports: Vec<Report>,
@@ -123,6 +126,7 @@ impl DestinationState {
             concurrency: ConcurrencyLimit::new(tuning.max_in_flight),
             write_rate: WriteRate::default(),
             outcomes: Outcomes::default(),
+            hot: HotGroups::default(),
             memory,
             rng,
             reports: Vec::new(),
@@ -143,6 +147,9 @@ impl DestinationState {
 
     /// The settings have changed.
     pub(super) fn adjust(&mut self, tuning: Tuning) {
+        if tuning.fifo_mode != self.tuning.fifo_mode {
+            self.hot.begin_again();
+        }
         self.tuning = tuning;
         self.concurrency.set_max(tuning.max_in_flight);
         self.breaker.set_delays(tuning.retry_initial, tuning.retry_max);
@@ -200,6 +207,8 @@ pub(in crate::relay) enum Report {
     Quarantined(Vec<Quarantined>),
     /// Messages were found that were committed after higher ids had been read.
     Late(u64),
+    /// The FIFO mode limits groups: this mode these groups, of which some are named.
+    Hot { hot: Hot, names: Vec<Arc<str>>, mode: FifoMode },
     /// The destination is halted.
     Halted(Fault),
     /// The halt has ended.

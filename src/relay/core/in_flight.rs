@@ -27,6 +27,11 @@ const REQUEST_BYTES: usize = 16 * 1024;
 /// How soon to ask for memory again.
 const MEMORY_POLL: Duration = Duration::from_millis(10);
 
+/// How many requests may be in flight now.
+fn limit(destination: &DestinationState) -> usize {
+    if destination.breaker.halted().is_some() { 1 } else { destination.concurrency.limit() }
+}
+
 /// What is on its way to SQS.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
@@ -55,8 +60,7 @@ impl InFlight {
         now: Time,
     ) -> Vec<Work> {
         let mut work = Vec::new();
-        let limit = if destination.breaker.halted().is_some() { 1 } else { destination.concurrency.limit() };
-        while self.requests < limit
+        while self.requests < limit(destination)
             && self.has_room(destination)
             && self.hold_or_send(schedule, expects_more, until, now)
             && let Some(mut memory) = self.memory(schedule, destination, now)
@@ -70,6 +74,12 @@ impl InFlight {
             work.push(Work::Publish { items, until, memory });
         }
         work
+    }
+
+    /// Whether another request would go out now if there were messages for it.
+    pub(super) fn may_send_more(&self, destination: &DestinationState) -> bool {
+        let is_halted = destination.breaker.halted().is_some();
+        !is_halted && self.requests < limit(destination) && self.has_room(destination) && self.starved_until.is_none()
     }
 
     /// A request came back with these entries.

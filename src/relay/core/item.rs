@@ -52,6 +52,11 @@ impl Item {
         self.key().id
     }
 
+    /// Its age.
+    pub(super) fn age(&self, now: Time) -> Duration {
+        self.age_when_read + now.since(self.read_at)
+    }
+
     /// Its settlement with this outcome.
     pub(in crate::relay) fn with_outcome(&self, outcome: Outcome) -> Settlement {
         Settlement { key: self.key(), origin: self.origin, group: self.group.clone(), outcome }

@@ -13,7 +13,8 @@
 //! [`group`], [`schedule`] and [`parked`] (which message may go next), [`in_flight`], [`verdict`], [`breaker`],
 //! [`sequences`] and [`repair`] (what an answer of SQS means), [`outcomes`] (how it is written back), [`watermark`],
 //! [`intake`] and [`admit`] (what to read and how late commits are found, with `docs/late-commits.md`),
-//! [`full_rescan`], [`session`], [`apply`] and [`ending`], [`between`], and last [`handover`] and [`crowd`].
+//! [`full_rescan`], [`session`], [`apply`] and [`ending`], [`between`], and last [`handover`],
+//! [`crowd`] and [`hot`].
 
 mod admit;
 mod apply;
@@ -25,6 +26,7 @@ mod ending;
 mod full_rescan;
 mod group;
 mod handover;
+mod hot;
 mod in_flight;
 mod initial_scan;
 mod intake;
@@ -60,6 +62,7 @@ use crate::reading::{Order, Watch};
 
 pub(in crate::relay) use admit::compose_item;
 pub(in crate::relay) use destination::Report;
+pub(in crate::relay) use hot::Hot;
 pub use limits::{MemoryBudget, MemoryShare};
 pub(in crate::relay) use schedule::{Schedule, ScheduleLimits};
 
@@ -160,6 +163,7 @@ impl Core {
     pub(super) fn control(&mut self, control: Control, now: Time) {
         if control != self.control {
             self.control = control;
+            self.destination.hot.forget();
             if control == Control::Running {
                 self.failing_since = None;
             }
@@ -199,6 +203,7 @@ impl Core {
         if self.result.is_some() {
             return Vec::new();
         }
+        self.destination.hot.expire(now);
         if let Some(session) = &mut self.session {
             if self.is_draining || self.control == Control::Paused {
                 session.close(CloseReason::Stopping);
@@ -250,6 +255,11 @@ impl Core {
         let lanes = self.session.as_ref().map_or(0, |session| session.lanes().len());
         let in_flight = self.session.as_ref().map_or(0, |session| session.in_flight.requests());
         (lanes, in_flight, self.destination.concurrency.limit())
+    }
+
+    /// The groups that the FIFO mode limits.
+    pub(super) fn hot(&self) -> Hot {
+        self.destination.hot.hot()
     }
 
     /// Which kinds of row hold up groups of the queue.
@@ -323,6 +333,7 @@ impl Core {
 
     fn halted(&mut self, fault: Fault, now: Time) {
         self.destination.concurrency.halted(fault.kind);
+        self.destination.hot.forget();
         let pause = self.destination.breaker.halt(fault.clone(), &mut self.destination.rng);
         self.destination.report(Report::Halted(fault.clone()));
         self.between.pause_until(now + pause);
@@ -331,6 +342,7 @@ impl Core {
 
     fn database_failed(&mut self, error: OutboxError, now: Time) {
         let is_final = error.is_final();
+        self.destination.hot.forget();
         let unsettled = self.destination.outcomes.under_way();
         self.between.failed(&mut self.destination, now);
         if is_final && self.until == Until::Empty {

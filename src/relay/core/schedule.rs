@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::group::{Deferred, Group, State};
+use super::hot::{LATE, Limited};
 use super::item::Item;
 use super::keys::KeySet;
 use super::parked::{MAX_PARKED, Parked};
@@ -314,6 +315,19 @@ impl Schedule {
     pub(super) fn next_wake(&self) -> Option<Time> {
         let delayed = self.retries.first_key_value().map(|(key, _)| key.0);
         delayed.into_iter().chain(self.parked.next_end()).min()
+    }
+
+    /// The groups whose next message waits for nothing but the answer to the group's own request, or for that request
+    /// to fill up, and does so for long; those with the oldest messages first. It is assumed that more requests may go.
+    pub(super) fn limited(&self, now: Time) -> Vec<Limited> {
+        let waits = |(name, group): (&Arc<str>, &Group)| {
+            let goes_on = matches!(group.state, State::InFlight | State::Ready);
+            let head = group.waiting.front().filter(|head| goes_on && head.age(now) > LATE)?;
+            Some(Limited { group: Arc::clone(name), head: head.id() })
+        };
+        let mut limited: Vec<Limited> = self.groups.iter().filter_map(waits).collect();
+        limited.sort_unstable_by_key(|limited| limited.head);
+        limited
     }
 
     /// These messages stay in the table for now. Those with a failed attempt are kept once more, to record the attempt.

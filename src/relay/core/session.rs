@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::destination::DestinationState;
+use super::destination::{DestinationState, Report};
 use super::ending::Ending;
 use super::in_flight::InFlight;
 use super::intake::Intake;
@@ -129,6 +129,7 @@ impl Session {
             work.extend(self.intake.due(&mut self.schedule, destination, &self.lease.proof, now));
             let expects_more = self.intake.expects_more();
             work.extend(self.in_flight.due(&mut self.schedule, destination, expects_more, self.lease.use_until, now));
+            self.sample_hot_groups(destination, now);
         }
         if !self.ending.has_begun() {
             work.extend(self.plan_settle(destination, now));
@@ -200,6 +201,20 @@ impl Session {
             work.push(Work::Writers { asked_at: now });
         }
         work
+    }
+
+    /// Notes which groups wait for nothing but their own request: all others wait for less if more requests may go.
+    fn sample_hot_groups(&self, destination: &mut DestinationState, now: Time) {
+        if !destination.hot.is_due(now) {
+            return;
+        }
+        let may_send_more = self.in_flight.may_send_more(destination);
+        let limited = if may_send_more { self.schedule.limited(now) } else { Vec::new() };
+        destination.hot.sample(limited, now);
+        if let Some(names) = destination.hot.tell(now) {
+            let (hot, mode) = (destination.hot.hot(), destination.tuning.fifo_mode);
+            destination.report(Report::Hot { hot, names, mode });
+        }
     }
 
     fn settle_after(&self) -> Duration {

@@ -130,6 +130,32 @@ fn batched_sends_a_groups_messages_together_and_in_order() {
 }
 
 #[test]
+fn a_group_is_limited_while_its_next_message_waits_for_long_behind_its_own_request() {
+    // e has nothing behind its message, f backs off, g is blocked, h waits for a deferred message.
+    let groups = ["b", "a", "b", "a", "e", "f", "f", "g", "g"];
+    let messages: Vec<_> = groups.into_iter().enumerate().map(|(at, group)| (at as i64 + 1, Some(group))).collect();
+    let mut schedule = with(STRICT, &messages);
+    let behind = Hold::Behind { head: MessageId(19), last: MessageId(19), wait: Some(Duration::from_secs(100)) };
+    read(&mut schedule, 20, Some("h"), Some(behind));
+    let mut request = schedule.next_request().unwrap();
+    assert_eq!(ids(&request), [1, 2, 5, 6, 8]);
+    let (g, f) = (request.pop().unwrap(), request.pop().unwrap());
+    schedule.finish(&[], vec![(f, Some(at(60)))]);
+    schedule.block(&Arc::from("g"), g.key());
+    let limited = |schedule: &Schedule, now: Time| -> Vec<(String, i64)> {
+        schedule.limited(now).iter().map(|one| (one.group.to_string(), one.head.0)).collect()
+    };
+    assert_eq!(limited(&schedule, at(1)), [], "they have not waited for more than a second");
+    let (b, a) = (("b".to_owned(), 3), ("a".to_owned(), 4));
+    assert_eq!(limited(&schedule, at(2)), [b.clone(), a], "the oldest first");
+    let of_a = request.remove(1);
+    schedule.finish(&[of_a], Vec::new());
+    assert_eq!(limited(&schedule, at(2))[1], ("a".to_owned(), 4), "its next request waits to fill up");
+    assert_eq!(next(&mut schedule), [4]);
+    assert_eq!(limited(&schedule, at(2)), [b], "nothing of a waits");
+}
+
+#[test]
 fn a_failed_message_goes_first_again_and_others_overtake_it() {
     let mut schedule = with(STRICT, &[(1, Some("a")), (2, Some("a")), (3, Some("b")), (4, Some("b"))]);
     let mut request = schedule.next_request().unwrap();
