@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio_postgres::{Client, NoTls};
 
-use crate::stand_in::{Counts, StandIn};
+use crate::stand_in::{Counts, StandIn, Wire};
 use support::postgres::{Cluster, Options};
 
 /// The destination of every case.
@@ -20,10 +21,14 @@ const PATIENCE: Duration = Duration::from_secs(900);
 /// The approximate size of a body in bytes: that of a lottery event.
 pub const BODY_BYTES: usize = 450;
 
+type PeakMemory = Arc<Mutex<f64>>;
+
 /// The environment that all cases share.
 pub struct Ground {
     pub cluster: Cluster,
     pub stand_in: StandIn,
+    /// The largest memory of a relay in megabytes since a case began.
+    peak_mb: PeakMemory,
     /// Databases that are copied for the cases.
     templates: tokio::sync::Mutex<BTreeMap<String, ()>>,
 }
@@ -43,9 +48,16 @@ pub struct Drained {
     pub rate: f64,
     /// The relay's largest memory in megabytes.
     pub peak_mb: f64,
-    /// Processor seconds that the relay used.
+    /// Processor seconds that the relays used.
     pub cpu: f64,
     pub counts: Counts,
+}
+
+impl Drained {
+    /// Processor time that the relays used, in microseconds a message.
+    pub fn cpu_per_message(&self) -> f64 {
+        self.cpu / self.counts.entries as f64 * 1e6
+    }
 }
 
 impl Ground {
@@ -61,7 +73,12 @@ impl Ground {
         ];
         let settings = settings.map(setting).to_vec();
         let cluster = Cluster::start(&Options { durable: true, settings, ..Options::default() })?;
-        Ok(Ground { cluster, stand_in: StandIn::start()?, templates: tokio::sync::Mutex::default() })
+        Ok(Ground {
+            cluster,
+            stand_in: StandIn::start()?,
+            peak_mb: PeakMemory::default(),
+            templates: tokio::sync::Mutex::default(),
+        })
     }
 
     /// A session in a database.
@@ -110,20 +127,21 @@ impl Ground {
     }
 
     fn migrate(&self, database: &str) -> Result<()> {
-        let status = self.command(database, "q").arg("migrate").status()?;
+        let status = self.command(database, "q", Wire::Https).arg("migrate").status()?;
         ensure!(status.success(), "cannot migrate {database}");
         Ok(())
     }
 
-    /// The relay's binary with its default settings.
-    pub fn command(&self, database: &str, queue: &str) -> Command {
+    /// The relay's binary with its default settings. Other programs that talk to the stand-in get the same environment.
+    pub fn command(&self, database: &str, queue: &str, wire: Wire) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
         command.env_clear().stdin(Stdio::null()).stdout(Stdio::null());
         command.envs([
             ("DATABASE_URL", self.cluster.url(database)),
-            ("OUTBOX_RELAY_DESTINATIONS", format!("{DESTINATION}={}/000000000000/{queue}", self.stand_in.endpoint)),
+            ("OUTBOX_RELAY_DESTINATIONS", format!("{DESTINATION}={}", self.stand_in.queue(wire, queue))),
             ("OUTBOX_RELAY_HTTP_LISTEN", "127.0.0.1:0".to_owned()),
-            ("AWS_ENDPOINT_URL_SQS", self.stand_in.endpoint.clone()),
+            ("AWS_ENDPOINT_URL_SQS", self.stand_in.endpoint(wire).to_owned()),
+            ("AWS_CA_BUNDLE", self.stand_in.authority().to_string_lossy().into_owned()),
             ("RUST_LOG", "warn".to_owned()),
         ]);
         command.envs([
@@ -135,14 +153,27 @@ impl Ground {
         command
     }
 
+    /// Starts a relay whose memory counts as that of the case.
+    pub fn start(&self, relay: &mut Command) -> Result<Running> {
+        let mut running = Running::start(relay)?;
+        running.memory = Some(Arc::clone(&self.peak_mb));
+        Ok(running)
+    }
+
+    /// The largest memory of a relay in megabytes since the last call; nothing if there was none.
+    pub fn take_peak_mb(&self) -> Option<f64> {
+        let peak = std::mem::take(&mut *self.peak_mb.lock().unwrap_or_else(PoisonError::into_inner));
+        (peak > 0.0).then_some(peak)
+    }
+
     /// Lets one relay or several drain a database; each message must arrive once, and in order in a FIFO queue.
     pub async fn drain(&self, name: &str, client: &Client, backlog: Backlog, how: &How) -> Result<Drained> {
         self.stand_in.reset(how.median, backlog.messages).await?;
         let mut relays = Vec::new();
         for _ in 0..how.relays {
-            let mut command = self.command(name, how.queue);
+            let mut command = self.command(name, how.queue, how.wire);
             command.envs(how.settings.iter().copied());
-            relays.push(Running::start(command.args(["run", "--until-empty"]))?);
+            relays.push(self.start(command.args(["run", "--until-empty"]))?);
         }
         let started = Instant::now();
         let (mut cpu, mut peak_mb) = (0.0, 0.0_f64);
@@ -163,19 +194,20 @@ impl Ground {
     }
 }
 
-/// Which queue, how slow, how many relays, and which settings.
+/// Which queue, by TLS or not, how slow, how many relays, and which settings.
 #[derive(Clone, Copy, Debug)]
 pub struct How {
     pub queue: &'static str,
+    pub wire: Wire,
     pub median: Duration,
     pub relays: usize,
     pub settings: &'static [(&'static str, &'static str)],
 }
 
 impl How {
-    /// One relay with its defaults and a standard queue.
+    /// One relay with its defaults and a standard queue, by TLS.
     pub fn at(median_ms: u64) -> How {
-        How { queue: "tickets", median: Duration::from_millis(median_ms), relays: 1, settings: &[] }
+        How { queue: "tickets", wire: Wire::Https, median: Duration::from_millis(median_ms), relays: 1, settings: &[] }
     }
 }
 
@@ -208,9 +240,11 @@ async fn fill(client: &Client, backlog: Backlog) -> Result<()> {
     Ok(())
 }
 
-/// A running relay; it is killed if it is dropped.
+/// A running relay or peer; it is killed if it is dropped.
 pub struct Running {
     child: Child,
+    /// Where its largest memory is noted.
+    memory: Option<PeakMemory>,
 }
 
 /// The resources that a process has used.
@@ -222,21 +256,26 @@ pub struct Used {
 
 impl Running {
     pub fn start(command: &mut Command) -> Result<Running> {
-        Ok(Running { child: command.spawn().context("cannot start the relay")? })
+        Ok(Running { child: command.spawn().context("cannot start the relay")?, memory: None })
     }
 
     /// The resources used so far.
     pub fn used(&self) -> Result<Used> {
-        used(self.child.id())
+        let used = used(self.child.id())?;
+        if let Some(memory) = &self.memory {
+            let mut peak_mb = memory.lock().unwrap_or_else(PoisonError::into_inner);
+            *peak_mb = peak_mb.max(used.peak_mb);
+        }
+        Ok(used)
     }
 
     /// Waits for its end, which must be successful.
     pub async fn wait(mut self, limit: Duration) -> Result<Used> {
         let started = Instant::now();
-        let mut latest = used(self.child.id())?;
+        let mut latest = self.used()?;
         loop {
             // A process that has ended but was not waited for has no memory left to report.
-            if let Ok(used) = used(self.child.id()) {
+            if let Ok(used) = self.used() {
                 latest = Used { cpu: used.cpu.max(latest.cpu), peak_mb: used.peak_mb.max(latest.peak_mb) };
             }
             if let Some(status) = self.child.try_wait()? {

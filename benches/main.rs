@@ -58,7 +58,7 @@ fn main() -> ExitCode {
     let part = arguments.next().unwrap_or_default();
     let rest = || std::iter::once(program.clone()).chain(std::env::args().skip(2));
     let done = match part.as_str() {
-        "stand-in" => stand_in::serve(),
+        "stand-in" => stand_in::serve(&PathBuf::from(std::env::args().nth(2).unwrap_or_default())),
         "database-ceiling" => Ceiling::parse_from(rest()).database().map(|rate| println!("{rate}")),
         "sender-ceiling" => Ceiling::parse_from(rest()).sender().map(|rate| println!("{rate}")),
         _ => bench(&Flags::parse()),

@@ -1,9 +1,13 @@
 //! The stand-in for SQS: answers SendMessageBatch as fast as asked for, checks and counts what it receives.
 //!
-//! It is a separate process (`stand-in` as the first argument), so that its share of the processor can be measured. It
-//! keeps only the time at which each number was accepted and the last number of each group. It knows no rule of the
+//! It is a separate process, so that its share of the processor can be measured, and so that any program can send to it:
+//! `stand-in AUTHORITY` writes the certificate to trust into the file AUTHORITY, and one line of JSON with its addresses
+//! to its standard output. It speaks HTTP/1.1 and keeps connections, as SQS does, on one port with TLS and on another
+//! without. `handle` starts it for the bench. It keeps only the time at which each number was accepted and the last number of each group. It knows no rule of the
 //! relay: entries that break a limit of SQS, come twice or out of order are counted, never refused, and the bench
 //! judges.
+
+mod handle;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -11,6 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -22,16 +27,28 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use md5::{Digest as _, Md5};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::LocalSet;
+use tokio_rustls::TlsAcceptor;
 
 use support::proxy::lognormal;
+use support::tls_front::Identity;
+
+pub use handle::{ByWire, Counts, StandIn, Wire};
 
 /// The most entries of a request (SQS quotas: SendMessageBatch).
 const MOST_ENTRIES: usize = 10;
 const MOST_BYTES: usize = 1_048_576;
+
+/// Where it listens: URLs without a path.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Addresses {
+    pub https: String,
+    pub plain: String,
+}
 
 /// What was received since the last reset.
 #[derive(Debug, Default)]
@@ -50,41 +67,66 @@ struct Ledger {
     last_of_group: HashMap<String, u64>,
 }
 
-/// Serves until its standard input ends, so that it never outlives the bench.
-pub fn serve() -> Result<()> {
+/// Serves until its standard input ends, so that it never outlives the bench. The certificate to trust is written to
+/// this file in PEM.
+pub fn serve(authority: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let Identity { acceptor, authority: pem } = Identity::of(&["127.0.0.1", "localhost"])?;
+        std::fs::write(authority, pem).with_context(|| format!("cannot write {}", authority.display()))?;
+        let (https, plain) = (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
+        let addresses = Addresses {
+            https: format!("https://{}", https.local_addr()?),
+            plain: format!("http://{}", plain.local_addr()?),
+        };
         let mut output = std::io::stdout();
-        writeln!(output, "http://{}", listener.local_addr()?)?;
+        writeln!(output, "{}", serde_json::to_string(&addresses)?)?;
         output.flush()?;
         let ledger = Rc::new(RefCell::new(Ledger::default()));
-        let accept = async {
-            loop {
-                let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                let ledger = Rc::clone(&ledger);
-                tokio::task::spawn_local(async move {
-                    let service = service_fn(move |request| answer(request, Rc::clone(&ledger)));
-                    // A client that disconnects is no failure.
-                    hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await
-                        .ok();
-                });
-            }
-        };
         let ended = async { tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await.map(drop) };
         tokio::select! {
-            failed = accept => failed,
+            failed = listen(https, Some(acceptor), &ledger) => failed,
+            failed = listen(plain, None, &ledger) => failed,
             ended = ended => Ok(ended?),
         }
     })
 }
 
-async fn answer(request: Request<Incoming>, ledger: Rc<RefCell<Ledger>>) -> Result<Response<Full<Bytes>>, Infallible> {
+/// Serves connections, with TLS if there is an acceptor.
+async fn listen(listener: TcpListener, acceptor: Option<TlsAcceptor>, ledger: &Rc<RefCell<Ledger>>) -> Result<()> {
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let (acceptor, ledger) = (acceptor.clone(), Rc::clone(ledger));
+        tokio::task::spawn_local(async move {
+            // A client that disconnects is no failure.
+            match acceptor {
+                Some(acceptor) => match acceptor.accept(stream).await {
+                    Ok(stream) => converse(stream, "https", ledger).await.ok(),
+                    Err(_) => None,
+                },
+                None => converse(stream, "http", ledger).await.ok(),
+            }
+        });
+    }
+}
+
+async fn converse<S>(stream: S, scheme: &'static str, ledger: Rc<RefCell<Ledger>>) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let service = service_fn(move |request| answer(request, scheme, Rc::clone(&ledger)));
+    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    scheme: &'static str,
+    ledger: Rc<RefCell<Ledger>>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
     let target = request.headers().get("x-amz-target").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let host = request.headers().get("host").and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     let Ok(body) = request.into_body().collect().await.map(|body| body.to_bytes()) else {
         return Ok(reply(400, "application/json", Bytes::new()));
     };
@@ -106,7 +148,7 @@ async fn answer(request: Request<Incoming>, ledger: Rc<RefCell<Ledger>>) -> Resu
                 None => refuse("com.amazonaws.sqs#InvalidParameterValue"),
             }
         }
-        (_, Some("AmazonSQS.GetQueueUrl")) => get_queue_url(&body),
+        (_, Some("AmazonSQS.GetQueueUrl")) => get_queue_url(&body, &format!("{scheme}://{host}")),
         _ => refuse("com.amazonaws.sqs#UnsupportedOperation"),
     })
 }
@@ -122,11 +164,11 @@ fn refuse(code: &str) -> Response<Full<Bytes>> {
     reply(400, "application/x-amz-json-1.0", json!({ "__type": code, "message": "the stand-in" }).to_string().into())
 }
 
-fn get_queue_url(body: &[u8]) -> Response<Full<Bytes>> {
+fn get_queue_url(body: &[u8], endpoint: &str) -> Response<Full<Bytes>> {
     let name =
         serde_json::from_slice::<Value>(body).ok().and_then(|body| body["QueueName"].as_str().map(str::to_owned));
     let Some(name) = name else { return refuse("com.amazonaws.sqs#InvalidParameterValue") };
-    let url = json!({ "QueueUrl": format!("http://127.0.0.1/000000000000/{name}") });
+    let url = json!({ "QueueUrl": format!("{endpoint}/000000000000/{name}") });
     reply(200, "application/x-amz-json-1.0", url.to_string().into())
 }
 
@@ -281,91 +323,5 @@ struct Hex([u8; 16]);
 impl std::fmt::Display for Hex {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:032x}", u128::from_be_bytes(self.0))
-    }
-}
-
-/// The bench's handle of the stand-in.
-#[derive(Debug)]
-pub struct StandIn {
-    child: std::process::Child,
-    /// Where it listens.
-    pub endpoint: String,
-}
-
-/// What the stand-in counted.
-#[derive(Clone, Copy, Debug)]
-pub struct Counts {
-    pub requests: u64,
-    pub entries: u64,
-    pub duplicates: u64,
-    pub order_breaks: u64,
-    pub illegal: u64,
-    pub first_at: u64,
-    pub last_at: u64,
-}
-
-impl StandIn {
-    /// Starts this program again, as the stand-in.
-    pub fn start() -> Result<StandIn> {
-        use std::io::BufRead as _;
-        use std::process::Stdio;
-        let mut command = std::process::Command::new(std::env::current_exe()?);
-        let mut child = command.arg("stand-in").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let mut line = String::new();
-        let output = child.stdout.take().context("the stand-in has no output")?;
-        std::io::BufReader::new(output).read_line(&mut line)?;
-        let endpoint = line.trim().to_owned();
-        anyhow::ensure!(endpoint.starts_with("http://"), "the stand-in did not start");
-        Ok(StandIn { child, endpoint })
-    }
-
-    /// Forgets what was received; from now on an answer takes this long, and numbers up to this one may come.
-    pub async fn reset(&self, median: Duration, numbers: u64) -> Result<()> {
-        let body = json!({ "median_us": median.as_micros() as u64, "numbers": numbers }).to_string();
-        self.ask("/reset", body).await.map(drop)
-    }
-
-    /// What was received.
-    pub async fn counts(&self) -> Result<Counts> {
-        let counts: Value = serde_json::from_slice(&self.ask("/counts", String::new()).await?)?;
-        let count = |name: &str| counts[name].as_u64().with_context(|| format!("no {name} in {counts}"));
-        Ok(Counts {
-            requests: count("requests")?,
-            entries: count("entries")?,
-            duplicates: count("duplicates")?,
-            order_breaks: count("order_breaks")?,
-            illegal: count("illegal")?,
-            first_at: count("first_at")?,
-            last_at: count("last_at")?,
-        })
-    }
-
-    /// When each number was accepted, in microseconds since 1970, from number 0; 0 if it was not.
-    pub async fn accepted(&self) -> Result<Vec<u64>> {
-        let bytes = self.ask("/accepted", String::new()).await?;
-        Ok(bytes
-            .chunks_exact(8)
-            .map(|chunk| chunk.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte)))
-            .collect())
-    }
-
-    async fn ask(&self, path: &str, body: String) -> Result<Bytes> {
-        let stream = tokio::net::TcpStream::connect(self.endpoint.trim_start_matches("http://")).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let connection = tokio::spawn(connection);
-        let request = Request::post(path).header("host", "stand-in").body(Full::new(Bytes::from(body)))?;
-        let response = sender.send_request(request).await?;
-        anyhow::ensure!(response.status().is_success(), "the stand-in answered {} to {path}", response.status());
-        let body = response.into_body().collect().await?.to_bytes();
-        drop(sender);
-        connection.await??;
-        Ok(body)
-    }
-}
-
-impl Drop for StandIn {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        self.child.wait().ok();
     }
 }
