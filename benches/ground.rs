@@ -2,13 +2,14 @@
 //! resource usage.
 
 use std::collections::BTreeMap;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::{Command, Stdio};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use tokio_postgres::{Client, NoTls};
 
+use crate::processes::{PeakMemory, Running, server_cpu};
 use crate::stand_in::{Counts, StandIn, Wire};
 use support::postgres::{Cluster, Options};
 
@@ -20,8 +21,6 @@ const PATIENCE: Duration = Duration::from_secs(900);
 
 /// The approximate size of a body in bytes: that of a lottery event.
 pub const BODY_BYTES: usize = 450;
-
-type PeakMemory = Arc<Mutex<f64>>;
 
 /// The environment that all cases share.
 pub struct Ground {
@@ -50,6 +49,8 @@ pub struct Drained {
     pub peak_mb: f64,
     /// Processor seconds that the relays used.
     pub cpu: f64,
+    /// Processor seconds that PostgreSQL used.
+    pub server_cpu: f64,
     pub counts: Counts,
 }
 
@@ -57,6 +58,11 @@ impl Drained {
     /// Processor time that the relays used, in microseconds a message.
     pub fn cpu_per_message(&self) -> f64 {
         self.cpu / self.counts.entries as f64 * 1e6
+    }
+
+    /// Processor time that PostgreSQL used, in microseconds a message.
+    pub fn server_cpu_per_message(&self) -> f64 {
+        self.server_cpu / self.counts.entries as f64 * 1e6
     }
 }
 
@@ -155,9 +161,7 @@ impl Ground {
 
     /// Starts a relay whose memory counts as that of the case.
     pub fn start(&self, relay: &mut Command) -> Result<Running> {
-        let mut running = Running::start(relay)?;
-        running.memory = Some(Arc::clone(&self.peak_mb));
-        Ok(running)
+        Ok(Running::start(relay)?.note_memory(&self.peak_mb))
     }
 
     /// The largest memory of a relay in megabytes since the last call; nothing if there was none.
@@ -169,9 +173,13 @@ impl Ground {
     /// Lets one relay or several drain a database; each message must arrive once, and in order in a FIFO queue.
     pub async fn drain(&self, name: &str, client: &Client, backlog: Backlog, how: &How) -> Result<Drained> {
         self.stand_in.reset(how.median, backlog.messages).await?;
+        let backend: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+        let server_before = server_cpu(backend)?;
         let mut relays = Vec::new();
-        for _ in 0..how.relays {
+        for number in 0..how.relays {
             let mut command = self.command(name, how.queue, how.wire);
+            // By their keys the stand-in tells relays from each other.
+            command.env("AWS_ACCESS_KEY_ID", format!("relay{number}"));
             command.envs(how.settings.iter().copied());
             relays.push(self.start(command.args(["run", "--until-empty"]))?);
         }
@@ -183,6 +191,7 @@ impl Ground {
             peak_mb = peak_mb.max(used.peak_mb);
         }
         let ended = micros_since_1970()?;
+        let server_cpu = server_cpu(backend)? - server_before;
         let counts = self.stand_in.counts().await?;
         let pending: i64 = client.query_one("SELECT count(*) FROM outbox.messages_pending", &[]).await?.get(0);
         ensure!(pending == 0, "{pending} messages are left");
@@ -190,7 +199,7 @@ impl Ground {
         ensure!(counts.illegal == 0 && counts.order_breaks == 0, "{counts:?}");
         ensure!(counts.duplicates == 0, "nothing was killed, and yet: {counts:?}");
         let seconds = (ended - counts.first_at) as f64 / 1e6;
-        Ok(Drained { rate: backlog.messages as f64 / seconds, peak_mb, cpu, counts })
+        Ok(Drained { rate: backlog.messages as f64 / seconds, peak_mb, cpu, server_cpu, counts })
     }
 }
 
@@ -238,82 +247,4 @@ async fn fill(client: &Client, backlog: Backlog) -> Result<()> {
     }
     client.batch_execute("VACUUM ANALYZE").await?;
     Ok(())
-}
-
-/// A running relay or peer; it is killed if it is dropped.
-pub struct Running {
-    child: Child,
-    /// Where its largest memory is noted.
-    memory: Option<PeakMemory>,
-}
-
-/// The resources that a process has used.
-#[derive(Clone, Copy, Debug)]
-pub struct Used {
-    pub cpu: f64,
-    pub peak_mb: f64,
-}
-
-impl Running {
-    pub fn start(command: &mut Command) -> Result<Running> {
-        Ok(Running { child: command.spawn().context("cannot start the relay")?, memory: None })
-    }
-
-    /// The resources used so far.
-    pub fn used(&self) -> Result<Used> {
-        let used = used(self.child.id())?;
-        if let Some(memory) = &self.memory {
-            let mut peak_mb = memory.lock().unwrap_or_else(PoisonError::into_inner);
-            *peak_mb = peak_mb.max(used.peak_mb);
-        }
-        Ok(used)
-    }
-
-    /// Waits for its end, which must be successful.
-    pub async fn wait(mut self, limit: Duration) -> Result<Used> {
-        let started = Instant::now();
-        let mut latest = self.used()?;
-        loop {
-            // A process that has ended but was not waited for has no memory left to report.
-            if let Ok(used) = self.used() {
-                latest = Used { cpu: used.cpu.max(latest.cpu), peak_mb: used.peak_mb.max(latest.peak_mb) };
-            }
-            if let Some(status) = self.child.try_wait()? {
-                ensure!(status.success(), "a relay ended with {status}");
-                return Ok(latest);
-            }
-            if started.elapsed() > limit {
-                bail!("a relay did not end within {limit:?}");
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// Tells it to drain.
-    pub async fn stop(self) -> Result<Used> {
-        let mut kill = Command::new("kill");
-        ensure!(kill.arg(self.child.id().to_string()).status()?.success(), "cannot stop the relay");
-        self.wait(Duration::from_secs(30)).await
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both fail if it has ended.
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-/// Processor seconds and largest memory of a process, as Linux counts them (proc(5)).
-pub fn used(process: u32) -> Result<Used> {
-    const TICKS_A_SECOND: f64 = 100.0;
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit_once(')').context("no name in stat")?.1.split_whitespace().collect();
-    let ticks = |index: usize| -> Result<f64> { Ok(fields.get(index).context("stat is short")?.parse()?) };
-    let cpu = (ticks(11)? + ticks(12)?) / TICKS_A_SECOND;
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes = peak.and_then(|rest| rest.split_whitespace().next()).map_or(Ok(0.0), str::parse::<f64>)?;
-    Ok(Used { cpu, peak_mb: kilobytes / 1024.0 })
 }

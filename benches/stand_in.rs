@@ -65,6 +65,8 @@ struct Ledger {
     /// Microseconds since 1970 at which each number was accepted; 0 if it was not.
     accepted_at: Vec<u64>,
     last_of_group: HashMap<String, u64>,
+    /// Entries by the access key that signed the request: those of each relay, if each has a key of its own.
+    by_key: BTreeMap<String, u64>,
 }
 
 /// Serves until its standard input ends, so that it never outlives the bench. The certificate to trust is written to
@@ -126,6 +128,7 @@ async fn answer(
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
     let target = request.headers().get("x-amz-target").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let key = access_key(&request);
     let host = request.headers().get("host").and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     let Ok(body) = request.into_body().collect().await.map(|body| body.to_bytes()) else {
         return Ok(reply(400, "application/json", Bytes::new()));
@@ -136,6 +139,9 @@ async fn answer(
             None => reply(400, "application/json", Bytes::new()),
         },
         ("/counts", _) => reply(200, "application/json", ledger.borrow().counts().into()),
+        ("/by-key", _) => {
+            reply(200, "application/json", serde_json::to_vec(&ledger.borrow().by_key).unwrap_or_default().into())
+        }
         ("/accepted", _) => reply(200, "application/octet-stream", ledger.borrow().accepted()),
         (_, Some("AmazonSQS.SendMessageBatch")) => {
             let median = ledger.borrow().median;
@@ -143,7 +149,7 @@ async fn answer(
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
-            match accept(&body, &mut ledger.borrow_mut()) {
+            match accept(&body, key, &mut ledger.borrow_mut()) {
                 Some(answer) => reply(200, "application/x-amz-json-1.0", answer.into()),
                 None => refuse("com.amazonaws.sqs#InvalidParameterValue"),
             }
@@ -151,6 +157,13 @@ async fn answer(
         (_, Some("AmazonSQS.GetQueueUrl")) => get_queue_url(&body, &format!("{scheme}://{host}")),
         _ => refuse("com.amazonaws.sqs#UnsupportedOperation"),
     })
+}
+
+/// The access key that signed a request (AWS Signature Version 4): `Credential=KEY/20261130/…`.
+fn access_key(request: &Request<Incoming>) -> Option<String> {
+    let authorization = request.headers().get("authorization")?.to_str().ok()?;
+    let credential = authorization.split_once("Credential=")?.1;
+    Some(credential.split('/').next()?.to_owned())
 }
 
 fn reply(status: u16, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
@@ -211,7 +224,7 @@ struct Attribute<'a> {
     string_value: Cow<'a, str>,
 }
 
-fn accept(body: &[u8], ledger: &mut Ledger) -> Option<Vec<u8>> {
+fn accept(body: &[u8], key: Option<String>, ledger: &mut Ledger) -> Option<Vec<u8>> {
     let SendMessageBatch { entries } = serde_json::from_slice(body).ok()?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_micros() as u64;
     let mut answer = String::with_capacity(64 + 256 * entries.len());
@@ -249,6 +262,7 @@ fn accept(body: &[u8], ledger: &mut Ledger) -> Option<Vec<u8>> {
     }
     ledger.requests += 1;
     ledger.entries += entries.len() as u64;
+    *ledger.by_key.entry(key.unwrap_or_default()).or_default() += entries.len() as u64;
     if ledger.first_at == 0 {
         ledger.first_at = now;
     }

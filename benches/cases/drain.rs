@@ -31,6 +31,8 @@ pub async fn run(ground: &Ground, scale: f64) -> Result<Outcome> {
         let fill = figure(|run| run.counts.entries as f64 / run.counts.requests as f64);
         outcome.add(format!("{name}, entries a request"), fill, "");
         outcome.add(format!("{name}, the relay's processor"), figure(Drained::cpu_per_message), "us/message");
+        let server = figure(Drained::server_cpu_per_message);
+        outcome.add(format!("{name}, PostgreSQL's processor"), server, "us/message");
     }
     let rates = runs.map(|runs| median(runs.https.iter().map(|run| run.rate).collect()));
     compare_with_ceilings(ground, backlog, rates, &mut outcome).await?;

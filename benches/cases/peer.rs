@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::{begin, scaled};
-use crate::ground::{Backlog, Ground, How, Running};
+use crate::ground::{Backlog, Ground, How};
+use crate::processes::Running;
 use crate::report::{Aim, Outcome};
 use crate::stand_in::Wire;
 

@@ -1,5 +1,6 @@
 //! How the bench starts the stand-in, says how slow it is, and asks what it received.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -121,6 +122,11 @@ impl StandIn {
             first_at: count("first_at")?,
             last_at: count("last_at")?,
         })
+    }
+
+    /// How many entries came with each access key.
+    pub async fn entries_by_key(&self) -> Result<BTreeMap<String, u64>> {
+        Ok(serde_json::from_slice(&self.ask("/by-key", String::new()).await?)?)
     }
 
     /// When each number was accepted, in microseconds since 1970, from number 0; 0 if it was not.
