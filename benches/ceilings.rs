@@ -24,6 +24,7 @@ use outbox_relay::reading::{ByLane, ClaimProof, Lookup, Order, Position, READ_BY
 use outbox_relay::sqs::{self, compose};
 
 use crate::ground::{BODY_BYTES, DESTINATION, Ground};
+use crate::stand_in::Wire;
 
 /// Settings come from the environment, as the relay's do.
 #[derive(Parser, Debug)]
@@ -205,13 +206,14 @@ fn made_up(number: u64) -> Option<Message> {
             stream: None,
             payload,
             metadata: trace.to_owned(),
-        }),
+            superseded: None,
+    }),
     })
 }
 
 /// Runs a ceiling as a separate process.
-pub fn measure(ground: &Ground, which: &str, database: &str, messages: u64) -> Result<f64> {
-    let relay = ground.command(database, "tickets");
+pub fn measure(ground: &Ground, which: &str, database: &str, messages: u64, wire: Wire) -> Result<f64> {
+    let relay = ground.command(database, "tickets", wire);
     let mut command = Command::new(std::env::current_exe()?);
     command.env_clear().envs(relay.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let output = command.args([which, &messages.to_string()]).stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;

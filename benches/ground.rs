@@ -2,13 +2,15 @@
 //! resource usage.
 
 use std::collections::BTreeMap;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use tokio_postgres::{Client, NoTls};
 
-use crate::stand_in::{Counts, StandIn};
+use crate::processes::{PeakMemory, Running, server_cpu};
+use crate::stand_in::{Counts, StandIn, Wire};
 use support::postgres::{Cluster, Options};
 
 /// The destination of every case.
@@ -24,6 +26,8 @@ pub const BODY_BYTES: usize = 450;
 pub struct Ground {
     pub cluster: Cluster,
     pub stand_in: StandIn,
+    /// The largest memory of a relay in megabytes since a case began.
+    peak_mb: PeakMemory,
     /// Databases that are copied for the cases.
     templates: tokio::sync::Mutex<BTreeMap<String, ()>>,
 }
@@ -43,9 +47,23 @@ pub struct Drained {
     pub rate: f64,
     /// The relay's largest memory in megabytes.
     pub peak_mb: f64,
-    /// Processor seconds that the relay used.
+    /// Processor seconds that the relays used.
     pub cpu: f64,
+    /// Processor seconds that PostgreSQL used.
+    pub server_cpu: f64,
     pub counts: Counts,
+}
+
+impl Drained {
+    /// Processor time that the relays used, in microseconds a message.
+    pub fn cpu_per_message(&self) -> f64 {
+        self.cpu / self.counts.entries as f64 * 1e6
+    }
+
+    /// Processor time that PostgreSQL used, in microseconds a message.
+    pub fn server_cpu_per_message(&self) -> f64 {
+        self.server_cpu / self.counts.entries as f64 * 1e6
+    }
 }
 
 impl Ground {
@@ -61,7 +79,12 @@ impl Ground {
         ];
         let settings = settings.map(setting).to_vec();
         let cluster = Cluster::start(&Options { durable: true, settings, ..Options::default() })?;
-        Ok(Ground { cluster, stand_in: StandIn::start()?, templates: tokio::sync::Mutex::default() })
+        Ok(Ground {
+            cluster,
+            stand_in: StandIn::start()?,
+            peak_mb: PeakMemory::default(),
+            templates: tokio::sync::Mutex::default(),
+        })
     }
 
     /// A session in a database.
@@ -110,20 +133,21 @@ impl Ground {
     }
 
     fn migrate(&self, database: &str) -> Result<()> {
-        let status = self.command(database, "q").arg("migrate").status()?;
+        let status = self.command(database, "q", Wire::Https).arg("migrate").status()?;
         ensure!(status.success(), "cannot migrate {database}");
         Ok(())
     }
 
-    /// The relay's binary with its default settings.
-    pub fn command(&self, database: &str, queue: &str) -> Command {
+    /// The relay's binary with its default settings. Other programs that talk to the stand-in get the same environment.
+    pub fn command(&self, database: &str, queue: &str, wire: Wire) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
         command.env_clear().stdin(Stdio::null()).stdout(Stdio::null());
         command.envs([
             ("DATABASE_URL", self.cluster.url(database)),
-            ("OUTBOX_RELAY_DESTINATIONS", format!("{DESTINATION}={}/000000000000/{queue}", self.stand_in.endpoint)),
+            ("OUTBOX_RELAY_DESTINATIONS", format!("{DESTINATION}={}", self.stand_in.queue(wire, queue))),
             ("OUTBOX_RELAY_HTTP_LISTEN", "127.0.0.1:0".to_owned()),
-            ("AWS_ENDPOINT_URL_SQS", self.stand_in.endpoint.clone()),
+            ("AWS_ENDPOINT_URL_SQS", self.stand_in.endpoint(wire).to_owned()),
+            ("AWS_CA_BUNDLE", self.stand_in.authority().to_string_lossy().into_owned()),
             ("RUST_LOG", "warn".to_owned()),
         ]);
         command.envs([
@@ -135,14 +159,29 @@ impl Ground {
         command
     }
 
+    /// Starts a relay whose memory counts as that of the case.
+    pub fn start(&self, relay: &mut Command) -> Result<Running> {
+        Ok(Running::start(relay)?.note_memory(&self.peak_mb))
+    }
+
+    /// The largest memory of a relay in megabytes since the last call; nothing if there was none.
+    pub fn take_peak_mb(&self) -> Option<f64> {
+        let peak = std::mem::take(&mut *self.peak_mb.lock().unwrap_or_else(PoisonError::into_inner));
+        (peak > 0.0).then_some(peak)
+    }
+
     /// Lets one relay or several drain a database; each message must arrive once, and in order in a FIFO queue.
     pub async fn drain(&self, name: &str, client: &Client, backlog: Backlog, how: &How) -> Result<Drained> {
         self.stand_in.reset(how.median, backlog.messages).await?;
+        let backend: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+        let server_before = server_cpu(backend)?;
         let mut relays = Vec::new();
-        for _ in 0..how.relays {
-            let mut command = self.command(name, how.queue);
+        for number in 0..how.relays {
+            let mut command = self.command(name, how.queue, how.wire);
+            // By their keys the stand-in tells relays from each other.
+            command.env("AWS_ACCESS_KEY_ID", format!("relay{number}"));
             command.envs(how.settings.iter().copied());
-            relays.push(Running::start(command.args(["run", "--until-empty"]))?);
+            relays.push(self.start(command.args(["run", "--until-empty"]))?);
         }
         let started = Instant::now();
         let (mut cpu, mut peak_mb) = (0.0, 0.0_f64);
@@ -152,6 +191,7 @@ impl Ground {
             peak_mb = peak_mb.max(used.peak_mb);
         }
         let ended = micros_since_1970()?;
+        let server_cpu = server_cpu(backend)? - server_before;
         let counts = self.stand_in.counts().await?;
         let pending: i64 = client.query_one("SELECT count(*) FROM outbox.messages_pending", &[]).await?.get(0);
         ensure!(pending == 0, "{pending} messages are left");
@@ -159,23 +199,24 @@ impl Ground {
         ensure!(counts.illegal == 0 && counts.order_breaks == 0, "{counts:?}");
         ensure!(counts.duplicates == 0, "nothing was killed, and yet: {counts:?}");
         let seconds = (ended - counts.first_at) as f64 / 1e6;
-        Ok(Drained { rate: backlog.messages as f64 / seconds, peak_mb, cpu, counts })
+        Ok(Drained { rate: backlog.messages as f64 / seconds, peak_mb, cpu, server_cpu, counts })
     }
 }
 
-/// Which queue, how slow, how many relays, and which settings.
+/// Which queue, by TLS or not, how slow, how many relays, and which settings.
 #[derive(Clone, Copy, Debug)]
 pub struct How {
     pub queue: &'static str,
+    pub wire: Wire,
     pub median: Duration,
     pub relays: usize,
     pub settings: &'static [(&'static str, &'static str)],
 }
 
 impl How {
-    /// One relay with its defaults and a standard queue.
+    /// One relay with its defaults and a standard queue, by TLS.
     pub fn at(median_ms: u64) -> How {
-        How { queue: "tickets", median: Duration::from_millis(median_ms), relays: 1, settings: &[] }
+        How { queue: "tickets", wire: Wire::Https, median: Duration::from_millis(median_ms), relays: 1, settings: &[] }
     }
 }
 
@@ -206,75 +247,4 @@ async fn fill(client: &Client, backlog: Backlog) -> Result<()> {
     }
     client.batch_execute("VACUUM ANALYZE").await?;
     Ok(())
-}
-
-/// A running relay; it is killed if it is dropped.
-pub struct Running {
-    child: Child,
-}
-
-/// The resources that a process has used.
-#[derive(Clone, Copy, Debug)]
-pub struct Used {
-    pub cpu: f64,
-    pub peak_mb: f64,
-}
-
-impl Running {
-    pub fn start(command: &mut Command) -> Result<Running> {
-        Ok(Running { child: command.spawn().context("cannot start the relay")? })
-    }
-
-    /// The resources used so far.
-    pub fn used(&self) -> Result<Used> {
-        used(self.child.id())
-    }
-
-    /// Waits for its end, which must be successful.
-    pub async fn wait(mut self, limit: Duration) -> Result<Used> {
-        let started = Instant::now();
-        let mut latest = used(self.child.id())?;
-        loop {
-            // A process that has ended but was not waited for has no memory left to report.
-            if let Ok(used) = used(self.child.id()) {
-                latest = Used { cpu: used.cpu.max(latest.cpu), peak_mb: used.peak_mb.max(latest.peak_mb) };
-            }
-            if let Some(status) = self.child.try_wait()? {
-                ensure!(status.success(), "a relay ended with {status}");
-                return Ok(latest);
-            }
-            if started.elapsed() > limit {
-                bail!("a relay did not end within {limit:?}");
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// Tells it to drain.
-    pub async fn stop(self) -> Result<Used> {
-        let mut kill = Command::new("kill");
-        ensure!(kill.arg(self.child.id().to_string()).status()?.success(), "cannot stop the relay");
-        self.wait(Duration::from_secs(30)).await
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both fail if it has ended.
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-/// Processor seconds and largest memory of a process, as Linux counts them (proc(5)).
-pub fn used(process: u32) -> Result<Used> {
-    const TICKS_A_SECOND: f64 = 100.0;
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit_once(')').context("no name in stat")?.1.split_whitespace().collect();
-    let ticks = |index: usize| -> Result<f64> { Ok(fields.get(index).context("stat is short")?.parse()?) };
-    let cpu = (ticks(11)? + ticks(12)?) / TICKS_A_SECOND;
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes = peak.and_then(|rest| rest.split_whitespace().next()).map_or(Ok(0.0), str::parse::<f64>)?;
-    Ok(Used { cpu, peak_mb: kilobytes / 1024.0 })
 }

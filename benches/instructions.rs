@@ -5,7 +5,9 @@
 //! excludes the cost of starting. `UPDATE=1 cargo bench --bench instructions` writes new figures, for a commit that
 //! says why.
 //!
-//! It counts [`outbox_relay::relay::dry_run`], optimised and with the relay's allocator.
+//! It counts [`outbox_relay::relay::dry_run`], optimised and with the relay's allocator: all of it, and of that what
+//! admits a read, what builds a request and applies its answer, what records outcomes, and the turns that decide what to
+//! do next.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench talks to the person who started it")]
 
@@ -27,12 +29,15 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// How far the count may exceed the committed figure.
 const TOLERANCE: f64 = 0.10;
 
-/// Messages of the smaller and of the larger run. A relay reads a thousand at once.
-const MESSAGES: (u64, u64) = (1_000, 5_000);
+/// Messages of the smaller and of the larger run. A relay reads two thousand at once.
+const MESSAGES: (u64, u64) = (2_000, 10_000);
 
 const FIGURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.json");
 
 const KINDS: [(&str, QueueKind); 2] = [("standard", QueueKind::Standard), ("fifo", QueueKind::Fifo)];
+
+/// Functions of the dry run that are counted apart.
+const PARTS: [&str; 4] = ["read", "publish", "settle", "turn"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -52,16 +57,11 @@ fn main() -> ExitCode {
 /// The work that is counted.
 fn work(kind: &str, messages: &str) -> Result<()> {
     let (_, kind) = KINDS.into_iter().find(|(name, _)| *name == kind).context("no such kind of queue")?;
-    let mut left: u64 = messages.parse()?;
-    let mut next = 1;
-    while left > 0 {
-        let batch: Vec<Message> = (next..next + left.min(1_000)).filter_map(message).collect();
-        let count = batch.len();
-        let done = dry_run(batch, kind).map_err(|fault| anyhow::anyhow!("{fault}"))?;
-        ensure!(done.rows == count && done.requests == count.div_ceil(10), "{count} messages gave {done:?}");
-        next += count as u64;
-        left -= count as u64;
-    }
+    let messages: u64 = messages.parse()?;
+    let batch: Vec<Message> = (1..=messages).filter_map(message).collect();
+    let count = batch.len();
+    let done = dry_run(batch, kind).map_err(|fault| anyhow::anyhow!("{fault}"))?;
+    ensure!(done.rows == count && done.requests == count.div_ceil(10), "{count} messages gave {done:?}");
     Ok(())
 }
 
@@ -92,7 +92,11 @@ fn compare() -> Result<()> {
     let mut counted = BTreeMap::new();
     for (name, _) in KINDS {
         let (few, many) = (count(name, MESSAGES.0)?, count(name, MESSAGES.1)?);
-        counted.insert(format!("{name}-{}", std::env::consts::ARCH), (many - few) / (MESSAGES.1 - MESSAGES.0));
+        for (part, many) in many {
+            let few = few.get(&part).with_context(|| format!("the smaller run has no {part}"))?;
+            let each = many.saturating_sub(*few) / (MESSAGES.1 - MESSAGES.0);
+            counted.insert(format!("{name}{part}-{}", std::env::consts::ARCH), each);
+        }
     }
     let text = std::fs::read_to_string(FIGURES).unwrap_or_else(|_| "{}".to_owned());
     let mut committed: BTreeMap<String, u64> = serde_json::from_str(&text).context(FIGURES)?;
@@ -125,16 +129,39 @@ fn compare() -> Result<()> {
     Ok(())
 }
 
-/// The instructions of a whole run.
-fn count(kind: &str, messages: u64) -> Result<u64> {
-    let program = std::env::current_exe()?;
+/// The instructions of a run: all of them, and those of each part with what it calls.
+fn count(kind: &str, messages: u64) -> Result<BTreeMap<String, u64>> {
+    let folder = tempfile::tempdir()?;
+    let profile = folder.path().join("callgrind.out");
     let mut valgrind = Command::new("valgrind");
-    valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(program);
+    valgrind.args(["--tool=callgrind", "--compress-strings=no", "--compress-pos=no"]);
+    valgrind.arg(format!("--callgrind-out-file={}", profile.display())).arg(std::env::current_exe()?);
     let output = valgrind.args([kind, &messages.to_string()]).stdin(Stdio::null()).output();
     let output = output.context("cannot start valgrind; install it, for example by: apt-get install valgrind")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "valgrind ended with {}: {said}", output.status);
     let collected =
         said.lines().find_map(|line| line.split_once("Collected :")).context("callgrind counted nothing")?;
-    Ok(collected.1.trim().parse()?)
+    let mut counts = BTreeMap::from([(String::new(), collected.1.trim().parse()?)]);
+    let profile = std::fs::read_to_string(profile)?;
+    for part in PARTS {
+        let of_part = inclusive(&profile, &format!("dry_run::{part}"));
+        counts.insert(format!("-{part}"), of_part.with_context(|| format!("callgrind saw no call of {part}"))?);
+    }
+    Ok(counts)
+}
+
+/// The instructions of a function and of what it calls (Callgrind Format Specification): below its name, each line of
+/// its own cost and of a call's cost is a position and a number.
+fn inclusive(profile: &str, function: &str) -> Option<u64> {
+    let (mut is_here, mut sum) = (false, None);
+    for line in profile.lines() {
+        if let Some(name) = line.strip_prefix("fn=") {
+            is_here = name.ends_with(function);
+        } else if is_here && line.starts_with(|first: char| first.is_ascii_digit()) {
+            let cost: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+            sum = Some(sum.unwrap_or(0) + cost);
+        }
+    }
+    sum
 }

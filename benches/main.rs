@@ -1,8 +1,8 @@
 //! `make bench`: the throughput of the relay against a durable PostgreSQL and a stand-in for SQS, as ratios within one
 //! run.
 //!
-//! `cases` has a file for each case, in the order of the table. `ground` starts what they need, `ceilings` measures the
-//! fastest possible drain, `stand_in` is an SQS that is fast enough, and `report` writes the table, the JSON and the
+//! `cases` has a file for each case, in the order of the table. `ground` starts what they need, `processes` what each
+//! process uses, `ceilings` measures the fastest possible drain, `stand_in` is an SQS that is fast enough, and `report` writes the table, the JSON and the
 //! picture. Nothing here is a test, since noise must not fail a build. `instructions.rs` counts instructions to detect
 //! slowdowns.
 
@@ -12,6 +12,7 @@
 mod cases;
 mod ceilings;
 mod ground;
+mod processes;
 mod report;
 mod stand_in;
 
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
     let part = arguments.next().unwrap_or_default();
     let rest = || std::iter::once(program.clone()).chain(std::env::args().skip(2));
     let done = match part.as_str() {
-        "stand-in" => stand_in::serve(),
+        "stand-in" => stand_in::serve(&PathBuf::from(std::env::args().nth(2).unwrap_or_default())),
         "database-ceiling" => Ceiling::parse_from(rest()).database().map(|rate| println!("{rate}")),
         "sender-ceiling" => Ceiling::parse_from(rest()).sender().map(|rate| println!("{rate}")),
         _ => bench(&Flags::parse()),

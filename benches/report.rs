@@ -3,16 +3,41 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
+
+use crate::stand_in::ByWire;
+
+type Json = serde_json::Value;
 
 /// A figure of a case.
 #[derive(Clone, Debug)]
 pub struct Figure {
     pub name: String,
     pub value: f64,
+    /// The same without TLS to SQS, if it was measured.
+    pub plain: Option<f64>,
     pub unit: &'static str,
     /// The target, if there is one.
     pub aim: Option<Aim>,
+}
+
+/// What was measured: a number, or one with TLS to SQS and one without. The number with TLS is the figure.
+#[derive(Clone, Copy, Debug)]
+pub struct Value {
+    https: f64,
+    plain: Option<f64>,
+}
+
+impl From<f64> for Value {
+    fn from(https: f64) -> Value {
+        Value { https, plain: None }
+    }
+}
+
+impl From<ByWire<f64>> for Value {
+    fn from(ByWire { https, plain }: ByWire<f64>) -> Value {
+        Value { https, plain: Some(plain) }
+    }
 }
 
 /// The target of a figure.
@@ -52,16 +77,17 @@ impl Outcome {
     }
 
     /// Adds a figure, and shows it at once: the cases take minutes.
-    pub fn add(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
-        self.note(Figure { name: name.into(), value, unit, aim: None });
+    pub fn add(&mut self, name: impl Into<String>, value: impl Into<Value>, unit: &'static str) {
+        self.note(name.into(), value.into(), unit, None);
     }
 
     /// Adds a figure with a target.
-    pub fn aim(&mut self, name: impl Into<String>, value: f64, unit: &'static str, aim: Aim) {
-        self.note(Figure { name: name.into(), value, unit, aim: Some(aim) });
+    pub fn aim(&mut self, name: impl Into<String>, value: impl Into<Value>, unit: &'static str, aim: Aim) {
+        self.note(name.into(), value.into(), unit, Some(aim));
     }
 
-    fn note(&mut self, figure: Figure) {
+    fn note(&mut self, name: String, value: Value, unit: &'static str, aim: Option<Aim>) {
+        let figure = Figure { name, value: value.https, plain: value.plain, unit, aim };
         println!("{}", line(&figure));
         self.figures.push(figure);
     }
@@ -72,7 +98,8 @@ fn line(figure: &Figure) -> String {
     let aim = figure.aim.map_or(String::new(), |aim| {
         format!("{:<12} {}", aim.text(), if aim.is_met(figure.value) { "reached" } else { "MISSED" })
     });
-    format!("  {:<52} {:>18}   {aim}", figure.name, value.trim_end()).trim_end().to_owned()
+    let plain = figure.plain.map_or(String::new(), |plain| format!("plain {}", number(plain)));
+    format!("  {:<52} {:>18}   {aim:<20}   {plain}", figure.name, value.trim_end()).trim_end().to_owned()
 }
 
 /// About three digits, so that the table shows no more precision than was measured.
@@ -96,17 +123,17 @@ pub fn number(value: f64) -> String {
 }
 
 /// Writes the results, and keeps earlier results of other cases.
-pub fn write(folder: &Path, about: &Value, outcomes: &[Outcome]) -> Result<()> {
+pub fn write(folder: &Path, about: &Json, outcomes: &[Outcome]) -> Result<()> {
     std::fs::create_dir_all(folder)?;
     let path = folder.join("results.json");
-    let mut all: Map<String, Value> = match std::fs::read(&path) {
+    let mut all: Map<String, Json> = match std::fs::read(&path) {
         Ok(text) => {
             serde_json::from_slice(&text).with_context(|| format!("{} is not what a bench wrote", path.display()))?
         }
         Err(_) => Map::new(),
     };
     for outcome in outcomes {
-        let figures: Vec<Value> = outcome.figures.iter().map(figure_json).collect();
+        let figures: Vec<Json> = outcome.figures.iter().map(figure_json).collect();
         let case = json!({ "case": outcome.case, "title": outcome.title, "run": about, "figures": figures });
         all.insert(outcome.case.to_owned(), case);
     }
@@ -115,9 +142,12 @@ pub fn write(folder: &Path, about: &Value, outcomes: &[Outcome]) -> Result<()> {
     Ok(())
 }
 
-fn figure_json(figure: &Figure) -> Value {
+fn figure_json(figure: &Figure) -> Json {
     let rounded = (figure.value * 1000.0).round() / 1000.0;
     let mut value = json!({ "name": figure.name, "value": rounded, "unit": figure.unit });
+    if let Some(plain) = figure.plain {
+        value["plain"] = json!((plain * 1000.0).round() / 1000.0);
+    }
     if let Some(aim) = figure.aim {
         value["aim"] = json!(aim.text());
         value["reached"] = json!(aim.is_met(figure.value));
@@ -128,8 +158,11 @@ fn figure_json(figure: &Figure) -> Value {
 /// Colours of a bar: without a target, target reached, target missed.
 const COLOURS: [&str; 3] = ["#7a8aa0", "#2f855a", "#c05621"];
 
+/// Where the column of figures without TLS ends.
+const PLAIN: usize = 984;
+
 /// One bar per figure, in proportion to the largest figure of its unit in its case.
-fn picture(all: &Map<String, Value>) -> String {
+fn picture(all: &Map<String, Json>) -> String {
     const ROW: usize = 20;
     let (mut rows, mut y) = (Vec::new(), 30);
     for case in all.values() {
@@ -139,6 +172,10 @@ fn picture(all: &Map<String, Value>) -> String {
         rows.push(format!(r#"<text x="16" y="{y}" font-weight="bold">{}</text>"#, escape(&head)));
         y += ROW;
         let figures = case["figures"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if figures.iter().any(|figure| figure["plain"].is_number()) {
+            rows.push(format!(r#"<text x="{PLAIN}" y="{y}" text-anchor="end">without TLS</text>"#));
+            y += ROW;
+        }
         for figure in figures {
             let same = figures.iter().filter(|other| other["unit"] == figure["unit"]);
             let largest = same.filter_map(|other| other["value"].as_f64()).fold(f64::MIN_POSITIVE, f64::max);
@@ -157,21 +194,24 @@ fn picture(all: &Map<String, Value>) -> String {
     )
 }
 
-fn bar(figure: &Value, largest: f64, y: usize) -> String {
+fn bar(figure: &Json, largest: f64, y: usize) -> String {
     let value = figure["value"].as_f64().unwrap_or_default();
     let colour = COLOURS[figure["reached"].as_bool().map_or(0, |reached| if reached { 1 } else { 2 })];
     let width = (value / largest * 300.0).max(1.0);
     let aim = figure["aim"].as_str().map_or(String::new(), |aim| format!(" ({aim})"));
     let label = escape(&format!("{} {}{aim}", number(value), text(&figure["unit"])));
     let name = escape(&text(&figure["name"]));
+    let plain = figure["plain"].as_f64().map_or(String::new(), |plain| {
+        format!(r#"<text x="{PLAIN}" y="{y}" text-anchor="end">{}</text>"#, number(plain))
+    });
     format!(
-        r#"<text x="380" y="{y}" text-anchor="end">{name}</text><rect x="390" y="{}" width="{width:.0}" height="12" fill="{colour}"/><text x="{:.0}" y="{y}">{label}</text>"#,
+        r#"<text x="380" y="{y}" text-anchor="end">{name}</text><rect x="390" y="{}" width="{width:.0}" height="12" fill="{colour}"/><text x="{:.0}" y="{y}">{label}</text>{plain}"#,
         y - 11,
         396.0 + width
     )
 }
 
-fn text(value: &Value) -> String {
+fn text(value: &Json) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 

@@ -1,9 +1,13 @@
 //! The stand-in for SQS: answers SendMessageBatch as fast as asked for, checks and counts what it receives.
 //!
-//! It is a separate process (`stand-in` as the first argument), so that its share of the processor can be measured. It
-//! keeps only the time at which each number was accepted and the last number of each group. It knows no rule of the
+//! It is a separate process, so that its share of the processor can be measured, and so that any program can send to it:
+//! `stand-in AUTHORITY` writes the certificate to trust into the file AUTHORITY, and one line of JSON with its addresses
+//! to its standard output. It speaks HTTP/1.1 and keeps connections, as SQS does, on one port with TLS and on another
+//! without. `handle` starts it for the bench. It keeps only the time at which each number was accepted and the last number of each group. It knows no rule of the
 //! relay: entries that break a limit of SQS, come twice or out of order are counted, never refused, and the bench
 //! judges.
+
+mod handle;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -11,6 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -22,12 +27,17 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use md5::{Digest as _, Md5};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::LocalSet;
+use tokio_rustls::TlsAcceptor;
 
 use support::proxy::lognormal;
+use support::tls_front::Identity;
+
+pub use handle::{ByWire, Counts, StandIn, Wire};
 
 /// Below the SequenceNumber of every message; SQS gives numbers of twenty digits, beyond 64 bits.
 const FIRST_NUMBER: u128 = 18_849_496_460_467_696_128;
@@ -35,6 +45,13 @@ const FIRST_NUMBER: u128 = 18_849_496_460_467_696_128;
 /// The most entries of a request (SQS quotas: SendMessageBatch).
 const MOST_ENTRIES: usize = 10;
 const MOST_BYTES: usize = 1_048_576;
+
+/// Where it listens: URLs without a path.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Addresses {
+    pub https: String,
+    pub plain: String,
+}
 
 /// What was received since the last reset.
 #[derive(Debug, Default)]
@@ -51,43 +68,71 @@ struct Ledger {
     /// Microseconds since 1970 at which each number was accepted; 0 if it was not.
     accepted_at: Vec<u64>,
     last_of_group: HashMap<String, u64>,
+    /// Entries by the access key that signed the request: those of each relay, if each has a key of its own.
+    by_key: BTreeMap<String, u64>,
 }
 
-/// Serves until its standard input ends, so that it never outlives the bench.
-pub fn serve() -> Result<()> {
+/// Serves until its standard input ends, so that it never outlives the bench. The certificate to trust is written to
+/// this file in PEM.
+pub fn serve(authority: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let Identity { acceptor, authority: pem } = Identity::of(&["127.0.0.1", "localhost"])?;
+        std::fs::write(authority, pem).with_context(|| format!("cannot write {}", authority.display()))?;
+        let (https, plain) = (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
+        let addresses = Addresses {
+            https: format!("https://{}", https.local_addr()?),
+            plain: format!("http://{}", plain.local_addr()?),
+        };
         let mut output = std::io::stdout();
-        writeln!(output, "http://{}", listener.local_addr()?)?;
+        writeln!(output, "{}", serde_json::to_string(&addresses)?)?;
         output.flush()?;
         let ledger = Rc::new(RefCell::new(Ledger::default()));
-        let accept = async {
-            loop {
-                let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                let ledger = Rc::clone(&ledger);
-                tokio::task::spawn_local(async move {
-                    let service = service_fn(move |request| answer(request, Rc::clone(&ledger)));
-                    // A client that disconnects is no failure.
-                    hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await
-                        .ok();
-                });
-            }
-        };
         let ended = async { tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await.map(drop) };
         tokio::select! {
-            failed = accept => failed,
+            failed = listen(https, Some(acceptor), &ledger) => failed,
+            failed = listen(plain, None, &ledger) => failed,
             ended = ended => Ok(ended?),
         }
     })
 }
 
-async fn answer(request: Request<Incoming>, ledger: Rc<RefCell<Ledger>>) -> Result<Response<Full<Bytes>>, Infallible> {
+/// Serves connections, with TLS if there is an acceptor.
+async fn listen(listener: TcpListener, acceptor: Option<TlsAcceptor>, ledger: &Rc<RefCell<Ledger>>) -> Result<()> {
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let (acceptor, ledger) = (acceptor.clone(), Rc::clone(ledger));
+        tokio::task::spawn_local(async move {
+            // A client that disconnects is no failure.
+            match acceptor {
+                Some(acceptor) => match acceptor.accept(stream).await {
+                    Ok(stream) => converse(stream, "https", ledger).await.ok(),
+                    Err(_) => None,
+                },
+                None => converse(stream, "http", ledger).await.ok(),
+            }
+        });
+    }
+}
+
+async fn converse<S>(stream: S, scheme: &'static str, ledger: Rc<RefCell<Ledger>>) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let service = service_fn(move |request| answer(request, scheme, Rc::clone(&ledger)));
+    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    scheme: &'static str,
+    ledger: Rc<RefCell<Ledger>>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
     let target = request.headers().get("x-amz-target").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let key = access_key(&request);
+    let host = request.headers().get("host").and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     let Ok(body) = request.into_body().collect().await.map(|body| body.to_bytes()) else {
         return Ok(reply(400, "application/json", Bytes::new()));
     };
@@ -97,6 +142,9 @@ async fn answer(request: Request<Incoming>, ledger: Rc<RefCell<Ledger>>) -> Resu
             None => reply(400, "application/json", Bytes::new()),
         },
         ("/counts", _) => reply(200, "application/json", ledger.borrow().counts().into()),
+        ("/by-key", _) => {
+            reply(200, "application/json", serde_json::to_vec(&ledger.borrow().by_key).unwrap_or_default().into())
+        }
         ("/accepted", _) => reply(200, "application/octet-stream", ledger.borrow().accepted()),
         (_, Some("AmazonSQS.SendMessageBatch")) => {
             let median = ledger.borrow().median;
@@ -104,14 +152,21 @@ async fn answer(request: Request<Incoming>, ledger: Rc<RefCell<Ledger>>) -> Resu
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
-            match accept(&body, &mut ledger.borrow_mut()) {
+            match accept(&body, key, &mut ledger.borrow_mut()) {
                 Some(answer) => reply(200, "application/x-amz-json-1.0", answer.into()),
                 None => refuse("com.amazonaws.sqs#InvalidParameterValue"),
             }
         }
-        (_, Some("AmazonSQS.GetQueueUrl")) => get_queue_url(&body),
+        (_, Some("AmazonSQS.GetQueueUrl")) => get_queue_url(&body, &format!("{scheme}://{host}")),
         _ => refuse("com.amazonaws.sqs#UnsupportedOperation"),
     })
+}
+
+/// The access key that signed a request (AWS Signature Version 4): `Credential=KEY/20261130/…`.
+fn access_key(request: &Request<Incoming>) -> Option<String> {
+    let authorization = request.headers().get("authorization")?.to_str().ok()?;
+    let credential = authorization.split_once("Credential=")?.1;
+    Some(credential.split('/').next()?.to_owned())
 }
 
 fn reply(status: u16, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
@@ -125,11 +180,11 @@ fn refuse(code: &str) -> Response<Full<Bytes>> {
     reply(400, "application/x-amz-json-1.0", json!({ "__type": code, "message": "the stand-in" }).to_string().into())
 }
 
-fn get_queue_url(body: &[u8]) -> Response<Full<Bytes>> {
+fn get_queue_url(body: &[u8], endpoint: &str) -> Response<Full<Bytes>> {
     let name =
         serde_json::from_slice::<Value>(body).ok().and_then(|body| body["QueueName"].as_str().map(str::to_owned));
     let Some(name) = name else { return refuse("com.amazonaws.sqs#InvalidParameterValue") };
-    let url = json!({ "QueueUrl": format!("http://127.0.0.1/000000000000/{name}") });
+    let url = json!({ "QueueUrl": format!("{endpoint}/000000000000/{name}") });
     reply(200, "application/x-amz-json-1.0", url.to_string().into())
 }
 
@@ -172,7 +227,7 @@ struct Attribute<'a> {
     string_value: Cow<'a, str>,
 }
 
-fn accept(body: &[u8], ledger: &mut Ledger) -> Option<Vec<u8>> {
+fn accept(body: &[u8], key: Option<String>, ledger: &mut Ledger) -> Option<Vec<u8>> {
     let SendMessageBatch { entries } = serde_json::from_slice(body).ok()?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_micros() as u64;
     let mut answer = String::with_capacity(64 + 256 * entries.len());
@@ -215,6 +270,7 @@ fn accept(body: &[u8], ledger: &mut Ledger) -> Option<Vec<u8>> {
     }
     ledger.requests += 1;
     ledger.entries += entries.len() as u64;
+    *ledger.by_key.entry(key.unwrap_or_default()).or_default() += entries.len() as u64;
     if ledger.first_at == 0 {
         ledger.first_at = now;
     }
@@ -289,91 +345,5 @@ struct Hex([u8; 16]);
 impl std::fmt::Display for Hex {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:032x}", u128::from_be_bytes(self.0))
-    }
-}
-
-/// The bench's handle of the stand-in.
-#[derive(Debug)]
-pub struct StandIn {
-    child: std::process::Child,
-    /// Where it listens.
-    pub endpoint: String,
-}
-
-/// What the stand-in counted.
-#[derive(Clone, Copy, Debug)]
-pub struct Counts {
-    pub requests: u64,
-    pub entries: u64,
-    pub duplicates: u64,
-    pub order_breaks: u64,
-    pub illegal: u64,
-    pub first_at: u64,
-    pub last_at: u64,
-}
-
-impl StandIn {
-    /// Starts this program again, as the stand-in.
-    pub fn start() -> Result<StandIn> {
-        use std::io::BufRead as _;
-        use std::process::Stdio;
-        let mut command = std::process::Command::new(std::env::current_exe()?);
-        let mut child = command.arg("stand-in").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let mut line = String::new();
-        let output = child.stdout.take().context("the stand-in has no output")?;
-        std::io::BufReader::new(output).read_line(&mut line)?;
-        let endpoint = line.trim().to_owned();
-        anyhow::ensure!(endpoint.starts_with("http://"), "the stand-in did not start");
-        Ok(StandIn { child, endpoint })
-    }
-
-    /// Forgets what was received; from now on an answer takes this long, and numbers up to this one may come.
-    pub async fn reset(&self, median: Duration, numbers: u64) -> Result<()> {
-        let body = json!({ "median_us": median.as_micros() as u64, "numbers": numbers }).to_string();
-        self.ask("/reset", body).await.map(drop)
-    }
-
-    /// What was received.
-    pub async fn counts(&self) -> Result<Counts> {
-        let counts: Value = serde_json::from_slice(&self.ask("/counts", String::new()).await?)?;
-        let count = |name: &str| counts[name].as_u64().with_context(|| format!("no {name} in {counts}"));
-        Ok(Counts {
-            requests: count("requests")?,
-            entries: count("entries")?,
-            duplicates: count("duplicates")?,
-            order_breaks: count("order_breaks")?,
-            illegal: count("illegal")?,
-            first_at: count("first_at")?,
-            last_at: count("last_at")?,
-        })
-    }
-
-    /// When each number was accepted, in microseconds since 1970, from number 0; 0 if it was not.
-    pub async fn accepted(&self) -> Result<Vec<u64>> {
-        let bytes = self.ask("/accepted", String::new()).await?;
-        Ok(bytes
-            .chunks_exact(8)
-            .map(|chunk| chunk.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte)))
-            .collect())
-    }
-
-    async fn ask(&self, path: &str, body: String) -> Result<Bytes> {
-        let stream = tokio::net::TcpStream::connect(self.endpoint.trim_start_matches("http://")).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let connection = tokio::spawn(connection);
-        let request = Request::post(path).header("host", "stand-in").body(Full::new(Bytes::from(body)))?;
-        let response = sender.send_request(request).await?;
-        anyhow::ensure!(response.status().is_success(), "the stand-in answered {} to {path}", response.status());
-        let body = response.into_body().collect().await?.to_bytes();
-        drop(sender);
-        connection.await??;
-        Ok(body)
-    }
-}
-
-impl Drop for StandIn {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        self.child.wait().ok();
     }
 }

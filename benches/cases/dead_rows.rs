@@ -7,6 +7,7 @@ use super::latency::Load;
 use super::{ROUNDS, begin, median, scaled};
 use crate::ground::Ground;
 use crate::report::{Aim, Outcome};
+use crate::stand_in::Wire;
 
 const DATABASE: &str = "dead_rows";
 
@@ -32,8 +33,15 @@ pub async fn run(ground: &Ground, scale: f64) -> Result<Outcome> {
         let mut runs = [const { Vec::new() }; 2];
         for _ in 0..ROUNDS {
             for (runs, destinations) in runs.iter_mut().zip(ways) {
-                let load =
-                    Load { database: DATABASE, destinations, queue, rate: 200, before: 10, seconds: scaled(20, scale) };
+                let load = Load {
+                    database: DATABASE,
+                    destinations,
+                    queue,
+                    wire: Wire::Https,
+                    rate: 200,
+                    before: 10,
+                    seconds: scaled(20, scale),
+                };
                 runs.push(load.measure(ground).await?.percentile(0.99));
             }
         }

@@ -6,14 +6,15 @@ use anyhow::Result;
 use tokio_postgres::Client;
 
 use super::begin;
-use crate::ground::{Ground, Running};
+use crate::ground::Ground;
 use crate::report::{Aim, Outcome};
+use crate::stand_in::Wire;
 
 pub async fn run(ground: &Ground, scale: f64) -> Result<Outcome> {
     let mut outcome = begin("idle", "relays with default settings on an empty outbox, for a minute");
     for (relays, most) in [(1, 0.5), (20, 10.0)] {
         let client = ground.empty("idle").await?;
-        let start = || Running::start(ground.command("idle", "tickets").arg("run"));
+        let start = || ground.start(ground.command("idle", "tickets", Wire::Https).arg("run"));
         let running = (0..relays).map(|_| start()).collect::<Result<Vec<_>>>()?;
         tokio::time::sleep(Duration::from_secs(5)).await;
         let cpu = || running.iter().map(|relay| relay.used().map(|used| used.cpu)).sum::<Result<f64>>();

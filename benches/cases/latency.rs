@@ -1,12 +1,13 @@
-//! From the commit to SQS's acceptance, at a steady rate of writing.
+//! From the commit to SQS's acceptance, at a steady rate of writing, with TLS and without.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
 use super::{begin, scaled};
-use crate::ground::{DESTINATION, Ground, Running, micros_since_1970};
+use crate::ground::{DESTINATION, Ground, micros_since_1970};
 use crate::report::{Aim, Outcome};
+use crate::stand_in::{ByWire, Wire};
 
 /// Sessions that write.
 const WRITERS: u64 = 4;
@@ -15,10 +16,13 @@ pub async fn run(ground: &Ground, scale: f64) -> Result<Outcome> {
     let mut outcome = begin("latency", "commit to acceptance with default settings, SQS 0 ms, for 20 seconds");
     for rate in [100, 1_000, 5_000] {
         let seconds = scaled(20, scale);
-        let measured = at_rate(ground, rate, seconds).await?;
+        let measured = ByWire {
+            https: at_rate(ground, rate, seconds, Wire::Https).await?,
+            plain: at_rate(ground, rate, seconds, Wire::Plain).await?,
+        };
         let name = |what: &str| format!("{rate}/s, {what}");
-        outcome.add(name("committed"), measured.committed, "messages/s");
-        let percentile = |part: f64| measured.percentile(part);
+        outcome.add(name("committed"), measured.map(|measured| measured.committed), "messages/s");
+        let percentile = |part: f64| measured.map(|measured| measured.percentile(part));
         match rate {
             1_000 => {
                 outcome.aim(name("p50"), percentile(0.5), "ms", Aim::AtMost(10.0));
@@ -30,7 +34,7 @@ pub async fn run(ground: &Ground, scale: f64) -> Result<Outcome> {
             }
         }
         outcome.add(name("p99.9"), percentile(0.999), "ms");
-        outcome.add(name("the relay's share of a core"), measured.cpu * 100.0, "%");
+        outcome.add(name("the relay's share of a core"), measured.map(|measured| measured.cpu * 100.0), "%");
     }
     Ok(outcome)
 }
@@ -42,6 +46,8 @@ pub(super) struct Load<'a> {
     pub(super) destinations: &'a [&'a str],
     /// The queue of all destinations.
     pub(super) queue: &'a str,
+    /// How the relay reaches SQS.
+    pub(super) wire: Wire,
     /// Transactions a second.
     pub(super) rate: u64,
     /// How long nothing is measured at first: a starting relay scans the outbox once.
@@ -63,9 +69,10 @@ impl Measured {
     }
 }
 
-async fn at_rate(ground: &Ground, rate: u64, seconds: u64) -> Result<Measured> {
+async fn at_rate(ground: &Ground, rate: u64, seconds: u64, wire: Wire) -> Result<Measured> {
     let client = ground.empty("latency").await?;
-    let load = Load { database: "latency", destinations: &[DESTINATION], queue: "tickets", rate, before: 2, seconds };
+    let (destinations, queue) = (&[DESTINATION], "tickets");
+    let load = Load { database: "latency", destinations, queue, wire, rate, before: 2, seconds };
     let measured = load.measure(ground).await?;
     drop(client);
     Ok(measured)
@@ -78,11 +85,11 @@ impl Load<'_> {
         let (unmeasured, transactions) = (self.rate * self.before, self.rate * (self.before + self.seconds));
         let total = count * transactions;
         ground.stand_in.reset(Duration::ZERO, total).await?;
-        let mut command = ground.command(self.database, self.queue);
-        let url = format!("{}/000000000000/{}", ground.stand_in.endpoint, self.queue);
+        let mut command = ground.command(self.database, self.queue, self.wire);
+        let url = ground.stand_in.queue(self.wire, self.queue);
         let pairs: Vec<String> = self.destinations.iter().map(|name| format!("{name}={url}")).collect();
         command.env("OUTBOX_RELAY_DESTINATIONS", pairs.join(",")).arg("run");
-        let relay = Running::start(&mut command)?;
+        let relay = ground.start(&mut command)?;
         let (before, started) = (relay.used()?, Instant::now());
         let mut writers = tokio::task::JoinSet::new();
         for writer in 0..WRITERS {

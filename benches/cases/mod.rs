@@ -14,7 +14,7 @@ mod write_side;
 use anyhow::{Result, bail};
 
 use crate::ground::Ground;
-use crate::report::Outcome;
+use crate::report::{Aim, Outcome};
 
 /// Their names, in the order of the table.
 pub const NAMES: [&str; 10] =
@@ -22,6 +22,14 @@ pub const NAMES: [&str; 10] =
 
 /// Runs one of them.
 pub async fn run(name: &str, ground: &Ground, scale: f64) -> Result<Outcome> {
+    let mut outcome = measure(name, ground, scale).await?;
+    if let Some(peak_mb) = ground.take_peak_mb() {
+        outcome.aim("peak memory of a relay", peak_mb, "MB", Aim::AtMost(64.0));
+    }
+    Ok(outcome)
+}
+
+async fn measure(name: &str, ground: &Ground, scale: f64) -> Result<Outcome> {
     match name {
         "drain" => drain::run(ground, scale).await,
         "latency" => latency::run(ground, scale).await,

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::{begin, scaled};
-use crate::ground::{Backlog, Ground, How, Running};
+use crate::ground::{Backlog, Ground, How};
+use crate::processes::Running;
 use crate::report::{Aim, Outcome};
+use crate::stand_in::Wire;
 
 /// SQS's median time to answer.
 const MEDIAN_MS: u64 = 10;
@@ -41,7 +43,7 @@ async fn measure(ground: &Ground, peer: &Path, messages: u64) -> Result<f64> {
     ground.cluster.drop_database("peer").await?;
     ground.cluster.create_database("peer").await?;
     let command = |script: &str| {
-        let relay = ground.command("peer", "tickets");
+        let relay = ground.command("peer", "tickets", Wire::Https);
         let mut command = Command::new("sh");
         command.arg(peer.join(script)).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.envs(relay.get_envs().filter_map(|(name, value)| Some((name, value?))));
@@ -51,7 +53,7 @@ async fn measure(ground: &Ground, peer: &Path, messages: u64) -> Result<f64> {
     };
     ensure!(command("create.sh").status()?.success(), "create.sh failed");
     let client = ground.connect("peer").await?;
-    let queue = format!("{}/000000000000/tickets", ground.stand_in.endpoint);
+    let queue = ground.stand_in.queue(Wire::Https, "tickets");
     let fill = std::fs::read_to_string(peer.join("fill.sql"))?;
     client.execute(&fill, &[&i32::try_from(messages)?, &queue]).await?;
     client.batch_execute("VACUUM ANALYZE").await?;

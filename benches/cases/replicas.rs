@@ -1,30 +1,49 @@
-//! Several relays on one outbox.
+//! Several relays on one outbox: how fast they are together, what a message costs, and how evenly two of them share it.
 
 use anyhow::Result;
 
 use super::{ROUNDS, begin, median, scaled};
-use crate::ground::{Backlog, Ground, How};
+use crate::ground::{Backlog, Drained, Ground, How};
 use crate::report::{Aim, Outcome};
+
+/// How many relays there are.
+const RELAYS: [usize; 3] = [1, 2, 4];
 
 pub async fn run(ground: &Ground, scale: f64) -> Result<Outcome> {
     let mut outcome =
         begin("replicas", "400,000 messages, SQS 20 ms, drained by 1, 2 and 4 relays; the middle of three runs each");
     let backlog = Backlog { messages: scaled(400_000, scale), groups: 20_000 };
-    let counts = [1, 2, 4];
-    let (mut runs, mut duplicates) = ([const { Vec::new() }; 3], 0);
+    let (mut runs, mut halves) = ([const { Vec::<Drained>::new() }; RELAYS.len()], Vec::new());
     for _ in 0..ROUNDS {
-        for (runs, relays) in runs.iter_mut().zip(counts) {
+        for (runs, relays) in runs.iter_mut().zip(RELAYS) {
             let client = ground.filled("replicas", backlog).await?;
-            let drained = ground.drain("replicas", &client, backlog, &How { relays, ..How::at(20) }).await?;
-            duplicates += drained.counts.duplicates;
-            runs.push(drained.rate);
+            runs.push(ground.drain("replicas", &client, backlog, &How { relays, ..How::at(20) }).await?);
+            if relays == 2 {
+                halves.push(smaller_part(ground, backlog.messages).await?);
+            }
         }
     }
-    let rates = runs.map(median);
-    for (relays, rate) in counts.into_iter().zip(rates) {
-        outcome.add(if relays == 1 { "1 relay".to_owned() } else { format!("{relays} relays") }, rate, "messages/s");
+    let figure = |runs: &[Drained], of: fn(&Drained) -> f64| median(runs.iter().map(of).collect());
+    for (runs, relays) in runs.iter().zip(RELAYS) {
+        let name = if relays == 1 { "1 relay".to_owned() } else { format!("{relays} relays") };
+        outcome.add(&name, figure(runs, |run| run.rate), "messages/s");
+        let fill = figure(runs, |run| run.counts.entries as f64 / run.counts.requests as f64);
+        outcome.add(format!("{name}, entries a request"), fill, "");
+        outcome.add(format!("{name}, processor of all relays"), figure(runs, Drained::cpu_per_message), "us/message");
+        let server = figure(runs, Drained::server_cpu_per_message);
+        outcome.add(format!("{name}, PostgreSQL's processor"), server, "us/message");
     }
-    outcome.aim("4 relays, part of the rate of 1", rates[2] / rates[0], "", Aim::AtLeast(1.0));
+    let [one, _, four] = runs.each_ref().map(|runs| figure(runs, |run| run.rate));
+    outcome.aim("4 relays, part of the rate of 1", four / one, "", Aim::AtLeast(1.0));
+    outcome.aim("2 relays, part of the messages of the one with fewer", median(halves), "", Aim::AtLeast(0.4));
+    let duplicates: u64 = runs.iter().flatten().map(|run| run.counts.duplicates).sum();
     outcome.aim("duplicates", duplicates as f64, "", Aim::AtMost(0.0));
     Ok(outcome)
+}
+
+/// The part of the messages that the relay with fewer of two sent.
+async fn smaller_part(ground: &Ground, messages: u64) -> Result<f64> {
+    let by_key = ground.stand_in.entries_by_key().await?;
+    let fewest = if by_key.len() < 2 { 0 } else { by_key.into_values().min().unwrap_or_default() };
+    Ok(fewest as f64 / messages as f64)
 }

@@ -1,6 +1,8 @@
 //! Each statement uses the index intended for it: on an empty outbox, on a full one, and on one full of dead rows that
 //! a long transaction keeps from being vacuumed.
 
+mod costs;
+
 use std::fmt::Write;
 
 use anyhow::{Context, Result, ensure};

@@ -60,11 +60,11 @@ use crate::message::{Fault, QueueKind};
 use crate::outbox::OutboxError;
 use crate::reading::{Order, Watch};
 
-pub(in crate::relay) use admit::compose_item;
 pub(in crate::relay) use destination::Report;
 pub(in crate::relay) use hot::Hot;
+pub(in crate::relay) use item::Item;
+pub(in crate::relay) use limits::Reserved;
 pub use limits::{MemoryBudget, MemoryShare};
-pub(in crate::relay) use schedule::{Schedule, ScheduleLimits};
 
 use between::BetweenClaims;
 use destination::DestinationState;

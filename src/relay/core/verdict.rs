@@ -165,7 +165,7 @@ fn halts(fault: &Fault, is_outage: bool, breaker: &Breaker) -> bool {
 mod tests {
     use std::time::{Duration, SystemTime};
 
-    use super::super::compose_item;
+    use super::super::admit::compose_item;
     use super::super::limits::MemoryBudget;
     use super::*;
     use crate::message::{Content, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin, QueueKind};

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::{TcpListener, TcpStream};
@@ -51,16 +53,16 @@ impl TlsFront {
 }
 
 /// A certificate for some names, ready to be shown, and who signed it.
-pub(crate) struct Identity {
+pub struct Identity {
     /// Shows it.
-    pub(crate) acceptor: TlsAcceptor,
+    pub acceptor: TlsAcceptor,
     /// The authority's certificate in PEM.
-    pub(crate) authority: String,
+    pub authority: String,
 }
 
 impl Identity {
     /// Makes it, and the authority.
-    pub(crate) fn of(names: &[&str]) -> Result<Identity> {
+    pub fn of(names: &[&str]) -> Result<Identity> {
         Identity::until(names, 2100)
     }
 
@@ -68,12 +70,17 @@ impl Identity {
     fn until(names: &[&str], year: i32) -> Result<Identity> {
         let mut params = CertificateParams::new(Vec::<String>::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name.push(rcgen::DnType::CommonName, "Authority of a test");
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         let key = KeyPair::generate()?;
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names)?;
         params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        // Python and Java want what RFC 5280 wants of a server's certificate.
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let certificate = params.signed_by(&key, &authority)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

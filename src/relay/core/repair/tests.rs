@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::super::compose_item;
+use super::super::admit::compose_item;
 use super::super::limits::MemoryBudget;
 use super::*;
 use crate::clock::Time;

@@ -10,7 +10,7 @@ use super::super::work::ReadOn;
 use super::*;
 use crate::message::{Content, Event, EventPosition, Hold, Lane, Message, Origin, QueueKind};
 use crate::reading::{HeldGroup, Range};
-use crate::relay::core::compose_item;
+use crate::relay::core::admit::compose_item;
 
 const STRICT: ScheduleLimits = ScheduleLimits { request_size: 10, per_group: 1, window: 4, max_parked: 3 };
 const BATCHED: ScheduleLimits = ScheduleLimits { request_size: 10, per_group: 10, window: 40, max_parked: 3 };
