@@ -1,19 +1,22 @@
 //! The stand-in for SQS: answers SendMessageBatch as fast as asked for, checks and counts what it receives.
 //!
-//! It is a separate process, so that its share of the processor can be measured, and so that any program can send to it:
-//! `stand-in AUTHORITY` writes the certificate to trust into the file AUTHORITY, and one line of JSON with its addresses
-//! to its standard output. It speaks HTTP/1.1 and keeps connections, as SQS does, on one port with TLS and on another
-//! without. `handle` starts it for the bench. It keeps only the time at which each number was accepted and the last number of each group. It knows no rule of the
-//! relay: entries that break a limit of SQS, come twice or out of order are counted, never refused, and the bench
-//! judges.
+//! It is a separate process, so that its share of the processor can be measured, and so that any program can send to
+//! it: `stand-in AUTHORITY` writes the certificate to trust into the file AUTHORITY, and one line of JSON with its
+//! addresses to its standard output. It speaks HTTP/1.1 and keeps connections, as SQS does, on one port with TLS and on
+//! another without. `handle` starts it for the bench. It keeps only the time at which each number was accepted and the
+//! last number of each group. It knows no rule of the relay: entries that break a limit of SQS, come twice or out of
+//! order are counted, never refused, and the bench judges. `query` reads the older form of requests, for clients that
+//! still send it.
 
 mod handle;
+mod query;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::fmt::Write as _;
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::io::Write as _;
 use std::path::Path;
 use std::rc::Rc;
@@ -37,7 +40,7 @@ use tokio_rustls::TlsAcceptor;
 use support::proxy::lognormal;
 use support::tls_front::Identity;
 
-pub use handle::{ByWire, Counts, StandIn, Wire};
+pub use handle::{ByWire, Counts, Outage, StandIn, Wire};
 
 /// The most entries of a request (SQS quotas: SendMessageBatch).
 const MOST_ENTRIES: usize = 10;
@@ -67,6 +70,15 @@ struct Ledger {
     last_of_group: HashMap<String, u64>,
     /// Entries by the access key that signed the request: those of each relay, if each has a key of its own.
     by_key: BTreeMap<String, u64>,
+    /// How many entries of those that came twice a FIFO queue drops, because it knows their deduplication ids.
+    deduplicated: u64,
+    /// A hash of each number's deduplication id in a FIFO queue.
+    deduplication: Vec<u64>,
+    /// In how many keys numbers must stay in order, by their remainder, whatever the groups are; 0: in the groups.
+    keys: u64,
+    group_of_key: HashMap<u64, String>,
+    /// Whether requests are refused, as in an outage of SQS.
+    refuses: bool,
 }
 
 /// Serves until its standard input ends, so that it never outlives the bench. The certificate to trust is written to
@@ -143,19 +155,22 @@ async fn answer(
             reply(200, "application/json", serde_json::to_vec(&ledger.borrow().by_key).unwrap_or_default().into())
         }
         ("/accepted", _) => reply(200, "application/octet-stream", ledger.borrow().accepted()),
+        ("/outage", _) => {
+            ledger.borrow_mut().refuses = body == "on";
+            reply(200, "application/json", Bytes::from_static(b"{}"))
+        }
         (_, Some("AmazonSQS.SendMessageBatch")) => {
-            let median = ledger.borrow().median;
-            let pause = lognormal(median, &mut ledger.borrow_mut().dice);
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
+            if !wait_as_sqs(&ledger).await {
+                return Ok(refuse(503, "com.amazonaws.sqs#ServiceUnavailable"));
             }
             match accept(&body, key, &mut ledger.borrow_mut()) {
                 Some(answer) => reply(200, "application/x-amz-json-1.0", answer.into()),
-                None => refuse("com.amazonaws.sqs#InvalidParameterValue"),
+                None => refuse(400, "com.amazonaws.sqs#InvalidParameterValue"),
             }
         }
+        (_, None) => query::answer(&body, &ledger).await,
         (_, Some("AmazonSQS.GetQueueUrl")) => get_queue_url(&body, &format!("{scheme}://{host}")),
-        _ => refuse("com.amazonaws.sqs#UnsupportedOperation"),
+        _ => refuse(400, "com.amazonaws.sqs#UnsupportedOperation"),
     })
 }
 
@@ -166,6 +181,16 @@ fn access_key(request: &Request<Incoming>) -> Option<String> {
     Some(credential.split('/').next()?.to_owned())
 }
 
+/// Waits for as long as SQS takes to answer; false if it is to refuse.
+async fn wait_as_sqs(ledger: &RefCell<Ledger>) -> bool {
+    let median = ledger.borrow().median;
+    let pause = lognormal(median, &mut ledger.borrow_mut().dice);
+    if !pause.is_zero() {
+        tokio::time::sleep(pause).await;
+    }
+    !ledger.borrow().refuses
+}
+
 fn reply(status: u16, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
@@ -173,30 +198,34 @@ fn reply(status: u16, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> 
     response
 }
 
-fn refuse(code: &str) -> Response<Full<Bytes>> {
-    reply(400, "application/x-amz-json-1.0", json!({ "__type": code, "message": "the stand-in" }).to_string().into())
+fn refuse(status: u16, code: &str) -> Response<Full<Bytes>> {
+    reply(status, "application/x-amz-json-1.0", json!({ "__type": code, "message": "the stand-in" }).to_string().into())
 }
 
 fn get_queue_url(body: &[u8], endpoint: &str) -> Response<Full<Bytes>> {
     let name =
         serde_json::from_slice::<Value>(body).ok().and_then(|body| body["QueueName"].as_str().map(str::to_owned));
-    let Some(name) = name else { return refuse("com.amazonaws.sqs#InvalidParameterValue") };
+    let Some(name) = name else { return refuse(400, "com.amazonaws.sqs#InvalidParameterValue") };
     let url = json!({ "QueueUrl": format!("{endpoint}/000000000000/{name}") });
     reply(200, "application/x-amz-json-1.0", url.to_string().into())
 }
 
-/// Forgets everything; the body says how long an answer takes and how many numbers will come.
+/// Forgets everything; the body says how long an answer takes, how many numbers will come, and in how many keys.
 fn reset(body: &[u8], ledger: &RefCell<Ledger>) -> Option<()> {
     let wanted: Value = serde_json::from_slice(body).ok()?;
     let median = Duration::from_micros(wanted["median_us"].as_u64()?);
     let numbers = usize::try_from(wanted["numbers"].as_u64()?).ok()?;
-    *ledger.borrow_mut() = Ledger { median, accepted_at: vec![0; numbers + 1], ..Ledger::default() };
+    let keys = wanted["keys"].as_u64()?;
+    let (accepted_at, deduplication) = (vec![0; numbers + 1], vec![0; numbers + 1]);
+    *ledger.borrow_mut() = Ledger { median, accepted_at, deduplication, keys, ..Ledger::default() };
     Some(())
 }
 
 /// The parts of a request that the stand-in looks at. Borrowed if possible, so that it uses little of the cores.
 #[derive(Deserialize)]
 struct SendMessageBatch<'a> {
+    #[serde(rename = "QueueUrl", borrow)]
+    queue_url: Cow<'a, str>,
     #[serde(rename = "Entries", borrow)]
     entries: Vec<Entry<'a>>,
 }
@@ -210,6 +239,8 @@ struct Entry<'a> {
     message_body: Cow<'a, str>,
     #[serde(borrow)]
     message_group_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    message_deduplication_id: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     message_attributes: BTreeMap<&'a str, Attribute<'a>>,
 }
@@ -224,15 +255,21 @@ struct Attribute<'a> {
     string_value: Cow<'a, str>,
 }
 
+fn micros_since_1970() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as u64
+}
+
 fn accept(body: &[u8], key: Option<String>, ledger: &mut Ledger) -> Option<Vec<u8>> {
-    let SendMessageBatch { entries } = serde_json::from_slice(body).ok()?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_micros() as u64;
+    let SendMessageBatch { queue_url, entries } = serde_json::from_slice(body).ok()?;
+    let now = micros_since_1970();
     let mut answer = String::with_capacity(64 + 256 * entries.len());
     answer.push_str("{\"Failed\":[],\"Successful\":[");
     let (mut bytes, mut ids) = (0, Vec::with_capacity(entries.len()));
     for entry in &entries {
         bytes += entry.message_body.len() + entry.message_attributes.iter().map(size_of_attribute).sum::<usize>();
-        ledger.note(number_in(&entry.message_body), entry.message_group_id.as_deref(), now);
+        let deduplication = entry.message_deduplication_id.as_deref();
+        let fifo = queue_url.ends_with(".fifo").then(|| deduplication.unwrap_or(&entry.message_body));
+        ledger.note(number_in(&entry.message_body), entry.message_group_id.as_deref(), fifo, now);
         let comma = if ids.is_empty() { "" } else { "," };
         // An id that a client may send to SQS needs no escapes.
         let id = entry.id.as_ref();
@@ -260,40 +297,70 @@ fn accept(body: &[u8], key: Option<String>, ledger: &mut Ledger) -> Option<Vec<u
     if ids.len() != entries.len() || entries.is_empty() || entries.len() > MOST_ENTRIES || bytes > MOST_BYTES {
         ledger.illegal += 1;
     }
-    ledger.requests += 1;
-    ledger.entries += entries.len() as u64;
     *ledger.by_key.entry(key.unwrap_or_default()).or_default() += entries.len() as u64;
-    if ledger.first_at == 0 {
-        ledger.first_at = now;
-    }
-    ledger.last_at = now;
+    ledger.count(entries.len(), now);
     Some(answer.into_bytes())
 }
 
 impl Ledger {
-    fn note(&mut self, number: Option<u64>, group: Option<&str>, now: u64) {
+    fn count(&mut self, entries: usize, now: u64) {
+        self.requests += 1;
+        self.entries += entries as u64;
+        if self.first_at == 0 {
+            self.first_at = now;
+        }
+        self.last_at = now;
+    }
+
+    /// An entry; `deduplication` is what a FIFO queue recognises it by.
+    fn note(&mut self, number: Option<u64>, group: Option<&str>, deduplication: Option<&str>, now: u64) {
+        let number = number.filter(|&number| number < self.accepted_at.len() as u64);
         let Some(number) = number else {
             self.illegal += 1;
             return;
         };
-        match usize::try_from(number).ok().and_then(|index| self.accepted_at.get_mut(index)) {
-            Some(at) if *at == 0 => *at = now,
-            Some(_) => self.duplicates += 1,
-            None => self.illegal += 1,
+        // Number 0 only shows that something comes.
+        if number == 0 {
+            return;
         }
-        if let Some(group) = group {
-            match self.last_of_group.get_mut(group) {
-                Some(last) if *last > number => self.order_breaks += 1,
-                Some(last) => *last = number,
-                None => drop(self.last_of_group.insert(group.to_owned(), number)),
+        let index = number as usize;
+        let hash = deduplication.map(|id| BuildHasherDefault::<DefaultHasher>::default().hash_one(id));
+        if self.accepted_at[index] == 0 {
+            self.accepted_at[index] = now;
+            self.deduplication[index] = hash.unwrap_or_default();
+        } else {
+            self.duplicates += 1;
+            if hash == Some(self.deduplication[index]) {
+                self.deduplicated += 1;
+                return;
             }
+        }
+        let Some(group) = group else { return };
+        if self.keys == 0 {
+            self.check_order(group, number);
+        } else {
+            let key = number % self.keys;
+            if *self.group_of_key.entry(key).or_insert_with(|| group.to_owned()) != group {
+                self.order_breaks += 1;
+            }
+            self.check_order(&key.to_string(), number);
+        }
+    }
+
+    /// Numbers of a group must ascend.
+    fn check_order(&mut self, group: &str, number: u64) {
+        match self.last_of_group.get_mut(group) {
+            Some(last) if *last > number => self.order_breaks += 1,
+            Some(last) => *last = number,
+            None => drop(self.last_of_group.insert(group.to_owned(), number)),
         }
     }
 
     fn counts(&self) -> String {
         json!({
             "requests": self.requests, "entries": self.entries, "duplicates": self.duplicates,
-            "order_breaks": self.order_breaks, "illegal": self.illegal, "first_at": self.first_at, "last_at": self.last_at,
+            "order_breaks": self.order_breaks, "illegal": self.illegal, "deduplicated": self.deduplicated,
+            "first_at": self.first_at, "last_at": self.last_at,
         })
         .to_string()
     }
