@@ -9,14 +9,14 @@
 //! still send it.
 
 mod handle;
+mod ledger;
 mod query;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::Write as _;
-use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::io::Write as _;
 use std::path::Path;
 use std::rc::Rc;
@@ -40,6 +40,8 @@ use tokio_rustls::TlsAcceptor;
 use support::proxy::lognormal;
 use support::tls_front::Identity;
 
+use ledger::Ledger;
+
 pub use handle::{ByWire, Counts, Outage, StandIn, Wire};
 
 /// The most entries of a request (SQS quotas: SendMessageBatch).
@@ -51,34 +53,6 @@ const MOST_BYTES: usize = 1_048_576;
 pub struct Addresses {
     pub https: String,
     pub plain: String,
-}
-
-/// What was received since the last reset.
-#[derive(Debug, Default)]
-struct Ledger {
-    median: Duration,
-    dice: fastrand::Rng,
-    requests: u64,
-    entries: u64,
-    duplicates: u64,
-    order_breaks: u64,
-    illegal: u64,
-    first_at: u64,
-    last_at: u64,
-    /// Microseconds since 1970 at which each number was accepted; 0 if it was not.
-    accepted_at: Vec<u64>,
-    last_of_group: HashMap<String, u64>,
-    /// Entries by the access key that signed the request: those of each relay, if each has a key of its own.
-    by_key: BTreeMap<String, u64>,
-    /// How many entries of those that came twice a FIFO queue drops, because it knows their deduplication ids.
-    deduplicated: u64,
-    /// A hash of each number's deduplication id in a FIFO queue.
-    deduplication: Vec<u64>,
-    /// In how many keys numbers must stay in order, by their remainder, whatever the groups are; 0: in the groups.
-    keys: u64,
-    group_of_key: HashMap<u64, String>,
-    /// Whether requests are refused, as in an outage of SQS.
-    refuses: bool,
 }
 
 /// Serves until its standard input ends, so that it never outlives the bench. The certificate to trust is written to
@@ -215,9 +189,7 @@ fn reset(body: &[u8], ledger: &RefCell<Ledger>) -> Option<()> {
     let wanted: Value = serde_json::from_slice(body).ok()?;
     let median = Duration::from_micros(wanted["median_us"].as_u64()?);
     let numbers = usize::try_from(wanted["numbers"].as_u64()?).ok()?;
-    let keys = wanted["keys"].as_u64()?;
-    let (accepted_at, deduplication) = (vec![0; numbers + 1], vec![0; numbers + 1]);
-    *ledger.borrow_mut() = Ledger { median, accepted_at, deduplication, keys, ..Ledger::default() };
+    *ledger.borrow_mut() = Ledger::of(numbers, median, wanted["keys"].as_u64()?);
     Some(())
 }
 
@@ -300,74 +272,6 @@ fn accept(body: &[u8], key: Option<String>, ledger: &mut Ledger) -> Option<Vec<u
     *ledger.by_key.entry(key.unwrap_or_default()).or_default() += entries.len() as u64;
     ledger.count(entries.len(), now);
     Some(answer.into_bytes())
-}
-
-impl Ledger {
-    fn count(&mut self, entries: usize, now: u64) {
-        self.requests += 1;
-        self.entries += entries as u64;
-        if self.first_at == 0 {
-            self.first_at = now;
-        }
-        self.last_at = now;
-    }
-
-    /// An entry; `deduplication` is what a FIFO queue recognises it by.
-    fn note(&mut self, number: Option<u64>, group: Option<&str>, deduplication: Option<&str>, now: u64) {
-        let number = number.filter(|&number| number < self.accepted_at.len() as u64);
-        let Some(number) = number else {
-            self.illegal += 1;
-            return;
-        };
-        // Number 0 only shows that something comes.
-        if number == 0 {
-            return;
-        }
-        let index = number as usize;
-        let hash = deduplication.map(|id| BuildHasherDefault::<DefaultHasher>::default().hash_one(id));
-        if self.accepted_at[index] == 0 {
-            self.accepted_at[index] = now;
-            self.deduplication[index] = hash.unwrap_or_default();
-        } else {
-            self.duplicates += 1;
-            if hash == Some(self.deduplication[index]) {
-                self.deduplicated += 1;
-                return;
-            }
-        }
-        let Some(group) = group else { return };
-        if self.keys == 0 {
-            self.check_order(group, number);
-        } else {
-            let key = number % self.keys;
-            if *self.group_of_key.entry(key).or_insert_with(|| group.to_owned()) != group {
-                self.order_breaks += 1;
-            }
-            self.check_order(&key.to_string(), number);
-        }
-    }
-
-    /// Numbers of a group must ascend.
-    fn check_order(&mut self, group: &str, number: u64) {
-        match self.last_of_group.get_mut(group) {
-            Some(last) if *last > number => self.order_breaks += 1,
-            Some(last) => *last = number,
-            None => drop(self.last_of_group.insert(group.to_owned(), number)),
-        }
-    }
-
-    fn counts(&self) -> String {
-        json!({
-            "requests": self.requests, "entries": self.entries, "duplicates": self.duplicates,
-            "order_breaks": self.order_breaks, "illegal": self.illegal, "deduplicated": self.deduplicated,
-            "first_at": self.first_at, "last_at": self.last_at,
-        })
-        .to_string()
-    }
-
-    fn accepted(&self) -> Bytes {
-        self.accepted_at.iter().flat_map(|at| at.to_le_bytes()).collect()
-    }
 }
 
 /// Bodies of the bench begin with `{"n": 1`, as PostgreSQL writes jsonb; shorter keys come first.

@@ -11,7 +11,8 @@ use hyper::Response;
 use md5::{Digest as _, Md5};
 use percent_encoding::percent_decode_str;
 
-use super::{Hex, Ledger, micros_since_1970, number_in, reply, wait_as_sqs};
+use super::ledger::Ledger;
+use super::{Hex, micros_since_1970, number_in, reply, wait_as_sqs};
 
 pub(super) async fn answer(body: &[u8], ledger: &RefCell<Ledger>) -> Response<Full<Bytes>> {
     let Some(form) = std::str::from_utf8(body).ok().and_then(fields) else {
