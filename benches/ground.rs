@@ -69,16 +69,7 @@ impl Drained {
 impl Ground {
     /// Starts PostgreSQL as in production: with every commit on disk.
     pub fn lay() -> Result<Ground> {
-        let setting = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
-        let settings = [
-            ("shared_buffers", "1GB"),
-            ("max_wal_size", "8GB"),
-            ("checkpoint_timeout", "30min"),
-            ("synchronous_commit", "on"),
-            ("track_io_timing", "off"),
-        ];
-        let settings = settings.map(setting).to_vec();
-        let cluster = Cluster::start(&Options { durable: true, settings, ..Options::default() })?;
+        let cluster = durable_cluster(&[])?;
         Ok(Ground {
             cluster,
             stand_in: StandIn::start()?,
@@ -201,6 +192,20 @@ impl Ground {
         let seconds = (ended - counts.first_at) as f64 / 1e6;
         Ok(Drained { rate: backlog.messages as f64 / seconds, peak_mb, cpu, server_cpu, counts })
     }
+}
+
+/// A PostgreSQL as in production, with more settings.
+pub fn durable_cluster(more: &[(&str, &str)]) -> Result<Cluster> {
+    let setting = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    let settings = [
+        ("shared_buffers", "1GB"),
+        ("max_wal_size", "8GB"),
+        ("checkpoint_timeout", "30min"),
+        ("synchronous_commit", "on"),
+        ("track_io_timing", "off"),
+    ];
+    let settings = settings.iter().chain(more).map(setting).collect();
+    Cluster::start(&Options { durable: true, settings, ..Options::default() })
 }
 
 /// Which queue, by TLS or not, how slow, how many relays, and which settings.

@@ -69,11 +69,13 @@ pub struct Outcome {
     pub case: &'static str,
     pub title: &'static str,
     pub figures: Vec<Figure>,
+    /// The results as a table for docs/comparison.md, in Markdown.
+    pub table: Option<String>,
 }
 
 impl Outcome {
     pub fn new(case: &'static str, title: &'static str) -> Outcome {
-        Outcome { case, title, figures: Vec::new() }
+        Outcome { case, title, figures: Vec::new(), table: None }
     }
 
     /// Adds a figure, and shows it at once: the cases take minutes.
@@ -134,12 +136,34 @@ pub fn write(folder: &Path, about: &Json, outcomes: &[Outcome]) -> Result<()> {
     };
     for outcome in outcomes {
         let figures: Vec<Json> = outcome.figures.iter().map(figure_json).collect();
-        let case = json!({ "case": outcome.case, "title": outcome.title, "run": about, "figures": figures });
+        let mut case = json!({ "case": outcome.case, "title": outcome.title, "run": about, "figures": figures });
+        if let Some(table) = &outcome.table {
+            insert_table(&folder.with_file_name(TABLES), outcome.case, &format!("{}\n\n{table}", said(about)))?;
+            case["table"] = json!(TABLES);
+        }
         all.insert(outcome.case.to_owned(), case);
     }
     std::fs::write(&path, serde_json::to_string_pretty(&all)? + "\n")?;
     std::fs::write(folder.join("results.svg"), picture(&all))?;
     Ok(())
+}
+
+/// The document with tables, beside the folder of the results.
+const TABLES: &str = "comparison.md";
+
+/// Puts a table between the two comments that mark its place.
+fn insert_table(path: &Path, case: &str, table: &str) -> Result<()> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let [begin, end] = ["begin", "end"].map(|word| format!("<!-- {word}: make bench CASE={case} -->\n"));
+    let place = text.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
+    let (before, after) = place.with_context(|| format!("{} has no place for the table of {case}", path.display()))?;
+    Ok(std::fs::write(path, format!("{before}{begin}\n{table}\n{end}{after}"))?)
+}
+
+/// When and where it was measured.
+fn said(about: &Json) -> String {
+    let part = |name: &str| text(&about[name]);
+    format!("{}, {}, {} cores ({}).", part("date"), part("postgresql"), about["cores"], part("processor"))
 }
 
 fn figure_json(figure: &Figure) -> Json {
@@ -165,7 +189,8 @@ const PLAIN: usize = 984;
 fn picture(all: &Map<String, Json>) -> String {
     const ROW: usize = 20;
     let (mut rows, mut y) = (Vec::new(), 30);
-    for case in all.values() {
+    // What has a table of its own would be a hundred bars.
+    for case in all.values().filter(|case| !case["table"].is_string()) {
         let run = &case["run"];
         let head =
             format!("{}: {} ({}, seed {})", text(&case["case"]), text(&case["title"]), text(&run["date"]), run["seed"]);

@@ -1,17 +1,20 @@
 //! The stand-in for SQS: answers SendMessageBatch as fast as asked for, checks and counts what it receives.
 //!
-//! It is a separate process, so that its share of the processor can be measured, and so that any program can send to it:
-//! `stand-in AUTHORITY` writes the certificate to trust into the file AUTHORITY, and one line of JSON with its addresses
-//! to its standard output. It speaks HTTP/1.1 and keeps connections, as SQS does, on one port with TLS and on another
-//! without. `handle` starts it for the bench. It keeps only the time at which each number was accepted and the last number of each group. It knows no rule of the
-//! relay: entries that break a limit of SQS, come twice or out of order are counted, never refused, and the bench
-//! judges.
+//! It is a separate process, so that its share of the processor can be measured, and so that any program can send to
+//! it: `stand-in AUTHORITY` writes the certificate to trust into the file AUTHORITY, and one line of JSON with its
+//! addresses to its standard output. It speaks HTTP/1.1 and keeps connections, as SQS does, on one port with TLS and on
+//! another without. `handle` starts it for the bench. It keeps only the time at which each number was accepted and the
+//! last number of each group. It knows no rule of the relay: entries that break a limit of SQS, come twice or out of
+//! order are counted, never refused, and the bench judges. `query` reads the older form of requests, for clients that
+//! still send it.
 
 mod handle;
+mod ledger;
+mod query;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -37,7 +40,9 @@ use tokio_rustls::TlsAcceptor;
 use support::proxy::lognormal;
 use support::tls_front::Identity;
 
-pub use handle::{ByWire, Counts, StandIn, Wire};
+use ledger::Ledger;
+
+pub use handle::{ByWire, Counts, Outage, StandIn, Wire};
 
 /// Below the SequenceNumber of every message; SQS gives numbers of twenty digits, beyond 64 bits.
 const FIRST_NUMBER: u128 = 18_849_496_460_467_696_128;
@@ -51,25 +56,6 @@ const MOST_BYTES: usize = 1_048_576;
 pub struct Addresses {
     pub https: String,
     pub plain: String,
-}
-
-/// What was received since the last reset.
-#[derive(Debug, Default)]
-struct Ledger {
-    median: Duration,
-    dice: fastrand::Rng,
-    requests: u64,
-    entries: u64,
-    duplicates: u64,
-    order_breaks: u64,
-    illegal: u64,
-    first_at: u64,
-    last_at: u64,
-    /// Microseconds since 1970 at which each number was accepted; 0 if it was not.
-    accepted_at: Vec<u64>,
-    last_of_group: HashMap<String, u64>,
-    /// Entries by the access key that signed the request: those of each relay, if each has a key of its own.
-    by_key: BTreeMap<String, u64>,
 }
 
 /// Serves until its standard input ends, so that it never outlives the bench. The certificate to trust is written to
@@ -146,19 +132,22 @@ async fn answer(
             reply(200, "application/json", serde_json::to_vec(&ledger.borrow().by_key).unwrap_or_default().into())
         }
         ("/accepted", _) => reply(200, "application/octet-stream", ledger.borrow().accepted()),
+        ("/outage", _) => {
+            ledger.borrow_mut().refuses = body == "on";
+            reply(200, "application/json", Bytes::from_static(b"{}"))
+        }
         (_, Some("AmazonSQS.SendMessageBatch")) => {
-            let median = ledger.borrow().median;
-            let pause = lognormal(median, &mut ledger.borrow_mut().dice);
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
+            if !wait_as_sqs(&ledger).await {
+                return Ok(refuse(503, "com.amazonaws.sqs#ServiceUnavailable"));
             }
             match accept(&body, key, &mut ledger.borrow_mut()) {
                 Some(answer) => reply(200, "application/x-amz-json-1.0", answer.into()),
-                None => refuse("com.amazonaws.sqs#InvalidParameterValue"),
+                None => refuse(400, "com.amazonaws.sqs#InvalidParameterValue"),
             }
         }
+        (_, None) => query::answer(&body, &ledger).await,
         (_, Some("AmazonSQS.GetQueueUrl")) => get_queue_url(&body, &format!("{scheme}://{host}")),
-        _ => refuse("com.amazonaws.sqs#UnsupportedOperation"),
+        _ => refuse(400, "com.amazonaws.sqs#UnsupportedOperation"),
     })
 }
 
@@ -169,6 +158,16 @@ fn access_key(request: &Request<Incoming>) -> Option<String> {
     Some(credential.split('/').next()?.to_owned())
 }
 
+/// Waits for as long as SQS takes to answer; false if it is to refuse.
+async fn wait_as_sqs(ledger: &RefCell<Ledger>) -> bool {
+    let median = ledger.borrow().median;
+    let pause = lognormal(median, &mut ledger.borrow_mut().dice);
+    if !pause.is_zero() {
+        tokio::time::sleep(pause).await;
+    }
+    !ledger.borrow().refuses
+}
+
 fn reply(status: u16, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
@@ -176,30 +175,32 @@ fn reply(status: u16, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> 
     response
 }
 
-fn refuse(code: &str) -> Response<Full<Bytes>> {
-    reply(400, "application/x-amz-json-1.0", json!({ "__type": code, "message": "the stand-in" }).to_string().into())
+fn refuse(status: u16, code: &str) -> Response<Full<Bytes>> {
+    reply(status, "application/x-amz-json-1.0", json!({ "__type": code, "message": "the stand-in" }).to_string().into())
 }
 
 fn get_queue_url(body: &[u8], endpoint: &str) -> Response<Full<Bytes>> {
     let name =
         serde_json::from_slice::<Value>(body).ok().and_then(|body| body["QueueName"].as_str().map(str::to_owned));
-    let Some(name) = name else { return refuse("com.amazonaws.sqs#InvalidParameterValue") };
+    let Some(name) = name else { return refuse(400, "com.amazonaws.sqs#InvalidParameterValue") };
     let url = json!({ "QueueUrl": format!("{endpoint}/000000000000/{name}") });
     reply(200, "application/x-amz-json-1.0", url.to_string().into())
 }
 
-/// Forgets everything; the body says how long an answer takes and how many numbers will come.
+/// Forgets everything; the body says how long an answer takes, how many numbers will come, and in how many keys.
 fn reset(body: &[u8], ledger: &RefCell<Ledger>) -> Option<()> {
     let wanted: Value = serde_json::from_slice(body).ok()?;
     let median = Duration::from_micros(wanted["median_us"].as_u64()?);
     let numbers = usize::try_from(wanted["numbers"].as_u64()?).ok()?;
-    *ledger.borrow_mut() = Ledger { median, accepted_at: vec![0; numbers + 1], ..Ledger::default() };
+    *ledger.borrow_mut() = Ledger::of(numbers, median, wanted["keys"].as_u64()?);
     Some(())
 }
 
 /// The parts of a request that the stand-in looks at. Borrowed if possible, so that it uses little of the cores.
 #[derive(Deserialize)]
 struct SendMessageBatch<'a> {
+    #[serde(rename = "QueueUrl", borrow)]
+    queue_url: Cow<'a, str>,
     #[serde(rename = "Entries", borrow)]
     entries: Vec<Entry<'a>>,
 }
@@ -213,6 +214,8 @@ struct Entry<'a> {
     message_body: Cow<'a, str>,
     #[serde(borrow)]
     message_group_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    message_deduplication_id: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     message_attributes: BTreeMap<&'a str, Attribute<'a>>,
 }
@@ -227,15 +230,21 @@ struct Attribute<'a> {
     string_value: Cow<'a, str>,
 }
 
+fn micros_since_1970() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as u64
+}
+
 fn accept(body: &[u8], key: Option<String>, ledger: &mut Ledger) -> Option<Vec<u8>> {
-    let SendMessageBatch { entries } = serde_json::from_slice(body).ok()?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_micros() as u64;
+    let SendMessageBatch { queue_url, entries } = serde_json::from_slice(body).ok()?;
+    let now = micros_since_1970();
     let mut answer = String::with_capacity(64 + 256 * entries.len());
     answer.push_str("{\"Failed\":[],\"Successful\":[");
     let (mut bytes, mut ids) = (0, Vec::with_capacity(entries.len()));
     for entry in &entries {
         bytes += entry.message_body.len() + entry.message_attributes.iter().map(size_of_attribute).sum::<usize>();
-        ledger.note(number_in(&entry.message_body), entry.message_group_id.as_deref(), now);
+        let deduplication = entry.message_deduplication_id.as_deref();
+        let fifo = queue_url.ends_with(".fifo").then(|| deduplication.unwrap_or(&entry.message_body));
+        ledger.note(number_in(&entry.message_body), entry.message_group_id.as_deref(), fifo, now);
         let comma = if ids.is_empty() { "" } else { "," };
         // An id that a client may send to SQS needs no escapes.
         let id = entry.id.as_ref();
@@ -268,47 +277,9 @@ fn accept(body: &[u8], key: Option<String>, ledger: &mut Ledger) -> Option<Vec<u
     if ids.len() != entries.len() || entries.is_empty() || entries.len() > MOST_ENTRIES || bytes > MOST_BYTES {
         ledger.illegal += 1;
     }
-    ledger.requests += 1;
-    ledger.entries += entries.len() as u64;
     *ledger.by_key.entry(key.unwrap_or_default()).or_default() += entries.len() as u64;
-    if ledger.first_at == 0 {
-        ledger.first_at = now;
-    }
-    ledger.last_at = now;
+    ledger.count(entries.len(), now);
     Some(answer.into_bytes())
-}
-
-impl Ledger {
-    fn note(&mut self, number: Option<u64>, group: Option<&str>, now: u64) {
-        let Some(number) = number else {
-            self.illegal += 1;
-            return;
-        };
-        match usize::try_from(number).ok().and_then(|index| self.accepted_at.get_mut(index)) {
-            Some(at) if *at == 0 => *at = now,
-            Some(_) => self.duplicates += 1,
-            None => self.illegal += 1,
-        }
-        if let Some(group) = group {
-            match self.last_of_group.get_mut(group) {
-                Some(last) if *last > number => self.order_breaks += 1,
-                Some(last) => *last = number,
-                None => drop(self.last_of_group.insert(group.to_owned(), number)),
-            }
-        }
-    }
-
-    fn counts(&self) -> String {
-        json!({
-            "requests": self.requests, "entries": self.entries, "duplicates": self.duplicates,
-            "order_breaks": self.order_breaks, "illegal": self.illegal, "first_at": self.first_at, "last_at": self.last_at,
-        })
-        .to_string()
-    }
-
-    fn accepted(&self) -> Bytes {
-        self.accepted_at.iter().flat_map(|at| at.to_le_bytes()).collect()
-    }
 }
 
 /// Bodies of the bench begin with `{"n": 1`, as PostgreSQL writes jsonb; shorter keys come first.

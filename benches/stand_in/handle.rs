@@ -29,6 +29,13 @@ impl Wire {
     pub const BOTH: [Wire; 2] = [Wire::Https, Wire::Plain];
 }
 
+/// What changes about an outage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outage {
+    Begins,
+    Ends,
+}
+
 /// Something for each way to reach it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ByWire<T> {
@@ -64,7 +71,10 @@ pub struct StandIn {
 pub struct Counts {
     pub requests: u64,
     pub entries: u64,
+    /// Entries whose number had been accepted before.
     pub duplicates: u64,
+    /// Those of them that a FIFO queue drops.
+    pub deduplicated: u64,
     pub order_breaks: u64,
     pub illegal: u64,
     pub first_at: u64,
@@ -105,8 +115,22 @@ impl StandIn {
 
     /// Forgets what was received; from now on an answer takes this long, and numbers up to this one may come.
     pub async fn reset(&self, median: Duration, numbers: u64) -> Result<()> {
-        let body = json!({ "median_us": median.as_micros() as u64, "numbers": numbers }).to_string();
+        self.reset_keyed(median, numbers, 0).await
+    }
+
+    /// The same; numbers with the same remainder by `keys` must come in order, however the sender groups them.
+    pub async fn reset_keyed(&self, median: Duration, numbers: u64, keys: u64) -> Result<()> {
+        let body = json!({ "median_us": median.as_micros() as u64, "numbers": numbers, "keys": keys }).to_string();
         self.ask("/reset", body).await.map(drop)
+    }
+
+    /// Begins or ends an outage: every request is refused with status 503.
+    pub async fn set_outage(&self, outage: Outage) -> Result<()> {
+        let body = match outage {
+            Outage::Begins => "on",
+            Outage::Ends => "off",
+        };
+        self.ask("/outage", body.to_owned()).await.map(drop)
     }
 
     /// What was received.
@@ -117,6 +141,7 @@ impl StandIn {
             requests: count("requests")?,
             entries: count("entries")?,
             duplicates: count("duplicates")?,
+            deduplicated: count("deduplicated")?,
             order_breaks: count("order_breaks")?,
             illegal: count("illegal")?,
             first_at: count("first_at")?,

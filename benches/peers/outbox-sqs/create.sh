@@ -1,3 +1,2 @@
 #!/bin/sh
-# Creates the peer's tables. $BIN: its programs; $DATABASE_URL: where.
-exec "$BIN/outbox-sqs" create-table --dsn "postgresql+psycopg2://${DATABASE_URL#*://}"
+exec "$PEER_HOME/python/bin/outbox-sqs" create-table --dsn "postgresql+psycopg2://${DATABASE_URL#*://}"

@@ -1,0 +1,2 @@
+#!/bin/sh
+. "$PEER_FOLDER/server.sh" </dev/null
