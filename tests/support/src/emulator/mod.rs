@@ -15,8 +15,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use queues::{Depth, Queues, Received};
 
-/// How long a start may take. Node needs about a second on an idle machine to load the modules, Java five.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a start may take. On an idle machine Node needs about a second to load the modules, Java five; on a busy one
+/// it took Java more than a minute.
+const START_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// How long an emulator may take to end once its standard input has ended.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
