@@ -206,8 +206,8 @@ fn made_up(number: u64) -> Option<Message> {
             stream: None,
             payload,
             metadata: trace.to_owned(),
-            superseded: None,
-    }),
+        }),
+        superseded: None,
     })
 }
 

@@ -78,6 +78,7 @@ fn message(number: u64) -> Option<Message> {
         read_at: Time::now(),
         wait: None,
         hold: None,
+        superseded: None,
         content: Content::Event(Event {
             event_id: format!("0190b7c4-5b5a-7000-8000-{number:012x}"),
             event_type: "TicketPurchased".to_owned(),
