@@ -13,7 +13,7 @@ pub(super) struct Ledger {
     pub(super) median: Duration,
     pub(super) dice: fastrand::Rng,
     requests: u64,
-    entries: u64,
+    pub(super) entries: u64,
     duplicates: u64,
     order_breaks: u64,
     pub(super) illegal: u64,
