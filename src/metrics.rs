@@ -1,19 +1,22 @@
-//! Every metric, declared once: name, help text, labels, buckets.
+//! Every metric, declared once: name, help text, labels, buckets. Those with series for each destination are in
+//! `by_destination.rs`.
 //!
 //! There are two kinds, which are never mixed: what the process did is counted where it happens; what is waiting is
 //! measured in the table by the janitor. Labels are `destination` and a bounded `reason`, never an id. Every series
 //! starts at 0, because `increase()` cannot see a counter that appears with a value.
 
+mod by_destination;
 mod declare;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::{
-    Encoder as _, Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder as _, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::message::FaultKind;
+use by_destination::ByDestination;
 use declare::Declare;
 
 /// Content type of [`Metrics::render`]; Prometheus 3 refuses a scrape without one.
@@ -69,40 +72,6 @@ pub struct Metrics {
     connections: IntGaugeVec,
     log_lines: IntCounterVec,
     by_destination: ByDestination,
-}
-
-/// The metric families with series per destination.
-#[derive(Debug)]
-struct ByDestination {
-    lag: GaugeVec,
-    backlog: IntGaugeVec,
-    dead: IntGaugeVec,
-    quarantined: IntGaugeVec,
-    stalled: IntGaugeVec,
-    delivered: IntCounterVec,
-    quarantined_total: IntCounterVec,
-    unmatched: IntCounterVec,
-    repaired: IntCounterVec,
-    order_breaks: IntCounterVec,
-    retries: IntCounterVec,
-    dead_lettered: IntCounterVec,
-    possible_duplicates: IntCounterVec,
-    requests: IntCounterVec,
-    request_failures: IntCounterVec,
-    request_duration: HistogramVec,
-    request_entries: HistogramVec,
-    latency: HistogramVec,
-    destination_up: IntGaugeVec,
-    in_flight_limit: IntGaugeVec,
-    in_flight: IntGaugeVec,
-    lanes_held: IntGaugeVec,
-    hot_groups: IntGaugeVec,
-    hot_group_rate: GaugeVec,
-    late: IntCounterVec,
-    pruned: IntCounterVec,
-    read_duration: HistogramVec,
-    settle_duration: HistogramVec,
-    attributes_left_out: IntCounterVec,
 }
 
 /// The series of one destination.
@@ -185,100 +154,6 @@ impl DestinationMetrics {
     /// Requests that failed as a whole, by the kind of fault.
     pub fn request_failures(&self, kind: FaultKind) -> IntCounter {
         self.request_failures.with_label_values(&[self.name.as_str(), kind.reason()])
-    }
-}
-
-impl ByDestination {
-    fn declare(new: &Declare<'_>) -> Result<Self, prometheus::Error> {
-        let by_destination = ["destination"];
-        let by_reason = ["destination", "reason"];
-        Ok(Self {
-            lag: new.gauges_f64("lag_seconds", "Age of the oldest pending message, measured in the table.", by_destination)?,
-            backlog: new.gauges("backlog_messages", "Pending messages, counted in the table up to 100000.", by_destination)?,
-            dead: new.gauges("dead_messages", "Dead messages in the table, counted up to 100000.", by_destination)?,
-            quarantined: new.gauges("quarantined_messages", "Messages in quarantine, counted up to 100000.", by_destination)?,
-            stalled: new.gauges(
-                "stalled",
-                "1 while messages are due, nothing was delivered for 30 seconds and no known reason explains it, else 0.",
-                by_destination,
-            )?,
-            delivered: new.counters("delivered_messages_total", "Messages that SQS accepted and that are recorded.", &by_destination)?,
-            quarantined_total: new.counters("quarantined_messages_total", "Messages put in quarantine.", &by_destination)?,
-            unmatched: new.counters(
-                "unmatched_messages_total",
-                "Messages that SQS accepted and that are not in the outbox any more, because the database has lost their transactions.",
-                &by_destination,
-            )?,
-            repaired: new.counters(
-                "repaired_messages_total",
-                "Messages of which another copy was sent, because SQS had accepted one before an earlier message of the group.",
-                &by_destination,
-            )?,
-            order_breaks: new.counters(
-                "order_breaks_total",
-                "Messages whose SequenceNumber is not above that of an earlier message of the group: the queue does not keep order.",
-                &by_destination,
-            )?,
-            retries: new.counters("retries_total", "Entries that are sent again, by cause.", &by_reason)?,
-            dead_lettered: new.counters("dead_lettered_total", "Messages declared dead, by cause.", &by_reason)?,
-            possible_duplicates: new.counters(
-                "possible_duplicates_total",
-                "Entries sent again although SQS may have accepted them. A FIFO queue drops the second copy for five minutes.",
-                &by_destination,
-            )?,
-            requests: new.counters("requests_total", "SendMessageBatch requests, failed ones included.", &by_destination)?,
-            request_failures: new.counters("request_failures_total", "Requests that failed as a whole, by cause.", &by_reason)?,
-            request_duration: new.histograms(
-                ("request_duration_seconds", "Duration of SendMessageBatch requests, failed ones included."),
-                &REQUEST_SECONDS,
-            )?,
-            request_entries: new.histograms(("request_entries", "Entries in SendMessageBatch requests."), &ENTRIES)?,
-            latency: new.histograms(
-                ("delivery_latency_seconds", "Time from enqueued in PostgreSQL to accepted by SQS."),
-                &LATENCY_SECONDS,
-            )?,
-            destination_up: new.gauges("destination_up", "1 while the queue accepts requests, 0 while halted.", by_destination)?,
-            in_flight_limit: new.gauges(
-                "in_flight_limit",
-                "Requests that may be in flight: OUTBOX_RELAY_MAX_IN_FLIGHT, or less after SQS throttled or answered 5xx, or files ran out.",
-                by_destination,
-            )?,
-            in_flight: new.gauges("requests_in_flight", "SendMessageBatch requests under way.", by_destination)?,
-            lanes_held: new.gauges("lanes_held", "Lanes that this relay holds under a claim, of 16.", by_destination)?,
-            hot_groups: new.gauges(
-                "hot_groups",
-                "Groups that OUTBOX_RELAY_FIFO_MODE limits: for ten seconds each had a request under way while its next message waited for over a second.",
-                by_destination,
-            )?,
-            hot_group_rate: new.gauges_f64(
-                "hot_group_messages_per_second",
-                "Messages a second that SQS accepts of each hot group, on average; 0 when there is none.",
-                by_destination,
-            )?,
-            late: new.counters(
-                "late_messages_total",
-                "Messages that a rescan found, because they were committed after higher ids were read.",
-                &by_destination,
-            )?,
-            pruned: new.counters(
-                "pruned_messages_total",
-                "Delivered messages that were deleted after OUTBOX_RELAY_DELIVERED_RETENTION.",
-                &by_destination,
-            )?,
-            read_duration: new.histograms(
-                ("read_duration_seconds", "Duration of reading a batch, failed reads included."),
-                &STATEMENT_SECONDS,
-            )?,
-            settle_duration: new.histograms(
-                ("settle_duration_seconds", "Duration of writing outcomes back, failed attempts included."),
-                &STATEMENT_SECONDS,
-            )?,
-            attributes_left_out: new.counters(
-                "attributes_left_out_total",
-                "Members of events' metadata that SQS cannot take as attributes.",
-                &by_destination,
-            )?,
-        })
     }
 }
 
@@ -375,43 +250,44 @@ impl Metrics {
         self.set_paused(name, None);
         for kind in FaultKind::ALL {
             for family in [
-                &self.by_destination.retries,
-                &self.by_destination.dead_lettered,
-                &self.by_destination.request_failures,
+                &self.by_destination.counters.retries,
+                &self.by_destination.counters.dead_lettered,
+                &self.by_destination.counters.request_failures,
             ] {
                 family.with_label_values(&[name, kind.reason()]);
             }
         }
+        let ByDestination { gauges, counters, histograms } = &self.by_destination;
         DestinationMetrics {
-            lag: self.by_destination.lag.with_label_values(&one),
-            backlog: self.by_destination.backlog.with_label_values(&one),
-            dead: self.by_destination.dead.with_label_values(&one),
-            quarantined: self.by_destination.quarantined.with_label_values(&one),
-            stalled: self.by_destination.stalled.with_label_values(&one),
-            quarantined_total: self.by_destination.quarantined_total.with_label_values(&one),
-            unmatched: self.by_destination.unmatched.with_label_values(&one),
-            repaired: self.by_destination.repaired.with_label_values(&one),
-            order_breaks: self.by_destination.order_breaks.with_label_values(&one),
-            delivered: self.by_destination.delivered.with_label_values(&one),
-            possible_duplicates: self.by_destination.possible_duplicates.with_label_values(&one),
-            requests: self.by_destination.requests.with_label_values(&one),
-            request_duration: self.by_destination.request_duration.with_label_values(&one),
-            request_entries: self.by_destination.request_entries.with_label_values(&one),
-            latency: self.by_destination.latency.with_label_values(&one),
-            up: self.by_destination.destination_up.with_label_values(&one),
-            in_flight_limit: self.by_destination.in_flight_limit.with_label_values(&one),
-            in_flight: self.by_destination.in_flight.with_label_values(&one),
-            lanes_held: self.by_destination.lanes_held.with_label_values(&one),
-            hot_groups: self.by_destination.hot_groups.with_label_values(&one),
-            hot_group_rate: self.by_destination.hot_group_rate.with_label_values(&one),
-            late: self.by_destination.late.with_label_values(&one),
-            pruned: self.by_destination.pruned.with_label_values(&one),
-            read_duration: self.by_destination.read_duration.with_label_values(&one),
-            settle_duration: self.by_destination.settle_duration.with_label_values(&one),
-            attributes_left_out: self.by_destination.attributes_left_out.with_label_values(&one),
-            retries: self.by_destination.retries.clone(),
-            dead_lettered: self.by_destination.dead_lettered.clone(),
-            request_failures: self.by_destination.request_failures.clone(),
+            lag: gauges.lag.with_label_values(&one),
+            backlog: gauges.backlog.with_label_values(&one),
+            dead: gauges.dead.with_label_values(&one),
+            quarantined: gauges.quarantined.with_label_values(&one),
+            stalled: gauges.stalled.with_label_values(&one),
+            quarantined_total: counters.quarantined_total.with_label_values(&one),
+            unmatched: counters.unmatched.with_label_values(&one),
+            repaired: counters.repaired.with_label_values(&one),
+            order_breaks: counters.order_breaks.with_label_values(&one),
+            delivered: counters.delivered.with_label_values(&one),
+            possible_duplicates: counters.possible_duplicates.with_label_values(&one),
+            requests: counters.requests.with_label_values(&one),
+            request_duration: histograms.request_duration.with_label_values(&one),
+            request_entries: histograms.request_entries.with_label_values(&one),
+            latency: histograms.latency.with_label_values(&one),
+            up: gauges.destination_up.with_label_values(&one),
+            in_flight_limit: gauges.in_flight_limit.with_label_values(&one),
+            in_flight: gauges.in_flight.with_label_values(&one),
+            lanes_held: gauges.lanes_held.with_label_values(&one),
+            hot_groups: gauges.hot_groups.with_label_values(&one),
+            hot_group_rate: gauges.hot_group_rate.with_label_values(&one),
+            late: counters.late.with_label_values(&one),
+            pruned: counters.pruned.with_label_values(&one),
+            read_duration: histograms.read_duration.with_label_values(&one),
+            settle_duration: histograms.settle_duration.with_label_values(&one),
+            attributes_left_out: counters.attributes_left_out.with_label_values(&one),
+            retries: counters.retries.clone(),
+            dead_lettered: counters.dead_lettered.clone(),
+            request_failures: counters.request_failures.clone(),
             name: name.to_owned(),
         }
     }
