@@ -38,6 +38,7 @@ mod grants;
 mod ground;
 mod heavy;
 mod hot_groups;
+mod impossible;
 mod latency;
 mod locks;
 mod lottery;
