@@ -59,7 +59,9 @@ impl Sequences {
     }
 
     fn last_of(&mut self, group: &Arc<str>) -> Option<&mut Last> {
-        if let Some((group, last)) = self.old.remove_entry(group) {
+        if !self.old.is_empty()
+            && let Some((group, last)) = self.old.remove_entry(group)
+        {
             self.insert(group, last);
         }
         self.young.get_mut(group)
