@@ -8,9 +8,10 @@
 //!
 //! A message also gets a copy if its number shows that it is behind a later one ([`super::sequences`]). That happens
 //! when the answer to a request is lost in which an entry failed: the whole request is sent again, the failed entry
-//! arrives now, and SQS drops the others, which it had accepted before. It happens in both modes if a message is
-//! redriven or committed late in between. If the number of a copy that SQS cannot have known is not in order either,
-//! the queue does not keep order. That is an *order break*; it is counted, and nothing more is sent. Pure.
+//! arrives now, and SQS drops the others, which it had accepted before. A superseded message that is read again before
+//! that is recorded is found in the same way. It happens in both modes if a message is redriven or committed late in
+//! between. If the number of a copy that SQS cannot have known is not in order either, the queue does not keep order.
+//! That is an *order break*; it is counted, and nothing more is sent. Pure.
 
 use super::destination::{DestinationState, Report};
 use super::item::Item;
@@ -18,8 +19,8 @@ use super::sequences::Sequences;
 use super::verdict::Verdict;
 use crate::message::MessageKey;
 
-/// How often a number may be explained by an earlier copy of another relay that SQS recognised: once by the first copy,
-/// and once by its repair.
+/// How often a number may be explained by an earlier copy that SQS recognised: by the first copy, and by copies that
+/// another relay sent and did not record.
 const MAX_BY_NUMBER: u8 = 3;
 
 /// What became of the order of a request's messages.

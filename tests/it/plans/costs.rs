@@ -161,7 +161,10 @@ async fn statement(client: &Client, name: &str) -> Result<Statement> {
             format!("'audit', LANES, NONE, {each}, BYTES, 1048576, true, true, '1', '', false")
         }
         "deliver" => {
-            format!("'audit', {}, {}", keys(client).await?, format_args!("array_fill('id'::text, '{{{SETTLED}}}')"))
+            let filled = |text: &str| format!("array_fill('{text}'::text, '{{{SETTLED}}}')");
+            // A MessageId and a SequenceNumber.
+            let (id, number) = (filled("id"), filled("18849496460467696128"));
+            format!("'audit', {}, {id}, {number}", keys(client).await?)
         }
         _ => format!("'audit', {}", keys(client).await?),
     };
