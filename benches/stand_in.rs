@@ -244,7 +244,7 @@ fn accept(body: &[u8], key: Option<String>, ledger: &mut Ledger) -> Option<Vec<u
         bytes += entry.message_body.len() + entry.message_attributes.iter().map(size_of_attribute).sum::<usize>();
         let deduplication = entry.message_deduplication_id.as_deref();
         let fifo = queue_url.ends_with(".fifo").then(|| deduplication.unwrap_or(&entry.message_body));
-        ledger.note(number_in(&entry.message_body), entry.message_group_id.as_deref(), fifo, now);
+        ledger.note_entry(number_in(&entry.message_body), entry.message_group_id.as_deref(), fifo, now);
         let comma = if ids.is_empty() { "" } else { "," };
         // An id that a client may send to SQS needs no escapes.
         let id = entry.id.as_ref();
@@ -265,8 +265,7 @@ fn accept(body: &[u8], key: Option<String>, ledger: &mut Ledger) -> Option<Vec<u
         }
         if entry.message_group_id.is_some() {
             // As long as the numbers of SQS are.
-            write!(answer, ",\"SequenceNumber\":\"{}\"", FIRST_NUMBER + u128::from(ledger.entries) + ids.len() as u128)
-                .ok()?;
+            write!(answer, ",\"SequenceNumber\":\"{}\"", FIRST_NUMBER + u128::from(ledger.sequence)).ok()?;
         }
         answer.push('}');
         ids.push(id);
@@ -278,7 +277,7 @@ fn accept(body: &[u8], key: Option<String>, ledger: &mut Ledger) -> Option<Vec<u
         ledger.illegal += 1;
     }
     *ledger.by_key.entry(key.unwrap_or_default()).or_default() += entries.len() as u64;
-    ledger.count(entries.len(), now);
+    ledger.note_request();
     Some(answer.into_bytes())
 }
 

@@ -13,7 +13,9 @@ pub(super) struct Ledger {
     pub(super) median: Duration,
     pub(super) dice: fastrand::Rng,
     requests: u64,
-    pub(super) entries: u64,
+    entries: u64,
+    /// The entries of all kinds, as a FIFO queue numbers them.
+    pub(super) sequence: u64,
     duplicates: u64,
     order_breaks: u64,
     pub(super) illegal: u64,
@@ -42,27 +44,33 @@ impl Ledger {
         Ledger { median, accepted_at, deduplication, keys, ..Ledger::default() }
     }
 
-    /// A request.
-    pub(super) fn count(&mut self, entries: usize, now: u64) {
+    pub(super) fn note_request(&mut self) {
         self.requests += 1;
-        self.entries += entries as u64;
-        if self.first_at == 0 {
-            self.first_at = now;
-        }
-        self.last_at = now;
     }
 
     /// An entry; `deduplication` is what a FIFO queue recognises it by.
-    pub(super) fn note(&mut self, number: Option<u64>, group: Option<&str>, deduplication: Option<&str>, now: u64) {
+    pub(super) fn note_entry(
+        &mut self,
+        number: Option<u64>,
+        group: Option<&str>,
+        deduplication: Option<&str>,
+        now: u64,
+    ) {
+        self.sequence += 1;
+        // Number 0 only shows that requests come.
+        if number == Some(0) {
+            return;
+        }
+        self.entries += 1;
+        self.last_at = now;
+        if self.first_at == 0 {
+            self.first_at = now;
+        }
         let number = number.filter(|&number| number < self.accepted_at.len() as u64);
         let Some(number) = number else {
             self.illegal += 1;
             return;
         };
-        // Number 0 only shows that something comes.
-        if number == 0 {
-            return;
-        }
         let index = number as usize;
         let hash = deduplication.map(|id| BuildHasherDefault::<DefaultHasher>::default().hash_one(id));
         if self.accepted_at[index] == 0 {

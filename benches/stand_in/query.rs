@@ -29,8 +29,8 @@ pub(super) async fn answer(body: &[u8], ledger: &RefCell<Ledger>) -> Response<Fu
     let now = micros_since_1970();
     let fifo = queue_url.ends_with(".fifo").then(|| field("MessageDeduplicationId").unwrap_or(body));
     let mut ledger = ledger.borrow_mut();
-    ledger.note(number_in(body), field("MessageGroupId"), fifo, now);
-    ledger.count(1, now);
+    ledger.note_entry(number_in(body), field("MessageGroupId"), fifo, now);
+    ledger.note_request();
     let digest = Hex(Md5::digest(body.as_bytes()).into());
     let id = fastrand::u128(..);
     let answer = format!(

@@ -244,7 +244,7 @@ impl Bed<'_> {
         let client = place.connect().await?;
         let statement = client.prepare(&self.peer.write()?).await?;
         let (started, mut written) = (Instant::now(), None);
-        while self.stand_in.counts().await?.entries == 0 {
+        while self.stand_in.counts().await?.requests == 0 {
             running.tend()?;
             let elapsed = started.elapsed();
             ensure!(elapsed < START_FOR && running.restarts < 5, "it delivered nothing: {}", running.last_words());
@@ -256,10 +256,10 @@ impl Bed<'_> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         // More of them may be on the way, and what it has sent it may still have to record.
-        let mut entries = 0;
+        let mut requests = 0;
         for _ in 0..30 {
-            let before = std::mem::replace(&mut entries, self.stand_in.counts().await?.entries);
-            if before == entries {
+            let before = std::mem::replace(&mut requests, self.stand_in.counts().await?.requests);
+            if before == requests {
                 break;
             }
             pass(&mut running, Duration::from_secs(1)).await?;
