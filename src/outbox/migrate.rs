@@ -102,9 +102,9 @@ const LIMITS: &str = "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 
 /// What follows once no other migration runs. It waits for a table only as long as writers may wait behind it. And it
 /// gives up before anybody looks for a deadlock with it: a session that waits for what the migration holds is ended as
 /// the victim if the migration still waits for that session after deadlock_timeout (PostgreSQL, "Lock Management").
-const LOCK_TIMEOUT: &str = "DO $$ BEGIN PERFORM set_config('lock_timeout', (\
-    SELECT greatest(1, least(2000, setting::integer / 2))::text FROM pg_settings WHERE name = 'deadlock_timeout'\
-    ), true); END $$";
+const LOCK_TIMEOUT: &str = "DO $$ BEGIN EXECUTE (\
+    SELECT format('SET LOCAL lock_timeout = %s', greatest(1, least(2000, setting::integer / 2))) \
+    FROM pg_settings WHERE name = 'deadlock_timeout'); END $$";
 
 /// First and longest pause before a migration is retried because another session held a lock.
 const LOCK_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));

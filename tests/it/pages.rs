@@ -83,11 +83,14 @@ async fn the_statements_of_the_page_on_writing_write() -> Result<()> {
     bed.client.batch_execute("CREATE TABLE accounts (player text, balance int)").await?;
     let page = page("docs/writing.md")?;
     let statements = blocks(&page, "sql");
-    let [transaction, call, _event_sourcing] = &statements[..] else { anyhow::bail!("{} blocks", statements.len()) };
+    let [transaction, call, batch, _event_sourcing] = &statements[..] else {
+        anyhow::bail!("{} blocks", statements.len())
+    };
     bed.client.batch_execute(transaction).await?;
     bed.client.batch_execute(call).await?;
-    let targets = "SELECT count(*) FROM outbox.messages_pending WHERE (destination, group_id) = ('tickets', 'draw-7')
+    bed.client.batch_execute(batch).await?;
+    let targets = "SELECT count(*) FROM outbox.messages_pending WHERE destination = 'tickets' AND group_id IN ('draw-7', 'draw-8')
         OR (destination = 'audit' AND group_id IS NULL)";
-    ensure!(bed.count(targets).await? == 3);
+    ensure!(bed.count(targets).await? == 5);
     Ok(())
 }
