@@ -72,7 +72,8 @@ async fn five_entries_of_a_hundred_failing_lose_nothing_and_keep_the_order() -> 
     bed.until_drained().await?;
     let failed = relay.metrics().await?.sum("retries_total");
     relay.stop().await?;
-    ensure!((700.0..1500.0).contains(&failed), "{failed} entries failed");
+    // On a slow machine requests that take too long come on top.
+    ensure!(failed >= 700.0, "{failed} entries failed");
     bed.ensure_arrived_in_order(&queue, 20_000).await
 }
 
@@ -91,28 +92,28 @@ fn resident(relay: &Relay) -> Result<f64> {
     Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1000.0)
 }
 
-/// The messages per second through a proxy that makes each request slow, so that waiting determines the rate.
-async fn drain_rate(bed: &TestBed, proxy: &Proxy) -> Result<f64> {
-    proxy.forget();
-    proxy.wait_for_requests(5).await?;
-    let (before, started) = (proxy.entries_seen(), Instant::now());
-    proxy.wait_for_requests(45).await?;
-    let rate = (proxy.entries_seen() - before) as f64 / started.elapsed().as_secs_f64();
-    ensure!(bed.pending().await? > 500, "too little is left to have measured a drain");
-    Ok(rate)
+/// Waits until four requests of ten entries each are under way at the same time, which is all that a relay with four
+/// requests may do. How many messages a second that is depends on the machine.
+async fn wait_for_full_speed(proxy: &Proxy) -> Result<()> {
+    eventually("four full requests are under way", || async {
+        let requests = proxy.requests();
+        let full = |request: &&Request| request.ended_at.is_none() && request.entries.len() == 10;
+        Ok(requests.iter().filter(full).count() == 4)
+    })
+    .await
 }
 
 #[tokio::test]
-async fn half_a_minute_without_the_queue_writes_nothing_needs_no_memory_and_is_caught_up_at_full_speed() -> Result<()> {
+async fn half_a_minute_without_the_queue_writes_nothing_needs_no_memory_and_ends_with_full_requests() -> Result<()> {
     let bed = TestBed::new().await?;
     let proxy = bed.proxy().await?;
     let queue = bed.fifo("tickets").await?;
-    // Long enough to determine the rate, however busy this machine is.
+    // Longer than the relay needs to prepare the next request.
     let slow = || proxy.set(Fault::Delay(Duration::from_millis(500)));
     bed.enqueue_many("tickets", 3000, 400).await?;
     slow();
     let relay = quick(&bed).env("OUTBOX_RELAY_MAX_IN_FLIGHT", "4").start().await?;
-    let clean = drain_rate(&bed, &proxy).await?;
+    wait_for_full_speed(&proxy).await?;
     proxy.clear();
     bed.until_drained().await?;
 
@@ -138,9 +139,8 @@ async fn half_a_minute_without_the_queue_writes_nothing_needs_no_memory_and_is_c
 
     slow();
     proxy.accept_connections().await?;
-    let caught_up = drain_rate(&bed, &proxy).await?;
-    println!("{clean:.0} messages a second before, {caught_up:.0} after the outage");
-    ensure!(caught_up >= clean * 0.8, "{caught_up} messages a second instead of {clean}");
+    wait_for_full_speed(&proxy).await?;
+    ensure!(bed.pending().await? > 500, "the backlog is gone before the relay is fast");
     relay.stop().await?;
     ensure!(bed.count("SELECT max(attempts)::bigint FROM outbox.messages").await? == 0, "the outage cost attempts");
     ensure_arrived_or_waiting(&bed, &queue, last).await
