@@ -1,8 +1,8 @@
 //! The janitor: periodic duties that no delivery waits for. It measures the backlog, prunes delivered messages, retries
 //! recording messages in quarantine, and notices destinations that stand still ([`watchdog`]).
 //!
-//! The cost of each duty is bounded. A probe counts up to a limit and pauses twenty times as long as it took. Pruning
-//! deletes in small chunks and alternates with the probes, lane by lane. A failed duty is retried in the next round;
+//! The cost of each duty is bounded. A probe counts up to a limit and pauses twenty times as long as it took, or longer if
+//! other relays probe as well. Pruning deletes in small chunks and alternates with the probes, lane by lane. A failed duty is retried in the next round;
 //! the relays report the state of the database.
 
 mod neighbours;
@@ -30,7 +30,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// numbers.
 const PROBE_AT_LEAST_EVERY: Duration = Duration::from_secs(15);
 
-/// Probes may take one part in this many of the time.
+/// The probes of all relays of a database may take one part in this many of the time.
 const PROBE_SHARE: u32 = 20;
 
 /// The most rows in one statement: a few milliseconds of locks and WAL.
@@ -112,6 +112,12 @@ impl Probes {
     }
 }
 
+/// The least time between two measurements that take this long. Every relay measures, so the more relays there are, the less
+/// often each does.
+fn pause(took: Duration, relays: u32) -> Duration {
+    took * PROBE_SHARE.saturating_mul(relays)
+}
+
 /// A destination that the janitor looks after.
 #[derive(Debug)]
 pub struct Served {
@@ -166,7 +172,7 @@ impl Janitor {
             let now = Instant::now();
             if now >= next_probe {
                 let took = self.probe(&mut probes, &stop).await;
-                next_probe = now + (took * PROBE_SHARE).clamp(PROBE_EVERY, PROBE_AT_LEAST_EVERY);
+                next_probe = now + pause(took, probes.neighbourhood.relays()).clamp(PROBE_EVERY, PROBE_AT_LEAST_EVERY);
             }
             if now >= next_prune && pruning.turns.is_empty() {
                 pruning.turns = self.spots();
@@ -219,10 +225,11 @@ impl Janitor {
     async fn measure(&self, probes: &mut Probes, stop: &CancellationToken) -> Result<bool, OutboxError> {
         self.look_at_the_horizon(probes).await?;
         let is_quarantine_due = Instant::now() >= probes.next_quarantine;
+        let relays = probes.neighbourhood.relays();
         let each = probes.floors.iter_mut().zip(&mut probes.watchdogs).zip(&mut probes.tried);
         for (served, ((floors, watchdog), tried)) in self.destinations.iter().zip(each) {
             let Served { name, metrics, relay } = served;
-            self.find_floors(name, floors, stop).await?;
+            self.find_floors(name, floors, relays, stop).await?;
             let Some(lanes) = &mut floors.lanes else { return Ok(false) };
             let (activity, order) = relay.activity().unzip();
             let asked_at = Instant::now();
@@ -294,7 +301,13 @@ impl Janitor {
     }
 
     /// Scans from the bottom once in a while, so that a row that was committed late below a floor is measured too.
-    async fn find_floors(&self, name: &str, floors: &mut Floors, stop: &CancellationToken) -> Result<(), OutboxError> {
+    async fn find_floors(
+        &self,
+        name: &str,
+        floors: &mut Floors,
+        relays: u32,
+        stop: &CancellationToken,
+    ) -> Result<(), OutboxError> {
         let started = Instant::now();
         if floors.until.is_some_and(|until| started < until) {
             return Ok(());
@@ -305,7 +318,7 @@ impl Janitor {
         };
         if let Some(lanes) = self.outbox.floors(name, go_on).await? {
             floors.lanes = Some(lanes);
-            floors.until = Some(Instant::now() + FLOORS_EVERY.max(started.elapsed() * PROBE_SHARE));
+            floors.until = Some(Instant::now() + FLOORS_EVERY.max(pause(started.elapsed(), relays)));
         }
         Ok(())
     }

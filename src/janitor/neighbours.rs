@@ -1,4 +1,5 @@
-//! Who else works on this database: relays that are connected and replays that run, for people to read.
+//! Who else works on this database: relays that are connected and replays that run. People read it, and relays share the
+//! time for measuring among them.
 
 use std::time::{Duration, Instant};
 
@@ -13,15 +14,22 @@ const EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Neighbourhood {
     next: Instant,
+    /// How many relays there are, this one included.
+    relays: u32,
 }
 
 impl Neighbourhood {
     /// Looks at once.
     pub(super) fn new() -> Self {
-        Self { next: Instant::now() }
+        Self { next: Instant::now(), relays: 1 }
     }
 
-    /// Looks if it is time to. Nothing depends on it, so a failure changes nothing; what was known stays.
+    /// How many relays were connected at the last look, this one included.
+    pub(super) fn relays(&self) -> u32 {
+        self.relays
+    }
+
+    /// Looks if it is time to. A failure changes nothing: what was known stays.
     pub(super) async fn look(&mut self, outbox: &Outbox, board: &Board) {
         let now = Instant::now();
         if now < self.next {
@@ -29,7 +37,10 @@ impl Neighbourhood {
         }
         self.next = now + EVERY;
         match ask(outbox).await {
-            Ok(neighbours) => board.set_neighbours(neighbours, Time::now()),
+            Ok(neighbours) => {
+                self.relays = u32::try_from(neighbours.relays.len()).unwrap_or(u32::MAX).max(1);
+                board.set_neighbours(neighbours, Time::now());
+            }
             Err(error) => tracing::debug!(error = %error, "relays and replays cannot be listed"),
         }
     }

@@ -51,7 +51,7 @@ pub fn dry_run(messages: Vec<Message>, kind: QueueKind) -> Result<DryRun, Fault>
     let mut core = Core::new(kind, Tuning::default(), Until::Drained, memory, fastrand::Rng::with_seed(1), now);
     core.control(Control::Running, now);
     let total = messages.len();
-    let mut outside = Outside::new(messages);
+    let mut outside = Outside::new(messages, kind);
     for _ in 0..MAX_TURNS {
         let mut work = VecDeque::from(turn(&mut core, now));
         if work.is_empty() {
@@ -83,12 +83,21 @@ fn read(core: &mut Core, work: Box<ReadWork>, answer: ReadAnswer, now: Time) -> 
 
 /// Everything about a request but sending it: it is built, and its answer is applied.
 #[inline(never)]
-fn publish(core: &mut Core, items: Vec<Item>, memory: Reserved, now: Time) -> Result<Option<Work>, Fault> {
+fn publish(
+    core: &mut Core,
+    kind: QueueKind,
+    items: Vec<Item>,
+    memory: Reserved,
+    now: Time,
+) -> Result<Option<Work>, Fault> {
     let entries: Vec<_> = items.iter().map(|item| &item.entry).collect();
     let request = build_request(&entries)
         .map_err(|error| Fault::new(FaultKind::Internal, "RequestNotBuilt", error.to_string()))?;
-    // Message ids ascend within a group, as the numbers of a FIFO queue do.
-    let number = |item: &Item| SequenceNumber::parse(&item.entry.key().id.0.to_string());
+    // Message ids ascend within a group, as the numbers of a FIFO queue do. A standard queue gives none.
+    let number = |item: &Item| match kind {
+        QueueKind::Standard => None,
+        QueueKind::Fifo => SequenceNumber::parse(&item.entry.key().id.0.to_string()),
+    };
     let results = request.into_iter().zip(&items);
     let results =
         results.map(|(entry, item)| Ok(Accepted { sqs_message_id: entry.id, sequence_number: number(item) })).collect();
@@ -106,6 +115,7 @@ fn settle(core: &mut Core, settlements: Vec<Settlement>, now: Time) -> (usize, O
 
 /// What stands for PostgreSQL and SQS.
 struct Outside {
+    kind: QueueKind,
     /// Messages that were not read yet.
     pending: ByLane<VecDeque<Message>>,
     last_id: MessageId,
@@ -113,11 +123,11 @@ struct Outside {
 }
 
 impl Outside {
-    fn new(messages: Vec<Message>) -> Self {
+    fn new(messages: Vec<Message>, kind: QueueKind) -> Self {
         let last_id = messages.last().map_or(MessageId::NONE, |message| message.key.id);
         let mut pending = ByLane::<VecDeque<Message>>::default();
         messages.into_iter().for_each(|message| pending[message.key.lane].push_back(message));
-        Self { pending, last_id, done: DryRun::default() }
+        Self { kind, pending, last_id, done: DryRun::default() }
     }
 
     /// Does a piece of work at once and applies its result; returns the work that follows from it.
@@ -129,7 +139,7 @@ impl Outside {
             }
             Work::Publish { items, memory, .. } => {
                 self.done.requests += 1;
-                return publish(core, items, memory, now);
+                return publish(core, self.kind, items, memory, now);
             }
             Work::Settle { settlements, .. } => {
                 let (rows, next) = settle(core, settlements, now);
