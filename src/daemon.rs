@@ -161,6 +161,7 @@ async fn assemble(config: &RelayConfig, settings: Settings, metrics: Metrics) ->
         watched.push(Watched {
             name: Arc::clone(&name),
             queue_url: configured.queue_url.clone(),
+            kind: configured.kind,
             metrics: own.clone(),
             relay: Arc::clone(&reports.heartbeat),
             queue: Arc::clone(&reports.queue),

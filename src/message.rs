@@ -298,17 +298,21 @@ pub struct Quarantined {
     pub reason: String,
 }
 
-/// Whether a queue keeps order and drops duplicates.
+/// Whether a queue keeps order and drops duplicates, and what it does with groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueKind {
-    /// At least once, in any order.
+    /// At least once, in any order; it is not told groups.
     Standard,
+    /// The same, but told the group of each message, so that a group with many messages does not delay the others ("fair
+    /// queues" in the SQS documentation).
+    Fair,
     /// In order within a group, duplicates dropped within five minutes. The name of its URL ends in `.fifo`.
     Fifo,
 }
 
 impl QueueKind {
-    /// The kind of the queue behind a URL. SQS requires the suffix `.fifo` for FIFO queues and refuses it for others.
+    /// The kind of the queue behind a URL, unless it is said to be fair. SQS requires the suffix `.fifo` for FIFO queues and
+    /// refuses it for others.
     pub fn of(queue_url: &str) -> Self {
         if queue_url.ends_with(".fifo") { Self::Fifo } else { Self::Standard }
     }

@@ -1,4 +1,5 @@
-//! A destination as it is typed: `NAME=QUEUE_URL`, and after a `;` the role to assume: `;role=ARN;external-id=ID`.
+//! A destination as it is typed: `NAME=QUEUE_URL`, and its options, each after a `;`: the role to assume,
+//! `;role=ARN;external-id=ID`, and whether a standard queue is told groups, `;fair=true`.
 //!
 //! A `;` ends the queue URL: no queue of SQS has one in its name. A comma separates destinations, so one in a role or in an
 //! external id is written as `%2C`; neither may contain a percent sign.
@@ -17,7 +18,7 @@ pub struct DestinationConfig {
     pub name: String,
     /// SQS's queue URL.
     pub queue_url: String,
-    /// Standard or FIFO, by the URL.
+    /// FIFO by the URL; otherwise fair if that is asked for.
     pub kind: QueueKind,
     /// The role under which the queue is used; `None` for the relay's own credentials.
     pub role: Option<RoleConfig>,
@@ -36,6 +37,9 @@ pub struct RoleConfig {
 impl std::fmt::Display for DestinationConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}={}", self.name, self.queue_url)?;
+        if self.kind == QueueKind::Fair {
+            f.write_str(";fair=true")?;
+        }
         let Some(RoleConfig { arn, external_id }) = &self.role else { return Ok(()) };
         write!(f, ";role={}", arn.replace(',', "%2C"))?;
         external_id.as_ref().map_or(Ok(()), |id| write!(f, ";external-id={}", id.replace(',', "%2C")))
@@ -71,28 +75,39 @@ pub(super) fn read(text: &str) -> Result<DestinationConfig, String> {
     if queue_url.contains(".console.aws.amazon.com") || queue_url.contains('#') {
         return Err(refused("is an address of the console; copy the URL from the details of the queue"));
     }
-    let role = role(options).map_err(|problem| format!("destination {name:?} {problem}"))?;
-    Ok(DestinationConfig {
-        name: name.to_owned(),
-        queue_url: queue_url.to_owned(),
-        kind: QueueKind::of(queue_url),
-        role,
-    })
+    let named = |problem: String| format!("destination {name:?} {problem}");
+    let options = options_of(options).map_err(named)?;
+    let kind = kind(queue_url, options.fair.as_deref()).map_err(named)?;
+    let role = role(options).map_err(named)?;
+    Ok(DestinationConfig { name: name.to_owned(), queue_url: queue_url.to_owned(), kind, role })
 }
 
-/// The role that the options of a destination name.
-fn role(options: &str) -> Result<Option<RoleConfig>, String> {
-    let (mut arn, mut external_id) = (None, None);
+/// The options of a destination as they are typed.
+#[derive(Default)]
+struct Options {
+    role: Option<String>,
+    external_id: Option<String>,
+    fair: Option<String>,
+}
+
+fn options_of(options: &str) -> Result<Options, String> {
+    let mut found = Options::default();
     for option in options.split(';').map(str::trim).filter(|option| !option.is_empty()) {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
         let (name, value) = (name.trim(), value.trim());
         let place = match name {
-            "role" => &mut arn,
-            "external-id" => &mut external_id,
+            "role" => &mut found.role,
+            "external-id" => &mut found.external_id,
+            "fair" => &mut found.fair,
             _ if value.contains("://") => {
                 return Err(format!("has a ; before {:?}; separate destinations with commas", shown(option)));
             }
-            _ => return Err(format!("has an unknown option {:?}; use role=ARN or external-id=ID", shown(option))),
+            _ => {
+                return Err(format!(
+                    "has an unknown option {:?}; use role=ARN, external-id=ID or fair=true",
+                    shown(option)
+                ));
+            }
         };
         if value.is_empty() {
             return Err(format!("has an empty {name}; use {name}=VALUE, or leave it out"));
@@ -102,7 +117,23 @@ fn role(options: &str) -> Result<Option<RoleConfig>, String> {
         }
         *place = Some(percent_decode_str(value).decode_utf8_lossy().into_owned());
     }
-    match (arn, external_id) {
+    Ok(found)
+}
+
+fn kind(queue_url: &str, fair: Option<&str>) -> Result<QueueKind, String> {
+    match (QueueKind::of(queue_url), fair) {
+        (kind, None | Some("false")) => Ok(kind),
+        (QueueKind::Fifo, Some("true")) => {
+            Err("has fair=true and a FIFO queue, which gets the groups anyway; leave fair out".to_owned())
+        }
+        (_, Some("true")) => Ok(QueueKind::Fair),
+        (_, Some(other)) => Err(format!("has fair={:?}; use true or false", shown(other))),
+    }
+}
+
+/// The role that the options name.
+fn role(options: Options) -> Result<Option<RoleConfig>, String> {
+    match (options.role, options.external_id) {
         (None, None) => Ok(None),
         (None, Some(_)) => Err("has an external-id and no role; add role=ARN, or leave it out".to_owned()),
         (Some(arn), _) if !is_role(&arn) => Err(format!(
@@ -218,6 +249,10 @@ mod tests {
             ("role=ARN;external-id=a", "AWS does not allow"),
             ("role=ARN;external-id=a b", "AWS does not allow"),
             ("role=ARN;external-id=%00%FF", "AWS does not allow"),
+            ("fair", "an empty fair"),
+            ("fair=yes", "fair=\"yes\"; use true or false"),
+            ("fair=true;fair=true", "two options fair"),
+            ("fair=true", "a FIFO queue, which gets the groups anyway"),
         ];
         for (options, expected) in table {
             let text = format!("tickets={URL};{}", options.replace("ARN", ARN));
@@ -225,6 +260,23 @@ mod tests {
             assert!(problem.starts_with("destination \"tickets\" has ") && problem.contains(expected), "{problem}");
             assert!(problem.contains("; ") && problem.len() < 170 && !problem.contains('\n'), "{problem}");
         }
+    }
+
+    #[test]
+    fn a_standard_queue_may_be_fair() {
+        let standard = "audit=https://sqs.eu-west-1.amazonaws.com/1/audit";
+        let table = [
+            ("", QueueKind::Standard),
+            (";fair=false", QueueKind::Standard),
+            ("; fair = true", QueueKind::Fair),
+            (";role=ARN;fair=true", QueueKind::Fair),
+        ];
+        for (options, kind) in table {
+            let found = read(&format!("{standard}{}", options.replace("ARN", ARN))).unwrap();
+            assert_eq!(found.kind, kind, "{options}");
+            assert_eq!(read(&found.to_string()), Ok(found), "what is shown can be typed");
+        }
+        assert_eq!(read(&format!("tickets={URL};fair=false")).unwrap().kind, QueueKind::Fifo);
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub struct Watched {
     pub name: Arc<str>,
     /// Its queue.
     pub queue_url: String,
+    /// Its kind.
+    pub kind: QueueKind,
     /// Its metrics.
     pub metrics: DestinationMetrics,
     /// Its relay.
@@ -215,12 +217,12 @@ impl Page {
         (steering, known): (Option<&Heard<Steering>>, &Known<'_>),
         now: Time,
     ) -> Destination {
-        let Watched { name, queue_url, metrics, relay, queue } = watched;
+        let Watched { name, queue_url, kind, metrics, relay, queue } = watched;
         let (tuning, _) = known.adjusted(self.sources.given.tuning, name);
         let died = FaultKind::ALL.map(|kind| (kind.reason(), metrics.dead_lettered(kind).get()));
         Destination {
             name: name.to_string(),
-            kind: QueueKind::of(queue_url),
+            kind: *kind,
             queue_url: queue_url.clone(),
             outage: ongoing(queue, now),
             activity: relay.activity().map(|(activity, _)| activity),

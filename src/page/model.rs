@@ -194,7 +194,11 @@ fn row(destination: &Destination, measured: &Measured, is_measured: bool, has_ch
         [per_second, shown(destination.pending).map(|pending| pending as f64), is_measured.then_some(destination.lag)];
     Row {
         name: words::short(&destination.name),
-        kind: if destination.kind == QueueKind::Fifo { "FIFO" } else { "standard" },
+        kind: match destination.kind {
+            QueueKind::Fifo => "FIFO",
+            QueueKind::Fair => "fair",
+            QueueKind::Standard => "standard",
+        },
         queue_url: words::short(&destination.queue_url),
         state,
         // What is paused would not deliver without its database either.

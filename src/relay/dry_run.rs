@@ -95,7 +95,7 @@ fn publish(
         .map_err(|error| Fault::new(FaultKind::Internal, "RequestNotBuilt", error.to_string()))?;
     // Message ids ascend within a group, as the numbers of a FIFO queue do. A standard queue gives none.
     let number = |item: &Item| match kind {
-        QueueKind::Standard => None,
+        QueueKind::Standard | QueueKind::Fair => None,
         QueueKind::Fifo => SequenceNumber::parse(&item.entry.key().id.0.to_string()),
     };
     let results = request.into_iter().zip(&items);

@@ -71,6 +71,8 @@ pub struct Entry {
     pub(super) attributes: Vec<Attribute>,
     pub(super) trace_header: Option<String>,
     pub(super) fifo: Option<FifoIds>,
+    /// The MessageGroupId for a fair queue.
+    pub(super) fair_group: Option<String>,
 }
 
 impl Entry {
@@ -103,6 +105,7 @@ impl Entry {
             lines.push(("MessageGroupId", fifo.group.clone()));
             lines.push(("deduplication id", fifo.deduplication_id()));
         }
+        lines.extend(self.fair_group.iter().map(|group| ("MessageGroupId", group.clone())));
         let attributes = self.attributes.iter();
         lines.extend(attributes.map(|a| ("attribute", format!("{} = {} ({})", a.name, a.value, a.kind))));
         lines.extend(self.trace_header.iter().map(|header| (TRACE_HEADER, header.clone())));
@@ -142,7 +145,7 @@ pub fn compose(message: Message, kind: QueueKind) -> Result<Composed, Fault> {
         Content::Held => return Err(Fault::new(FaultKind::Internal, "NotRead", "its group is held up")),
     };
     let fifo = match kind {
-        QueueKind::Standard => None,
+        QueueKind::Standard | QueueKind::Fair => None,
         QueueKind::Fifo => Some(FifoIds {
             group: group_id(message.group.as_deref(), key.id),
             // Unique per message, so that two messages of one event (a replay) both arrive, and across databases, so
@@ -151,13 +154,15 @@ pub fn compose(message: Message, kind: QueueKind) -> Result<Composed, Fault> {
             superseded: message.superseded,
         }),
     };
+    // A message without a group has none here: to SQS it is then a tenant of its own.
+    let fair_group = message.group.filter(|_| kind == QueueKind::Fair).map(|group| group_id(Some(&group), key.id));
     let (attributes, trace_header, dropped_attributes) = attributes(&event);
     let body = printable(event.payload);
     let bytes = body.len() + attributes.iter().map(attribute_bytes).sum::<usize>();
     if bytes > MAX_BYTES {
         return Err(permanent("MessageTooLong", too_long(bytes as u64)));
     }
-    Ok(Composed { entry: Entry { key, bytes, body, attributes, trace_header, fifo }, dropped_attributes })
+    Ok(Composed { entry: Entry { key, bytes, body, attributes, trace_header, fifo, fair_group }, dropped_attributes })
 }
 
 fn too_long(bytes: u64) -> String {

@@ -125,6 +125,9 @@ fn item(index: usize, entry: &Entry) -> Result<SendMessageBatchRequestEntry, Bui
     if let Some(fifo) = &entry.fifo {
         item = item.message_group_id(&fifo.group).message_deduplication_id(fifo.deduplication_id());
     }
+    if let Some(group) = &entry.fair_group {
+        item = item.message_group_id(group);
+    }
     item.build()
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Context, Result, ensure};
 
+use support::emulator::Product;
 use support::proxy::{Entry, Fault, Proxy, Request};
 use support::test_bed::{TestBed, ensure_each_once, numbers};
 
@@ -68,6 +69,41 @@ async fn requests_to_a_fifo_queue_with_many_groups_are_filled_to_ten() -> Result
     bed.relay().deliver_all().await?;
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 1000)?;
     ensure_is_filled(&proxy, 1000)
+}
+
+#[tokio::test]
+async fn a_fair_queue_is_told_the_groups_in_full_requests_and_another_standard_queue_is_not() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let proxy = bed.proxy().await?;
+    let fair = bed.queues.create_standard("fair").await?;
+    bed.add_destination("fair", &format!("{fair};fair=true"));
+    let plain = bed.standard("plain").await?;
+    for destination in ["fair", "plain"] {
+        bed.enqueue_many(destination, 100, 3).await?;
+    }
+    bed.enqueue_many("fair", 1, 0).await?;
+    bed.relay().deliver_all().await?;
+    let entries_to = |url: &str| {
+        let requests = proxy.requests().into_iter().filter(|request| request.queue_url == url);
+        requests.flat_map(|request| request.entries.to_vec()).collect::<Vec<_>>()
+    };
+    let told = entries_to(&fair);
+    ensure!(told.len() == 101 && proxy.entries_per_request().contains(&10), "{:?}", proxy.entries_per_request());
+    ensure!(told.iter().all(|entry| entry.deduplication_id.is_none()), "{told:?}");
+    let (alone, grouped): (Vec<&Entry>, Vec<&Entry>) = told.iter().partition(|entry| entry.group_id.is_none());
+    ensure!(alone.len() == 1 && number(alone[0])? == 1, "{alone:?}");
+    for entry in grouped {
+        ensure!(entry.group_id == Some(format!("g{}", number(entry)? % 3)), "{entry:?}");
+    }
+    ensure!(entries_to(&plain).iter().all(|entry| entry.group_id.is_none()), "{:?}", entries_to(&plain));
+    ensure_each_once(numbers(&bed.queues.contents(&plain).await?)?, 100)?;
+    let arrived = bed.queues.contents(&fair).await?;
+    ensure!(arrived.len() == 101, "{} messages arrived", arrived.len());
+    if Product::chosen()?.keeps_groups_of_standard_queues() {
+        let kept = arrived.iter().filter(|message| message.group_id.is_some()).count();
+        ensure!(kept == 100, "{kept} messages have a group");
+    }
+    Ok(())
 }
 
 fn ensure_is_filled(proxy: &Proxy, messages: usize) -> Result<()> {

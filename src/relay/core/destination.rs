@@ -139,7 +139,7 @@ impl DestinationState {
     /// Which messages hold up a group on this queue.
     pub(super) fn order(&self) -> Order {
         match (self.kind, self.tuning.on_dead) {
-            (QueueKind::Standard, _) => Order::None,
+            (QueueKind::Standard | QueueKind::Fair, _) => Order::None,
             (QueueKind::Fifo, OnDead::Skip) => Order::Groups,
             (QueueKind::Fifo, OnDead::Block) => Order::GroupsBlockedByDead,
         }

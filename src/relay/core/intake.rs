@@ -296,7 +296,7 @@ impl Intake {
         let has_gap = self.open.iter().any(|lane| watermarks.has_gap(*lane));
         let is_due = match destination.kind {
             QueueKind::Fifo => has_gap || watermarks.has_overtaken() || self.must_rescan(destination),
-            QueueKind::Standard => has_gap && now >= self.next_gap_rescan,
+            QueueKind::Standard | QueueKind::Fair => has_gap && now >= self.next_gap_rescan,
         };
         if !is_due {
             return None;

@@ -55,6 +55,23 @@ fn a_fifo_entry_has_the_group_and_a_deduplication_id_of_its_own() {
 }
 
 #[test]
+fn a_fair_queue_is_told_the_group_and_nothing_else_and_a_standard_queue_not_even_that() {
+    let fair = compose(message("{}", "{}"), QueueKind::Fair).unwrap().entry;
+    assert_eq!((fair.fair_group.as_deref(), &fair.fifo), (Some("draw-7"), &None));
+    assert!(fair.described().contains(&("MessageGroupId", "draw-7".to_owned())));
+    let mut odd = message("{}", "{}");
+    odd.group = Some(Arc::from("with space"));
+    let hashed = compose(odd, QueueKind::Fair).unwrap().entry.fair_group.unwrap();
+    assert_eq!(hashed, group_id(Some("with space"), MessageId(1)), "by the rules of FIFO queues");
+    let mut alone = message("{}", "{}");
+    alone.group = None;
+    assert_eq!(compose(alone, QueueKind::Fair).unwrap().entry.fair_group, None);
+    for kind in [QueueKind::Standard, QueueKind::Fifo] {
+        assert_eq!(compose(message("{}", "{}"), kind).unwrap().entry.fair_group, None);
+    }
+}
+
+#[test]
 fn a_message_without_a_group_is_its_own_group() {
     let mut message = message("{}", "{}");
     message.group = None;

@@ -43,13 +43,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end }}
 
-{{/* NAME=QUEUE_URL;role=ARN;external-id=ID, separated by commas. A comma inside a value is written as %2C. */}}
+{{/* NAME=QUEUE_URL;role=ARN;external-id=ID;fair=true, separated by commas. A comma inside a value is written as %2C. */}}
 {{- define "outbox-relay.destinations" -}}
 {{- $parts := list }}
 {{- range $name, $destination := .Values.destinations }}
 {{- $part := printf "%s=%s" $name $destination.queueUrl }}
 {{- with $destination.role }}{{ $part = printf "%s;role=%s" $part (replace "," "%2C" .) }}{{ end }}
 {{- with $destination.externalId }}{{ $part = printf "%s;external-id=%s" $part (replace "," "%2C" .) }}{{ end }}
+{{- if $destination.fair }}{{ $part = printf "%s;fair=true" $part }}{{ end }}
 {{- $parts = append $parts $part }}
 {{- end }}
 {{- join "," $parts }}

@@ -53,6 +53,11 @@ impl Product {
         }
     }
 
+    /// Whether it keeps the groups of messages in standard queues, as SQS does for fair queues.
+    pub fn keeps_groups_of_standard_queues(self) -> bool {
+        self != Product::Fauxqs
+    }
+
     /// How many times as long as usual a test waits for it.
     pub fn slowness(self) -> u32 {
         if self == Product::Moto { 4 } else { 1 }
