@@ -2,13 +2,14 @@
 //! recording messages in quarantine, and notices destinations that stand still ([`watchdog`]).
 //!
 //! The cost of each duty is bounded. A probe counts up to a limit and pauses twenty times as long as it took, or longer if
-//! other relays probe as well. Pruning deletes in small chunks and alternates with the probes, lane by lane. A failed duty is retried in the next round;
-//! the relays report the state of the database.
+//! other relays probe as well. [`pruning`] deletes in small chunks and alternates with the probes, lane by lane. A failed
+//! duty is retried in the next round; the relays report the state of the database.
 
 mod neighbours;
+mod pruning;
 mod watchdog;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,11 +17,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
 use crate::health::Heartbeat;
-use crate::message::{Lane, MessageId, MessageKey};
+use crate::message::{MessageId, MessageKey};
 use crate::metrics::{DestinationMetrics, HORIZON_KINDS, HORIZON_KINDS_OF_OTHERS, Metrics};
 use crate::outbox::{HorizonHolder, Keep, Outbox, OutboxError};
 use crate::reading::{ByLane, Order};
 use neighbours::Neighbourhood;
+use pruning::Pruning;
 use watchdog::{Change, Sight, Watchdog};
 
 /// How often the backlog is measured.
@@ -33,20 +35,11 @@ const PROBE_AT_LEAST_EVERY: Duration = Duration::from_secs(15);
 /// The probes of all relays of a database may take one part in this many of the time.
 const PROBE_SHARE: u32 = 20;
 
-/// The most rows in one statement: a few milliseconds of locks and WAL.
-const CHUNK: i64 = 1000;
-
-/// The most chunks of one lane before the next lane.
-const CHUNKS_A_TURN: u32 = 20;
-
 /// The longest pause between two rounds of pruning.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
 /// The shortest pause between two rounds of pruning.
 const PRUNE_AT_MOST_EVERY: Duration = Duration::from_secs(1);
-
-/// The pause between two chunks, so that pruning a large remainder leaves capacity for deliveries.
-const CHUNK_PAUSE: Duration = Duration::from_millis(20);
 
 /// How often the backlog is measured from the bottom; in between it is measured above the floors found there.
 const FLOORS_EVERY: Duration = Duration::from_secs(30);
@@ -144,20 +137,6 @@ pub struct Janitor {
     pub retention: Duration,
     /// The janitor's own heartbeat.
     pub heartbeat: Arc<Heartbeat>,
-}
-
-/// One lane of one destination; the number is its index in [`Janitor::destinations`].
-type Spot = (usize, Lane);
-
-/// The state of pruning.
-#[derive(Default)]
-struct Pruning {
-    /// The lanes still to come in this round.
-    turns: VecDeque<Spot>,
-    /// The id up to which a lane was looked at, if there may be more.
-    looked_to: HashMap<Spot, i64>,
-    /// Whether it was logged that pruning fails.
-    is_logged: bool,
 }
 
 impl Janitor {
@@ -319,64 +298,6 @@ impl Janitor {
         if let Some(lanes) = self.outbox.floors(name, go_on).await? {
             floors.lanes = Some(lanes);
             floors.until = Some(Instant::now() + FLOORS_EVERY.max(pause(started.elapsed(), relays)));
-        }
-        Ok(())
-    }
-
-    /// Everything to prune in a round.
-    fn spots(&self) -> VecDeque<Spot> {
-        if self.retention.is_zero() {
-            return VecDeque::new();
-        }
-        // Each relay starts at a different lane, so that several relays seldom meet.
-        let first = fastrand::usize(0..Lane::all().count());
-        let lanes = |destination| {
-            let lanes = Lane::all().cycle().skip(first).take(Lane::all().count());
-            lanes.map(move |lane| (destination, lane))
-        };
-        (0..self.destinations.len()).flat_map(lanes).collect()
-    }
-
-    async fn prune(&self, spot: Spot, pruning: &mut Pruning, stop: &CancellationToken) {
-        let destination = &self.destinations[spot.0].name;
-        match self.prune_lane(spot, pruning, stop).await {
-            Ok(()) => {
-                // A lane with nothing to prune does not prove that pruning works; a whole round does.
-                pruning.is_logged &= !pruning.turns.is_empty();
-                return;
-            }
-            // When the database cannot be used at all, the relays report it.
-            Err(error @ (OutboxError::Statement { .. } | OutboxError::Timeout { .. }))
-                if !std::mem::replace(&mut pruning.is_logged, true) =>
-            {
-                tracing::warn!(destination = %destination, error = %error, "delivered messages cannot be pruned; trying again");
-            }
-            Err(error) => tracing::debug!(destination = %destination, error = %error, "pruning is put off"),
-        }
-        pruning.turns.clear();
-    }
-
-    /// Continues where the last turn ended. A lane that still had old messages gets another turn in this round. A lane
-    /// in which many low ids were delivered late, and so must stay, is continued in the next round.
-    async fn prune_lane(&self, spot: Spot, pruning: &mut Pruning, stop: &CancellationToken) -> Result<(), OutboxError> {
-        let (destination, lane) = spot;
-        let Served { name, metrics, .. } = &self.destinations[destination];
-        let mut above = pruning.looked_to.remove(&spot).unwrap_or(0);
-        let mut deleted = 0;
-        for _ in 0..CHUNKS_A_TURN {
-            let pruned = self.outbox.prune(name, lane, above, self.retention, CHUNK).await?;
-            metrics.pruned.inc_by(u64::try_from(pruned.deleted).unwrap_or(0));
-            let Some(highest) = pruned.highest.filter(|_| pruned.may_be_old) else { return Ok(()) };
-            above = highest;
-            deleted += pruned.deleted;
-            tokio::select! {
-                () = tokio::time::sleep(CHUNK_PAUSE) => {}
-                () = stop.cancelled() => return Ok(()),
-            }
-        }
-        pruning.looked_to.insert(spot, above);
-        if deleted > 0 {
-            pruning.turns.push_back(spot);
         }
         Ok(())
     }

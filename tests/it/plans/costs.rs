@@ -10,7 +10,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use support::test_bed::TestBed;
 
-use super::{LANES, STATEMENTS, written_out};
+use super::statements::{LANES, STATEMENTS, written_out};
 
 /// Messages that are pending for each of two destinations.
 const PENDING: i64 = 5_000;

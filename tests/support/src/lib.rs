@@ -17,6 +17,7 @@ pub mod proxy;
 pub mod rds;
 pub mod relay;
 pub mod roles;
+mod server_home;
 pub mod test_bed;
 pub mod tls_front;
 pub mod wire_cut;

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::postgres::{Account, Cluster, PASSWORD, become_account, create_home, free_port, write_for};
+use super::postgres::{Cluster, PASSWORD, free_port};
+use super::server_home::{Account, become_account, create_home, write_for};
 
 /// Sessions of the server for each database: fewer than a relay and its test would use.
 pub const POOL_SIZE: usize = 4;
