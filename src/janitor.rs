@@ -32,7 +32,8 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// numbers.
 const PROBE_AT_LEAST_EVERY: Duration = Duration::from_secs(15);
 
-/// The probes of all relays of a database may take one part in this many of the time.
+/// The probes of all relays of a database may take one part in this many of the time, unless the longest interval asks for
+/// more.
 const PROBE_SHARE: u32 = 20;
 
 /// The longest pause between two rounds of pruning.
@@ -43,6 +44,9 @@ const PRUNE_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the backlog is measured from the bottom; in between it is measured above the floors found there.
 const FLOORS_EVERY: Duration = Duration::from_secs(30);
+
+/// The longest interval between two such measurements. A row that was committed late below a floor is not counted until then.
+const FLOORS_AT_LEAST_EVERY: Duration = Duration::from_secs(600);
 
 /// How often to retry recording messages in quarantine, for how long (nothing is measured meanwhile), and how many at
 /// once. The next turn continues where this one ran out of time.
@@ -243,7 +247,7 @@ impl Janitor {
     ) -> Result<(), OutboxError> {
         let started = Instant::now();
         let keep = if self.retention.is_zero() { Keep::Nothing } else { Keep::Delivered };
-        let mut recorded = 0;
+        let mut recorded = self.outbox.unquarantine_gone(name).await?;
         while started.elapsed() < QUARANTINE_FOR && !stop.is_cancelled() {
             let messages = self.outbox.unrecorded(name, *tried, QUARANTINE_CHUNK).await?;
             *tried = messages.last().map(|message| message.key);
@@ -297,7 +301,8 @@ impl Janitor {
         };
         if let Some(lanes) = self.outbox.floors(name, go_on).await? {
             floors.lanes = Some(lanes);
-            floors.until = Some(Instant::now() + FLOORS_EVERY.max(pause(started.elapsed(), relays)));
+            floors.until =
+                Some(Instant::now() + pause(started.elapsed(), relays).clamp(FLOORS_EVERY, FLOORS_AT_LEAST_EVERY));
         }
         Ok(())
     }

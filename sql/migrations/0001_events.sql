@@ -96,21 +96,21 @@ BEGIN
                 problem := 'event_type is empty';
                 hint := 'It names what has happened, for example TicketPurchased.';
             WHEN jsonb_typeof(NEW.metadata) <> 'object' THEN
-                problem := format('metadata is a JSON %s and no object', jsonb_typeof(NEW.metadata));
+                problem := pg_catalog.format('metadata is a JSON %s and no object', jsonb_typeof(NEW.metadata));
                 hint := 'Its members become attributes, for example {"correlation_id": "4711"}.';
             WHEN jsonb_typeof(NEW.destinations) <> 'object' THEN
-                problem := format('destinations is a JSON %s and no object', jsonb_typeof(NEW.destinations));
+                problem := pg_catalog.format('destinations is a JSON %s and no object', jsonb_typeof(NEW.destinations));
                 hint := 'It has the group, or null, of each destination, for example {"tickets": "draw-7", "audit": null}.';
             WHEN NEW.stream_id = '' THEN
                 problem := 'stream_id is empty';
                 hint := 'It names the aggregate, for example draw-7; null if the event belongs to no stream.';
             WHEN NEW.stream_version < 1 THEN
-                problem := format('stream_version is %s', NEW.stream_version);
+                problem := pg_catalog.format('stream_version is %s', NEW.stream_version);
                 hint := 'Versions of a stream begin at 1.';
             ELSE
-                problem := format(
+                problem := pg_catalog.format(
                     'stream_id is %s and stream_version is %s',
-                    coalesce(quote_literal(NEW.stream_id), 'null'), coalesce(NEW.stream_version::text, 'null')
+                    coalesce(pg_catalog.quote_literal(NEW.stream_id), 'null'), coalesce(NEW.stream_version::text, 'null')
                 );
                 hint := 'An event of a stream has both, an event without a stream has neither.';
         END CASE;

@@ -72,7 +72,7 @@ BEGIN
     IF TG_OP = 'INSERT' THEN
         NEW.lane := (hashtext(coalesce(NEW.group_id, NEW.event_position::text)) & 15)::smallint;
     ELSIF NEW.lane <> outbox.lane(NEW.group_id, NEW.event_position) THEN
-        problem := format('lane %s is not that of its group', NEW.lane);
+        problem := pg_catalog.format('lane %s is not that of its group', NEW.lane);
         hint := 'Change both: SET group_id = ''draw-7'', lane = outbox.lane(''draw-7'', event_position).';
     END IF;
     -- One expression for the usual case.
@@ -81,19 +81,19 @@ BEGIN
         OR NEW.delivered_at IS NOT NULL OR NEW.dead_at IS NOT NULL OR NEW.sqs_message_id IS NOT NULL THEN
         CASE
             WHEN NEW.id < 1 THEN
-                problem := format('id is %s', NEW.id);
+                problem := pg_catalog.format('id is %s', NEW.id);
                 hint := 'Ids begin at 1; leave them to the sequence.';
             WHEN NOT isfinite(NEW.enqueued_at) THEN
-                problem := format('enqueued_at is %s', NEW.enqueued_at);
+                problem := pg_catalog.format('enqueued_at is %s', NEW.enqueued_at);
                 hint := 'Lag is counted from there; leave it to its default.';
             WHEN NEW.attempts < 0 THEN
-                problem := format('attempts is %s', NEW.attempts);
+                problem := pg_catalog.format('attempts is %s', NEW.attempts);
                 hint := 'It counts failed attempts; leave it to its default.';
             WHEN octet_length(NEW.destination) NOT BETWEEN 1 AND 80 THEN
-                problem := format('a destination of %s bytes', octet_length(NEW.destination));
+                problem := pg_catalog.format('a destination of %s bytes', octet_length(NEW.destination));
                 hint := 'It is a name of OUTBOX_RELAY_DESTINATIONS, of 1 to 80 bytes.';
             WHEN octet_length(NEW.group_id) NOT BETWEEN 1 AND 1024 THEN
-                problem := format('a group of %s bytes', octet_length(NEW.group_id));
+                problem := pg_catalog.format('a group of %s bytes', octet_length(NEW.group_id));
                 hint := 'Name the group by an id, for example draw-7; null means that the message has no order.';
             ELSE
                 problem := 'delivered_at, dead_at and sqs_message_id are for messages that are not pending';
@@ -235,7 +235,7 @@ DECLARE
     id    bigint;
 BEGIN
     INSERT INTO outbox.events (event_type, payload, metadata, destinations)
-    VALUES ($2, $3, coalesce($5, '{}'), jsonb_build_object($1, $4))
+    VALUES ($2, $3, coalesce($5, '{}'), pg_catalog.jsonb_build_object($1, $4))
     RETURNING events.position INTO event;
     INSERT INTO outbox.messages (destination, event_position, group_id) VALUES ($1, event, $4)
     RETURNING messages.id INTO id;
@@ -267,7 +267,7 @@ BEGIN
             WHEN jsonb_typeof(e.event -> 'group_id') NOT IN ('string', 'null') THEN 'has a group_id that is no string'
             WHEN jsonb_typeof(e.event -> 'metadata') NOT IN ('object', 'null') THEN 'has metadata that are no object'
             WHEN e.event - '{event_type,payload,group_id,metadata}'::text[] <> '{}'
-                THEN format('has members that are not known: %s', e.event - '{event_type,payload,group_id,metadata}'::text[])
+                THEN pg_catalog.format('has members that are not known: %s', e.event - '{event_type,payload,group_id,metadata}'::text[])
         END AS problem
         FROM jsonb_array_elements($2) WITH ORDINALITY AS e (event, n)
     ) AS w
@@ -283,14 +283,17 @@ BEGIN
             INSERT INTO outbox.events (event_type, payload, metadata, destinations)
             SELECT
                 e.event ->> 'event_type', e.event -> 'payload', coalesce(nullif(e.event -> 'metadata', 'null'), '{}'),
-                jsonb_build_object($1, e.event -> 'group_id')
+                pg_catalog.jsonb_build_object($1, e.event -> 'group_id')
             FROM jsonb_array_elements($2) WITH ORDINALITY AS e (event, n)
             ORDER BY e.n
-            RETURNING events.position, events.destinations ->> $1 AS group_id
+            RETURNING events.position
+        ), numbered AS (
+            SELECT e.position, row_number() OVER (ORDER BY e.position) AS n FROM event AS e
         ), message AS (
             INSERT INTO outbox.messages (destination, event_position, group_id)
-            SELECT $1, e.position, e.group_id
-            FROM event AS e
+            SELECT $1, e.position, g.event ->> 'group_id'
+            FROM numbered AS e
+            JOIN jsonb_array_elements($2) WITH ORDINALITY AS g (event, n) ON g.n = e.n
             ORDER BY e.position
             RETURNING messages.id
         )

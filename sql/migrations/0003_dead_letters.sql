@@ -59,7 +59,8 @@ COMMENT ON COLUMN outbox.quarantine.enqueued_at IS 'As outbox.messages.enqueued_
 COMMENT ON COLUMN outbox.quarantine.group_id IS 'As outbox.messages.group_id.';
 COMMENT ON COLUMN outbox.quarantine.quarantined_at IS 'When.';
 COMMENT ON COLUMN outbox.quarantine.outcome IS
-    'The outcome that could not be recorded: delivered or dead; null for a message that cannot be read and was not sent.';
+    'The outcome that could not be recorded: delivered or dead; null for a message that stays pending, because it cannot be read '
+    'or because PostgreSQL refuses to change it.';
 COMMENT ON COLUMN outbox.quarantine.sqs_message_id IS 'The MessageId that SQS returned, if it accepted the message.';
 COMMENT ON COLUMN outbox.quarantine.sqs_sequence_number IS 'The SequenceNumber that SQS returned, if the queue is FIFO.';
 COMMENT ON COLUMN outbox.quarantine.attempts IS 'How often a dead message was sent.';
@@ -89,7 +90,7 @@ EXCEPTION
     WHEN OTHERS THEN
         RETURN QUERY SELECT
             NULL::uuid, NULL::text, NULL::text, NULL::bigint, NULL::text, NULL::text, 0::bigint,
-            format('%s (SQLSTATE %s)', SQLERRM, SQLSTATE);
+            pg_catalog.format('%s (SQLSTATE %s)', SQLERRM, SQLSTATE);
 END
 $$;
 
@@ -114,7 +115,7 @@ AS $$
             AND m.group_id IS NOT NULL AND m.available_at IS NULL
     ), action AS (
         INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
-        SELECT 'release', session_user, jsonb_build_object('destination', release.destination), 1, ARRAY[r.message_id]
+        SELECT 'release', session_user, pg_catalog.jsonb_build_object('destination', release.destination), 1, ARRAY[r.message_id]
         FROM released AS r
     )
     SELECT count(*) FROM released
@@ -203,8 +204,8 @@ CREATE FUNCTION outbox.dead_filter(
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
-    filter jsonb := jsonb_strip_nulls(jsonb_build_object(
-        'ids', to_jsonb(ids), 'destination', destination, 'event_type', event_type, 'group', group_id, 'reason', reason,
+    filter jsonb := jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+        'ids', pg_catalog.to_jsonb(ids), 'destination', destination, 'event_type', event_type, 'group', group_id, 'reason', reason,
         'since', since, 'upto', upto
     ));
 BEGIN
@@ -294,13 +295,13 @@ BEGIN
     END LOOP;
     IF changed <> '{}' THEN
         INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
-        VALUES ('redrive', coalesce($9, session_user), filter, cardinality(changed), changed);
+        VALUES ('redrive', coalesce($9, session_user), filter, pg_catalog.cardinality(changed), changed);
     END IF;
     IF latest > clock_timestamp() - interval '5 minutes' THEN
         RAISE WARNING 'some of these messages died less than 5 minutes ago'
             USING DETAIL = 'A FIFO queue drops a message whose deduplication id it accepted within 5 minutes.';
     END IF;
-    RETURN cardinality(changed);
+    RETURN pg_catalog.cardinality(changed);
 END
 $$;
 
@@ -336,9 +337,9 @@ BEGIN
     END LOOP;
     IF changed <> '{}' THEN
         INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
-        VALUES ('discard', coalesce($9, session_user), filter, cardinality(changed), changed);
+        VALUES ('discard', coalesce($9, session_user), filter, pg_catalog.cardinality(changed), changed);
     END IF;
-    RETURN cardinality(changed);
+    RETURN pg_catalog.cardinality(changed);
 END
 $$;
 

@@ -51,7 +51,7 @@ AS $$
     VALUES (
         'pause', pause.actor,
         jsonb_strip_nulls(
-            jsonb_build_object('destination', pause.destination, 'lasting', pause.lasting::text, 'reason', pause.reason)
+            pg_catalog.jsonb_build_object('destination', pause.destination, 'lasting', pause.lasting::text, 'reason', pause.reason)
         ),
         0, '{}'
     );
@@ -69,7 +69,7 @@ AS $$
         RETURNING p.ends_at
     ), action AS (
         INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
-        SELECT 'resume', resume.actor, jsonb_build_object('destination', resume.destination), 0, '{}'
+        SELECT 'resume', resume.actor, pg_catalog.jsonb_build_object('destination', resume.destination), 0, '{}'
     )
     SELECT count(*) FILTER (WHERE ends_at IS NULL OR ends_at > clock_timestamp()) FROM ended
 $$;
@@ -95,7 +95,7 @@ AS $$
     VALUES (
         'set', set_setting.actor,
         jsonb_strip_nulls(
-            jsonb_build_object('destination', set_setting.destination, 'name', set_setting.name, 'value', set_setting.value)
+            pg_catalog.jsonb_build_object('destination', set_setting.destination, 'name', set_setting.name, 'value', set_setting.value)
         ),
         0, '{}'
     );

@@ -217,7 +217,7 @@ BEGIN
     INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
     SELECT
         'replay', r.actor,
-        jsonb_strip_nulls(to_jsonb(r)) - '{begun_at,moved_at,actor,role,stream_version,messages}'::text[],
+        jsonb_strip_nulls(pg_catalog.to_jsonb(r)) - '{begun_at,moved_at,actor,role,stream_version,messages}'::text[],
         0, '{}'
     FROM outbox.replays AS r
     WHERE r.id = begun;
@@ -266,7 +266,7 @@ AS $$
         WHEN destinations ? source THEN nullif(destinations ->> source, '')
         WHEN stream_id IS NOT NULL THEN stream_id
         ELSE (
-            SELECT CASE WHEN count(DISTINCT d.value) = 1 THEN min(d.value) END
+            SELECT CASE WHEN pg_catalog.count(DISTINCT d.value) = 1 THEN min(d.value) END
             FROM jsonb_each_text(destinations) AS d
             WHERE d.value <> ''
         )
@@ -317,7 +317,7 @@ BEGIN
     -- walked by its versions, for which there is an index.
     IF r.stream_id IS NULL THEN
         SELECT
-            array_agg(w.position ORDER BY w.position) AS seen, max(w.position) AS position, NULL::bigint AS version,
+            pg_catalog.array_agg(w.position ORDER BY w.position) AS seen, max(w.position) AS position, NULL::bigint AS version,
             count(*) AS looked
         INTO next
         FROM (
@@ -329,7 +329,7 @@ BEGIN
         ) AS w;
     ELSE
         SELECT
-            array_agg(w.position ORDER BY w.position) AS seen, max(w.position) AS position,
+            pg_catalog.array_agg(w.position ORDER BY w.position) AS seen, max(w.position) AS position,
             max(w.stream_version) AS version, count(*) AS looked
         INTO next
         FROM (
@@ -376,7 +376,7 @@ BEGIN
     RETURNING p.* INTO r;
     IF r.ended_at IS NOT NULL THEN
         INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
-        VALUES ('replay', r.actor, jsonb_build_object('id', r.id, 'has_ended', true), r.messages, '{}');
+        VALUES ('replay', r.actor, pg_catalog.jsonb_build_object('id', r.id, 'has_ended', true), r.messages, '{}');
     END IF;
     RETURN QUERY
         SELECT
@@ -398,7 +398,7 @@ AS $$
         RETURNING r.id, r.messages
     ), action AS (
         INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
-        SELECT 'replay', coalesce($2, session_user), jsonb_build_object('id', e.id, 'is_given_up', true), e.messages, '{}'
+        SELECT 'replay', coalesce($2, session_user), pg_catalog.jsonb_build_object('id', e.id, 'is_given_up', true), e.messages, '{}'
         FROM ended AS e
     )
     SELECT EXISTS (SELECT FROM ended)

@@ -80,7 +80,7 @@ AS $$
 DECLARE
     -- SQS's limit for a MessageGroupId.
     most_characters CONSTANT integer := 128;
-    is_sent         CONSTANT boolean := coalesce(cardinality(destinations), 0) > 0;
+    is_sent         CONSTANT boolean := coalesce(pg_catalog.cardinality(destinations), 0) > 0;
     -- SQS accepts them in no attribute, so consumers would not see the name.
     control         CONSTANT text := '[\x01-\x08\x0b\x0c\x0e-\x1f]';
     uuid_form       CONSTANT text := '^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$';
@@ -90,10 +90,10 @@ DECLARE
 BEGIN
     PERFORM outbox.check_stream(stream_id);
     IF expected_version < 0 THEN
-        problem := format('the expected version %s is negative', expected_version);
+        problem := pg_catalog.format('the expected version %s is negative', expected_version);
         hint := 'It is the version of the stream''s last event, 0 for a stream without events, or null for any.';
     ELSIF is_sent AND length(stream_id) > most_characters THEN
-        problem := format('a stream of %s characters is too long for a group, SQS takes %s', length(stream_id), most_characters);
+        problem := pg_catalog.format('a stream of %s characters is too long for a group, SQS takes %s', length(stream_id), most_characters);
         hint := 'Name the stream by an id, or append without destinations.';
     ELSIF is_sent AND stream_id ~ control THEN
         problem := 'the stream has a control character, which SQS takes in no attribute';
@@ -102,7 +102,7 @@ BEGIN
         problem := 'events must be a JSON array with at least one event';
     ELSIF '' = ANY (destinations)
         -- NULL is not counted by the subquery, so it also causes a difference.
-        OR cardinality(destinations) > (SELECT count(DISTINCT d.name) FROM unnest(destinations) AS d (name)) THEN
+        OR pg_catalog.cardinality(destinations) > (SELECT pg_catalog.count(DISTINCT d.name) FROM pg_catalog.unnest(destinations) AS d (name)) THEN
         problem := 'a destination is empty or given twice';
         hint := 'Destinations are names of OUTBOX_RELAY_DESTINATIONS, for example {tickets,audit}.';
     ELSE
@@ -116,12 +116,12 @@ BEGIN
                 WHEN is_sent AND item.event ->> 'event_type' ~ control
                     THEN 'has a control character in its event_type, which SQS takes in no attribute'
                 WHEN item.event ? 'event_id' AND coalesce(item.event ->> 'event_id', '') !~* uuid_form
-                    THEN format('has an event_id that is no UUID: %s', item.event -> 'event_id')
+                    THEN pg_catalog.format('has an event_id that is no UUID: %s', item.event -> 'event_id')
                 WHEN item.event - '{event_id,event_type,payload,metadata}'::text[] <> '{}'
-                    THEN format('has members that are not known: %s', item.event - '{event_id,event_type,payload,metadata}'::text[])
+                    THEN pg_catalog.format('has members that are not known: %s', item.event - '{event_id,event_type,payload,metadata}'::text[])
             END;
             IF problem IS NOT NULL THEN
-                problem := format('event %s of the array %s', item.n, problem);
+                problem := pg_catalog.format('event %s of the array %s', item.n, problem);
                 EXIT;
             END IF;
         END LOOP;
@@ -163,7 +163,7 @@ DECLARE
     routes    jsonb;
 BEGIN
     PERFORM outbox.check_append($1, $2, $3, $4);
-    routes := coalesce((SELECT jsonb_object_agg(d.name, $1) FROM unnest($4) AS d (name)), '{}');
+    routes := coalesce((SELECT pg_catalog.jsonb_object_agg(d.name, $1) FROM pg_catalog.unnest($4) AS d (name)), '{}');
     wanted := jsonb_array_length($3);
     -- Writers of a stream wait for each other, so that positions and message ids come in the order of versions. Writers
     -- of streams with the same hash wait needlessly.
@@ -187,18 +187,18 @@ BEGIN
         ELSIF stored > 0 THEN
             RAISE EXCEPTION 'some of these events are stored already, but not all of them in this stream'
                 USING ERRCODE = 'unique_violation',
-                    DETAIL = format('%s of %s event ids are known%s.', stored, wanted,
-                        CASE WHEN elsewhere > 0 THEN format(', one of them in stream "%s"', example) END),
+                    DETAIL = pg_catalog.format('%s of %s event ids are known%s.', stored, wanted,
+                        CASE WHEN elsewhere > 0 THEN pg_catalog.format(', one of them in stream "%s"', example) END),
                     HINT = 'Give an event its id once, and repeat a call with the same events.';
         END IF;
     END IF;
     current := coalesce((SELECT max(s.stream_version) FROM outbox.events AS s WHERE s.stream_id = $1), 0);
     IF $2 <> current THEN
         RAISE EXCEPTION 'stream "%" is at version % and not at %', $1, current, $2
-            USING ERRCODE = 'OX409', DETAIL = format('stream_id=%s expected=%s actual=%s', $1, $2, current),
+            USING ERRCODE = 'OX409', DETAIL = pg_catalog.format('stream_id=%s expected=%s actual=%s', $1, $2, current),
                 HINT = 'Somebody else has appended. Read the stream again, decide again, and append with its version.';
     END IF;
-    IF cardinality($4) > 0 THEN
+    IF pg_catalog.cardinality($4) > 0 THEN
         PERFORM outbox.check_size($1, current, $3);
     END IF;
     RETURN QUERY
@@ -217,14 +217,14 @@ BEGIN
             INSERT INTO outbox.messages (destination, event_position, group_id)
             SELECT d.name, e.position, $1
             FROM event AS e
-            CROSS JOIN unnest($4) AS d (name)
+            CROSS JOIN pg_catalog.unnest($4) AS d (name)
             ORDER BY e.position
         )
         SELECT e.event_id, e.stream_version, e.position, false FROM event AS e ORDER BY e.stream_version;
     GET DIAGNOSTICS written = ROW_COUNT;
     IF written < wanted THEN
         RAISE EXCEPTION 'stream "%" has moved on from version %', $1, current
-            USING ERRCODE = 'OX409', DETAIL = format(
+            USING ERRCODE = 'OX409', DETAIL = pg_catalog.format(
                 'stream_id=%s expected=%s actual=%s', $1, coalesce($2::text, 'any'),
                 (SELECT max(s.stream_version) FROM outbox.events AS s WHERE s.stream_id = $1)
             ),

@@ -102,24 +102,28 @@ DECLARE
     highest bigint;
     gap outbox.inbox_gaps;
 BEGIN
-    -- Nearly every event is the next one of its stream.
-    UPDATE outbox.inbox_versions AS v SET stream_version = $3
-    WHERE v.consumer = $1 AND v.stream_id = $2 AND v.stream_version = $3 - 1;
-    IF FOUND THEN
-        RETURN 'accepted';
-    END IF;
-    -- The first event of a stream is like any other, after version 0.
-    INSERT INTO outbox.inbox_versions AS v (consumer, stream_id, stream_version) VALUES ($1, $2, $3)
-    ON CONFLICT ON CONSTRAINT inbox_versions_pkey DO NOTHING;
-    IF FOUND THEN
-        highest := 0;
-    ELSE
+    LOOP
+        -- Nearly every event is the next one of its stream.
+        UPDATE outbox.inbox_versions AS v SET stream_version = $3
+        WHERE v.consumer = $1 AND v.stream_id = $2 AND v.stream_version = $3 - 1;
+        IF FOUND THEN
+            RETURN 'accepted';
+        END IF;
+        -- The first event of a stream is like any other, after version 0.
+        INSERT INTO outbox.inbox_versions AS v (consumer, stream_id, stream_version) VALUES ($1, $2, $3)
+        ON CONFLICT ON CONSTRAINT inbox_versions_pkey DO NOTHING;
+        IF FOUND THEN
+            highest := 0;
+            EXIT;
+        END IF;
         -- Until the transaction ends, nobody else changes anything about this stream.
         SELECT v.stream_version INTO highest FROM outbox.inbox_versions AS v
         WHERE v.consumer = $1 AND v.stream_id = $2 FOR UPDATE;
-        UPDATE outbox.inbox_versions AS v SET stream_version = $3
-        WHERE v.consumer = $1 AND v.stream_id = $2 AND v.stream_version < $3;
-    END IF;
+        -- Otherwise somebody has just deleted the row, and the stream begins again.
+        EXIT WHEN FOUND;
+    END LOOP;
+    UPDATE outbox.inbox_versions AS v SET stream_version = $3
+    WHERE v.consumer = $1 AND v.stream_id = $2 AND v.stream_version < $3;
     IF $3 = highest + 1 THEN
         RETURN 'accepted';
     ELSIF $3 > highest THEN

@@ -1,7 +1,7 @@
 -- Sets messages aside, so that they stop no others and no relay sends them.
 --
 -- $1 destination, $2 lanes, $3 ids, $4 event positions, $5 times of enqueueing, $6 groups, $7 outcomes that could not
--- be recorded (delivered, dead, or null for a message that could not be read), $8 SQS message ids, $9 attempts and $10
+-- be recorded (delivered, dead, or null for a message that stays pending: it could not be read, or changed), $8 SQS message ids, $9 attempts and $10
 -- errors of dead messages, $11 reasons, $12 SQS sequence numbers.
 -- Guarantees: idempotent; of two messages with one id the later counts. Index: quarantine_pkey.
 INSERT INTO outbox.quarantine AS q

@@ -24,7 +24,8 @@ impl Neighbourhood {
         Self { next: Instant::now(), relays: 1 }
     }
 
-    /// How many relays were connected at the last look, this one included.
+    /// How many relays were connected at the last look, this one included: those that keep the name that they have by
+    /// default, each counted once.
     pub(super) fn relays(&self) -> u32 {
         self.relays
     }

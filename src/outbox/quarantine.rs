@@ -15,6 +15,7 @@ const QUARANTINE: &str = include_str!("../../sql/queries/quarantine.sql");
 const QUARANTINED: &str = include_str!("../../sql/queries/quarantined.sql");
 const UNRECORDED: &str = include_str!("../../sql/queries/unrecorded.sql");
 const UNQUARANTINE: &str = include_str!("../../sql/queries/unquarantine.sql");
+const UNQUARANTINE_GONE: &str = include_str!("../../sql/queries/unquarantine_gone.sql");
 const RELEASE: &str = include_str!("../../sql/queries/release.sql");
 
 /// A message in quarantine, for display.
@@ -178,6 +179,15 @@ impl Outbox {
             (&origin.event_position.0, Type::INT8),
         ];
         self.execute("end the quarantine", UNQUARANTINE, &parameters).await.map(|rows| rows > 0)
+    }
+
+    /// Ends the quarantine of messages that were delivered after all; returns how many they were.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn unquarantine_gone(&self, destination: &str) -> Result<u64, OutboxError> {
+        self.execute("end the quarantine of what is gone", UNQUARANTINE_GONE, &[(&destination, Type::TEXT)]).await
     }
 
     /// Returns a message in quarantine to the relays, which send it.

@@ -95,7 +95,7 @@ impl Columns<'_> {
         self.times.push(origin.enqueued_at);
     }
 
-    /// Removes the last row of a deferral if it is about this message.
+    /// Removes the last row if it is about this message.
     fn forget(&mut self, key: MessageKey) {
         if self.lanes.last() == Some(&key.lane.number()) && self.ids.last() == Some(&key.id.0) {
             self.lanes.pop();
@@ -105,6 +105,7 @@ impl Columns<'_> {
             self.attempts.pop();
             self.waits.pop();
             self.texts.pop();
+            self.numbers.pop();
         }
     }
 
@@ -146,11 +147,13 @@ impl<'a> SettlePlan<'a> {
                     plan.delivered.numbers.push(sequence_number.map(|number| number.to_string()));
                 }
                 Outcome::Superseded { sequence_number } => {
+                    // Of two copies of one message the later counts; the sort keeps the order of equal keys.
+                    plan.superseded.forget(*key);
                     plan.superseded.message(*key, *origin);
                     plan.superseded.numbers.push(Some(sequence_number.to_string()));
                 }
                 Outcome::Deferred { attempts, wait, error } => {
-                    // Of two failures of one message the later counts; the sort keeps the order of equal keys.
+                    // Of two failures as well.
                     plan.deferred.forget(*key);
                     plan.deferred.message(*key, *origin);
                     plan.deferred.attempts.push(*attempts);

@@ -202,7 +202,7 @@ impl Reporter {
         let what = match &first.outcome {
             Some(Outcome::Delivered { .. }) => "SQS accepted them and PostgreSQL refuses to record that",
             Some(_) => "they are dead and PostgreSQL refuses to record that",
-            None => "PostgreSQL cannot read them",
+            None => "PostgreSQL cannot read them, or refuses to change them",
         };
         tracing::warn!(
             %destination,

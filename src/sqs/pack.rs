@@ -19,7 +19,12 @@ impl Load {
 
     /// Whether an entry of this size fits beside what is there.
     pub fn fits(&self, bytes: usize) -> bool {
-        self.entries < self.most_entries && self.bytes + bytes <= MAX_BYTES
+        self.fits_together(1, bytes)
+    }
+
+    /// Whether so many entries with this sum of bytes fit beside what is there.
+    pub fn fits_together(&self, entries: usize, bytes: usize) -> bool {
+        self.entries + entries <= self.most_entries && self.bytes + bytes <= MAX_BYTES
     }
 
     /// Adds an entry. Check [`Load::fits`] first.

@@ -24,6 +24,15 @@ async fn append(application: &Client, destination: &str) -> Result<()> {
     Ok(())
 }
 
+/// The same in one call.
+async fn append_many(application: &Client, destination: &str) -> Result<()> {
+    let call = "SELECT outbox.enqueue_many($1, jsonb_agg(jsonb_build_object(
+            'event_type', 'TicketPurchased', 'payload', jsonb_build_object('n', n), 'group_id', 'g' || n % 5
+        ) ORDER BY n)) FROM generate_series(1, 50) AS n";
+    application.query(call, &[&destination]).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_relay_with_the_rights_of_the_template_delivers_prunes_and_measures() -> Result<()> {
     let bed = TestBed::new().await?;
@@ -31,7 +40,7 @@ async fn a_relay_with_the_rights_of_the_template_delivers_prunes_and_measures() 
     let roles = Roles::create(&bed).await?;
     let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
     let application = connect(&roles.application_url).await?;
-    append(&application, "tickets").await?;
+    append_many(&application, "tickets").await?;
     let doomed = enqueue(&application, "audit", "{\"n\": 0}", None).await?;
     append(&application, "audit").await?;
     // This reads, defers and dead-letters as well as delivers.

@@ -48,6 +48,7 @@ pub(in crate::relay) fn compose_item(message: Message, kind: QueueKind, memory: 
         age_when_read,
         read_at,
         is_alone: false,
+        is_unsure: false,
         is_last_of_group: false,
         repairs_by_number: 0,
         _memory: memory,

@@ -248,18 +248,32 @@ impl Group {
         at == 0
     }
 
-    /// The head has to wait. All messages but the head are left in the table; returns those that were in memory.
+    /// The head has to wait. All messages but those that go together with it are left in the table; returns those that
+    /// were in memory.
     pub(super) fn back_off(&mut self) -> Vec<Item> {
         self.state = State::BackingOff;
-        let Some(head) = self.waiting.front().map(Item::id) else {
+        let kept = self.goes_together().0;
+        let Some(last_kept) = self.waiting.get(kept.saturating_sub(1)).map(Item::id) else {
             return Vec::new();
         };
-        let left: Vec<Item> = self.waiting.drain(1..).collect();
+        let left: Vec<Item> = self.waiting.drain(kept..).collect();
         if let Some(last) = left.last() {
             let upto = last.id().max(self.rest.map_or(MessageId::NONE, |rest| rest.upto));
-            self.rest = Some(Rest::new(head, upto));
+            self.rest = Some(Rest::new(last_kept, upto));
         }
         left
+    }
+
+    /// How many messages go in one request with the head, itself included, because nobody knows which of them SQS has
+    /// accepted; and their bytes.
+    pub(super) fn goes_together(&self) -> (usize, usize) {
+        let mut bytes = self.waiting.front().map_or(0, |head| head.entry.bytes());
+        let mut entries = usize::from(!self.waiting.is_empty());
+        for item in self.waiting.iter().skip(1).take_while(|item| item.is_unsure && !item.is_alone) {
+            entries += 1;
+            bytes += item.entry.bytes();
+        }
+        (entries, bytes)
     }
 
     /// Whether the group runs low and its rest should be read now; if so, the read counts as asked for.

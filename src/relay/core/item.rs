@@ -36,6 +36,9 @@ pub(in crate::relay) struct Item {
     /// Whether no later message of its group may be in its request, because it has failed in one that SQS accepted in
     /// part.
     pub(super) is_last_of_group: bool,
+    /// Whether SQS may have accepted it in a request whose answer is not known. It is sent again together with those of its
+    /// group that were in that request: one answer then shows in which order they are.
+    pub(super) is_unsure: bool,
     /// How often another copy was sent because of its number.
     pub(super) repairs_by_number: u8,
     /// The memory reserved for it, released together with it.

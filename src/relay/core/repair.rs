@@ -7,8 +7,9 @@
 //! another copy as well, should this one end.
 //!
 //! A message also gets a copy if its number shows that it is behind a later one ([`super::sequences`]). That happens
-//! when the answer to a request is lost in which an entry failed: the whole request is sent again, the failed entry
-//! arrives now, and SQS drops the others, which it had accepted before. A superseded message that is read again before
+//! when the answer to a request is lost in which an entry failed: its messages of the group are sent again together, the
+//! failed entry arrives now, and SQS drops the others, which it had accepted before. (One by one, a relay that takes over
+//! in between would see only the others, and nothing would show that they came first.) A superseded message that is read again before
 //! that is recorded is found in the same way. It happens in both modes if a message is redriven or committed late in
 //! between. If the number of a copy that SQS cannot have known is not in order either, the queue does not keep order.
 //! That is an *order break*; it is counted, and nothing more is sent. Pure.
@@ -66,6 +67,7 @@ pub(super) fn check_order(
             Verdict::Dead(_) if !is_behind && waits_for_dead => later.push(index),
             Verdict::Accepted(accepted) if is_behind => {
                 *verdict = Verdict::Superseded(item.entry.supersede(accepted.sequence_number));
+                item.is_unsure = false;
                 found.superseded += 1;
                 // If they fail again together with others, those get yet another copy.
                 let failed = before.iter_mut().filter(|(other, verdict)| {
@@ -82,6 +84,7 @@ pub(super) fn check_order(
                 if is_newer && item.repairs_by_number < MAX_BY_NUMBER {
                     item.repairs_by_number += 1;
                     *verdict = Verdict::Superseded(item.entry.supersede(Some(number)));
+                    item.is_unsure = false;
                     found.superseded += 1;
                     later.push(index);
                 } else {

@@ -197,7 +197,9 @@ impl Schedule {
                     self.ready.pop_front();
                     continue;
                 };
-                if !group.waiting.front().is_some_and(|front| takes(&load, &items, front)) {
+                let (entries, bytes) = group.goes_together();
+                let is_whole = load.entries() == 0 || load.fits_together(entries, bytes);
+                if !is_whole || !group.waiting.front().is_some_and(|front| takes(&load, &items, front)) {
                     break;
                 }
                 group.state = State::InFlight;
@@ -302,13 +304,17 @@ impl Schedule {
         }
     }
 
-    /// Whether everything in memory waits for a retry that is not due before this time: of a group that backs off only
-    /// the head is in memory, and what is settled is still known for a while.
+    /// Whether everything in memory waits for a retry that is not due before this time. What is settled is still known
+    /// for a while.
     pub(super) fn only_waits_beyond(&self, time: Time) -> bool {
+        let delayed = |retry: &Retry| match retry {
+            Retry::Item(_) => 1,
+            Retry::Group(name) => self.groups.get(name).map_or(0, |group| group.waiting.len()),
+        };
         self.waiting == 0
-            && self.retries.len() == self.known.len()
             && self.next_wake().is_none_or(|wake| wake >= time)
             && !self.parked.wants_to_read_on()
+            && self.retries.values().map(delayed).sum::<usize>() == self.known.len()
     }
 
     /// When the next retry is due, or the next group that waits for one goes on.

@@ -10,12 +10,13 @@
 //! What other relays have sent is not known either. Pure.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
 
 use crate::message::{MessageId, SequenceNumber};
 
 /// Groups of each generation. The number of groups that is remembered is between this and twice as many, which takes
-/// about a megabyte.
+/// less than a megabyte.
 const GENERATION: usize = 5000;
 
 /// The message with the highest number of a group.
@@ -25,16 +26,18 @@ struct Last {
     number: SequenceNumber,
 }
 
-/// What is known of the numbers of groups.
+/// What is known of the numbers of groups, by the hashes of their names, which may be long.
 #[derive(Debug, Default)]
 pub(super) struct Sequences {
-    young: HashMap<Arc<str>, Last>,
-    old: HashMap<Arc<str>, Last>,
+    hasher: RandomState,
+    young: HashMap<u64, Last>,
+    old: HashMap<u64, Last>,
 }
 
 impl Sequences {
     /// A message was accepted under this number. Returns whether that is in order, and remembers it only then.
-    pub(super) fn note(&mut self, group: &Arc<str>, id: MessageId, number: SequenceNumber) -> bool {
+    pub(super) fn note(&mut self, group: &str, id: MessageId, number: SequenceNumber) -> bool {
+        let group = self.hasher.hash_one(group);
         match self.last_of(group) {
             Some(last) if number < last.number => id < last.id,
             // The last message was sent again, and SQS recognised it.
@@ -44,30 +47,31 @@ impl Sequences {
                 true
             }
             None => {
-                self.insert(Arc::clone(group), Last { id, number });
+                self.insert(group, Last { id, number });
                 true
             }
         }
     }
 
     /// Whatever was known of the group, numbers are compared with this one from now on.
-    pub(super) fn begin_again(&mut self, group: &Arc<str>, id: MessageId, number: SequenceNumber) {
+    pub(super) fn begin_again(&mut self, group: &str, id: MessageId, number: SequenceNumber) {
+        let group = self.hasher.hash_one(group);
         match self.last_of(group) {
             Some(last) => *last = Last { id, number },
-            None => self.insert(Arc::clone(group), Last { id, number }),
+            None => self.insert(group, Last { id, number }),
         }
     }
 
-    fn last_of(&mut self, group: &Arc<str>) -> Option<&mut Last> {
+    fn last_of(&mut self, group: u64) -> Option<&mut Last> {
         if !self.old.is_empty()
-            && let Some((group, last)) = self.old.remove_entry(group)
+            && let Some(last) = self.old.remove(&group)
         {
             self.insert(group, last);
         }
-        self.young.get_mut(group)
+        self.young.get_mut(&group)
     }
 
-    fn insert(&mut self, group: Arc<str>, last: Last) {
+    fn insert(&mut self, group: u64, last: Last) {
         if self.young.len() >= GENERATION {
             self.old = std::mem::take(&mut self.young);
         }
@@ -85,41 +89,40 @@ mod tests {
 
     #[test]
     fn numbers_must_rise_in_the_order_of_ids_within_a_group() {
-        let (group, other): (Arc<str>, Arc<str>) = (Arc::from("a"), Arc::from("b"));
+        let (group, other) = ("a", "b");
         let mut sequences = Sequences::default();
         let mut note = |group, id, at| sequences.note(group, MessageId(id), number(at));
-        assert!(note(&group, 5, 100));
-        assert!(note(&other, 6, 50), "groups have nothing to do with each other");
-        assert!(!note(&group, 6, 99), "behind a later one");
-        assert!(!note(&group, 6, 100), "two messages with one number");
-        assert!(note(&group, 6, 101));
-        assert!(note(&group, 5, 100) && note(&group, 6, 101), "both were sent again, and SQS recognised them");
-        assert!(note(&group, 4, 102), "redriven, or committed late");
-        assert!(note(&group, 7, 103));
+        assert!(note(group, 5, 100));
+        assert!(note(other, 6, 50), "groups have nothing to do with each other");
+        assert!(!note(group, 6, 99), "behind a later one");
+        assert!(!note(group, 6, 100), "two messages with one number");
+        assert!(note(group, 6, 101));
+        assert!(note(group, 5, 100) && note(group, 6, 101), "both were sent again, and SQS recognised them");
+        assert!(note(group, 4, 102), "redriven, or committed late");
+        assert!(note(group, 7, 103));
     }
 
     #[test]
     fn after_a_break_numbers_are_compared_with_the_new_one() {
-        let group: Arc<str> = Arc::from("a");
+        let group = "a";
         let mut sequences = Sequences::default();
-        assert!(sequences.note(&group, MessageId(5), number(100)));
-        assert!(!sequences.note(&group, MessageId(6), number(1)));
-        sequences.begin_again(&group, MessageId(6), number(1));
-        assert!(sequences.note(&group, MessageId(7), number(2)));
+        assert!(sequences.note(group, MessageId(5), number(100)));
+        assert!(!sequences.note(group, MessageId(6), number(1)));
+        sequences.begin_again(group, MessageId(6), number(1));
+        assert!(sequences.note(group, MessageId(7), number(2)));
     }
 
     #[test]
     fn groups_that_are_in_use_stay_known_and_others_are_forgotten() {
-        let busy: Arc<str> = Arc::from("busy");
         let mut sequences = Sequences::default();
-        assert!(sequences.note(&busy, MessageId(1), number(100)));
+        assert!(sequences.note("busy", MessageId(1), number(100)));
         for index in 0..10 * GENERATION as i64 {
-            assert!(sequences.note(&Arc::from(index.to_string()), MessageId(index), number(100)));
+            assert!(sequences.note(&index.to_string(), MessageId(index), number(100)));
             if index % 1000 == 0 {
-                assert!(!sequences.note(&busy, MessageId(2), number(99)), "{index}");
+                assert!(!sequences.note("busy", MessageId(2), number(99)), "{index}");
             }
         }
         assert!(sequences.young.len() + sequences.old.len() <= 2 * GENERATION);
-        assert!(sequences.note(&Arc::from("1"), MessageId(2), number(99)), "it is still known");
+        assert!(sequences.note("1", MessageId(2), number(99)), "it is still known");
     }
 }

@@ -80,6 +80,7 @@ pub(super) fn judge(
             Err(fault) => {
                 if fault.kind.may_have_been_accepted() {
                     judgement.possible_duplicates += 1;
+                    item.is_unsure = true;
                 }
                 let is_charged = fault.kind != FaultKind::MessageTransient
                     || (!is_outage && (tally.accepted > 0 || breaker.note_suspect(item.key())));

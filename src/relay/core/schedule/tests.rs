@@ -186,6 +186,34 @@ fn a_delayed_group_keeps_only_its_head_in_memory() {
 }
 
 #[test]
+fn messages_of_a_request_without_an_answer_go_again_in_one_request() {
+    let mut messages: Vec<_> = (1..=5).map(|id| (id, Some("a"))).collect();
+    messages.extend((6..=14).map(|id| (id, None)));
+    let mut schedule = with(ScheduleLimits { request_size: 3, ..BATCHED }, &messages[..3]);
+    let mut lost = schedule.next_request().unwrap();
+    assert_eq!(ids(&lost), [1, 2, 3]);
+    messages[3..].iter().for_each(|(id, group)| read(&mut schedule, *id, *group, None));
+    schedule.shape = BATCHED;
+    lost.iter_mut().for_each(|item| item.is_unsure = true);
+    schedule.finish(&[], lost.into_iter().map(|item| (item, Some(at(5)))).collect());
+    assert_eq!([1, 2, 3, 4].map(|id| schedule.knows(key(id))), [true, true, true, false]);
+    assert!(!schedule.only_waits_beyond(at(5)), "others may go");
+    schedule.wake(at(5));
+    assert_eq!(next(&mut schedule), (6..=14).collect::<Vec<_>>(), "one entry is free, and three belong together");
+    let again = schedule.next_request().unwrap();
+    assert_eq!(ids(&again), [1, 2, 3]);
+    schedule.finish(&[], again.into_iter().map(|item| (item, Some(at(9)))).collect());
+    let free: Vec<Item> = (6..=14).map(|id| item(id, None)).collect();
+    schedule.finish(&free, Vec::new());
+    free.iter().for_each(|item| schedule.forget(item.key()));
+    assert!(schedule.only_waits_beyond(at(9)) && !schedule.only_waits_beyond(at(10)));
+    // A setting may have made requests smaller meanwhile.
+    schedule.shape = ScheduleLimits { request_size: 2, per_group: 2, ..BATCHED };
+    schedule.wake(at(9));
+    assert_eq!(next(&mut schedule), [1, 2]);
+}
+
+#[test]
 fn a_hot_group_leaves_messages_beyond_its_window_in_the_table() {
     let messages: Vec<_> = (1..=9).map(|id| (id, Some("a"))).collect();
     let mut schedule = with(STRICT, &messages);
