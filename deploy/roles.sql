@@ -44,7 +44,9 @@ GRANT USAGE ON SCHEMA outbox TO outbox_application, outbox_relay, outbox_operato
 -- Privileges on the parent apply to the partitions, and identity columns need none on their sequence.
 GRANT INSERT (event_id, stream_id, stream_version, event_type, payload, metadata, destinations),
     SELECT (position, event_id, stream_id, stream_version) ON outbox.events TO outbox_application;
-GRANT INSERT (destination, event_position, group_id), SELECT (id) ON outbox.messages TO outbox_application;
+GRANT INSERT (destination, event_position, group_id, status, deliver_at), SELECT (id) ON outbox.messages TO outbox_application;
+-- It may cancel and move what it has scheduled. No other state of a message can be written with these columns alone.
+GRANT SELECT, DELETE, UPDATE (deliver_at) ON outbox.messages_scheduled TO outbox_application;
 -- The trigger outbox.fence looks at the last position that was handed out.
 GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_application;
 GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue, outbox.enqueue_many, outbox.check_stream, outbox.check_max_count,
@@ -56,8 +58,11 @@ GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue, outbox.enque
 -- message to another partition needs only the privilege to update those columns of the parent; deleting is for messages
 -- older than the retention. Some statements name a partition, whose own privileges count then. outbox.migrations shows
 -- whether the schema fits.
-GRANT SELECT ON outbox.events, outbox.messages, outbox.messages_pending, outbox.messages_dead, outbox.migrations
-    TO outbox_relay;
+GRANT SELECT ON outbox.events, outbox.messages, outbox.messages_pending, outbox.messages_dead, outbox.messages_scheduled,
+    outbox.migrations TO outbox_relay;
+-- Scheduled messages are written again as pending ones when they fall due.
+GRANT INSERT (destination, event_position, group_id, enqueued_at) ON outbox.messages TO outbox_relay;
+GRANT EXECUTE ON FUNCTION outbox.enqueue_due TO outbox_relay;
 -- What operators have decided, and the replays that the status page shows.
 GRANT SELECT ON outbox.pauses, outbox.settings, outbox.replays TO outbox_relay;
 GRANT UPDATE (status, attempts, available_at, delivered_at, dead_at, sqs_message_id, sqs_sequence_number, last_error), DELETE

@@ -36,6 +36,11 @@ const PROBE_AT_LEAST_EVERY: Duration = Duration::from_secs(15);
 /// more.
 const PROBE_SHARE: u32 = 20;
 
+/// Counting scheduled messages may take one part in this many of the time, and comes once in this interval at least. They
+/// may be millions, and nothing waits for them.
+const SCHEDULED_SHARE: u32 = 1000;
+const SCHEDULED_AT_LEAST_EVERY: Duration = Duration::from_secs(30);
+
 /// The longest pause between two rounds of pruning.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
@@ -73,6 +78,7 @@ struct Probes {
     /// The message in quarantine after which the next turn continues.
     tried: Vec<Option<MessageKey>>,
     next_quarantine: Instant,
+    next_scheduled: Instant,
     next_horizon: Instant,
     neighbourhood: Neighbourhood,
     /// Whether it was logged that measuring fails.
@@ -91,6 +97,7 @@ impl Probes {
             watchdogs,
             tried,
             next_quarantine: now,
+            next_scheduled: now,
             next_horizon: now,
             neighbourhood: Neighbourhood::new(),
             is_logged: false,
@@ -207,6 +214,7 @@ impl Janitor {
     /// Returns whether everything was measured; that is not so when it is told to stop.
     async fn measure(&self, probes: &mut Probes, stop: &CancellationToken) -> Result<bool, OutboxError> {
         self.look_at_the_horizon(probes).await?;
+        self.count_scheduled(probes).await?;
         let is_quarantine_due = Instant::now() >= probes.next_quarantine;
         let relays = probes.neighbourhood.relays();
         let each = probes.floors.iter_mut().zip(&mut probes.watchdogs).zip(&mut probes.tried);
@@ -236,6 +244,21 @@ impl Janitor {
             probes.next_quarantine = Instant::now() + QUARANTINE_EVERY;
         }
         Ok(true)
+    }
+
+    async fn count_scheduled(&self, probes: &mut Probes) -> Result<(), OutboxError> {
+        let started = Instant::now();
+        if started < probes.next_scheduled {
+            return Ok(());
+        }
+        for Served { name, metrics, .. } in &self.destinations {
+            let scheduled = self.outbox.scheduled(name).await?;
+            metrics.scheduled.set(scheduled.messages);
+            metrics.next_scheduled.set(scheduled.next.unwrap_or(0.0));
+        }
+        let pause = started.elapsed() * SCHEDULED_SHARE.saturating_mul(probes.neighbourhood.relays());
+        probes.next_scheduled = Instant::now() + pause.clamp(PROBE_EVERY, SCHEDULED_AT_LEAST_EVERY);
+        Ok(())
     }
 
     /// Tries again to record what SQS has accepted: the cause may have been fixed.

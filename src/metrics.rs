@@ -39,8 +39,15 @@ const STATEMENT_SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0
 const MEASURED_FOR: Duration = Duration::from_secs(60);
 
 /// The metrics that a probe measures.
-const MEASURED: [&str; 5] =
-    ["lag_seconds", "backlog_messages", "dead_messages", "quarantined_messages", "horizon_age_seconds"];
+const MEASURED: [&str; 7] = [
+    "lag_seconds",
+    "backlog_messages",
+    "dead_messages",
+    "quarantined_messages",
+    "scheduled_messages",
+    "next_scheduled_timestamp_seconds",
+    "horizon_age_seconds",
+];
 
 /// The prefix of every name.
 const PREFIX: &str = "outbox_relay";
@@ -85,6 +92,10 @@ pub struct DestinationMetrics {
     pub dead: IntGauge,
     /// Messages in quarantine.
     pub quarantined: IntGauge,
+    /// Messages for later.
+    pub scheduled: IntGauge,
+    /// When the next of them falls due; 0 when there is none.
+    pub next_scheduled: Gauge,
     /// 1 while messages are due and not delivered, and no known reason explains it.
     pub stalled: IntGauge,
     /// Messages SQS accepted.
@@ -263,6 +274,8 @@ impl Metrics {
             backlog: gauges.backlog.with_label_values(&one),
             dead: gauges.dead.with_label_values(&one),
             quarantined: gauges.quarantined.with_label_values(&one),
+            scheduled: gauges.scheduled.with_label_values(&one),
+            next_scheduled: gauges.next_scheduled.with_label_values(&one),
             stalled: gauges.stalled.with_label_values(&one),
             quarantined_total: counters.quarantined_total.with_label_values(&one),
             unmatched: counters.unmatched.with_label_values(&one),

@@ -6,6 +6,7 @@
 --     exclusive  0x6F75FFFFFFFFFF01                 `outbox-relay migrate`
 --     exclusive  0x6F75FFFFFFFFFF02                 a replay begins, or events are purged
 --     exclusive  (0x6F750001, hash of the stream)   outbox.append(): writers of a stream wait for each other
+--     exclusive  (0x6F750002, hash of the destination)   outbox.enqueue_due(): one relay at a time makes messages pending
 
 -- If the schema exists already, the migrating role needs no privilege to create one.
 DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'outbox') THEN CREATE SCHEMA outbox; END IF; END $$;

@@ -16,7 +16,8 @@ CREATE TABLE outbox.messages (
     group_id       text COLLATE "C",
     sqs_message_id text,
     last_error     text,
-    sqs_sequence_number numeric
+    sqs_sequence_number numeric,
+    deliver_at     timestamptz
 ) PARTITION BY LIST (status);
 
 -- The pending partition is a queue: small and constantly changing. Vacuum runs by count, not by share, and neither
@@ -30,10 +31,16 @@ CREATE TABLE outbox.messages_pending PARTITION OF outbox.messages FOR VALUES IN 
     vacuum_truncate = off
 );
 
+-- Messages for later. When they fall due they become pending, with new ids: so they come behind what was written before.
+CREATE TABLE outbox.messages_scheduled PARTITION OF outbox.messages FOR VALUES IN ('scheduled') WITH (
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_cost_delay = 0
+);
+
 -- Delivered rows come and go at the same rate once the retention is reached.
 CREATE TABLE outbox.messages_delivered PARTITION OF outbox.messages (
     CONSTRAINT messages_delivered_state CHECK (
-        delivered_at IS NOT NULL AND dead_at IS NULL AND available_at IS NULL AND attempts >= 0 AND lane BETWEEN 0 AND 15
+        delivered_at IS NOT NULL AND dead_at IS NULL AND available_at IS NULL AND deliver_at IS NULL AND attempts >= 0 AND lane BETWEEN 0 AND 15
             AND octet_length(destination) BETWEEN 1 AND 80 AND octet_length(group_id) BETWEEN 1 AND 1024
     )
 ) FOR VALUES IN ('delivered') WITH (
@@ -44,7 +51,7 @@ CREATE TABLE outbox.messages_delivered PARTITION OF outbox.messages (
 CREATE TABLE outbox.messages_dead PARTITION OF outbox.messages (
     CONSTRAINT messages_dead_state CHECK (
         dead_at IS NOT NULL AND last_error IS NOT NULL AND delivered_at IS NULL AND available_at IS NULL
-            AND sqs_message_id IS NULL AND attempts >= 0 AND lane BETWEEN 0 AND 15
+            AND sqs_message_id IS NULL AND deliver_at IS NULL AND attempts >= 0 AND lane BETWEEN 0 AND 15
             AND octet_length(destination) BETWEEN 1 AND 80 AND octet_length(group_id) BETWEEN 1 AND 1024
     )
 ) FOR VALUES IN ('dead');
@@ -78,8 +85,22 @@ BEGIN
     -- One expression for the usual case.
     IF NEW.id < 1 OR NOT isfinite(NEW.enqueued_at) OR NEW.attempts < 0
         OR octet_length(NEW.destination) NOT BETWEEN 1 AND 80 OR octet_length(NEW.group_id) NOT BETWEEN 1 AND 1024
-        OR NEW.delivered_at IS NOT NULL OR NEW.dead_at IS NOT NULL OR NEW.sqs_message_id IS NOT NULL THEN
+        OR NEW.delivered_at IS NOT NULL OR NEW.dead_at IS NOT NULL OR NEW.sqs_message_id IS NOT NULL
+        OR (NEW.deliver_at IS NULL) <> (NEW.status = 'pending') OR NOT isfinite(NEW.deliver_at)
+        OR (NEW.available_at IS NOT NULL AND NEW.status <> 'pending') THEN
         CASE
+            WHEN NEW.status = 'pending' AND NEW.deliver_at IS NOT NULL THEN
+                problem := pg_catalog.format('it is pending, and deliver_at is %s', NEW.deliver_at);
+                hint := 'A message for later has the status scheduled; to send a scheduled one now, SET deliver_at = now().';
+            WHEN NEW.status <> 'pending' AND NEW.deliver_at IS NULL THEN
+                problem := 'it is scheduled, and deliver_at is null';
+                hint := 'It says when the message is sent; a message to be sent now is pending, which is the default.';
+            WHEN NOT isfinite(NEW.deliver_at) THEN
+                problem := pg_catalog.format('deliver_at is %s', NEW.deliver_at);
+                hint := 'Give a time, or do not write the message.';
+            WHEN NEW.status <> 'pending' AND NEW.available_at IS NOT NULL THEN
+                problem := 'it is scheduled, and available_at is not null';
+                hint := 'deliver_at says when it is sent.';
             WHEN NEW.id < 1 THEN
                 problem := pg_catalog.format('id is %s', NEW.id);
                 hint := 'Ids begin at 1; leave them to the sequence.';
@@ -108,13 +129,18 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION outbox.check_message() IS 'Refuses impossible pending messages, and assigns new ones to their lanes.';
+COMMENT ON FUNCTION outbox.check_message() IS
+    'Refuses impossible pending and scheduled messages, and assigns new ones to their lanes.';
 
 CREATE TRIGGER check_message BEFORE INSERT ON outbox.messages_pending
     FOR EACH ROW EXECUTE FUNCTION outbox.check_message();
 CREATE TRIGGER check_change
-    AFTER UPDATE OF id, event_position, enqueued_at, lane, destination, group_id, delivered_at, dead_at, sqs_message_id
+    AFTER UPDATE OF id, event_position, enqueued_at, lane, destination, group_id, delivered_at, dead_at, sqs_message_id, deliver_at
     ON outbox.messages_pending FOR EACH ROW EXECUTE FUNCTION outbox.check_message();
+
+CREATE TRIGGER check_message BEFORE INSERT ON outbox.messages_scheduled
+    FOR EACH ROW EXECUTE FUNCTION outbox.check_message();
+CREATE TRIGGER check_change AFTER UPDATE ON outbox.messages_scheduled FOR EACH ROW EXECUTE FUNCTION outbox.check_message();
 
 -- Each partition has its own key. A key on the parent would have to contain the status. With that column in the index,
 -- the planner uses "status = 'pending'" to find a row: on a fresh outbox it walked the whole index for every message it
@@ -122,6 +148,10 @@ CREATE TRIGGER check_change
 ALTER TABLE outbox.messages_pending ADD PRIMARY KEY (destination, lane, id);
 ALTER TABLE outbox.messages_delivered ADD PRIMARY KEY (destination, lane, id);
 ALTER TABLE outbox.messages_dead ADD PRIMARY KEY (destination, lane, id);
+ALTER TABLE outbox.messages_scheduled ADD PRIMARY KEY (destination, lane, id);
+
+-- Finds what falls due next.
+CREATE INDEX messages_scheduled_due ON outbox.messages_scheduled (destination, deliver_at, id);
 
 -- Finds the few rows that wait for a retry, so that ordinary reads never step over them.
 CREATE INDEX messages_pending_deferred ON outbox.messages_pending (destination, available_at)
@@ -152,7 +182,10 @@ COMMENT ON COLUMN outbox.messages.lane IS
     'of a group written before and after may be published by two relays at a time.';
 COMMENT ON COLUMN outbox.messages.attempts IS 'Failed attempts that were the fault of the message; outages cost none.';
 COMMENT ON COLUMN outbox.messages.destination IS 'Logical queue name; OUTBOX_RELAY_DESTINATIONS maps it to a queue URL.';
-COMMENT ON COLUMN outbox.messages.status IS 'pending, delivered or dead.';
+COMMENT ON COLUMN outbox.messages.status IS 'pending, scheduled, delivered or dead.';
+COMMENT ON COLUMN outbox.messages.deliver_at IS
+    'When a scheduled message becomes pending; null otherwise. Until then it holds nothing up. Then it gets a new id, and this '
+    'time as enqueued_at.';
 COMMENT ON COLUMN outbox.messages.group_id IS
     'Messages of one group reach a FIFO queue in the order of their ids; null means no order.';
 COMMENT ON COLUMN outbox.messages.sqs_message_id IS 'The MessageId that SQS returned.';
@@ -161,6 +194,7 @@ COMMENT ON COLUMN outbox.messages.sqs_sequence_number IS
     'delivered: the number of a copy that SQS accepted before an earlier message of the group, so that another copy follows.';
 COMMENT ON COLUMN outbox.messages.last_error IS 'Why the last attempt failed; for a dead message why it is dead.';
 COMMENT ON TABLE outbox.messages_pending IS 'Messages that are not published yet.';
+COMMENT ON TABLE outbox.messages_scheduled IS 'Messages for later. DELETE cancels one, UPDATE of deliver_at moves it.';
 COMMENT ON TABLE outbox.messages_delivered IS
     'Messages that SQS accepted; pruned after OUTBOX_RELAY_DELIVERED_RETENTION.';
 COMMENT ON TABLE outbox.messages_dead IS 'Dead messages, kept for an operator.';
@@ -225,7 +259,8 @@ CREATE FUNCTION outbox.enqueue(
     event_type  text,
     payload     jsonb,
     group_id    text DEFAULT NULL,
-    metadata    jsonb DEFAULT '{}'
+    metadata    jsonb DEFAULT '{}',
+    deliver_at  timestamptz DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -237,21 +272,66 @@ BEGIN
     INSERT INTO outbox.events (event_type, payload, metadata, destinations)
     VALUES ($2, $3, coalesce($5, '{}'), pg_catalog.jsonb_build_object($1, $4))
     RETURNING events.position INTO event;
-    INSERT INTO outbox.messages (destination, event_position, group_id) VALUES ($1, event, $4)
-    RETURNING messages.id INTO id;
+    IF $6 > clock_timestamp() THEN
+        INSERT INTO outbox.messages (destination, event_position, group_id, status, deliver_at)
+        VALUES ($1, event, $4, 'scheduled', $6)
+        RETURNING messages.id INTO id;
+    ELSE
+        INSERT INTO outbox.messages (destination, event_position, group_id) VALUES ($1, event, $4)
+        RETURNING messages.id INTO id;
+    END IF;
     RETURN id;
 END
 $$;
 
-COMMENT ON FUNCTION outbox.enqueue(text, text, jsonb, text, jsonb) IS
-    'Records an event and one message that carries it to the destination, in the caller''s transaction. Returns the message id.';
+COMMENT ON FUNCTION outbox.enqueue(text, text, jsonb, text, jsonb, timestamptz) IS
+    'Records an event and one message that carries it to the destination, in the caller''s transaction; not before the last '
+    'argument, if there is one. Returns the message id. That of a scheduled message is its own until it falls due.';
+
+CREATE FUNCTION outbox.enqueue_due(destination text, max_count bigint) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    moved bigint;
+BEGIN
+    -- One relay at a time, so that messages of a group become pending in the order of their times.
+    IF NOT pg_try_advisory_xact_lock(x'6F750002'::int, hashtext($1)) THEN
+        RETURN 0;
+    END IF;
+    WITH due AS (
+        DELETE FROM outbox.messages AS m
+        USING (
+            SELECT o.lane, o.id
+            FROM outbox.messages AS o
+            WHERE o.status = 'scheduled' AND o.destination = $1 AND o.deliver_at <= now()
+            ORDER BY o.deliver_at, o.id
+            LIMIT $2
+            -- Somebody may be about to cancel one.
+            FOR UPDATE SKIP LOCKED
+        ) AS d
+        WHERE m.status = 'scheduled' AND m.destination = $1 AND m.lane = d.lane AND m.id = d.id
+        RETURNING m.id, m.deliver_at, m.event_position, m.group_id
+    ), enqueued AS (
+        INSERT INTO outbox.messages (destination, event_position, group_id, enqueued_at)
+        SELECT $1, d.event_position, d.group_id, d.deliver_at FROM due AS d ORDER BY d.deliver_at, d.id
+        RETURNING 1
+    )
+    SELECT count(*) INTO moved FROM enqueued;
+    RETURN moved;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.enqueue_due(text, bigint) IS
+    'Makes scheduled messages of a destination pending that have fallen due, at most so many, the earliest first; returns how '
+    'many. Relays call it.';
 
 CREATE FUNCTION outbox.enqueue_many(destination text, events jsonb) RETURNS SETOF bigint
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
 DECLARE
-    example CONSTANT text := 'An event is {"event_type": "TicketPurchased", "payload": ...} and may have group_id and metadata.';
+    example CONSTANT text :=
+        'An event is {"event_type": "TicketPurchased", "payload": ...} and may have group_id, metadata and deliver_at.';
     wrong   record;
 BEGIN
     IF jsonb_typeof($2) IS DISTINCT FROM 'array' THEN
@@ -266,8 +346,10 @@ BEGIN
             WHEN NOT e.event ? 'payload' THEN 'has no payload'
             WHEN jsonb_typeof(e.event -> 'group_id') NOT IN ('string', 'null') THEN 'has a group_id that is no string'
             WHEN jsonb_typeof(e.event -> 'metadata') NOT IN ('object', 'null') THEN 'has metadata that are no object'
-            WHEN e.event - '{event_type,payload,group_id,metadata}'::text[] <> '{}'
-                THEN pg_catalog.format('has members that are not known: %s', e.event - '{event_type,payload,group_id,metadata}'::text[])
+            WHEN jsonb_typeof(e.event -> 'deliver_at') NOT IN ('string', 'null') THEN 'has a deliver_at that is no string'
+            WHEN e.event - '{event_type,payload,group_id,metadata,deliver_at}'::text[] <> '{}' THEN pg_catalog.format(
+                'has members that are not known: %s', e.event - '{event_type,payload,group_id,metadata,deliver_at}'::text[]
+            )
         END AS problem
         FROM jsonb_array_elements($2) WITH ORDINALITY AS e (event, n)
     ) AS w
@@ -290,10 +372,15 @@ BEGIN
         ), numbered AS (
             SELECT e.position, row_number() OVER (ORDER BY e.position) AS n FROM event AS e
         ), message AS (
-            INSERT INTO outbox.messages (destination, event_position, group_id)
-            SELECT $1, e.position, g.event ->> 'group_id'
+            INSERT INTO outbox.messages (destination, event_position, group_id, status, deliver_at)
+            SELECT
+                $1, e.position, g.event ->> 'group_id', CASE WHEN l.deliver_at IS NULL THEN 'pending' ELSE 'scheduled' END,
+                l.deliver_at
             FROM numbered AS e
             JOIN jsonb_array_elements($2) WITH ORDINALITY AS g (event, n) ON g.n = e.n
+            LEFT JOIN LATERAL (
+                SELECT (g.event ->> 'deliver_at')::timestamptz AS deliver_at
+            ) AS l ON l.deliver_at > clock_timestamp()
             ORDER BY e.position
             RETURNING messages.id
         )
@@ -302,5 +389,5 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.enqueue_many(text, jsonb) IS
-    'The same for a JSON array of events, in its order: [{"event_type": ..., "payload": ..., "group_id": ..., "metadata": ...}]. '
-    'Group and metadata may be left out. Returns the message ids.';
+    'The same for a JSON array of events, in its order: [{"event_type": ..., "payload": ..., "group_id": ..., "metadata": ..., '
+    '"deliver_at": ...}]. The last three may be left out. Returns the message ids.';

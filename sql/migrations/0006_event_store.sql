@@ -147,7 +147,8 @@ CREATE FUNCTION outbox.append(
     stream_id        text,
     expected_version bigint,
     events           jsonb,
-    destinations     text[] DEFAULT '{}'
+    destinations     text[] DEFAULT '{}',
+    deliver_at       timestamptz DEFAULT NULL
 ) RETURNS TABLE (event_id uuid, stream_version bigint, event_position bigint, was_stored boolean)
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -161,6 +162,7 @@ DECLARE
     current   bigint;
     written   bigint;
     routes    jsonb;
+    later     timestamptz := CASE WHEN $5 > clock_timestamp() THEN $5 END;
 BEGIN
     PERFORM outbox.check_append($1, $2, $3, $4);
     routes := coalesce((SELECT pg_catalog.jsonb_object_agg(d.name, $1) FROM pg_catalog.unnest($4) AS d (name)), '{}');
@@ -214,8 +216,8 @@ BEGIN
             ON CONFLICT (stream_id, stream_version) WHERE stream_id IS NOT NULL DO NOTHING
             RETURNING events.event_id, events.stream_version, events.position
         ), message AS (
-            INSERT INTO outbox.messages (destination, event_position, group_id)
-            SELECT d.name, e.position, $1
+            INSERT INTO outbox.messages (destination, event_position, group_id, status, deliver_at)
+            SELECT d.name, e.position, $1, CASE WHEN later IS NULL THEN 'pending' ELSE 'scheduled' END, later
             FROM event AS e
             CROSS JOIN pg_catalog.unnest($4) AS d (name)
             ORDER BY e.position
@@ -233,8 +235,9 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION outbox.append(text, bigint, jsonb, text[]) IS
-    'Appends events to a stream and, in the same statement, a message of each to the destinations, with the stream as group. '
+COMMENT ON FUNCTION outbox.append(text, bigint, jsonb, text[], timestamptz) IS
+    'Appends events to a stream and, in the same statement, a message of each to the destinations, with the stream as group, to '
+    'be sent not before the last argument, if there is one. '
     'The expected version is the stream''s last one, 0 for none, or null for any; with another one it fails with SQLSTATE '
     'OX409. A call with event ids that are stored already returns the same as before, with was_stored, so that other changes '
     'in the same transaction can be left out. Returns ids, versions and positions.';

@@ -1,12 +1,12 @@
--- Destinations that a relay has served or that have pending or dead messages, ordered by name, and whether a relay has
+-- Destinations that a relay has served or that have pending, scheduled or dead messages, ordered by name, and whether a relay has
 -- served them since the server's last crash.
 --
 -- No parameters. Guarantees: at most a thousand that no relay has served, in case an application uses a new name for
--- each message. Index: messages_pending_pkey and messages_dead_pkey, one row per destination.
+-- each message. Index: the primary key of each partition, one row per destination.
 WITH RECURSIVE waiting (destination, count) AS (
     (
         SELECT m.destination, 1 FROM outbox.messages AS m
-        WHERE m.status IN ('pending', 'dead')
+        WHERE m.status IN ('pending', 'scheduled', 'dead')
         ORDER BY m.destination
         LIMIT 1
     )
@@ -14,7 +14,7 @@ WITH RECURSIVE waiting (destination, count) AS (
     SELECT
         (
             SELECT m.destination FROM outbox.messages AS m
-            WHERE m.status IN ('pending', 'dead') AND m.destination > w.destination
+            WHERE m.status IN ('pending', 'scheduled', 'dead') AND m.destination > w.destination
             ORDER BY m.destination
             LIMIT 1
         ),

@@ -20,6 +20,14 @@ SELECT
             ('SELECT on outbox.messages', has_table_privilege(to_regclass('outbox.messages'), 'SELECT')),
             ('SELECT on outbox.messages_pending', has_table_privilege(to_regclass('outbox.messages_pending'), 'SELECT')),
             ('SELECT on outbox.messages_dead', has_table_privilege(to_regclass('outbox.messages_dead'), 'SELECT')),
+            ('SELECT on outbox.messages_scheduled', has_table_privilege(to_regclass('outbox.messages_scheduled'), 'SELECT')),
+            ('INSERT (destination) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'destination', 'INSERT')),
+            ('INSERT (event_position) on outbox.messages',
+                has_column_privilege(to_regclass('outbox.messages'), 'event_position', 'INSERT')),
+            ('INSERT (group_id) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'group_id', 'INSERT')),
+            ('INSERT (enqueued_at) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'enqueued_at', 'INSERT')),
+            ('EXECUTE on outbox.enqueue_due',
+                has_function_privilege(to_regprocedure('outbox.enqueue_due(text, bigint)'), 'EXECUTE')),
             ('UPDATE (status) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'status', 'UPDATE')),
             ('UPDATE (attempts) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'attempts', 'UPDATE')),
             ('UPDATE (available_at) on outbox.messages',
@@ -55,14 +63,14 @@ SELECT
             ('events_pkey'), ('events_event_id_key'), ('events_stream'), ('messages_pending_pkey'),
             ('messages_delivered_pkey'), ('messages_dead_pkey'), ('messages_pending_deferred'),
             ('messages_pending_deferred_groups'), ('messages_dead_groups'), ('lanes_pkey'), ('quarantine_pkey'),
-            ('quarantine_groups')
+            ('quarantine_groups'), ('messages_scheduled_pkey'), ('messages_scheduled_due')
         ) AS w (name)
         LEFT JOIN pg_class AS c ON c.relname = w.name AND c.relnamespace = 'outbox'::regnamespace
         LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
         WHERE i.indisvalid IS NOT TRUE
         UNION ALL
         SELECT w.name
-        FROM (VALUES ('messages_pending'), ('messages_delivered'), ('messages_dead')) AS w (name)
+        FROM (VALUES ('messages_pending'), ('messages_scheduled'), ('messages_delivered'), ('messages_dead')) AS w (name)
         LEFT JOIN pg_class AS c ON c.relname = w.name AND c.relnamespace = 'outbox'::regnamespace
         WHERE c.relispartition IS NOT TRUE
     ) AS broken,

@@ -1,10 +1,11 @@
 -- Whether quiet destinations need a closer look: the cheapest question an idle relay can ask, many times a second.
 --
--- $1 destinations. Guarantees: one row. "last_id" is the highest message id handed out so far, committed or not, to any
+-- $1 destinations. Guarantees: one row. "scheduled_in" is the number of seconds until the next scheduled message of theirs
+-- falls due, negative if it has, null when there is none; "last_id" is the highest message id handed out so far, committed or not, to any
 -- destination; "latest_due" is the latest time at which a deferred message fell due, in seconds since 1970, null when
 -- none is due; "last_action" grows with every change that operators make to messages, as far as this role may see that.
 -- It names the partition, because planning a partitioned table costs more than running this.
--- Index: messages_pending_deferred. now() is the start of this statement and, unlike clock_timestamp(), can use the
+-- Index: messages_pending_deferred, messages_scheduled_due. now() is the start of this statement and, unlike clock_timestamp(), can use the
 -- index.
 SELECT
     (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
@@ -22,4 +23,15 @@ SELECT
     coalesce(CASE
         WHEN has_sequence_privilege('outbox.audit_log_id_seq', 'SELECT')
         THEN pg_sequence_last_value('outbox.audit_log_id_seq'::regclass)
-    END, 0) AS last_action
+    END, 0) AS last_action,
+    (
+        SELECT extract(epoch FROM min(d.deliver_at) - clock_timestamp())::float8
+        FROM unnest($1::text[]) AS h (destination)
+        CROSS JOIN LATERAL (
+            SELECT m.deliver_at
+            FROM outbox.messages_scheduled AS m
+            WHERE m.destination = h.destination
+            ORDER BY m.deliver_at
+            LIMIT 1
+        ) AS d
+    ) AS scheduled_in

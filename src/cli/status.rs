@@ -7,7 +7,7 @@ mod hot;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use super::{Failure, say, table, where_to_ask};
 use crate::config::Flags;
 use crate::http;
 use crate::message::MessageId;
-use crate::outbox::{Backlog, Destination, Outbox, OutboxError, Rate};
+use crate::outbox::{Backlog, Destination, Outbox, OutboxError, Rate, Scheduled};
 use crate::reading::{ByLane, COUNT_LIMIT, Order, Pause, Replay};
 use hot::Hot;
 
@@ -55,6 +55,7 @@ struct Line {
     /// Whether a relay has served it, at least since the server's last crash.
     is_served: bool,
     backlog: Backlog,
+    scheduled: Scheduled,
     rate: Rate,
     pause: Option<Pause>,
 }
@@ -168,8 +169,9 @@ async fn measure(outbox: &Outbox, floors: &mut HashMap<String, Floors>) -> Resul
         let Some(known) = floors.get(&destination) else { continue };
         let backlog = outbox.backlog(&destination, &known.lanes, Order::Groups).await?;
         let rate = outbox.rate(&destination).await?;
+        let scheduled = outbox.scheduled(&destination).await?;
         let pause = steering.pause_of(&destination);
-        lines.push(Line { destination, is_served, backlog, rate, pause });
+        lines.push(Line { destination, is_served, backlog, scheduled, rate, pause });
     }
     Ok(lines)
 }
@@ -201,6 +203,14 @@ fn tells(told: &Told) -> String {
     let since = since.as_ref().map(|since| format!(" since {since}")).unwrap_or_default();
     let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
     printable(&format!("{state}{since}{detail}"))
+}
+
+/// What is scheduled.
+fn later(line: &Line) -> Option<String> {
+    let next = UNIX_EPOCH + Duration::try_from_secs_f64(line.scheduled.next?).ok()?;
+    let next = humantime::format_rfc3339_seconds(next);
+    let count = counted(line.scheduled.messages);
+    Some(printable(&format!("{}: {count} scheduled, the next for {next}", line.destination)) + "\n")
 }
 
 /// The progress of a replay.
@@ -242,6 +252,7 @@ fn as_text(seen: &Seen) -> String {
         table(std::iter::once(head).chain(lines.iter().map(row)).collect())
     };
     for line in lines {
+        text.extend(later(line));
         text.extend(hot.get(&line.destination).map(|hot| hot.as_text(&line.destination)));
     }
     for replay in replays {
@@ -278,6 +289,9 @@ fn as_json(seen: &Seen) -> Value {
             "dead_is_capped": line.backlog.dead >= COUNT_LIMIT,
             "quarantined": line.backlog.quarantined,
             "quarantined_is_capped": line.backlog.quarantined >= COUNT_LIMIT,
+            "scheduled": line.scheduled.messages,
+            "scheduled_is_capped": line.scheduled.messages >= COUNT_LIMIT,
+            "next_scheduled_at": line.scheduled.next,
             "delivered_per_second": line.rate.per_second,
             "delivered_per_second_is_capped": line.rate.is_capped,
             "paused": line.pause.as_ref().map(pause),

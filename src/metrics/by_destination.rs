@@ -30,6 +30,8 @@ pub(super) struct Gauges {
     pub(super) backlog: IntGaugeVec,
     pub(super) dead: IntGaugeVec,
     pub(super) quarantined: IntGaugeVec,
+    pub(super) scheduled: IntGaugeVec,
+    pub(super) next_scheduled: GaugeVec,
     pub(super) stalled: IntGaugeVec,
     pub(super) destination_up: IntGaugeVec,
     pub(super) in_flight_limit: IntGaugeVec,
@@ -47,6 +49,16 @@ impl Gauges {
             backlog: new.gauges("backlog_messages", "Pending messages, counted in the table up to 100000.", by_destination)?,
             dead: new.gauges("dead_messages", "Dead messages in the table, counted up to 100000.", by_destination)?,
             quarantined: new.gauges("quarantined_messages", "Messages in quarantine, counted up to 100000.", by_destination)?,
+            scheduled: new.gauges(
+                "scheduled_messages",
+                "Messages for later, which are not pending yet, counted up to 100000.",
+                by_destination,
+            )?,
+            next_scheduled: new.gauges_f64(
+                "next_scheduled_timestamp_seconds",
+                "Unix time at which the next scheduled message falls due; 0 when there is none.",
+                by_destination,
+            )?,
             stalled: new.gauges(
                 "stalled",
                 "1 while messages are due, nothing was delivered for 30 seconds and no known reason explains it, else 0.",

@@ -76,7 +76,7 @@ impl Outbox {
         destination: &str,
         mut go_on: impl FnMut() -> bool,
     ) -> Result<Option<ByLane<MessageId>>, OutboxError> {
-        let mut walk = FloorWalk::new(self.watch(&[]).await?.last_id);
+        let mut walk = FloorWalk::new(self.watch(&[]).await?.0.last_id);
         while let Some((chunk, look)) = walk.next_look() {
             if !go_on() {
                 return Ok(None);

@@ -22,6 +22,7 @@ mod read;
 mod recorded;
 mod replay;
 mod row;
+mod scheduled;
 mod settle;
 mod steer;
 mod suitable;
@@ -55,6 +56,7 @@ pub use read::READING;
 #[cfg(feature = "dev")]
 pub use recorded::Recorded;
 pub use replay::{ReplayCount, ReplayOf, ReplayStep};
+pub use scheduled::Scheduled;
 pub use settle::{Keep, SETTLING, SettlePlan, Settled};
 pub use steer::Destination;
 pub use way::walk;

@@ -212,7 +212,7 @@ impl Destination {
     /// The order matters: every transaction that took an id up to the last one has then ended or is among the writers.
     async fn read_baseline(&self) -> Answer<Baseline> {
         let incarnations = self.outbox.incarnations(&self.name).await?;
-        let last_id = self.outbox.watch(&[]).await?.last_id;
+        let last_id = self.outbox.watch(&[]).await?.0.last_id;
         let writers = self.outbox.writers().await?;
         Ok(Baseline { incarnations, last_id, writers })
     }

@@ -4,6 +4,8 @@
 //! changed something. That costs a fraction of a look. Idle relays sleep until the answer changes. The answer is only a
 //! hint: each relay rescans once a second in any case, so a poller that is wrong or cannot reach the database costs
 //! latency but never a message.
+//!
+//! It also makes scheduled messages pending when they fall due; the relays know nothing of them before.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,11 +27,11 @@ const QUIET_AFTER: Duration = Duration::from_secs(5);
 /// The factor by which it then asks less often. The cost of an idle relay is the wake-up, not the query.
 const QUIET_FACTOR: u32 = 4;
 
-/// The poll interval while no relay is idle, to notice what operators have changed.
-const BUSY_EVERY: Duration = Duration::from_secs(1);
+/// How many scheduled messages become pending in one statement.
+const DUE_CHUNK: i64 = 1000;
 
-/// The query for due retries may take at most one part in this many of the time. It walks dead rows that vacuum could not
-/// remove.
+/// The queries for due retries and scheduled messages may take at most one part in this many of the time. They walk dead
+/// rows that vacuum could not remove.
 const DUE_SHARE: u32 = 4;
 
 /// Asks for all relays of the process.
@@ -70,30 +72,28 @@ impl Poller {
 
     /// Asks until told to stop.
     pub async fn run(self, stop: CancellationToken) {
-        let (mut news_at, mut asked_at, mut due_at) = (Instant::now(), None::<Instant>, Instant::now());
+        let (mut news_at, mut due_at, mut is_logged) = (Instant::now(), Instant::now(), false);
         while !stop.is_cancelled() {
             self.heartbeat.tick();
-            let is_quiet = news_at.elapsed() >= QUIET_AFTER;
-            let interval = if is_quiet { self.poll_interval * QUIET_FACTOR } else { self.poll_interval };
+            // While no relay is idle, only operators and scheduled messages matter.
+            let is_slow = news_at.elapsed() >= QUIET_AFTER || self.idle.load(Ordering::Relaxed) == 0;
+            let interval = if is_slow { self.poll_interval * QUIET_FACTOR } else { self.poll_interval };
             let mut pause = interval.mul_f64(0.8 + 0.4 * fastrand::f64());
-            let is_busy = self.idle.load(Ordering::Relaxed) == 0;
-            if !(is_busy && asked_at.is_some_and(|at| at.elapsed() < BUSY_EVERY)) {
-                let began_at = Instant::now();
-                asked_at = Some(began_at);
-                let asks_for_due = began_at >= due_at;
-                match self.ask(asks_for_due).await {
-                    Ok(watch) => {
-                        if asks_for_due {
-                            due_at = Instant::now() + began_at.elapsed() * (DUE_SHARE - 1);
-                        }
-                        let is_news = self.seen.send_if_modified(|seen| seen.replace(watch) != Some(watch));
-                        if is_news {
-                            news_at = Instant::now();
-                        }
+            let began_at = Instant::now();
+            let asks_for_due = began_at >= due_at;
+            match self.ask(asks_for_due).await {
+                Ok((watch, scheduled_in)) => {
+                    if asks_for_due {
+                        due_at = Instant::now() + began_at.elapsed() * (DUE_SHARE - 1);
                     }
-                    // The relays meet the same failure and report it.
-                    Err(_) => pause = pause.max(AFTER_FAILURE),
+                    let is_news = self.seen.send_if_modified(|seen| seen.replace(watch) != Some(watch));
+                    if is_news {
+                        news_at = Instant::now();
+                    }
+                    pause = self.enqueue_due(scheduled_in, pause, &mut is_logged).await;
                 }
+                // The relays meet the same failure and report it.
+                Err(_) => pause = pause.max(AFTER_FAILURE),
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -103,13 +103,39 @@ impl Poller {
         self.heartbeat.finish();
     }
 
-    async fn ask(&self, asks_for_due: bool) -> Result<Watch, OutboxError> {
+    /// Makes scheduled messages pending if the next one has fallen due. Returns how long to pause: at most until it does,
+    /// and not at all if there is something new for the relays.
+    async fn enqueue_due(&self, scheduled_in: Option<Duration>, pause: Duration, is_logged: &mut bool) -> Duration {
+        match scheduled_in {
+            None => return pause,
+            Some(left) if !left.is_zero() => return pause.min(left),
+            Some(_) => {}
+        }
+        let mut enqueued = 0;
+        for destination in &self.destinations {
+            match self.outbox.enqueue_due(destination, DUE_CHUNK).await {
+                Ok(count) => enqueued += count,
+                Err(error) => {
+                    if !std::mem::replace(is_logged, true) {
+                        tracing::warn!(%destination, %error, "scheduled messages that are due cannot be enqueued; trying again");
+                    }
+                    return pause.max(AFTER_FAILURE);
+                }
+            }
+        }
+        *is_logged = false;
+        // If there was nothing, another relay is doing it, or somebody holds the rows.
+        if enqueued > 0 { Duration::ZERO } else { pause }
+    }
+
+    async fn ask(&self, asks_for_due: bool) -> Result<(Watch, Option<Duration>), OutboxError> {
         if asks_for_due {
             let names: Vec<&str> = self.destinations.iter().map(AsRef::as_ref).collect();
             return self.outbox.watch(&names).await;
         }
         let before = self.seen.borrow().and_then(|seen| seen.latest_due);
-        Ok(Watch { latest_due: before, ..self.outbox.watch(&[]).await? })
+        let (watch, _) = self.outbox.watch(&[]).await?;
+        Ok((Watch { latest_due: before, ..watch }, None))
     }
 }
 

@@ -67,6 +67,7 @@ mod restarts;
 mod retention;
 mod retries;
 mod scale;
+mod scheduled;
 mod search_path;
 mod settings;
 mod sharing;

@@ -1,0 +1,44 @@
+//! Scheduled messages: making those pending that have fallen due, and counting the others.
+
+use tokio_postgres::types::Type;
+
+use super::{Outbox, OutboxError, Parameter, column};
+use crate::reading::COUNT_LIMIT;
+
+const ENQUEUE_DUE: &str = include_str!("../../sql/queries/enqueue_due.sql");
+const SCHEDULED: &str = include_str!("../../sql/queries/scheduled.sql");
+
+/// The scheduled messages of a destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Scheduled {
+    /// How many there are, counted up to [`COUNT_LIMIT`].
+    pub messages: i64,
+    /// When the next one falls due, in seconds since 1970.
+    pub next: Option<f64>,
+}
+
+impl Outbox {
+    /// Makes scheduled messages pending that have fallen due, at most so many, the earliest first. Returns how many; none
+    /// also while another relay is doing it.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails; then nothing was changed.
+    pub async fn enqueue_due(&self, destination: &str, limit: i64) -> Result<i64, OutboxError> {
+        const NAME: &str = "enqueue what is due";
+        let parameters: [Parameter<'_>; 2] = [(&destination, Type::TEXT), (&limit, Type::INT8)];
+        column(NAME, &self.query_one(NAME, ENQUEUE_DUE, &parameters).await?, 0)
+    }
+
+    /// The scheduled messages of a destination.
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn scheduled(&self, destination: &str) -> Result<Scheduled, OutboxError> {
+        const NAME: &str = "count scheduled messages";
+        let parameters: [Parameter<'_>; 2] = [(&destination, Type::TEXT), (&COUNT_LIMIT, Type::INT8)];
+        let row = self.query_one(NAME, SCHEDULED, &parameters).await?;
+        Ok(Scheduled { messages: column(NAME, &row, 0)?, next: column(NAME, &row, 1)? })
+    }
+}
