@@ -36,8 +36,8 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM outbox_application, outbox_rel
 GRANT USAGE ON SCHEMA outbox TO outbox_application, outbox_relay, outbox_operator, outbox_reader,
     outbox_consumer;
 
--- Every callable function runs with the privileges of its caller, so the permission to call it grants no access to a
--- table. By default PUBLIC may call functions; the grants are for databases where that was revoked.
+-- Every callable function but outbox.enqueue_due runs with the privileges of its caller, so the permission to call it grants
+-- no access to a table. By default PUBLIC may call functions; the grants are for databases where that was revoked.
 
 -- The application only appends. It decides neither when an event was recorded nor the state of a message. It can read
 -- what identifies an event, never its content: RETURNING, ON CONFLICT and the next version of a stream need that.
@@ -60,8 +60,7 @@ GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue, outbox.enque
 -- whether the schema fits.
 GRANT SELECT ON outbox.events, outbox.messages, outbox.messages_pending, outbox.messages_dead, outbox.messages_scheduled,
     outbox.migrations TO outbox_relay;
--- Scheduled messages are written again as pending ones when they fall due.
-GRANT INSERT (destination, event_position, group_id, enqueued_at) ON outbox.messages TO outbox_relay;
+-- Scheduled messages become pending by this function, which has its owner's privileges.
 GRANT EXECUTE ON FUNCTION outbox.enqueue_due TO outbox_relay;
 -- What operators have decided, and the replays that the status page shows.
 GRANT SELECT ON outbox.pauses, outbox.settings, outbox.replays TO outbox_relay;

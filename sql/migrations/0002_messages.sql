@@ -288,8 +288,12 @@ COMMENT ON FUNCTION outbox.enqueue(text, text, jsonb, text, jsonb, timestamptz) 
     'Records an event and one message that carries it to the destination, in the caller''s transaction; not before the last '
     'argument, if there is one. Returns the message id. That of a scheduled message is its own until it falls due.';
 
+-- With the privileges of its owner: a relay writes no messages but these. Its plans are kept, and the table may have been
+-- empty when they were made.
 CREATE FUNCTION outbox.enqueue_due(destination text, max_count bigint) RETURNS bigint
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
 AS $$
 DECLARE
     moved bigint;
@@ -299,17 +303,16 @@ BEGIN
         RETURN 0;
     END IF;
     WITH due AS (
-        DELETE FROM outbox.messages AS m
-        USING (
-            SELECT o.lane, o.id
-            FROM outbox.messages AS o
-            WHERE o.status = 'scheduled' AND o.destination = $1 AND o.deliver_at <= now()
+        DELETE FROM outbox.messages_scheduled AS m
+        WHERE m.ctid = ANY (ARRAY(
+            SELECT o.ctid
+            FROM outbox.messages_scheduled AS o
+            WHERE o.destination = $1 AND o.deliver_at <= now()
             ORDER BY o.deliver_at, o.id
             LIMIT $2
             -- Somebody may be about to cancel one.
             FOR UPDATE SKIP LOCKED
-        ) AS d
-        WHERE m.status = 'scheduled' AND m.destination = $1 AND m.lane = d.lane AND m.id = d.id
+        ))
         RETURNING m.id, m.deliver_at, m.event_position, m.group_id
     ), enqueued AS (
         INSERT INTO outbox.messages (destination, event_position, group_id, enqueued_at)
@@ -320,6 +323,8 @@ BEGIN
     RETURN moved;
 END
 $$;
+
+REVOKE ALL ON FUNCTION outbox.enqueue_due(text, bigint) FROM PUBLIC;
 
 COMMENT ON FUNCTION outbox.enqueue_due(text, bigint) IS
     'Makes scheduled messages of a destination pending that have fallen due, at most so many, the earliest first; returns how '

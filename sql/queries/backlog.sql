@@ -6,10 +6,11 @@
 -- Guarantees: one row; never counts more than $4 rows of a kind; the lag is 0 when nothing is pending; "firsts" are the
 -- lowest ids of the lanes in "lanes", for the next floors. Rows below the floors are not walked. A message that an
 -- operator holds back (available_at in the future, no attempt) or that is in quarantine counts as pending, but not for
--- the lag. "ready_lag" is the age of the oldest message that nothing holds up, among the first and the last 100 of each
+-- the lag. A scheduled message that is due and not pending yet counts for both, from when it fell due. "ready_lag" is the age of the oldest message that nothing holds up, among the first and the last 100 of each
 -- lane and the 100 latest that fell due. (If the first ones are all held up, a message that stands still is among the
 -- last.)
--- Index: messages_pending_pkey (head of each lane, then a bounded walk), messages_pending_deferred, messages_dead_pkey.
+-- Index: messages_pending_pkey (head of each lane, then a bounded walk), messages_pending_deferred, messages_dead_pkey,
+-- messages_scheduled_due.
 WITH s AS MATERIALIZED (
     SELECT
         clock_timestamp() AS now,
@@ -68,12 +69,19 @@ WITH s AS MATERIALIZED (
     FROM outbox.messages_pending AS m
     WHERE m.destination = $1 AND m.available_at IS NOT NULL
     LIMIT $4
+), overdue AS MATERIALIZED (
+    SELECT m.deliver_at
+    FROM outbox.messages_scheduled AS m
+    WHERE m.destination = $1 AND m.deliver_at <= now()
+    ORDER BY m.deliver_at
+    LIMIT $4
 )
 SELECT
     coalesce(extract(epoch FROM s.now - least(
-        (SELECT min(enqueued_at) FROM heads), (SELECT min(enqueued_at) FROM deferred WHERE counts)
+        (SELECT min(enqueued_at) FROM heads), (SELECT min(enqueued_at) FROM deferred WHERE counts),
+        (SELECT min(deliver_at) FROM overdue)
     )), 0)::float8 AS lag,
-    least($4, (SELECT count(*) FROM deferred) + (
+    least($4, (SELECT count(*) FROM deferred) + (SELECT count(*) FROM overdue) + (
         SELECT count(*)
         FROM (
             SELECT
@@ -98,8 +106,8 @@ SELECT
     (
         SELECT count(*) FROM (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1 LIMIT $4) AS quarantined
     ) AS quarantined,
-    coalesce((
-        SELECT extract(epoch FROM s.now - min(greatest(e.enqueued_at, e.available_at)))
+    coalesce(extract(epoch FROM s.now - least((SELECT min(deliver_at) FROM overdue), (
+        SELECT min(greatest(e.enqueued_at, e.available_at))
         FROM early AS e
         WHERE NOT (s.has_quarantine AND EXISTS (
                 SELECT FROM outbox.quarantine AS z
@@ -113,5 +121,5 @@ SELECT
                 SELECT FROM outbox.messages_pending AS d
                 WHERE d.destination = $1 AND d.group_id = e.group_id AND d.id < e.id AND d.available_at IS NOT NULL
             ))
-    ), 0)::float8 AS ready_lag
+    ))), 0)::float8 AS ready_lag
 FROM s

@@ -1,5 +1,5 @@
 -- Makes scheduled messages pending that have fallen due.
 --
 -- $1 destination, $2 how many at most. Guarantees: one row, how many there were; 0 also while another relay does it.
--- Index: messages_scheduled_due, messages_scheduled_pkey once a message.
+-- Index: messages_scheduled_due.
 SELECT outbox.enqueue_due($1, $2)

@@ -83,7 +83,7 @@ async fn the_statements_of_the_page_on_writing_write() -> Result<()> {
     bed.client.batch_execute("CREATE TABLE accounts (player text, balance int)").await?;
     let page = page("docs/writing.md")?;
     let statements = blocks(&page, "sql");
-    let [transaction, call, batch, _event_sourcing] = &statements[..] else {
+    let [transaction, call, batch, later, plain, cancel, _event_sourcing] = &statements[..] else {
         anyhow::bail!("{} blocks", statements.len())
     };
     bed.client.batch_execute(transaction).await?;
@@ -92,5 +92,13 @@ async fn the_statements_of_the_page_on_writing_write() -> Result<()> {
     let targets = "SELECT count(*) FROM outbox.messages_pending WHERE destination = 'tickets' AND group_id IN ('draw-7', 'draw-8')
         OR (destination = 'audit' AND group_id IS NULL)";
     ensure!(bed.count(targets).await? == 5);
+    let scheduled = "SELECT count(*) FROM outbox.messages WHERE destination = 'mails' AND status = 'scheduled'";
+    let id: i64 = bed.client.query_one(*later, &[]).await?.get(0);
+    bed.client.batch_execute(plain).await?;
+    ensure!(bed.count(scheduled).await? == 2);
+    let (cancel, hurry) = cancel.split_once(';').context("not two statements")?;
+    ensure!(bed.client.execute(&hurry.replace("4712", &id.to_string()), &[]).await? == 1);
+    ensure!(bed.client.execute(&cancel.replace("4712", &id.to_string()), &[]).await? == 1);
+    ensure!(bed.count(scheduled).await? == 1);
     Ok(())
 }

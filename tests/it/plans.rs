@@ -79,17 +79,23 @@ fn has_column(condition: &str, column: &str) -> bool {
 
 /// Disables autovacuum's analyze, so that the statistics stay as they are.
 async fn never_analyze(bed: &TestBed) -> Result<()> {
-    for table in ["messages_pending", "messages_delivered", "messages_dead", "quarantine", "events"] {
+    for table in
+        ["messages_pending", "messages_scheduled", "messages_delivered", "messages_dead", "quarantine", "events"]
+    {
         bed.client.batch_execute(&format!("ALTER TABLE outbox.{table} SET (autovacuum_enabled = off)")).await?;
     }
     Ok(())
 }
+
+const SCHEDULED: &str = "INSERT INTO outbox.messages (destination, event_position, status, deliver_at)
+    SELECT 'audit', n, 'scheduled', now() + (random() * 1e6 - 1000) * interval '1 s' FROM generate_series(1, 10000) AS n";
 
 async fn ensure_plans(bed: &TestBed) -> Result<()> {
     // On a table without pages every plan costs nothing; records are replaced only if there are some.
     let delivered = "INSERT INTO outbox.messages (destination, event_position, lane, status, delivered_at)
         SELECT 'audit', n, n % 16, 'delivered', now() FROM generate_series(1, 1000) AS n";
     bed.client.batch_execute(delivered).await?;
+    bed.client.batch_execute(SCHEDULED).await?;
     let mut wrong = String::new();
     for statement in &STATEMENTS {
         let scans = plan(&bed.client, statement).await?;
@@ -119,6 +125,7 @@ async fn statements_use_their_indexes_on_an_outbox_that_was_analyzed_when_it_had
     let bed = TestBed::new().await?;
     never_analyze(&bed).await?;
     bed.enqueue_many("audit", 10_000, 100).await?;
+    bed.client.batch_execute(SCHEDULED).await?;
     let forget =
         "BEGIN; SET LOCAL outbox.maintenance = 'on'; DELETE FROM outbox.messages; DELETE FROM outbox.events; COMMIT";
     bed.client.batch_execute(forget).await?;

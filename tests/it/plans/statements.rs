@@ -46,7 +46,7 @@ const ANY_DEFERRED_GROUP: Way = (GROUPS, &["destination ="]);
 const OF_GROUP: Way = (GROUPS, &["destination =", "group_id ="]);
 
 /// How other tables and partitions may be reached.
-pub(super) const OTHERS: [(&str, Way); 8] = [
+pub(super) const OTHERS: [(&str, Way); 10] = [
     ("messages_dead", ("messages_dead_groups", &["destination ="])),
     ("messages_dead", ("messages_dead_pkey", &["destination ="])),
     ("messages_delivered", ("messages_delivered_pkey", &["destination =", "lane =", "id ="])),
@@ -55,6 +55,8 @@ pub(super) const OTHERS: [(&str, Way); 8] = [
     ("quarantine", ("quarantine_groups", &["destination ="])),
     ("events", ("events_pkey", &["position ="])),
     ("messages_id_seq", ("", &[])),
+    ("messages_scheduled", ("messages_scheduled_due", &["destination ="])),
+    ("messages_scheduled", ("messages_scheduled_pkey", &["destination =", "lane =", "id ="])),
 ];
 
 /// Words in capitals stand for the arrays above.
