@@ -346,7 +346,7 @@ BEGIN
     WITH kept AS MATERIALIZED (
         SELECT m.event_position
         FROM outbox.messages AS m
-        WHERE m.status IN ('pending', 'dead') AND m.event_position > after AND m.event_position <= position_done
+        WHERE m.status IN ('pending', 'scheduled', 'dead') AND m.event_position > after AND m.event_position <= position_done
     ), gone AS (
         DELETE FROM outbox.events AS e
         WHERE e.position > after AND e.position <= position_done AND e.recorded_at < before
