@@ -82,6 +82,8 @@ GRANT SELECT ON ALL SEQUENCES IN SCHEMA outbox TO outbox_operator;
 GRANT UPDATE (status, attempts, available_at, dead_at, last_error) ON outbox.messages TO outbox_operator;
 -- The update privilege is only for the row lock.
 GRANT UPDATE (status), DELETE ON outbox.messages_dead TO outbox_operator;
+-- Scheduled messages are cancelled and moved.
+GRANT UPDATE (deliver_at), DELETE ON outbox.messages_scheduled TO outbox_operator;
 GRANT INSERT (action, actor, filter, messages, message_ids) ON outbox.audit_log TO outbox_operator;
 GRANT DELETE ON outbox.quarantine TO outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.find_message, outbox.dead_find, outbox.dead_list, outbox.dead_show, outbox.dead_filter,

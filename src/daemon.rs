@@ -21,7 +21,9 @@ use crate::janitor::{Janitor, Served};
 use crate::metrics::{DestinationMetrics, Metrics};
 use crate::outbox::{Keep, Outbox};
 use crate::page::{Given, Page, Sources, Watched};
-use crate::relay::{ControlPoller, Destination, MemoryBudget, Poller, Relay, RelayError, Reports, RunSummary, Until};
+use crate::relay::{
+    ControlPoller, Destination, MemoryBudget, Poller, Relay, RelayError, Reports, RunSummary, Timer, Until,
+};
 use crate::shutdown::{self, Shutdown, Signals};
 use crate::sqs;
 
@@ -38,6 +40,7 @@ pub enum Outcome {
 struct Assembly {
     relays: Vec<Relay>,
     poller: Poller,
+    timer: Timer,
     control: ControlPoller,
     janitor: Janitor,
     listener: TcpListener,
@@ -80,6 +83,7 @@ pub async fn run(config: RelayConfig, settings: Settings, until: Until, metrics:
         "the memory of the status page ended".to_owned()
     });
     let (janitor, poller) = (assembly.janitor.run(stop.clone()), assembly.poller.run(stop.clone()));
+    let timer = assembly.timer.run(stop.clone());
     let control = assembly.control.run(stop.clone());
     vital.spawn(async move {
         control.await;
@@ -92,6 +96,10 @@ pub async fn run(config: RelayConfig, settings: Settings, until: Until, metrics:
     vital.spawn(async move {
         poller.await;
         "the poller ended".to_owned()
+    });
+    vital.spawn(async move {
+        timer.await;
+        "the timer ended".to_owned()
     });
     let mut relays = JoinSet::new();
     for relay in assembly.relays {
@@ -139,6 +147,7 @@ async fn assemble(config: &RelayConfig, settings: Settings, metrics: Metrics) ->
     let all: Vec<Arc<str>> = config.destinations.iter().map(|one| Arc::from(one.name.as_str())).collect();
     let interval = config.tuning.poll_interval;
     let poller = Poller::new(outbox.clone(), all.clone(), interval, health.heartbeat("poller"));
+    let timer = poller.timer(health.heartbeat("timer"));
     let keep = if config.delivered_retention.is_zero() { Keep::Nothing } else { Keep::Delivered };
     let series: Vec<(Arc<str>, DestinationMetrics)> =
         all.iter().map(|name| (Arc::clone(name), metrics.destination(name))).collect();
@@ -185,7 +194,7 @@ async fn assemble(config: &RelayConfig, settings: Settings, metrics: Metrics) ->
     let janitor = janitor(config, &outbox, served, (&metrics, &board), &health);
     let memory = health.heartbeat("memory of the status page");
     let shown = Shown { metrics, health, page: Arc::new(page) };
-    Ok(Assembly { relays, poller, control, janitor, listener, shown, memory })
+    Ok(Assembly { relays, poller, timer, control, janitor, listener, shown, memory })
 }
 
 /// What the page shows of the configuration.

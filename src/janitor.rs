@@ -194,6 +194,7 @@ impl Janitor {
         }
         match measured {
             Ok(true) => {
+                self.count_scheduled(probes).await;
                 self.metrics.has_measured();
                 probes.is_logged = false;
                 probes.neighbourhood.look(&self.outbox, &self.board).await;
@@ -214,7 +215,6 @@ impl Janitor {
     /// Returns whether everything was measured; that is not so when it is told to stop.
     async fn measure(&self, probes: &mut Probes, stop: &CancellationToken) -> Result<bool, OutboxError> {
         self.look_at_the_horizon(probes).await?;
-        self.count_scheduled(probes).await?;
         let is_quarantine_due = Instant::now() >= probes.next_quarantine;
         let relays = probes.neighbourhood.relays();
         let each = probes.floors.iter_mut().zip(&mut probes.watchdogs).zip(&mut probes.tried);
@@ -246,19 +246,24 @@ impl Janitor {
         Ok(true)
     }
 
-    async fn count_scheduled(&self, probes: &mut Probes) -> Result<(), OutboxError> {
+    /// Counts scheduled messages, if it is time to. Nothing depends on it.
+    async fn count_scheduled(&self, probes: &mut Probes) {
         let started = Instant::now();
         if started < probes.next_scheduled {
-            return Ok(());
+            return;
         }
         for Served { name, metrics, .. } in &self.destinations {
-            let scheduled = self.outbox.scheduled(name).await?;
-            metrics.scheduled.set(scheduled.messages);
-            metrics.next_scheduled.set(scheduled.next.unwrap_or(0.0));
+            self.heartbeat.tick();
+            match self.outbox.scheduled(name).await {
+                Ok(scheduled) => {
+                    metrics.scheduled.set(scheduled.messages);
+                    metrics.next_scheduled.set(scheduled.next.unwrap_or(0.0));
+                }
+                Err(error) => tracing::debug!(destination = %name, %error, "scheduled messages cannot be counted"),
+            }
         }
         let pause = started.elapsed() * SCHEDULED_SHARE.saturating_mul(probes.neighbourhood.relays());
         probes.next_scheduled = Instant::now() + pause.clamp(PROBE_EVERY, SCHEDULED_AT_LEAST_EVERY);
-        Ok(())
     }
 
     /// Tries again to record what SQS has accepted: the cause may have been fixed.

@@ -78,7 +78,8 @@ DECLARE
 BEGIN
     IF TG_OP = 'INSERT' THEN
         NEW.lane := (hashtext(coalesce(NEW.group_id, NEW.event_position::text)) & 15)::smallint;
-    ELSIF NEW.lane <> outbox.lane(NEW.group_id, NEW.event_position) THEN
+    ELSIF NEW.status = 'pending'
+        AND NEW.lane <> (hashtext(coalesce(NEW.group_id, NEW.event_position::text)) & 15)::smallint THEN
         problem := pg_catalog.format('lane %s is not that of its group', NEW.lane);
         hint := 'Change both: SET group_id = ''draw-7'', lane = outbox.lane(''draw-7'', event_position).';
     END IF;
@@ -152,6 +153,9 @@ ALTER TABLE outbox.messages_scheduled ADD PRIMARY KEY (destination, lane, id);
 
 -- Finds what falls due next.
 CREATE INDEX messages_scheduled_due ON outbox.messages_scheduled (destination, deliver_at, id);
+
+-- Purging asks which events are still needed.
+CREATE INDEX messages_scheduled_events ON outbox.messages_scheduled (event_position);
 
 -- Finds the few rows that wait for a retry, so that ordinary reads never step over them.
 CREATE INDEX messages_pending_deferred ON outbox.messages_pending (destination, available_at)
@@ -290,7 +294,7 @@ COMMENT ON FUNCTION outbox.enqueue(text, text, jsonb, text, jsonb, timestamptz) 
 
 -- With the privileges of its owner: a relay writes no messages but these. Its plans are kept, and the table may have been
 -- empty when they were made.
-CREATE FUNCTION outbox.enqueue_due(destination text, max_count bigint) RETURNS bigint
+CREATE FUNCTION outbox.enqueue_due(destination text, max_count bigint, pass_over bigint DEFAULT 0) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -309,7 +313,7 @@ BEGIN
             FROM outbox.messages_scheduled AS o
             WHERE o.destination = $1 AND o.deliver_at <= now()
             ORDER BY o.deliver_at, o.id
-            LIMIT $2
+            LIMIT $2 OFFSET $3
             -- Somebody may be about to cancel one.
             FOR UPDATE SKIP LOCKED
         ))
@@ -324,17 +328,18 @@ BEGIN
 END
 $$;
 
-REVOKE ALL ON FUNCTION outbox.enqueue_due(text, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION outbox.enqueue_due(text, bigint, bigint) FROM PUBLIC;
 
-COMMENT ON FUNCTION outbox.enqueue_due(text, bigint) IS
-    'Makes scheduled messages of a destination pending that have fallen due, at most so many, the earliest first; returns how '
-    'many. Relays call it.';
+COMMENT ON FUNCTION outbox.enqueue_due(text, bigint, bigint) IS
+    'Makes scheduled messages of a destination pending that have fallen due, at most so many, the earliest first, after passing '
+    'over some; returns how many. Relays call it.';
 
 CREATE FUNCTION outbox.enqueue_many(destination text, events jsonb) RETURNS SETOF bigint
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
 DECLARE
+    now     CONSTANT timestamptz := clock_timestamp();
     example CONSTANT text :=
         'An event is {"event_type": "TicketPurchased", "payload": ...} and may have group_id, metadata and deliver_at.';
     wrong   record;
@@ -385,7 +390,7 @@ BEGIN
             JOIN jsonb_array_elements($2) WITH ORDINALITY AS g (event, n) ON g.n = e.n
             LEFT JOIN LATERAL (
                 SELECT (g.event ->> 'deliver_at')::timestamptz AS deliver_at
-            ) AS l ON l.deliver_at > clock_timestamp()
+            ) AS l ON l.deliver_at > now
             ORDER BY e.position
             RETURNING messages.id
         )

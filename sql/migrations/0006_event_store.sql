@@ -237,7 +237,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.append(text, bigint, jsonb, text[], timestamptz) IS
     'Appends events to a stream and, in the same statement, a message of each to the destinations, with the stream as group, to '
-    'be sent not before the last argument, if there is one. '
+    'be sent not before the last argument, if there is one; consumers then get it after events that were appended meanwhile. '
     'The expected version is the stream''s last one, 0 for none, or null for any; with another one it fails with SQLSTATE '
     'OX409. A call with event ids that are stored already returns the same as before, with was_stored, so that other changes '
     'in the same transaction can be left out. Returns ids, versions and positions.';

@@ -106,8 +106,8 @@ SELECT
     (
         SELECT count(*) FROM (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1 LIMIT $4) AS quarantined
     ) AS quarantined,
-    coalesce(extract(epoch FROM s.now - least((SELECT min(deliver_at) FROM overdue), (
-        SELECT min(greatest(e.enqueued_at, e.available_at))
+    coalesce((
+        SELECT extract(epoch FROM s.now - min(greatest(e.enqueued_at, e.available_at)))
         FROM early AS e
         WHERE NOT (s.has_quarantine AND EXISTS (
                 SELECT FROM outbox.quarantine AS z
@@ -121,5 +121,5 @@ SELECT
                 SELECT FROM outbox.messages_pending AS d
                 WHERE d.destination = $1 AND d.group_id = e.group_id AND d.id < e.id AND d.available_at IS NOT NULL
             ))
-    ))), 0)::float8 AS ready_lag
+    ), 0)::float8 AS ready_lag
 FROM s

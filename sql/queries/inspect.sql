@@ -22,7 +22,7 @@ SELECT
             ('SELECT on outbox.messages_dead', has_table_privilege(to_regclass('outbox.messages_dead'), 'SELECT')),
             ('SELECT on outbox.messages_scheduled', has_table_privilege(to_regclass('outbox.messages_scheduled'), 'SELECT')),
             ('EXECUTE on outbox.enqueue_due',
-                has_function_privilege(to_regprocedure('outbox.enqueue_due(text, bigint)'), 'EXECUTE')),
+                has_function_privilege(to_regprocedure('outbox.enqueue_due(text, bigint, bigint)'), 'EXECUTE')),
             ('UPDATE (status) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'status', 'UPDATE')),
             ('UPDATE (attempts) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'attempts', 'UPDATE')),
             ('UPDATE (available_at) on outbox.messages',
@@ -58,7 +58,7 @@ SELECT
             ('events_pkey'), ('events_event_id_key'), ('events_stream'), ('messages_pending_pkey'),
             ('messages_delivered_pkey'), ('messages_dead_pkey'), ('messages_pending_deferred'),
             ('messages_pending_deferred_groups'), ('messages_dead_groups'), ('lanes_pkey'), ('quarantine_pkey'),
-            ('quarantine_groups'), ('messages_scheduled_pkey'), ('messages_scheduled_due')
+            ('quarantine_groups'), ('messages_scheduled_pkey'), ('messages_scheduled_due'), ('messages_scheduled_events')
         ) AS w (name)
         LEFT JOIN pg_class AS c ON c.relname = w.name AND c.relnamespace = 'outbox'::regnamespace
         LEFT JOIN pg_index AS i ON i.indexrelid = c.oid

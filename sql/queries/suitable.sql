@@ -15,7 +15,7 @@ SELECT
         JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname = 'outbox' AND c.relkind IN ('r', 'p') AND row_security_active(c.oid)
             AND c.relname IN (
-                'events', 'messages', 'messages_pending', 'messages_dead', 'lanes', 'quarantine', 'pauses', 'settings', 'migrations'
+                'events', 'messages', 'messages_pending', 'messages_dead', 'messages_scheduled', 'lanes', 'quarantine', 'pauses', 'settings', 'migrations'
             )
             AND NOT (
                 EXISTS (
@@ -35,7 +35,8 @@ SELECT
         FROM pg_class AS c
         JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname = 'outbox' AND c.relkind NOT IN ('r', 'p') AND c.relname IN (
-            'events', 'messages', 'messages_pending', 'messages_delivered', 'messages_dead', 'lanes', 'quarantine'
+            'events', 'messages', 'messages_pending', 'messages_delivered', 'messages_dead', 'messages_scheduled', 'lanes',
+            'quarantine'
         )
         ORDER BY 1
     ) AS odd,

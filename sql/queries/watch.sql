@@ -1,7 +1,7 @@
 -- Whether quiet destinations need a closer look: the cheapest question an idle relay can ask, many times a second.
 --
--- $1 destinations. Guarantees: one row. "scheduled_in" is the number of seconds until the next scheduled message of theirs
--- falls due, negative if it has, null when there is none; "last_id" is the highest message id handed out so far, committed or not, to any
+-- $1 destinations. Guarantees: one row. "scheduled_in" is for each of them the number of seconds until the next scheduled
+-- message falls due, negative if it has, null when there is none; "last_id" is the highest message id handed out so far, committed or not, to any
 -- destination; "latest_due" is the latest time at which a deferred message fell due, in seconds since 1970, null when
 -- none is due; "last_action" grows with every change that operators make to messages, as far as this role may see that.
 -- It names the partition, because planning a partitioned table costs more than running this.
@@ -24,14 +24,15 @@ SELECT
         WHEN has_sequence_privilege('outbox.audit_log_id_seq', 'SELECT')
         THEN pg_sequence_last_value('outbox.audit_log_id_seq'::regclass)
     END, 0) AS last_action,
-    (
-        SELECT extract(epoch FROM min(d.deliver_at) - clock_timestamp())::float8
-        FROM unnest($1::text[]) AS h (destination)
-        CROSS JOIN LATERAL (
+    ARRAY(
+        SELECT extract(epoch FROM d.deliver_at - clock_timestamp())::float8
+        FROM unnest($1::text[]) WITH ORDINALITY AS h (destination, n)
+        LEFT JOIN LATERAL (
             SELECT m.deliver_at
             FROM outbox.messages_scheduled AS m
             WHERE m.destination = h.destination
             ORDER BY m.deliver_at
             LIMIT 1
-        ) AS d
+        ) AS d ON true
+        ORDER BY h.n
     ) AS scheduled_in

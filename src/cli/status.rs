@@ -19,6 +19,7 @@ use crate::http;
 use crate::message::MessageId;
 use crate::outbox::{Backlog, Destination, Outbox, OutboxError, Rate, Scheduled};
 use crate::reading::{ByLane, COUNT_LIMIT, Order, Pause, Replay};
+use crate::way::moment;
 use hot::Hot;
 
 /// How often `--watch` measures again.
@@ -207,8 +208,9 @@ fn tells(told: &Told) -> String {
 
 /// What is scheduled.
 fn later(line: &Line) -> Option<String> {
-    let next = UNIX_EPOCH + Duration::try_from_secs_f64(line.scheduled.next?).ok()?;
-    let next = humantime::format_rfc3339_seconds(next);
+    let next = line.scheduled.next?;
+    let next = UNIX_EPOCH + Duration::try_from_secs_f64(next.max(0.0)).unwrap_or_default();
+    let next = moment(next);
     let count = counted(line.scheduled.messages);
     Some(printable(&format!("{}: {count} scheduled, the next for {next}", line.destination)) + "\n")
 }

@@ -56,21 +56,21 @@ fn lanes(statement: &'static str, row: &tokio_postgres::Row, index: usize) -> Re
 
 impl Outbox {
     /// Whether there may be new messages since the last look, for any destination, and whether a retry of these is due.
-    /// Beside it, the time until their next scheduled message falls due, zero if it has.
+    /// Beside it, for each, the time until the next scheduled message falls due, zero if it has.
     ///
     /// # Errors
     ///
     /// When the statement fails.
-    pub async fn watch(&self, destinations: &[&str]) -> Result<(Watch, Option<Duration>), OutboxError> {
+    pub async fn watch(&self, destinations: &[&str]) -> Result<(Watch, Vec<Option<Duration>>), OutboxError> {
         let row = self.query_one("watch", WATCH, &[(&destinations, Type::TEXT_ARRAY)]).await?;
         let watch = Watch {
             last_id: MessageId(column("watch", &row, 0)?),
             latest_due: column("watch", &row, 1)?,
             last_action: column("watch", &row, 2)?,
         };
-        let scheduled_in: Option<f64> = column("watch", &row, 3)?;
+        let scheduled_in: Vec<Option<f64>> = column("watch", &row, 3)?;
         let in_time = |seconds: f64| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
-        Ok((watch, scheduled_in.map(in_time)))
+        Ok((watch, scheduled_in.into_iter().map(|seconds| seconds.map(in_time)).collect()))
     }
 
     /// Which lanes have work above their low watermarks.

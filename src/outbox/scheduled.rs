@@ -18,16 +18,22 @@ pub struct Scheduled {
 }
 
 impl Outbox {
-    /// Makes scheduled messages pending that have fallen due, at most so many, the earliest first. Returns how many; none
-    /// also while another relay is doing it.
+    /// Makes scheduled messages pending that have fallen due, at most so many, the earliest first, after passing over some.
+    /// Returns how many; none also while another relay is doing it, or while somebody has locked them.
     ///
     /// # Errors
     ///
     /// When the statement fails; then nothing was changed.
-    pub async fn enqueue_due(&self, destination: &str, limit: i64) -> Result<i64, OutboxError> {
+    pub async fn enqueue_due(&self, destination: &str, limit: i64, passed_over: i64) -> Result<i64, OutboxError> {
         const NAME: &str = "enqueue what is due";
-        let parameters: [Parameter<'_>; 2] = [(&destination, Type::TEXT), (&limit, Type::INT8)];
-        column(NAME, &self.query_one(NAME, ENQUEUE_DUE, &parameters).await?, 0)
+        let parameters: [Parameter<'_>; 3] =
+            [(&destination, Type::TEXT), (&limit, Type::INT8), (&passed_over, Type::INT8)];
+        let connection = self.connection().await?;
+        let rows = async { self.bounded(NAME, connection.query_typed(ENQUEUE_DUE, &parameters)).await };
+        let result = self.transaction(NAME, &connection, "", rows).await;
+        let rows = self.keep_if_ok(connection, result).await?;
+        let row = rows.first().ok_or(OutboxError::Answer { statement: NAME, problem: "no row".to_owned() })?;
+        column(NAME, row, 0)
     }
 
     /// The scheduled messages of a destination.

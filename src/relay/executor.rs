@@ -18,6 +18,10 @@ use crate::message::Settlement;
 use crate::outbox::{Claim, OutboxError};
 use crate::reading::ClaimProof;
 
+/// How many scheduled messages become pending before it is checked whether anything is left. If there are more, what is
+/// pending then shows that the end has not come.
+const DUE_BEFORE_THE_END: i64 = 1000;
+
 /// The result of a task.
 pub(super) struct Done {
     completion: Completion,
@@ -173,7 +177,15 @@ impl Destination {
                 let answer = outbox.held_groups(name, &groups, order).await;
                 Completion::HeldChecked { deaths, answer }
             }
-            Work::CheckPending { order } => Completion::PendingChecked(outbox.pending(name, order).await),
+            Work::CheckPending { order } => {
+                // The timer may not have come to what is due.
+                let due = outbox.enqueue_due(name, DUE_BEFORE_THE_END, 0).await;
+                let answer = match due {
+                    Ok(_) => outbox.pending(name, order).await,
+                    Err(error) => Err(error),
+                };
+                Completion::PendingChecked(answer)
+            }
             Work::Read(work) => {
                 let timer = metrics.read_duration.start_timer();
                 let answer = match &proof {

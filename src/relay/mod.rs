@@ -10,6 +10,7 @@ pub mod dry_run;
 mod executor;
 mod poller;
 mod report;
+mod timer;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub use self::core::{MemoryBudget, MemoryShare, RunSummary, Until};
 pub use control::{ControlHandle, ControlPoller};
 pub use poller::{Poller, WorkSignal};
 pub use report::Reports;
+pub use timer::Timer;
 
 use self::core::{Core, GaveUp};
 use executor::Executor;

@@ -3,17 +3,17 @@
 //! It reads the current value of the message id sequence, whether a retry has fallen due, and whether an operator has
 //! changed something. That costs a fraction of a look. Idle relays sleep until the answer changes. The answer is only a
 //! hint: each relay rescans once a second in any case, so a poller that is wrong or cannot reach the database costs
-//! latency but never a message.
-//!
-//! It also makes scheduled messages pending when they fall due; the relays know nothing of them before.
+//! latency but never a message. It also tells the [`Timer`] when the next scheduled messages fall due, which nothing else
+//! looks at; so it asks when no relay is idle, too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::timer::{NextDue, Timer};
 use crate::health::Heartbeat;
 use crate::outbox::{Outbox, OutboxError};
 use crate::reading::Watch;
@@ -27,9 +27,6 @@ const QUIET_AFTER: Duration = Duration::from_secs(5);
 /// The factor by which it then asks less often. The cost of an idle relay is the wake-up, not the query.
 const QUIET_FACTOR: u32 = 4;
 
-/// How many scheduled messages become pending in one statement.
-const DUE_CHUNK: i64 = 1000;
-
 /// The queries for due retries and scheduled messages may take at most one part in this many of the time. They walk dead
 /// rows that vacuum could not remove.
 const DUE_SHARE: u32 = 4;
@@ -41,8 +38,13 @@ pub struct Poller {
     destinations: Vec<Arc<str>>,
     poll_interval: Duration,
     seen: watch::Sender<Option<Watch>>,
+    next_due: watch::Sender<NextDue>,
+    /// Told when scheduled messages have become pending.
+    news: Arc<Notify>,
     idle: Arc<AtomicUsize>,
     heartbeat: Arc<Heartbeat>,
+    /// Whether it was logged that the question fails.
+    is_logged: bool,
 }
 
 /// One relay's view of the poller.
@@ -61,8 +63,15 @@ impl Poller {
         poll_interval: Duration,
         heartbeat: Arc<Heartbeat>,
     ) -> Self {
-        let (seen, _) = watch::channel(None);
-        Self { outbox, destinations, poll_interval, seen, idle: Arc::new(AtomicUsize::new(0)), heartbeat }
+        let ((seen, _), (next_due, _)) = (watch::channel(None), watch::channel(NextDue::new()));
+        let (news, idle) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
+        Self { outbox, destinations, poll_interval, seen, next_due, news, idle, heartbeat, is_logged: false }
+    }
+
+    /// The timer of the same destinations.
+    pub fn timer(&self, heartbeat: Arc<Heartbeat>) -> Timer {
+        let (outbox, news) = (self.outbox.clone(), Arc::clone(&self.news));
+        Timer::new(outbox, &self.destinations, self.next_due.subscribe(), news, heartbeat)
     }
 
     /// A signal for one relay.
@@ -71,71 +80,55 @@ impl Poller {
     }
 
     /// Asks until told to stop.
-    pub async fn run(self, stop: CancellationToken) {
-        let (mut news_at, mut due_at, mut is_logged) = (Instant::now(), Instant::now(), false);
+    pub async fn run(mut self, stop: CancellationToken) {
+        let (mut news_at, mut due_at) = (Instant::now(), Instant::now());
         while !stop.is_cancelled() {
             self.heartbeat.tick();
-            // While no relay is idle, only operators and scheduled messages matter.
             let is_slow = news_at.elapsed() >= QUIET_AFTER || self.idle.load(Ordering::Relaxed) == 0;
             let interval = if is_slow { self.poll_interval * QUIET_FACTOR } else { self.poll_interval };
             let mut pause = interval.mul_f64(0.8 + 0.4 * fastrand::f64());
             let began_at = Instant::now();
             let asks_for_due = began_at >= due_at;
-            match self.ask(asks_for_due).await {
-                Ok((watch, scheduled_in)) => {
-                    if asks_for_due {
-                        due_at = Instant::now() + began_at.elapsed() * (DUE_SHARE - 1);
-                    }
+            let answer = self.ask(asks_for_due).await;
+            if asks_for_due {
+                due_at = Instant::now() + began_at.elapsed() * (DUE_SHARE - 1);
+            }
+            match answer {
+                Ok(watch) => {
+                    self.is_logged = false;
                     let is_news = self.seen.send_if_modified(|seen| seen.replace(watch) != Some(watch));
                     if is_news {
                         news_at = Instant::now();
                     }
-                    pause = self.enqueue_due(scheduled_in, pause, &mut is_logged).await;
                 }
-                // The relays meet the same failure and report it.
-                Err(_) => pause = pause.max(AFTER_FAILURE),
+                Err(error) => {
+                    pause = pause.max(AFTER_FAILURE);
+                    // The relays meet every other failure, and report it.
+                    if error.is_denied() && !std::mem::replace(&mut self.is_logged, true) {
+                        tracing::warn!(%error, "new and scheduled messages cannot be looked for; relays look once a second");
+                    }
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
+                () = self.news.notified() => {}
                 () = stop.cancelled() => {}
             }
         }
         self.heartbeat.finish();
     }
 
-    /// Makes scheduled messages pending if the next one has fallen due. Returns how long to pause: at most until it does,
-    /// and not at all if there is something new for the relays.
-    async fn enqueue_due(&self, scheduled_in: Option<Duration>, pause: Duration, is_logged: &mut bool) -> Duration {
-        match scheduled_in {
-            None => return pause,
-            Some(left) if !left.is_zero() => return pause.min(left),
-            Some(_) => {}
-        }
-        let mut enqueued = 0;
-        for destination in &self.destinations {
-            match self.outbox.enqueue_due(destination, DUE_CHUNK).await {
-                Ok(count) => enqueued += count,
-                Err(error) => {
-                    if !std::mem::replace(is_logged, true) {
-                        tracing::warn!(%destination, %error, "scheduled messages that are due cannot be enqueued; trying again");
-                    }
-                    return pause.max(AFTER_FAILURE);
-                }
-            }
-        }
-        *is_logged = false;
-        // If there was nothing, another relay is doing it, or somebody holds the rows.
-        if enqueued > 0 { Duration::ZERO } else { pause }
-    }
-
-    async fn ask(&self, asks_for_due: bool) -> Result<(Watch, Option<Duration>), OutboxError> {
+    async fn ask(&self, asks_for_due: bool) -> Result<Watch, OutboxError> {
         if asks_for_due {
             let names: Vec<&str> = self.destinations.iter().map(AsRef::as_ref).collect();
-            return self.outbox.watch(&names).await;
+            let (watch, scheduled_in) = self.outbox.watch(&names).await?;
+            let now = Instant::now();
+            let next_due = scheduled_in.into_iter().map(|left| now.checked_add(left?)).collect();
+            self.next_due.send_if_modified(|before| std::mem::replace(before, next_due) != *before);
+            return Ok(watch);
         }
         let before = self.seen.borrow().and_then(|seen| seen.latest_due);
-        let (watch, _) = self.outbox.watch(&[]).await?;
-        Ok((Watch { latest_due: before, ..watch }, None))
+        Ok(Watch { latest_due: before, ..self.outbox.watch(&[]).await?.0 })
     }
 }
 

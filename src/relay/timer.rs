@@ -1,0 +1,196 @@
+//! The timer: it makes scheduled messages pending when they fall due. Relays know nothing of them before.
+//!
+//! The poller tells it when the next message of each destination falls due. Destinations do not wait for each other's
+//! failures, and a message that PostgreSQL refuses to make pending does not keep those behind it from it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::health::Heartbeat;
+use crate::outbox::{Outbox, OutboxError};
+
+/// When the next scheduled message of each destination falls due, as far as that is known.
+pub(super) type NextDue = Vec<Option<Instant>>;
+
+/// How many messages become pending in one statement: with a hundred, or a thousand, a million that fall due together would
+/// walk the dead index entries of those before them too often.
+const MOST: i64 = 5000;
+
+/// First and longest pause after a statement that failed, or found only messages that somebody has locked.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How long to wait for the poller to tell what is due next.
+const AFTER_SUCCESS: Duration = Duration::from_millis(20);
+
+/// Messages that are passed over, because PostgreSQL refuses them, are tried again this often.
+const TRY_AGAIN: Duration = Duration::from_secs(60);
+
+/// The longest sleep, so that the heart beats.
+const LONGEST_SLEEP: Duration = Duration::from_secs(10);
+
+/// Makes scheduled messages pending, for all destinations of the process.
+#[derive(Debug)]
+pub struct Timer {
+    outbox: Outbox,
+    destinations: Vec<Scheduled>,
+    next_due: watch::Receiver<NextDue>,
+    news: Arc<Notify>,
+    heartbeat: Arc<Heartbeat>,
+}
+
+/// One destination.
+#[derive(Debug)]
+struct Scheduled {
+    name: Arc<str>,
+    /// Nothing is done before.
+    not_before: Instant,
+    pause: Duration,
+    /// How many messages the next statement takes.
+    most: i64,
+    /// How many of the earliest ones it passes over, and until when.
+    passed_over: i64,
+    pass_until: Instant,
+    /// Whether it was logged that it fails.
+    is_logged: bool,
+}
+
+impl Timer {
+    /// A timer for these destinations; it tells `news` when there is something for the relays.
+    pub(super) fn new(
+        outbox: Outbox,
+        destinations: &[Arc<str>],
+        next_due: watch::Receiver<NextDue>,
+        news: Arc<Notify>,
+        heartbeat: Arc<Heartbeat>,
+    ) -> Self {
+        let now = Instant::now();
+        let destinations = destinations.iter().map(|name| Scheduled::new(Arc::clone(name), now)).collect();
+        Self { outbox, destinations, next_due, news, heartbeat }
+    }
+
+    /// Works until told to stop.
+    pub async fn run(mut self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let wake = self.work(&stop).await;
+            tokio::select! {
+                () = tokio::time::sleep_until(wake.into()) => {}
+                // An error means that the poller has ended, which it does only with the process.
+                Ok(()) = self.next_due.changed() => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        self.heartbeat.finish();
+    }
+
+    /// Does what is due; returns when to look again.
+    async fn work(&mut self, stop: &CancellationToken) -> Instant {
+        let next_due = self.next_due.borrow_and_update().clone();
+        let mut wake = Instant::now() + LONGEST_SLEEP;
+        for (scheduled, at) in self.destinations.iter_mut().zip(next_due) {
+            self.heartbeat.tick();
+            let Some(at) = at else { continue };
+            let now = Instant::now();
+            if at.max(scheduled.not_before) <= now && !stop.is_cancelled() {
+                let answer = self.outbox.enqueue_due(&scheduled.name, scheduled.most, scheduled.passed_over).await;
+                if matches!(answer, Ok(1..)) {
+                    self.news.notify_one();
+                }
+                scheduled.apply(answer, Instant::now());
+            }
+            wake = wake.min(at.max(scheduled.not_before));
+        }
+        self.heartbeat.tick();
+        wake
+    }
+}
+
+impl Scheduled {
+    fn new(name: Arc<str>, now: Instant) -> Self {
+        Self { name, not_before: now, pause: PAUSE.0, most: MOST, passed_over: 0, pass_until: now, is_logged: false }
+    }
+
+    /// Applies an answer: how many messages have become pending.
+    fn apply(&mut self, answer: Result<i64, OutboxError>, now: Instant) {
+        if self.passed_over > 0 && now >= self.pass_until {
+            self.passed_over = 0;
+        }
+        match answer {
+            Ok(0) => self.back_off(now),
+            Ok(count) => {
+                self.is_logged &= self.passed_over > 0;
+                self.pause = PAUSE.0;
+                self.not_before = if count >= self.most { now } else { now + AFTER_SUCCESS };
+                self.most = (self.most * 2).min(MOST);
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_logged, true) {
+                    tracing::warn!(
+                        destination = %self.name,
+                        %error,
+                        "scheduled messages that are due cannot be enqueued; trying again"
+                    );
+                }
+                if !error.is_about_a_row() {
+                    self.back_off(now);
+                } else if self.most > 1 {
+                    // One of them is refused; the others are found in ever smaller parts.
+                    self.most /= 2;
+                    self.not_before = now;
+                } else {
+                    self.passed_over += 1;
+                    self.pass_until = now + TRY_AGAIN;
+                    self.not_before = now + PAUSE.0;
+                }
+            }
+        }
+    }
+
+    fn back_off(&mut self, now: Instant) {
+        self.not_before = now + self.pause;
+        self.pause = (self.pause * 2).min(PAUSE.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused() -> Result<i64, OutboxError> {
+        Err(OutboxError::of_code("23514"))
+    }
+
+    #[test]
+    fn a_refused_message_is_found_passed_over_and_tried_again_later() {
+        let start = Instant::now();
+        let mut scheduled = Scheduled::new(Arc::from("tickets"), start);
+        let mut tries = 0;
+        while scheduled.passed_over == 0 {
+            scheduled.apply(refused(), start);
+            tries += 1;
+        }
+        assert_eq!((scheduled.most, tries), (1, 14), "5000 are halved twelve times");
+        scheduled.apply(Ok(1), start);
+        assert_eq!((scheduled.passed_over, scheduled.most), (1, 2), "those behind it go on");
+        scheduled.apply(Ok(0), start + TRY_AGAIN);
+        assert_eq!(scheduled.passed_over, 0);
+    }
+
+    #[test]
+    fn what_cannot_be_done_now_is_tried_ever_less_often() {
+        let start = Instant::now();
+        let mut scheduled = Scheduled::new(Arc::from("tickets"), start);
+        for _ in 0..10 {
+            scheduled.apply(Ok(0), start);
+        }
+        assert_eq!(scheduled.not_before, start + PAUSE.1);
+        scheduled.apply(Ok(MOST), start);
+        assert_eq!(scheduled.not_before, start, "there may be more");
+        scheduled.apply(Ok(3), start);
+        assert_eq!(scheduled.not_before, start + AFTER_SUCCESS);
+        scheduled.apply(Err(OutboxError::of_code("57014")), start);
+        assert_eq!((scheduled.most, scheduled.not_before), (MOST, start + PAUSE.0), "it says nothing about a row");
+    }
+}
