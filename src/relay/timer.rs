@@ -171,7 +171,7 @@ mod tests {
             scheduled.apply(refused(), start);
             tries += 1;
         }
-        assert_eq!((scheduled.most, tries), (1, 14), "5000 are halved twelve times");
+        assert_eq!((scheduled.most, tries), (1, 13), "5000 are halved twelve times");
         scheduled.apply(Ok(1), start);
         assert_eq!((scheduled.passed_over, scheduled.most), (1, 2), "those behind it go on");
         scheduled.apply(Ok(0), start + TRY_AGAIN);
