@@ -157,11 +157,16 @@ async fn recordable_messages_leave_the_quarantine_however_many_stay_and_a_death_
     let bed = TestBed::new().await?;
     bed.fifo("tickets").await?;
     let id = bed.enqueue("tickets", "{}", Some("a")).await?;
-    // None of the others was sent, so they have no outcome to record.
-    let unreadable =
-        "INSERT INTO outbox.quarantine (destination, lane, message_id, event_position, enqueued_at, reason)
-        SELECT 'tickets', 0, -n, 1, now(), 'unreadable' FROM generate_series(1, 300) AS n";
-    bed.client.batch_execute(unreadable).await?;
+    bed.enqueue_many("tickets", 300, 7).await?;
+    // None of the others was sent, so they have no outcome to record. Five are not there any more.
+    let unreadable = format!(
+        "INSERT INTO outbox.quarantine (destination, lane, message_id, event_position, enqueued_at, group_id, reason)
+         SELECT destination, lane, id, event_position, enqueued_at, group_id, 'unreadable' FROM outbox.messages
+         WHERE id <> {id}
+         UNION ALL
+         SELECT 'tickets', 0, -n, 1, now(), NULL, 'unreadable' FROM generate_series(1, 5) AS n"
+    );
+    bed.client.batch_execute(&unreadable).await?;
     let dead = format!(
         "INSERT INTO outbox.quarantine (destination, lane, message_id, event_position, enqueued_at, group_id, outcome,
              attempts, last_error, reason)

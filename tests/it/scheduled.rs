@@ -52,7 +52,7 @@ async fn scheduled_messages_of_a_group_go_in_the_order_of_their_times() -> Resul
     let queue = bed.fifo("tickets").await?;
     // The later the number, the later the time; they are written the other way round, and all fall due before a relay runs.
     let write = "SELECT outbox.enqueue('tickets', 'T', jsonb_build_object('n', n), 'g' || n % 7,
-            deliver_at => clock_timestamp() + interval '1 s' + n * interval '1 ms')
+            deliver_at => now() + interval '1 s' + n * interval '1 ms')
         FROM generate_series(1, 3000) AS n ORDER BY n DESC";
     bed.client.query(write, &[]).await?;
     let is_due = "SELECT count(*) FROM outbox.messages WHERE status = 'scheduled' AND deliver_at > clock_timestamp()";
