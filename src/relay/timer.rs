@@ -15,8 +15,8 @@ use crate::outbox::{Outbox, OutboxError};
 /// When the next scheduled message of each destination falls due, as far as that is known.
 pub(super) type NextDue = Vec<Option<Instant>>;
 
-/// How many messages become pending in one statement: with a hundred, or a thousand, a million that fall due together would
-/// walk the dead index entries of those before them too often.
+/// How many messages become pending in one statement. Each statement walks the dead index entries of those before it, so
+/// many small ones would be slow when a million fall due together.
 const MOST: i64 = 5000;
 
 /// First and longest pause after a statement that failed, or found only messages that somebody has locked.
@@ -91,8 +91,11 @@ impl Timer {
         let mut wake = Instant::now() + LONGEST_SLEEP;
         for (scheduled, at) in self.destinations.iter_mut().zip(next_due) {
             self.heartbeat.tick();
-            let Some(at) = at else { continue };
             let now = Instant::now();
+            if at.is_none_or(|at| at > now) {
+                scheduled.rest(now);
+            }
+            let Some(at) = at else { continue };
             if at.max(scheduled.not_before) <= now && !stop.is_cancelled() {
                 let answer = self.outbox.enqueue_due(&scheduled.name, scheduled.most, scheduled.passed_over).await;
                 if matches!(answer, Ok(1..)) {
@@ -142,10 +145,17 @@ impl Scheduled {
                 } else {
                     self.passed_over += 1;
                     self.pass_until = now + TRY_AGAIN;
-                    self.not_before = now + PAUSE.0;
+                    // If all are refused, as without the privilege, it must not go on for ever at this pace.
+                    self.back_off(now);
                 }
             }
         }
+    }
+
+    /// Nothing is due, so whatever kept it from becoming pending is over, or another relay has done it.
+    fn rest(&mut self, now: Instant) {
+        self.pause = PAUSE.0;
+        self.not_before = now;
     }
 
     fn back_off(&mut self, now: Instant) {
@@ -186,6 +196,8 @@ mod tests {
             scheduled.apply(Ok(0), start);
         }
         assert_eq!(scheduled.not_before, start + PAUSE.1);
+        scheduled.rest(start);
+        assert_eq!(scheduled.not_before, start, "the next one is sent in time");
         scheduled.apply(Ok(MOST), start);
         assert_eq!(scheduled.not_before, start, "there may be more");
         scheduled.apply(Ok(3), start);

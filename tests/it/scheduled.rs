@@ -163,3 +163,25 @@ async fn a_message_that_falls_due_while_no_relay_runs_is_sent_by_the_next_one_wi
     relay.stop().await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn a_scheduled_message_that_postgresql_refuses_stops_no_other_and_goes_once_that_is_mended() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let queue = bed.standard("audit").await?;
+    for n in 1..=50 {
+        schedule(&bed, "audit", n, None, 300 + n).await?;
+    }
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN IF NEW.event_position = 20 THEN RAISE EXCEPTION ''not this one''; END IF; RETURN NEW; END';
+        CREATE TRIGGER refuse BEFORE INSERT ON outbox.messages_pending FOR EACH ROW EXECUTE FUNCTION refuse()";
+    bed.client.batch_execute(refuse).await?;
+    let relay = bed.relay().start().await?;
+    eventually("the others are sent", || async { Ok(bed.delivered().await? == 49) }).await?;
+    relay.wait_for_log("scheduled messages that are due cannot be enqueued").await?;
+    relay.stop().await?;
+    ensure!(scheduled(&bed).await? == 1);
+    bed.client.batch_execute("DROP TRIGGER refuse ON outbox.messages_pending").await?;
+    // It is due, so this does not end without it.
+    bed.relay().until_empty().await?.ensure_success()?;
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 50)
+}

@@ -9,9 +9,9 @@
 //! A message also gets a copy if its number shows that it is behind a later one ([`super::sequences`]). That happens
 //! when the answer to a request is lost in which an entry failed: its messages of the group are sent again together, the
 //! failed entry arrives now, and SQS drops the others, which it had accepted before. (One by one, a relay that takes over
-//! in between would see only the others, and nothing would show that they came first.) A superseded message that is read again before
-//! that is recorded is found in the same way. It happens in both modes if a message is redriven or committed late in
-//! between. If the number of a copy that SQS cannot have known is not in order either, the queue does not keep order.
+//! in between would see only the others, and nothing would show that they came first.) A superseded message that is read
+//! again before that is recorded is found in the same way. It happens in both modes if a message is redriven or committed
+//! late in between. If the number of a copy that SQS cannot have known is not in order either, the queue does not keep order.
 //! That is an *order break*; it is counted, and nothing more is sent. Pure.
 
 use super::destination::{DestinationState, Report};
