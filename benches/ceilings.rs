@@ -17,11 +17,12 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use outbox_relay::clock::Time;
 use outbox_relay::config::Flags;
 use outbox_relay::message::{
-    Content, Event, EventPosition, LANES, Lane, Message, MessageId, MessageKey, Origin, Outcome, QueueKind, Settlement,
+    Content, DestinationKind, Event, EventPosition, LANES, Lane, Message, MessageId, MessageKey, Origin, Outcome,
+    Settlement,
 };
 use outbox_relay::outbox::{Keep, Outbox};
+use outbox_relay::publisher::{self, compose};
 use outbox_relay::reading::{ByLane, ClaimProof, Lookup, Order, Position, READ_BYTES, ReadRequest};
-use outbox_relay::sqs::{self, compose};
 
 use crate::ground::{BODY_BYTES, DESTINATION, Ground};
 use crate::stand_in::Wire;
@@ -85,9 +86,10 @@ impl Ceiling {
         let config = self.flags.flags.relay()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let queue = sqs::connect(&config.destinations, config.ca_bundle.as_deref(), config.tuning.request_timeout)
-                .await?
-                .remove(0);
+            let queue =
+                publisher::connect(&config.destinations, config.ca_bundle.as_deref(), config.tuning.request_timeout)
+                    .await?
+                    .remove(0);
             let started = Instant::now();
             let mut requests = FuturesUnordered::new();
             let mut next = 1;
@@ -99,7 +101,7 @@ impl Ceiling {
                     let queue = queue.clone();
                     requests.push(async move {
                         let composed: Result<Vec<_>, _> =
-                            messages.into_iter().map(|message| compose(message, QueueKind::Standard)).collect();
+                            messages.into_iter().map(|message| compose(message, DestinationKind::Standard)).collect();
                         let composed = composed.map_err(|fault| anyhow::anyhow!("{fault}"))?;
                         let entries: Vec<_> = composed.iter().map(|composed| &composed.entry).collect();
                         let published = queue.publish(&entries, Time::now() + CLAIM_FOR).await;

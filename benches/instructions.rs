@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use outbox_relay::clock::Time;
 use outbox_relay::message::{
-    Content, Event, EventPosition, LANES, Lane, Message, MessageId, MessageKey, Origin, QueueKind,
+    Content, DestinationKind, Event, EventPosition, LANES, Lane, Message, MessageId, MessageKey, Origin,
 };
 use outbox_relay::relay::dry_run::dry_run;
 
@@ -34,7 +34,7 @@ const MESSAGES: (u64, u64) = (2_000, 10_000);
 
 const FIGURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.json");
 
-const KINDS: [(&str, QueueKind); 2] = [("standard", QueueKind::Standard), ("fifo", QueueKind::Fifo)];
+const KINDS: [(&str, DestinationKind); 2] = [("standard", DestinationKind::Standard), ("fifo", DestinationKind::Fifo)];
 
 /// Functions of the dry run that are counted apart.
 const PARTS: [&str; 4] = ["read", "publish", "settle", "turn"];

@@ -23,8 +23,8 @@ use crate::daemon;
 use crate::http;
 use crate::metrics::{LOG_LEVELS, Metrics};
 use crate::outbox::{Outbox, OutboxError, script};
+use crate::publisher::Misconfigured;
 use crate::relay::Until;
-use crate::sqs::Misconfigured;
 
 /// How long the end waits for what runs in threads.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);

@@ -21,11 +21,11 @@ use crate::janitor::{Janitor, Served};
 use crate::metrics::{DestinationMetrics, Metrics};
 use crate::outbox::{Keep, Outbox};
 use crate::page::{Given, Page, Sources, Watched};
+use crate::publisher;
 use crate::relay::{
     ControlPoller, Destination, MemoryBudget, Poller, Relay, RelayError, Reports, RunSummary, Timer, Until,
 };
 use crate::shutdown::{self, Shutdown, Signals};
-use crate::sqs;
 
 /// How the daemon ended, for the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +143,8 @@ async fn assemble(config: &RelayConfig, settings: Settings, metrics: Metrics) ->
     let (metrics, board, health) = (Arc::new(metrics), Arc::new(Board::default()), Arc::new(Health::default()));
     let database = health.dependency("database", Expectation::Answered);
     let outbox = Outbox::new(&config.database, connections(config.destinations.len()))?;
-    let queues = sqs::connect(&config.destinations, config.ca_bundle.as_deref(), config.tuning.request_timeout).await?;
+    let publishers =
+        publisher::connect(&config.destinations, config.ca_bundle.as_deref(), config.tuning.request_timeout).await?;
     let all: Vec<Arc<str>> = config.destinations.iter().map(|one| Arc::from(one.name.as_str())).collect();
     let interval = config.tuning.poll_interval;
     let poller = Poller::new(outbox.clone(), all.clone(), interval, health.heartbeat("poller"));
@@ -156,7 +157,7 @@ async fn assemble(config: &RelayConfig, settings: Settings, metrics: Metrics) ->
         ControlPoller::new(outbox.clone(), series.clone(), Arc::clone(&metrics), Arc::clone(&board), heartbeat);
     let memory = MemoryBudget::new(config.memory_for_messages());
     let (mut relays, mut served, mut watched) = (Vec::new(), Vec::new(), Vec::new());
-    for (((name, own), queue), configured) in series.iter().cloned().zip(queues).zip(&config.destinations) {
+    for (((name, own), publisher), configured) in series.iter().cloned().zip(publishers).zip(&config.destinations) {
         own.up.set(1);
         own.in_flight_limit.set(config.tuning.max_in_flight as i64);
         let reports = Reports {
@@ -176,7 +177,7 @@ async fn assemble(config: &RelayConfig, settings: Settings, metrics: Metrics) ->
             queue: Arc::clone(&reports.queue),
         });
         let (outbox, memory) = (outbox.clone(), memory.share());
-        let parts = Destination { name, outbox, queue, metrics: own, tuning: config.tuning, keep, memory };
+        let parts = Destination { name, outbox, publisher, metrics: own, tuning: config.tuning, keep, memory };
         relays.push(Relay::new(parts, reports, poller.signal(), handle));
     }
     let listener = TcpListener::bind(config.http_listen)

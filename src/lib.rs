@@ -12,7 +12,7 @@
 //! | 1 | [`message`], [`way`] | the values that flow; steps on the way to a server |
 //! | 2 | [`reading`], [`config`] | questions to the outbox and their answers; the only reader of the environment |
 //! | 3 | [`retry`], [`metrics`], [`health`], [`board`], [`settings`], [`shutdown`], [`logging`], [`aws`] | rules and records; the way to AWS |
-//! | 4 | [`outbox`], [`sqs`] | the only PostgreSQL, the only SQS; they never see each other |
+//! | 4 | [`outbox`], [`publisher`] | the only PostgreSQL, the only AWS services that take messages; they never see each other |
 //! | 4 | [`page`] | what the status page shows |
 //! | 5 | [`relay`], [`janitor`], [`http`] | the heart, the periodic duties, the probes |
 //! | 6 | [`daemon`] | assembly, supervision, drain |
@@ -53,7 +53,7 @@ pub mod aws;
 
 pub mod outbox;
 
-pub mod sqs;
+pub mod publisher;
 
 pub mod page;
 

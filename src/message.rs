@@ -1,6 +1,6 @@
 //! The values that flow through the relay: what was read from the outbox, the outcomes, and the reasons for failures.
 //!
-//! No I/O and no decisions. [`crate::outbox`] makes messages, [`crate::relay`] moves them, [`crate::sqs`] turns them
+//! No I/O and no decisions. [`crate::outbox`] makes messages, [`crate::relay`] moves them, [`crate::publisher`] turns them
 //! into entries. [`crate::reading`] has the questions that return messages, and their answers.
 
 use std::sync::Arc;
@@ -300,7 +300,7 @@ pub struct Quarantined {
 
 /// Whether a queue keeps order and drops duplicates, and what it does with groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QueueKind {
+pub enum DestinationKind {
     /// At least once, in any order; it is not told groups.
     Standard,
     /// The same, but told the group of each message, so that a group with many messages does not delay the others ("fair
@@ -310,7 +310,7 @@ pub enum QueueKind {
     Fifo,
 }
 
-impl QueueKind {
+impl DestinationKind {
     /// The kind of the queue behind a URL, unless it is said to be fair. SQS requires the suffix `.fifo` for FIFO queues and
     /// refuses it for others.
     pub fn of(queue_url: &str) -> Self {

@@ -1,6 +1,6 @@
 //! From fault to policy: whether a failed message is retried, and whether the attempt counts.
 //!
-//! Everything here is pure. [`crate::sqs`] says which kind of fault an answer was, and [`crate::relay`] carries out the
+//! Everything here is pure. [`crate::publisher`] says which kind of fault an answer was, and [`crate::relay`] carries out the
 //! policy. Delays come from the `backoff` crate, which only this file uses; docs/decisions/0004-backoff.md says why,
 //! and how to replace it.
 

@@ -1,5 +1,5 @@
 //! What the way to AWS needs, whatever is at its end: an HTTP client that obeys proxies and certificates, and tokens for
-//! databases. Credentials come from the SDK. Queues are in [`crate::sqs`].
+//! databases. Credentials come from the SDK. Queues are in [`crate::publisher`].
 
 pub mod http;
 pub mod missing;

@@ -12,9 +12,9 @@ use super::consent::{ask, messages, moment, rate};
 use super::steer::Who;
 use super::{Failure, complain, say};
 use crate::config::{ConfigError, Flags};
-use crate::message::{Content, QueueKind};
+use crate::message::{Content, DestinationKind};
 use crate::outbox::{DeadAction, DeadCount, DeadFilter, DeadLine, DeadMessage, Outbox, Since};
-use crate::sqs::compose;
+use crate::publisher::compose;
 
 /// The most messages changed in one transaction.
 const CHUNK: u64 = 1000;
@@ -202,7 +202,7 @@ fn description(dead: DeadMessage) -> String {
         }
     }
     // Composed as for a FIFO queue, which has the most attributes.
-    match compose(message, QueueKind::Fifo) {
+    match compose(message, DestinationKind::Fifo) {
         Ok(composed) => {
             lines.extend(composed.entry.described());
             if composed.dropped_attributes > 0 {

@@ -6,7 +6,7 @@
 
 use percent_encoding::percent_decode_str;
 
-use crate::message::QueueKind;
+use crate::message::DestinationKind;
 
 /// The most characters shown of a value that is refused.
 const SHOWN: usize = 80;
@@ -19,7 +19,7 @@ pub struct DestinationConfig {
     /// SQS's queue URL.
     pub queue_url: String,
     /// FIFO by the URL; otherwise fair if that is asked for.
-    pub kind: QueueKind,
+    pub kind: DestinationKind,
     /// The role under which the queue is used; `None` for the relay's own credentials.
     pub role: Option<RoleConfig>,
 }
@@ -37,7 +37,7 @@ pub struct RoleConfig {
 impl std::fmt::Display for DestinationConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}={}", self.name, self.queue_url)?;
-        if self.kind == QueueKind::Fair {
+        if self.kind == DestinationKind::Fair {
             f.write_str(";fair=true")?;
         }
         let Some(RoleConfig { arn, external_id }) = &self.role else { return Ok(()) };
@@ -120,13 +120,13 @@ fn options_of(options: &str) -> Result<Options, String> {
     Ok(found)
 }
 
-fn kind(queue_url: &str, fair: Option<&str>) -> Result<QueueKind, String> {
-    match (QueueKind::of(queue_url), fair) {
+fn kind(queue_url: &str, fair: Option<&str>) -> Result<DestinationKind, String> {
+    match (DestinationKind::of(queue_url), fair) {
         (kind, None | Some("false")) => Ok(kind),
-        (QueueKind::Fifo, Some("true")) => {
+        (DestinationKind::Fifo, Some("true")) => {
             Err("has fair=true and a FIFO queue, which gets the groups anyway; leave fair out".to_owned())
         }
-        (_, Some("true")) => Ok(QueueKind::Fair),
+        (_, Some("true")) => Ok(DestinationKind::Fair),
         (_, Some(other)) => Err(format!("has fair={:?}; use true or false", shown(other))),
     }
 }
@@ -219,7 +219,7 @@ mod tests {
         ];
         for (options, expected) in table {
             let found = read(&format!("tickets={URL}{options}")).unwrap();
-            assert_eq!((found.queue_url.as_str(), found.kind), (URL, QueueKind::Fifo), "{options}");
+            assert_eq!((found.queue_url.as_str(), found.kind), (URL, DestinationKind::Fifo), "{options}");
             let role = found.role.as_ref().map(|role| (role.arn.as_str(), role.external_id.as_deref()));
             assert_eq!(role, expected, "{options}");
             assert_eq!(read(&found.to_string()), Ok(found), "what is shown can be typed");
@@ -266,17 +266,17 @@ mod tests {
     fn a_standard_queue_may_be_fair() {
         let standard = "audit=https://sqs.eu-west-1.amazonaws.com/1/audit";
         let table = [
-            ("", QueueKind::Standard),
-            (";fair=false", QueueKind::Standard),
-            ("; fair = true", QueueKind::Fair),
-            (";role=ARN;fair=true", QueueKind::Fair),
+            ("", DestinationKind::Standard),
+            (";fair=false", DestinationKind::Standard),
+            ("; fair = true", DestinationKind::Fair),
+            (";role=ARN;fair=true", DestinationKind::Fair),
         ];
         for (options, kind) in table {
             let found = read(&format!("{standard}{}", options.replace("ARN", ARN))).unwrap();
             assert_eq!(found.kind, kind, "{options}");
             assert_eq!(read(&found.to_string()), Ok(found), "what is shown can be typed");
         }
-        assert_eq!(read(&format!("tickets={URL};fair=false")).unwrap().kind, QueueKind::Fifo);
+        assert_eq!(read(&format!("tickets={URL};fair=false")).unwrap().kind, DestinationKind::Fifo);
     }
 
     #[test]

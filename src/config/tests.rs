@@ -2,7 +2,7 @@
 
 use super::check::{unknown_variable, variables};
 use super::*;
-use crate::message::QueueKind;
+use crate::message::DestinationKind;
 
 fn flags() -> Flags {
     Flags::default()
@@ -27,7 +27,7 @@ fn the_defaults_are_those_of_the_table() {
     assert_eq!(config.delivered_retention, Duration::from_secs(86_400));
     assert_eq!(config.drain_timeout, Duration::from_secs(20));
     assert_eq!(config.http_listen.to_string(), "0.0.0.0:9595");
-    assert_eq!(config.destinations[0].kind, QueueKind::Fifo);
+    assert_eq!(config.destinations[0].kind, DestinationKind::Fifo);
 }
 
 /// Each setting with values it must refuse.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::history::Past;
 use crate::config::{FifoMode, Shown};
 use crate::health::Activity;
-use crate::message::QueueKind;
+use crate::message::DestinationKind;
 use crate::reading::{Pause, Replay};
 
 /// Everything that the page shows, at one moment.
@@ -60,7 +60,7 @@ pub(super) struct Ongoing {
 #[derive(Clone, Debug)]
 pub(super) struct Destination {
     pub(super) name: String,
-    pub(super) kind: QueueKind,
+    pub(super) kind: DestinationKind,
     pub(super) queue_url: String,
     /// Why its queue is not used.
     pub(super) outage: Option<Ongoing>,

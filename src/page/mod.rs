@@ -28,7 +28,7 @@ use crate::board::{Board, Heard};
 use crate::clock::Time;
 use crate::config::{Shown, Tuning};
 use crate::health::{Dependency, Health, Heartbeat};
-use crate::message::{FaultKind, QueueKind};
+use crate::message::{DestinationKind, FaultKind};
 use crate::metrics::{DestinationMetrics, Metrics};
 use crate::reading::{Pause, Steering};
 use crate::settings::{self, Known};
@@ -57,7 +57,7 @@ pub struct Watched {
     /// Its queue.
     pub queue_url: String,
     /// Its kind.
-    pub kind: QueueKind,
+    pub kind: DestinationKind,
     /// Its metrics.
     pub metrics: DestinationMetrics,
     /// Its relay.

@@ -10,7 +10,7 @@ use super::problems::{self, Problem};
 use super::words;
 use crate::config::{FifoMode, Shown};
 use crate::health::Activity;
-use crate::message::QueueKind;
+use crate::message::DestinationKind;
 use crate::reading::Replay;
 
 /// The most destinations in the table, and those of them that have charts; the page must stay small.
@@ -195,9 +195,9 @@ fn row(destination: &Destination, measured: &Measured, is_measured: bool, has_ch
     Row {
         name: words::short(&destination.name),
         kind: match destination.kind {
-            QueueKind::Fifo => "FIFO",
-            QueueKind::Fair => "fair",
-            QueueKind::Standard => "standard",
+            DestinationKind::Fifo => "FIFO",
+            DestinationKind::Fair => "fair",
+            DestinationKind::Standard => "standard",
         },
         queue_url: words::short(&destination.queue_url),
         state,

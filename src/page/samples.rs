@@ -6,7 +6,7 @@ use super::history::{Past, Point};
 use super::measured::{Database, Destination, Measured, Ongoing};
 use crate::config::{FifoMode, Origin, Shown};
 use crate::health::Activity;
-use crate::message::QueueKind;
+use crate::message::DestinationKind;
 use crate::reading::{Pause, Replay};
 
 /// The texts of others that the page shows.
@@ -61,7 +61,7 @@ impl Texts {
 pub(super) fn destination(name: &str) -> Destination {
     Destination {
         name: name.to_owned(),
-        kind: QueueKind::Fifo,
+        kind: DestinationKind::Fifo,
         queue_url: format!("https://sqs.eu-west-1.amazonaws.com/111122223333/{name}.fifo"),
         outage: None,
         activity: Some(Activity::Idle),

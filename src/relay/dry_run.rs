@@ -15,11 +15,11 @@ use super::core::{Control, Core, Item, MemoryBudget, Reserved, Until};
 use crate::clock::Time;
 use crate::config::Tuning;
 use crate::message::{
-    Fault, FaultKind, Lane, Message, MessageId, QueueKind, SequenceNumber, Settlement, TransactionId,
+    DestinationKind, Fault, FaultKind, Lane, Message, MessageId, SequenceNumber, Settlement, TransactionId,
 };
 use crate::outbox::{Claimed, SettlePlan, Settled};
+use crate::publisher::{Accepted, Published, build_request};
 use crate::reading::{Batch, ByLane, ClaimProof, Look, ReadAnswer, Rescan, Rescanned, Snapshot, Writers};
-use crate::sqs::{Accepted, Published, build_request};
 
 /// How long each turn takes by the clock of the dry run.
 const TURN: Duration = Duration::from_micros(100);
@@ -45,7 +45,7 @@ pub struct DryRun {
 /// # Errors
 ///
 /// A message that SQS can never accept, a request that cannot be built, or a relay that stops before the end.
-pub fn dry_run(messages: Vec<Message>, kind: QueueKind) -> Result<DryRun, Fault> {
+pub fn dry_run(messages: Vec<Message>, kind: DestinationKind) -> Result<DryRun, Fault> {
     let mut now = Time::default() + Duration::from_secs(1000);
     let memory = MemoryBudget::new(usize::MAX / 2).share();
     let mut core = Core::new(kind, Tuning::default(), Until::Drained, memory, fastrand::Rng::with_seed(1), now);
@@ -85,7 +85,7 @@ fn read(core: &mut Core, work: Box<ReadWork>, answer: ReadAnswer, now: Time) -> 
 #[inline(never)]
 fn publish(
     core: &mut Core,
-    kind: QueueKind,
+    kind: DestinationKind,
     items: Vec<Item>,
     memory: Reserved,
     now: Time,
@@ -95,8 +95,8 @@ fn publish(
         .map_err(|error| Fault::new(FaultKind::Internal, "RequestNotBuilt", error.to_string()))?;
     // Message ids ascend within a group, as the numbers of a FIFO queue do. A standard queue gives none.
     let number = |item: &Item| match kind {
-        QueueKind::Standard | QueueKind::Fair => None,
-        QueueKind::Fifo => SequenceNumber::parse(&item.entry.key().id.0.to_string()),
+        DestinationKind::Standard | DestinationKind::Fair => None,
+        DestinationKind::Fifo => SequenceNumber::parse(&item.entry.key().id.0.to_string()),
     };
     let results = request.into_iter().zip(&items);
     let results =
@@ -115,7 +115,7 @@ fn settle(core: &mut Core, settlements: Vec<Settlement>, now: Time) -> (usize, O
 
 /// What stands for PostgreSQL and SQS.
 struct Outside {
-    kind: QueueKind,
+    kind: DestinationKind,
     /// Messages that were not read yet.
     pending: ByLane<VecDeque<Message>>,
     last_id: MessageId,
@@ -123,7 +123,7 @@ struct Outside {
 }
 
 impl Outside {
-    fn new(messages: Vec<Message>, kind: QueueKind) -> Self {
+    fn new(messages: Vec<Message>, kind: DestinationKind) -> Self {
         let last_id = messages.last().map_or(MessageId::NONE, |message| message.key.id);
         let mut pending = ByLane::<VecDeque<Message>>::default();
         messages.into_iter().for_each(|message| pending[message.key.lane].push_back(message));

@@ -1,6 +1,6 @@
 //! The only I/O of a relay: it runs each piece of work of the core as a future of its own and returns the result.
 //!
-//! It holds the claim while there is one. It decides nothing; [`crate::outbox`] and [`crate::sqs`] know the statements
+//! It holds the claim while there is one. It decides nothing; [`crate::outbox`] and [`crate::publisher`] know the statements
 //! and the requests.
 
 use std::pin::Pin;
@@ -124,7 +124,7 @@ impl Executor {
             // work is large.
             Work::Publish { items, until, memory } => in_place(move || async move {
                 let entries: Vec<_> = items.iter().map(|item| &item.entry).collect();
-                let published = destination.queue.publish(&entries, until).await;
+                let published = destination.publisher.publish(&entries, until).await;
                 drop(memory);
                 Completion::Published { items, published }.into()
             }),

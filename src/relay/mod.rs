@@ -1,7 +1,7 @@
 //! The relay: it looks for messages of one destination, claims lanes, sends to SQS under the claim, and starts over.
 //!
 //! One [`Relay`] serves one destination, so a slow or halted queue affects no other. [`core`] makes every decision and
-//! does no I/O. This file and [`executor`] carry out its decisions against [`crate::outbox`] and [`crate::sqs`] and
+//! does no I/O. This file and [`executor`] carry out its decisions against [`crate::outbox`] and [`crate::publisher`] and
 //! return the results. [`report`] updates metrics, logs and probes. Read [`core`] next.
 
 mod control;
@@ -21,7 +21,7 @@ use crate::clock::Time;
 use crate::config::Tuning;
 use crate::metrics::DestinationMetrics;
 use crate::outbox::{Keep, Outbox, OutboxError};
-use crate::sqs::Queue;
+use crate::publisher::Publisher;
 
 pub use self::core::{MemoryBudget, MemoryShare, RunSummary, Until};
 pub use control::{ControlHandle, ControlPoller};
@@ -43,8 +43,8 @@ pub struct Destination {
     pub name: Arc<str>,
     /// The tables.
     pub outbox: Outbox,
-    /// The queue.
-    pub queue: Queue,
+    /// Where its messages go.
+    pub publisher: Publisher,
     /// Its metrics.
     pub metrics: DestinationMetrics,
     /// The settings that control the flow, as given by the environment.
@@ -101,9 +101,9 @@ impl Relay {
     ///
     /// Only with [`Until::Empty`]: the database or the queue stayed unusable.
     pub async fn run(mut self, until: Until, drain: CancellationToken) -> Result<RunSummary, RelayError> {
-        let Destination { queue, tuning, memory, .. } = &*self.destination;
+        let Destination { publisher, tuning, memory, .. } = &*self.destination;
         let rng = fastrand::Rng::new();
-        let mut core = Core::new(queue.kind(), *tuning, until, memory.clone(), rng, Time::now());
+        let mut core = Core::new(publisher.kind(), *tuning, until, memory.clone(), rng, Time::now());
         let mut executor = Executor::new(Arc::clone(&self.destination));
         core.control(self.control.control(), Time::now());
         loop {

@@ -1,5 +1,5 @@
 //! A step on the way to a server, as `outbox-relay check` takes it: what was seen, or why the way ends there. The ways
-//! themselves are walked where the connections are made: [`crate::outbox`] and [`crate::sqs`].
+//! themselves are walked where the connections are made: [`crate::outbox`] and [`crate::publisher`].
 
 mod certificate;
 

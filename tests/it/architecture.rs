@@ -25,7 +25,7 @@ const FLOORS: [(&str, u8); 25] = [
     ("shutdown", 3),
     ("logging", 3),
     ("outbox", 4),
-    ("sqs", 4),
+    ("publisher", 4),
     ("page", 4),
     ("relay", 5),
     ("janitor", 5),
@@ -39,10 +39,10 @@ const FLOORS: [(&str, u8); 25] = [
 /// Names that only some files may use.
 const CONFINED: [(&str, &[&str]); 7] = [
     ("tokio_postgres", &["outbox/"]),
-    ("aws_config", &["aws/", "sqs/"]),
-    ("aws_credential", &["aws/", "sqs/"]),
-    ("aws_sdk", &["sqs/"]),
-    ("aws_smithy", &["aws/", "sqs/"]),
+    ("aws_config", &["aws/", "publisher/"]),
+    ("aws_credential", &["aws/", "publisher/"]),
+    ("aws_sdk", &["publisher/"]),
+    ("aws_smithy", &["aws/", "publisher/"]),
     ("std::env", &["config/", "dev/host.rs"]),
     ("backoff::", &["retry.rs"]),
 ];
@@ -321,8 +321,8 @@ fn every_module_of_the_library_has_a_floor() -> Result<()> {
 #[test]
 fn a_broken_rule_is_found() -> Result<()> {
     let broken = [
-        ("outbox/read.rs", "use crate::sqs::Queue;"),
-        ("sqs/mod.rs", "use crate::{message::Message, outbox::{Outbox, Claim}};"),
+        ("outbox/read.rs", "use crate::publisher::Queue;"),
+        ("publisher/mod.rs", "use crate::{message::Message, outbox::{Outbox, Claim}};"),
         ("retry.rs", "fn f() { crate::relay::stream(); }"),
         ("message.rs", "use crate::config::Tuning;"),
         ("reading.rs", "use crate::config::Tuning;"),
@@ -342,14 +342,14 @@ fn a_broken_rule_is_found() -> Result<()> {
         ensure!(found.len() == 1, "{path} with {text:?} breaks one rule, seen were {found:?}");
     }
     let kept = [
-        ("config/mod.rs", "use crate::message::QueueKind; let x = std::env::vars();"),
+        ("config/mod.rs", "use crate::message::DestinationKind; let x = std::env::vars();"),
         (
             "relay/mod.rs",
             "/// [`crate::daemon`] does that.\nuse crate::outbox::Outbox; // crate::cli\nlet s = \"crate::cli\";",
         ),
         (
             "relay/session.rs",
-            "let now = Time::now(); use crate::relay::Destination; use crate::{retry::Fault, sqs::{Load, Entry}};",
+            "let now = Time::now(); use crate::relay::Destination; use crate::{retry::Fault, publisher::{Load, Entry}};",
         ),
         ("cli.rs", "let my_backoff::x = draws_::y;"),
     ];

@@ -5,17 +5,22 @@ use std::collections::HashMap;
 
 use super::{Findings, Verdict};
 use crate::config::{self, RelayConfig, RoleConfig};
-use crate::message::{Fault, FaultKind, QueueKind};
-use crate::sqs::{self, Queue, QueueAttributes, Refused, Unidentified};
+use crate::message::{DestinationKind, Fault, FaultKind};
+use crate::publisher::{self, Publisher, QueueAttributes, Refused, Unidentified};
 use crate::way::{Step, Trouble};
 
 /// Checks the queues of all destinations; `asks_identity` is whether STS is asked whose the credentials are.
 pub(super) async fn check(config: &RelayConfig, asks_identity: bool, findings: &mut Findings) {
-    let queues =
-        match sqs::connect(&config.destinations, config.ca_bundle.as_deref(), config.tuning.request_timeout).await {
-            Ok(queues) => queues,
-            Err(error) => return findings.add("SQS", Verdict::Bad, error.to_string(), ""),
-        };
+    let queues = match publisher::connect(
+        &config.destinations,
+        config.ca_bundle.as_deref(),
+        config.tuning.request_timeout,
+    )
+    .await
+    {
+        Ok(queues) => queues,
+        Err(error) => return findings.add("SQS", Verdict::Bad, error.to_string(), ""),
+    };
     let ca_bundle = config.ca_bundle.as_deref();
     let mut walk = Walk { ca_bundle, asks_identity, findings, ways: HashMap::new(), credentials: HashMap::new() };
     for (destination, queue) in config.destinations.iter().zip(&queues) {
@@ -35,7 +40,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    async fn to(&mut self, name: &str, queue: &Queue) {
+    async fn to(&mut self, name: &str, queue: &Publisher) {
         let what = format!("queue of {name}");
         let endpoint = match queue.endpoint().await {
             Ok(endpoint) => endpoint,
@@ -67,14 +72,14 @@ impl Walk<'_> {
             return is_reached;
         }
         let mut is_reached = true;
-        for step in sqs::walk(endpoint, self.ca_bundle).await {
+        for step in publisher::walk(endpoint, self.ca_bundle).await {
             is_reached &= self.step(step.what, step.result);
         }
         self.ways.insert(endpoint.to_owned(), is_reached);
         is_reached
     }
 
-    async fn has_credentials(&mut self, queue: &Queue) -> bool {
+    async fn has_credentials(&mut self, queue: &Publisher) -> bool {
         let role = queue.role().cloned();
         if let Some(&has_some) = self.credentials.get(&role) {
             return has_some;
@@ -117,7 +122,7 @@ impl Walk<'_> {
         self.findings.add(what, Verdict::Bad, says, remedy);
     }
 
-    fn judge(&mut self, what: String, expected: QueueKind, attributes: Result<QueueAttributes, Refused>) {
+    fn judge(&mut self, what: String, expected: DestinationKind, attributes: Result<QueueAttributes, Refused>) {
         let findings = &mut self.findings;
         let attributes = match attributes {
             Ok(attributes) => attributes,
@@ -130,7 +135,7 @@ impl Walk<'_> {
             }
         };
         let kind = if attributes.is_fifo { "a FIFO queue" } else { "a standard queue" };
-        if attributes.is_fifo != (expected == QueueKind::Fifo) {
+        if attributes.is_fifo != (expected == DestinationKind::Fifo) {
             let remedy = "give the queue's own URL; that of a FIFO queue ends with .fifo";
             findings.add(what.clone(), Verdict::Bad, format!("{kind}, but its URL says otherwise"), remedy);
         } else {

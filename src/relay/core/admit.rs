@@ -17,10 +17,11 @@ use super::watermark::View;
 use super::work::{ReadOn, ReadWork};
 use crate::clock::Time;
 use crate::message::{
-    Content, Fault, FaultKind, Hold, Lane, Message, MessageId, MessageKey, Outcome, Quarantined, QueueKind, Settlement,
+    Content, DestinationKind, Fault, FaultKind, Hold, Lane, Message, MessageId, MessageKey, Outcome, Quarantined,
+    Settlement,
 };
+use crate::publisher::{Composed, compose};
 use crate::reading::{Batch, ByLane, Found, Position, Range, ReadAnswer, Rescan, Rescanned, Snapshot};
-use crate::sqs::{Composed, compose};
 
 /// The memory of an item besides its body and attributes.
 const ITEM_BYTES: usize = 1024;
@@ -31,8 +32,12 @@ const ITEM_BYTES: usize = 1024;
 /// # Errors
 ///
 /// A permanent fault when SQS can never accept it.
-pub(in crate::relay) fn compose_item(message: Message, kind: QueueKind, memory: &mut Reserved) -> Result<Item, Fault> {
-    let group = message.group.clone().filter(|_| kind == QueueKind::Fifo);
+pub(in crate::relay) fn compose_item(
+    message: Message,
+    kind: DestinationKind,
+    memory: &mut Reserved,
+) -> Result<Item, Fault> {
+    let group = message.group.clone().filter(|_| kind == DestinationKind::Fifo);
     let Message { origin, attempts, age_when_read, read_at, .. } = message;
     let Composed { entry, dropped_attributes } = compose(message, kind)?;
     let memory = memory.split(entry.bytes() + ITEM_BYTES);
@@ -142,7 +147,8 @@ impl Admission<'_> {
             return Some(Vec::new());
         };
         let watermarks = &mut self.destination.knowledge.watermarks;
-        let has_ended = self.destination.kind == QueueKind::Fifo && watermarks.note_ended_writers(&rescanned.snapshot);
+        let has_ended =
+            self.destination.kind == DestinationKind::Fifo && watermarks.note_ended_writers(&rescanned.snapshot);
         // A rescan that began at the bottom has seen the rows of such writers.
         if has_ended && !is_from_bottom(rescan) {
             return None;
@@ -317,7 +323,7 @@ impl Admission<'_> {
         if self.schedule.knows(message.key) {
             return;
         }
-        let group = message.group.clone().filter(|_| self.destination.kind == QueueKind::Fifo);
+        let group = message.group.clone().filter(|_| self.destination.kind == DestinationKind::Fifo);
         // This comes before composing: a blocked or hot group may have many messages.
         if let Some(group) = &group
             && self.schedule.keep_in_table_if_held(group, message.key, message.hold, self.now)
@@ -339,7 +345,7 @@ impl Admission<'_> {
                 continue;
             }
             let (key, attempts) = (message.key, message.attempts);
-            let group = message.group.clone().filter(|_| self.destination.kind == QueueKind::Fifo);
+            let group = message.group.clone().filter(|_| self.destination.kind == DestinationKind::Fifo);
             let read_to = self.destination.knowledge.watermarks.position(key.lane);
             match group {
                 Some(group) if attempts == 0 => is_new |= self.schedule.start_over(&group, key, read_to),
@@ -362,7 +368,7 @@ impl Admission<'_> {
             return None;
         }
         let kind = self.destination.kind;
-        let group = message.group.clone().filter(|_| kind == QueueKind::Fifo);
+        let group = message.group.clone().filter(|_| kind == DestinationKind::Fifo);
         let (key, origin, attempts) = (message.key, message.origin, message.attempts);
         let reason = match &message.content {
             Content::Unreadable { reason } => Some(reason.clone()),

@@ -14,10 +14,10 @@ use super::session::{Session, defer};
 use super::verdict::{Judgement, Verdict, judge};
 use super::work::{Answer, Completion, ReadWork, RescanWork, Work};
 use crate::clock::Time;
-use crate::message::{Lane, MessageId, MessageKey, Outcome, Quarantined, QueueKind, Settlement};
+use crate::message::{DestinationKind, Lane, MessageId, MessageKey, Outcome, Quarantined, Settlement};
 use crate::outbox::{OutboxError, Settled};
+use crate::publisher::{Accepted, Published};
 use crate::reading::{Batch, HeldGroup, Incarnation, Lookup, ReadAnswer, Rescanned};
-use crate::sqs::{Accepted, Published};
 
 impl Session {
     /// Applies a result; returns the work to start at once.
@@ -385,7 +385,7 @@ impl Session {
             Ok(()) => {
                 let keys: Vec<MessageKey> = messages.iter().map(|message| message.key).collect();
                 for message in &messages {
-                    if let Some(group) = message.group.as_ref().filter(|_| destination.kind == QueueKind::Fifo) {
+                    if let Some(group) = message.group.as_ref().filter(|_| destination.kind == DestinationKind::Fifo) {
                         self.schedule.block(group, message.key);
                     }
                 }

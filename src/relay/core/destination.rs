@@ -15,7 +15,7 @@ use super::sequences::Sequences;
 use super::watermark::Watermarks;
 use crate::clock::Time;
 use crate::config::{FifoMode, OnDead, Tuning};
-use crate::message::{Fault, FaultKind, Lane, MessageKey, Quarantined, QueueKind, Settlement};
+use crate::message::{DestinationKind, Fault, FaultKind, Lane, MessageKey, Quarantined, Settlement};
 use crate::outbox::{OutboxError, Settled};
 use crate::reading::{ByLane, Found, HeldGroup, Incarnation, Order};
 
@@ -92,7 +92,7 @@ impl Knowledge {
 /// Everything of one destination that outlives a claim.
 #[derive(Debug)]
 pub(super) struct DestinationState {
-    pub(super) kind: QueueKind,
+    pub(super) kind: DestinationKind,
     pub(super) tuning: Tuning,
     pub(super) knowledge: Knowledge,
     pub(super) breaker: Breaker,
@@ -116,7 +116,13 @@ pub(super) struct DestinationState {
 
 impl DestinationState {
     /// A destination that nothing is known about.
-    pub(super) fn new(kind: QueueKind, tuning: Tuning, memory: MemoryShare, rng: fastrand::Rng, now: Time) -> Self {
+    pub(super) fn new(
+        kind: DestinationKind,
+        tuning: Tuning,
+        memory: MemoryShare,
+        rng: fastrand::Rng,
+        now: Time,
+    ) -> Self {
         Self {
             kind,
             tuning,
@@ -139,9 +145,9 @@ impl DestinationState {
     /// Which messages hold up a group on this queue.
     pub(super) fn order(&self) -> Order {
         match (self.kind, self.tuning.on_dead) {
-            (QueueKind::Standard | QueueKind::Fair, _) => Order::None,
-            (QueueKind::Fifo, OnDead::Skip) => Order::Groups,
-            (QueueKind::Fifo, OnDead::Block) => Order::GroupsBlockedByDead,
+            (DestinationKind::Standard | DestinationKind::Fair, _) => Order::None,
+            (DestinationKind::Fifo, OnDead::Skip) => Order::Groups,
+            (DestinationKind::Fifo, OnDead::Block) => Order::GroupsBlockedByDead,
         }
     }
 

@@ -7,7 +7,7 @@ use super::limits::Reserved;
 use super::schedule::Schedule;
 use super::work::Work;
 use crate::clock::Time;
-use crate::sqs::MAX_BYTES;
+use crate::publisher::MAX_BYTES;
 
 /// How long a partial request may wait for entries while other requests are under way.
 const LINGER: Duration = Duration::from_millis(2);

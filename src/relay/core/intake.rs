@@ -17,7 +17,7 @@ use super::schedule::Schedule;
 use super::statements::Statements;
 use super::work::{ReadOn, ReadWork, RescanWork, Work};
 use crate::clock::Time;
-use crate::message::{Lane, MessageId, QueueKind};
+use crate::message::{DestinationKind, Lane, MessageId};
 use crate::reading::{ByLane, ClaimProof, DueRequest, Lookup, READ_BYTES, Range, ReadRequest, Rescan};
 
 /// The interval between reads that are not full: under traffic a commit is seen within this time.
@@ -165,7 +165,7 @@ impl Intake {
 
     /// Whether the open lanes must be rescanned from the bottom before more of them is sent.
     fn must_rescan(&self, destination: &DestinationState) -> bool {
-        destination.kind == QueueKind::Fifo
+        destination.kind == DestinationKind::Fifo
             && self.open.iter().any(|lane| destination.knowledge.watermarks.must_rescan(*lane))
     }
 
@@ -295,8 +295,8 @@ impl Intake {
         let watermarks = &destination.knowledge.watermarks;
         let has_gap = self.open.iter().any(|lane| watermarks.has_gap(*lane));
         let is_due = match destination.kind {
-            QueueKind::Fifo => has_gap || watermarks.has_overtaken() || self.must_rescan(destination),
-            QueueKind::Standard | QueueKind::Fair => has_gap && now >= self.next_gap_rescan,
+            DestinationKind::Fifo => has_gap || watermarks.has_overtaken() || self.must_rescan(destination),
+            DestinationKind::Standard | DestinationKind::Fair => has_gap && now >= self.next_gap_rescan,
         };
         if !is_due {
             return None;

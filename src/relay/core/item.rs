@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::limits::Reserved;
 use crate::clock::Time;
 use crate::message::{MessageId, MessageKey, Origin, Outcome, Settlement};
-use crate::sqs::Entry;
+use crate::publisher::Entry;
 
 /// A message on its way, with what is needed when its answer comes.
 #[derive(Debug)]

@@ -56,7 +56,7 @@ use std::time::Duration;
 use crate::clock::Time;
 use crate::config::Tuning;
 use crate::health::Activity;
-use crate::message::{Fault, QueueKind};
+use crate::message::{DestinationKind, Fault};
 use crate::outbox::OutboxError;
 use crate::reading::{Order, Watch};
 
@@ -139,7 +139,7 @@ pub(super) struct Core {
 impl Core {
     /// A relay that has not looked at anything yet.
     pub(super) fn new(
-        kind: QueueKind,
+        kind: DestinationKind,
         tuning: Tuning,
         until: Until,
         memory: MemoryShare,

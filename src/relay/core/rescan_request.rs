@@ -34,7 +34,7 @@ mod tests {
     use super::*;
     use crate::clock::Time;
     use crate::config::Tuning;
-    use crate::message::{Hold, MessageId, MessageKey, QueueKind};
+    use crate::message::{DestinationKind, Hold, MessageId, MessageKey};
     use crate::reading::{ByLane, Writers};
 
     #[test]
@@ -43,7 +43,7 @@ mod tests {
         let (crowded, other) = (Lane::new(1).unwrap(), Lane::new(2).unwrap());
         let memory = MemoryBudget::new(1 << 20).share();
         let mut destination =
-            DestinationState::new(QueueKind::Fifo, Tuning::default(), memory, fastrand::Rng::with_seed(1), now);
+            DestinationState::new(DestinationKind::Fifo, Tuning::default(), memory, fastrand::Rng::with_seed(1), now);
         let writers = Writers { transaction_ids: Vec::new(), next_xid: None };
         let first = Baseline { incarnations: ByLane::default(), last_id: MessageId(20), writers };
         let watermarks = Watermarks::start(&ByLane::all(MessageId(20)), &first);

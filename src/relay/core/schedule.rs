@@ -21,7 +21,7 @@ use super::parked::{MAX_PARKED, Parked};
 use crate::clock::Time;
 use crate::config::FifoMode;
 use crate::message::{MessageId, MessageKey};
-use crate::sqs::Load;
+use crate::publisher::Load;
 
 /// Messages of one group in memory in strict mode: a hot group sends one at a time and is read on when half of them are
 /// gone.
@@ -169,7 +169,7 @@ impl Schedule {
     /// Whether a full request could be made now.
     pub(super) fn can_fill_a_request(&self) -> bool {
         let size = self.shape.request_size;
-        if self.free.len() + self.ready.len() >= size || self.waiting_bytes >= crate::sqs::MAX_BYTES {
+        if self.free.len() + self.ready.len() >= size || self.waiting_bytes >= crate::publisher::MAX_BYTES {
             return true;
         }
         let has_enough = |group: &Group| group.waiting.len() >= size;

@@ -9,8 +9,8 @@ use super::item::Item;
 use crate::clock::Time;
 use crate::config::Tuning;
 use crate::message::{Fault, FaultKind, SequenceNumber};
+use crate::publisher::Accepted;
 use crate::retry::{Policy, delay_after, policy};
-use crate::sqs::Accepted;
 
 /// What becomes of one message of a request.
 #[derive(Debug)]
@@ -169,7 +169,9 @@ mod tests {
     use super::super::admit::compose_item;
     use super::super::limits::MemoryBudget;
     use super::*;
-    use crate::message::{Content, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin, QueueKind};
+    use crate::message::{
+        Content, DestinationKind, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin,
+    };
 
     fn item(id: i64) -> Item {
         let event = Event {
@@ -191,7 +193,7 @@ mod tests {
             hold: None,
             content: Content::Event(event),
         };
-        compose_item(message, QueueKind::Fifo, &mut MemoryBudget::new(0).share().reserve(0)).unwrap()
+        compose_item(message, DestinationKind::Fifo, &mut MemoryBudget::new(0).share().reserve(0)).unwrap()
     }
 
     /// The first failure of a request in which SQS accepts another entry.

@@ -11,11 +11,11 @@ use super::limits::Reserved;
 use crate::clock::Time;
 use crate::message::{Lane, MessageId, Quarantined, Settlement};
 use crate::outbox::{Claimed, OutboxError, Pending, Settled};
+use crate::publisher::Published;
 use crate::reading::{
     Batch, ByLane, ClaimProof, DueRequest, GroupPosition, HeldGroup, Incarnation, Look, Lookup, Order, ReadAnswer,
     ReadRequest, Rescan, Rescanned, Writers,
 };
-use crate::sqs::Published;
 
 /// The answer of the database to a question.
 pub(in crate::relay) type Answer<T> = Result<T, OutboxError>;

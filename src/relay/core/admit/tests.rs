@@ -62,7 +62,7 @@ impl Claim {
         let now = Time::default();
         let memory = MemoryBudget::new(1 << 20).share();
         let mut destination =
-            DestinationState::new(QueueKind::Fifo, Tuning::default(), memory, fastrand::Rng::with_seed(1), now);
+            DestinationState::new(DestinationKind::Fifo, Tuning::default(), memory, fastrand::Rng::with_seed(1), now);
         let writers = Writers { transaction_ids: overtaken, next_xid: Some(TransactionId(40)) };
         let first = Baseline { incarnations: ByLane::default(), last_id: MessageId(20), writers };
         let mut watermarks = Watermarks::start(&ByLane::all(MessageId(20)), &first);

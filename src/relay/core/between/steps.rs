@@ -8,7 +8,7 @@ use super::super::work::{RescanWork, Work};
 use super::super::{Control, Core, GaveUp, Until};
 use super::{FIRST_CONTROL, PAUSED_EVERY, Plan, Question, Turn};
 use crate::clock::Time;
-use crate::message::{LANES, Lane, QueueKind};
+use crate::message::{DestinationKind, LANES, Lane};
 use crate::reading::{Range, Rescan};
 use crate::relay::core::lease::claim_idle_timeout;
 
@@ -84,7 +84,7 @@ impl Core {
 
     fn must_rescan(&self) -> bool {
         let watermarks = &self.destination.knowledge.watermarks;
-        self.destination.kind == QueueKind::Fifo && Lane::all().any(|lane| watermarks.must_rescan(lane))
+        self.destination.kind == DestinationKind::Fifo && Lane::all().any(|lane| watermarks.must_rescan(lane))
     }
 
     fn idle(&mut self, now: Time) -> Option<Work> {

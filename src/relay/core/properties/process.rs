@@ -9,10 +9,10 @@ use super::database::Database;
 use super::queue::{Answer, Sent};
 use crate::clock::Time;
 use crate::config::Tuning;
-use crate::message::{Fault, FaultKind, MessageId, QueueKind, TransactionId};
+use crate::message::{DestinationKind, Fault, FaultKind, MessageId, TransactionId};
 use crate::outbox::{Claimed, OutboxError};
+use crate::publisher::Published;
 use crate::reading::{ByLane, ClaimProof, Incarnation, ReadAnswer};
-use crate::sqs::Published;
 
 /// A rescan that begins below this id takes long. The server cuts one in forty of them short, if they have a timeout.
 const SLOW_BELOW: MessageId = MessageId(1 << 20);
@@ -42,7 +42,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn new(kind: QueueKind, tuning: Tuning, memory: usize, seed: u64, now: Time) -> Self {
+    pub(super) fn new(kind: DestinationKind, tuning: Tuning, memory: usize, seed: u64, now: Time) -> Self {
         let share = MemoryBudget::new(memory).share();
         let mut core = Core::new(kind, tuning, Until::Drained, share, fastrand::Rng::with_seed(seed), now);
         core.destination.max_parked = MAX_PARKED_CHOICES[seed as usize % MAX_PARKED_CHOICES.len()];

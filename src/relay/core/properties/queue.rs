@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::message::{Fault, FaultKind, MessageKey, SequenceNumber};
-use crate::sqs::Accepted;
+use crate::publisher::Accepted;
 
 /// A message as it arrives.
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::queue::QueueFault;
 use crate::config::{FifoMode, OnDead};
-use crate::message::QueueKind;
+use crate::message::DestinationKind;
 
 /// One step of a scenario.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +68,7 @@ pub(super) enum Action {
 /// Everything that determines a run.
 #[derive(Clone, Debug)]
 pub(super) struct Scenario {
-    pub(super) kind: QueueKind,
+    pub(super) kind: DestinationKind,
     pub(super) fifo_mode: FifoMode,
     pub(super) on_dead: OnDead,
     pub(super) relays: u8,
@@ -258,7 +258,7 @@ fn waits() -> impl Strategy<Value = u16> {
 /// Scenarios with these actions and these kinds of queue.
 fn with(
     action: impl Strategy<Value = Action>,
-    kind: impl Strategy<Value = QueueKind>,
+    kind: impl Strategy<Value = DestinationKind>,
 ) -> impl Strategy<Value = Scenario> {
     let modes = (
         kind,
@@ -286,8 +286,8 @@ fn with(
     })
 }
 
-fn kinds() -> impl Strategy<Value = QueueKind> {
-    prop_oneof![4 => Just(QueueKind::Fifo), 1 => Just(QueueKind::Standard)]
+fn kinds() -> impl Strategy<Value = DestinationKind> {
+    prop_oneof![4 => Just(DestinationKind::Fifo), 1 => Just(DestinationKind::Standard)]
 }
 
 /// Applications write and operators act; nothing fails.
@@ -305,7 +305,7 @@ pub(super) fn hot_groups() -> impl Strategy<Value = Scenario> {
         4 => (0..4_u8, 1..6_u8).prop_map(|(writer, group)| Action::Write { writer, group }),
         3 => (0..4_u8).prop_map(|writer| Action::End { writer, commits: true }),
     ];
-    with(hot, Just(QueueKind::Fifo))
+    with(hot, Just(DestinationKind::Fifo))
 }
 
 /// Groups with messages that operators hold back and make due again. Their writers do not wait for each other. Where a
@@ -319,7 +319,7 @@ pub(super) fn groups_held_back() -> impl Strategy<Value = Scenario> {
         3 => (any::<u8>(), prop::option::of(0..2000_u16)).prop_map(|(nth, millis)| Action::Hold { nth, millis }),
         3 => any::<u8>().prop_map(|nth| Action::Unhold { nth }),
     ];
-    with(held, Just(QueueKind::Fifo))
+    with(held, Just(DestinationKind::Fifo))
 }
 
 /// Few groups in batched mode, of which any entries of a request fail and answers are lost, while relays are stopped or
@@ -341,7 +341,7 @@ pub(super) fn failing_entries() -> impl Strategy<Value = Scenario> {
         1 => (0..2000_u16).prop_map(|millis| Action::DatabaseFails { millis }),
         1 => process_faults(),
     ];
-    with(failing, Just(QueueKind::Fifo)).prop_map(|scenario| Scenario {
+    with(failing, Just(DestinationKind::Fifo)).prop_map(|scenario| Scenario {
         fifo_mode: FifoMode::Batched,
         request_size: 10,
         ..scenario
@@ -364,7 +364,7 @@ pub(super) fn dead_letters() -> impl Strategy<Value = Scenario> {
         2 => process_faults(),
     ];
     let slow = prop::option::of(20..400_u16);
-    (with(dying, Just(QueueKind::Fifo)), slow)
+    (with(dying, Just(DestinationKind::Fifo)), slow)
         .prop_map(|(scenario, slow)| Scenario { database_millis: slow.unwrap_or(scenario.database_millis), ..scenario })
 }
 

@@ -18,7 +18,7 @@ use super::scenario::{Action, Scenario};
 use super::trace::shown;
 use crate::clock::Time;
 use crate::config::Tuning;
-use crate::message::{Lane, MessageId, MessageKey, QueueKind, TransactionId};
+use crate::message::{DestinationKind, Lane, MessageId, MessageKey, TransactionId};
 use crate::outbox::OutboxError;
 
 /// How long a statement may take before the relay gives up on it.
@@ -372,7 +372,7 @@ impl World {
     }
 
     pub(super) fn is_ordered(&self) -> bool {
-        self.scenario.kind == QueueKind::Fifo
+        self.scenario.kind == DestinationKind::Fifo
     }
 
     pub(super) fn queue_fault(&mut self, fault: Option<QueueFault>) {

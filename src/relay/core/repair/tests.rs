@@ -9,9 +9,9 @@ use super::super::limits::MemoryBudget;
 use super::*;
 use crate::clock::Time;
 use crate::message::{
-    Content, Event, EventPosition, Fault, FaultKind, Lane, Message, MessageId, Origin, QueueKind, SequenceNumber,
+    Content, DestinationKind, Event, EventPosition, Fault, FaultKind, Lane, Message, MessageId, Origin, SequenceNumber,
 };
-use crate::sqs::{Accepted, build_request};
+use crate::publisher::{Accepted, build_request};
 
 fn item(id: i64, group: Option<&str>) -> Item {
     let event = Event {
@@ -33,7 +33,7 @@ fn item(id: i64, group: Option<&str>) -> Item {
         hold: None,
         content: Content::Event(event),
     };
-    compose_item(message, QueueKind::Fifo, &mut MemoryBudget::new(0).share().reserve(0)).unwrap()
+    compose_item(message, DestinationKind::Fifo, &mut MemoryBudget::new(0).share().reserve(0)).unwrap()
 }
 
 fn number(number: u64) -> Option<SequenceNumber> {

@@ -8,7 +8,7 @@ use super::super::limits::MemoryBudget;
 use super::super::parked::ReadOnAnswer;
 use super::super::work::ReadOn;
 use super::*;
-use crate::message::{Content, Event, EventPosition, Hold, Lane, Message, Origin, QueueKind};
+use crate::message::{Content, DestinationKind, Event, EventPosition, Hold, Lane, Message, Origin};
 use crate::reading::{HeldGroup, Range};
 use crate::relay::core::admit::compose_item;
 
@@ -39,7 +39,7 @@ fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
         hold: None,
         content: Content::Event(event),
     };
-    compose_item(message, QueueKind::Fifo, &mut MemoryBudget::new(0).share().reserve(0)).unwrap()
+    compose_item(message, DestinationKind::Fifo, &mut MemoryBudget::new(0).share().reserve(0)).unwrap()
 }
 
 fn item(id: i64, group: Option<&str>) -> Item {

@@ -12,7 +12,7 @@ use aws_sdk_sqs::types::{
 
 use super::access::Current;
 use super::writing::{Writing, watched};
-use super::{Entry, Queue, classify};
+use super::{Entry, Publisher, classify};
 use crate::clock::Time;
 use crate::message::{Fault, FaultKind, SequenceNumber};
 
@@ -42,7 +42,7 @@ impl Published {
     }
 }
 
-impl Queue {
+impl Publisher {
     /// Sends entries in one request. It never fails itself: every entry gets a result, and an entry that no answer
     /// confirms never counts as accepted. Nothing is written after `until`, and the request ends a request timeout
     /// after that. A request that SQS refused for its credentials is sent once more with new ones, if there are any by

@@ -14,10 +14,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::*;
-use crate::message::{Content, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin, QueueKind};
-use crate::sqs::access::{Access, Parts, Source};
-use crate::sqs::compose;
-use crate::sqs::endpoint::Route;
+use crate::message::{Content, DestinationKind, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin};
+use crate::publisher::access::{Access, Parts, Source};
+use crate::publisher::compose;
+use crate::publisher::endpoint::Route;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -41,7 +41,7 @@ fn entry(id: i64) -> Entry {
         hold: None,
         content: Content::Event(event),
     };
-    compose(message, QueueKind::Fifo).unwrap().entry
+    compose(message, DestinationKind::Fifo).unwrap().entry
 }
 
 fn account() -> SdkConfig {
@@ -54,17 +54,17 @@ fn with_credentials(credentials: SharedCredentialsProvider, cache: SharedIdentit
     builder.credentials_provider(credentials).identity_cache(cache).build()
 }
 
-fn queue(account: &SdkConfig, endpoint: &str, timeout: Duration) -> Queue {
+fn queue(account: &SdkConfig, endpoint: &str, timeout: Duration) -> Publisher {
     let http_client = aws_smithy_http_client::Builder::new().build_http();
     let route = Route { region: "eu-west-1".to_owned(), endpoint: Some(endpoint.to_owned()) };
     let sts_region = route.region.clone();
     let source = Source { http_client, region: None };
     let parts = Parts { source, route, role: None, sts_region, request_timeout: timeout };
     let access = std::sync::Arc::new(Access::new(parts, account.clone()));
-    Queue { access, url: format!("{endpoint}/1/q.fifo"), kind: QueueKind::Fifo }
+    Publisher { access, url: format!("{endpoint}/1/q.fifo"), kind: DestinationKind::Fifo }
 }
 
-async fn publish(queue: &Queue, entries: i64) -> Published {
+async fn publish(queue: &Publisher, entries: i64) -> Published {
     let entries: Vec<Entry> = (0..entries).map(entry).collect();
     // tests/it/credentials.rs shows what other credentials do.
     queue

@@ -1,6 +1,6 @@
-//! SQS: composing entries, packing requests, publishing, and reading the answers. The only module that uses AWS.
+//! Publishing: composing entries, packing requests, sending them to AWS, and reading the answers.
 //!
-//! It knows nothing about PostgreSQL and decides nothing about retries: [`publish`](Queue::publish) returns a result
+//! It knows nothing about PostgreSQL and decides nothing about retries: [`publish`](Publisher::publish) returns a result
 //! for each entry, and [`crate::retry`] says what that means. `docs/architecture.md` shows its place in the flow.
 
 mod access;
@@ -35,19 +35,19 @@ use access::{Access, Parts, Source};
 use endpoint::Route;
 
 use crate::config::{DestinationConfig, RoleConfig};
-use crate::message::QueueKind;
+use crate::message::DestinationKind;
 
 /// One SQS queue. Cheap to clone; clones share connections and credentials.
 #[derive(Clone, Debug)]
-pub struct Queue {
+pub struct Publisher {
     access: Arc<Access>,
     url: String,
-    kind: QueueKind,
+    kind: DestinationKind,
 }
 
-impl Queue {
+impl Publisher {
     /// Standard or FIFO.
-    pub fn kind(&self) -> QueueKind {
+    pub fn kind(&self) -> DestinationKind {
         self.kind
     }
 }
@@ -66,7 +66,7 @@ pub async fn connect(
     destinations: &[DestinationConfig],
     ca_bundle: Option<&[u8]>,
     request_timeout: Duration,
-) -> Result<Vec<Queue>, Misconfigured> {
+) -> Result<Vec<Publisher>, Misconfigured> {
     let http_client = http::client(ca_bundle).map_err(|problem| Misconfigured(vec![problem]))?;
     let named = destinations.iter().find_map(|destination| endpoint::region_of(&destination.queue_url));
     let source = Source { http_client, region: named };
@@ -79,7 +79,7 @@ pub async fn connect(
             Ok(route) => {
                 let sts_region = settings.region.clone().unwrap_or_else(|| route.region.clone());
                 let access = ways.access(route, destination.role.clone(), sts_region).await;
-                queues.push(Queue { access, url: url.clone(), kind: destination.kind });
+                queues.push(Publisher { access, url: url.clone(), kind: destination.kind });
             }
             Err(problem) => problems.push(problem),
         }

@@ -6,7 +6,7 @@ use aws_sdk_sqs::config::endpoint::{DefaultResolver, Params, ResolveEndpoint as 
 use aws_sdk_sqs::error::ProvideErrorMetadata as _;
 use aws_sdk_sqs::types::{QueueAttributeName, SendMessageBatchRequestEntry};
 
-use super::{MAX_BYTES, Queue, classify, http};
+use super::{MAX_BYTES, Publisher, classify, http};
 use crate::causes::sentence;
 use crate::message::{Fault, FaultKind};
 use crate::way::Trouble;
@@ -56,7 +56,7 @@ pub struct Refused {
     pub detail: String,
 }
 
-impl Queue {
+impl Publisher {
     /// Host and port of the HTTP proxy through which the queue is reached, if any; never a user or a password.
     pub fn proxy(&self) -> Option<String> {
         http::proxy_of(self.access.endpoint().unwrap_or(&self.url)).map(|proxy| proxy.address.to_string())

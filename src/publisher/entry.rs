@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use super::MAX_BYTES;
-use crate::message::{Content, Event, Message, MessageId, MessageKey, QueueKind, SequenceNumber};
+use crate::message::{Content, DestinationKind, Event, Message, MessageId, MessageKey, SequenceNumber};
 use crate::message::{Fault, FaultKind};
 
 /// The most attributes of a message.
@@ -132,7 +132,7 @@ pub struct Composed {
 /// # Errors
 ///
 /// A permanent fault when SQS can never accept the message.
-pub fn compose(message: Message, kind: QueueKind) -> Result<Composed, Fault> {
+pub fn compose(message: Message, kind: DestinationKind) -> Result<Composed, Fault> {
     let permanent = |code: &str, detail: String| Fault::new(FaultKind::MessagePermanent, code, detail);
     let key = message.key;
     let event = match message.content {
@@ -145,8 +145,8 @@ pub fn compose(message: Message, kind: QueueKind) -> Result<Composed, Fault> {
         Content::Held => return Err(Fault::new(FaultKind::Internal, "NotRead", "its group is held up")),
     };
     let fifo = match kind {
-        QueueKind::Standard | QueueKind::Fair => None,
-        QueueKind::Fifo => Some(FifoIds {
+        DestinationKind::Standard | DestinationKind::Fair => None,
+        DestinationKind::Fifo => Some(FifoIds {
             group: group_id(message.group.as_deref(), key.id),
             // Unique per message, so that two messages of one event (a replay) both arrive, and across databases, so
             // that two outboxes can share a queue.
@@ -155,7 +155,8 @@ pub fn compose(message: Message, kind: QueueKind) -> Result<Composed, Fault> {
         }),
     };
     // A message without a group has none here: to SQS it is then a tenant of its own.
-    let fair_group = message.group.filter(|_| kind == QueueKind::Fair).map(|group| group_id(Some(&group), key.id));
+    let fair_group =
+        message.group.filter(|_| kind == DestinationKind::Fair).map(|group| group_id(Some(&group), key.id));
     let (attributes, trace_header, dropped_attributes) = attributes(&event);
     let body = printable(event.payload);
     let bytes = body.len() + attributes.iter().map(attribute_bytes).sum::<usize>();

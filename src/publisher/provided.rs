@@ -10,7 +10,7 @@ use aws_sdk_sts::config::timeout::TimeoutConfig;
 use aws_sdk_sts::error::SdkError;
 use tokio::time::timeout;
 
-use super::{Queue, classify, settings};
+use super::{Publisher, classify, settings};
 use crate::aws::missing;
 use crate::config::RoleConfig;
 use crate::way::{LIMIT, Step, Trouble, moment};
@@ -28,7 +28,7 @@ pub enum Unidentified {
     Unasked(Trouble),
 }
 
-impl Queue {
+impl Publisher {
     /// The role under which the queue is used, if it is not the relay's own.
     pub fn role(&self) -> Option<&RoleConfig> {
         self.access.role().0
