@@ -72,15 +72,19 @@ TOO_MANY_FOR_MOTO := $(addprefix --skip ,one_event_reaches_every_destination_it_
 	a_failing_message_holds_up_its_group_and_nobody_else \
 	a_message_that_keeps_failing_is_dead_with_its_reason attempts_are_counted_over_restarts)
 
+# Left out with moto, whose sequence numbers are random, so that messages of FIFO queues get copies (docs/emulators.md).
+NUMBERED := $(addprefix --skip ,unreadable_answers_lose_nothing a_group_keeps_its_order_when the_first_messages_of_an_outbox_keep \
+	a_late_commit_behind_a_deferred_message_goes strict_mode_never_sends_two_entries batched_mode_sends_up_to_ten)
+
 test-elasticmq: needed ## The tests of delivery, bodies, requests, order and failures on ElasticMQ; needs Java and Maven
 	@sh tests/tools/postgres.sh >/dev/null
 	@sh tests/tools/elasticmq.sh >/dev/null
 	SQS_EMULATOR=elasticmq $(CARGO) test $(FLAGS) --test it -- $(EMULATED)
 
-test-moto: needed ## The same on moto's server, but for the tests with many messages; needs Python
+test-moto: needed ## The same on moto's server, but for some tests; needs Python
 	@sh tests/tools/postgres.sh >/dev/null
 	@sh tests/tools/moto.sh >/dev/null
-	SQS_EMULATOR=moto $(CARGO) test $(FLAGS) --test it -- $(EMULATED) $(TOO_MANY_FOR_MOTO)
+	SQS_EMULATOR=moto $(CARGO) test $(FLAGS) --test it -- $(EMULATED) $(TOO_MANY_FOR_MOTO) $(NUMBERED)
 
 soak: needed ## Break everything at random for MINUTES=5 and count what arrives; SEED=n repeats what was drawn
 	@sh tests/tools/postgres.sh >/dev/null

@@ -17,8 +17,8 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use outbox_relay::clock::Time;
 use outbox_relay::config::Flags;
 use outbox_relay::message::{
-    Content, DestinationKind, Event, EventPosition, LANES, Lane, Message, MessageId, MessageKey, Origin, Outcome,
-    Settlement,
+    Accepts, Content, DestinationKind, Event, EventPosition, LANES, Lane, Message, MessageId, MessageKey, Origin,
+    Outcome, Settlement,
 };
 use outbox_relay::outbox::{Keep, Outbox};
 use outbox_relay::publisher::{self, compose};
@@ -100,8 +100,10 @@ impl Ceiling {
                     next = last + 1;
                     let queue = queue.clone();
                     requests.push(async move {
-                        let composed: Result<Vec<_>, _> =
-                            messages.into_iter().map(|message| compose(message, DestinationKind::Standard)).collect();
+                        let composed: Result<Vec<_>, _> = messages
+                            .into_iter()
+                            .map(|message| compose(message, &Accepts::queue(DestinationKind::Standard)))
+                            .collect();
                         let composed = composed.map_err(|fault| anyhow::anyhow!("{fault}"))?;
                         let entries: Vec<_> = composed.iter().map(|composed| &composed.entry).collect();
                         let published = queue.publish(&entries, Time::now() + CLAIM_FOR).await;

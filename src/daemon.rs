@@ -170,7 +170,7 @@ async fn assemble(config: &RelayConfig, settings: Settings, metrics: Metrics) ->
         served.push(Served { name: Arc::clone(&name), metrics: own.clone(), relay: Arc::clone(&reports.heartbeat) });
         watched.push(Watched {
             name: Arc::clone(&name),
-            queue_url: configured.queue_url.clone(),
+            target: configured.target.as_str().to_owned(),
             kind: configured.kind,
             metrics: own.clone(),
             relay: Arc::clone(&reports.heartbeat),

@@ -140,6 +140,10 @@ pub struct DestinationMetrics {
     pub settle_duration: Histogram,
     /// Metadata members that could not become attributes.
     pub attributes_left_out: IntCounter,
+    /// Entries whose bodies are in a bucket.
+    pub claim_checks: IntCounter,
+    /// Bytes of these bodies.
+    pub claim_check_bytes: IntCounter,
     retries: IntCounterVec,
     dead_lettered: IntCounterVec,
     request_failures: IntCounterVec,
@@ -298,6 +302,8 @@ impl Metrics {
             read_duration: histograms.read_duration.with_label_values(&one),
             settle_duration: histograms.settle_duration.with_label_values(&one),
             attributes_left_out: counters.attributes_left_out.with_label_values(&one),
+            claim_checks: counters.claim_checks.with_label_values(&one),
+            claim_check_bytes: counters.claim_check_bytes.with_label_values(&one),
             retries: counters.retries.clone(),
             dead_lettered: counters.dead_lettered.clone(),
             request_failures: counters.request_failures.clone(),

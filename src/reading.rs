@@ -115,6 +115,8 @@ pub struct ReadRequest {
     pub lookup: Lookup,
     /// What holds groups up.
     pub order: Order,
+    /// The largest message that can be sent; a larger one comes without its content.
+    pub max_message_bytes: usize,
 }
 
 /// The answer to a read.
@@ -198,6 +200,8 @@ pub struct DueRequest {
     pub lookup: Lookup,
     /// What holds groups up.
     pub order: Order,
+    /// The largest message that can be sent; a larger one comes without its content.
+    pub max_message_bytes: usize,
 }
 
 /// Where to rescan in a lane.

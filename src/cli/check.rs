@@ -3,7 +3,7 @@
 //! It changes nothing and sends nothing that a queue would keep. Something that works but is unwise is a warning and
 //! does not affect the exit code.
 
-mod queues;
+mod targets;
 
 use std::time::Duration;
 
@@ -104,7 +104,7 @@ pub(super) async fn run(flags: &Flags, json: bool, asks_identity: bool) -> Resul
         Ok(config) => {
             findings.good("configuration", format!("{} destination(s)", config.destinations.len()));
             check_database(&config.database, &mut findings).await;
-            queues::check(&config, asks_identity, &mut findings).await;
+            targets::check(&config, asks_identity, &mut findings).await;
         }
         Err(ConfigError(problems)) => {
             is_misconfigured = true;

@@ -12,7 +12,7 @@ use super::consent::{ask, messages, moment, rate};
 use super::steer::Who;
 use super::{Failure, complain, say};
 use crate::config::{ConfigError, Flags};
-use crate::message::{Content, DestinationKind};
+use crate::message::{Accepts, Content, DestinationKind};
 use crate::outbox::{DeadAction, DeadCount, DeadFilter, DeadLine, DeadMessage, Outbox, Since};
 use crate::publisher::compose;
 
@@ -202,7 +202,7 @@ fn description(dead: DeadMessage) -> String {
         }
     }
     // Composed as for a FIFO queue, which has the most attributes.
-    match compose(message, DestinationKind::Fifo) {
+    match compose(message, &Accepts::queue(DestinationKind::Fifo)) {
         Ok(composed) => {
             lines.extend(composed.entry.described());
             if composed.dropped_attributes > 0 {

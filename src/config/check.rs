@@ -4,9 +4,10 @@
 //! well.
 
 use super::Flags;
-use super::destination::{self, DestinationConfig, web_address, without_secret};
+use super::destination::{self, DestinationConfig, without_secret};
 use super::problems::Problems;
 use super::setting::{ALL, DESTINATIONS, Setting, present};
+use super::target::web_address;
 
 impl Problems {
     /// Finds misspelt variables. Otherwise they would silently leave a default in force.

@@ -1,27 +1,50 @@
-//! A destination as it is typed: `NAME=QUEUE_URL`, and its options, each after a `;`: the role to assume,
-//! `;role=ARN;external-id=ID`, and whether a standard queue is told groups, `;fair=true`.
+//! A destination as it is typed: `NAME=QUEUE_URL` or `NAME=TOPIC_ARN`, and its options, each after a `;`: the role to
+//! assume, `;role=ARN;external-id=ID`, whether a standard queue is told groups, `;fair=true`, and where large bodies go,
+//! `;claim-check=BUCKET`.
 //!
 //! A `;` ends the queue URL: no queue of SQS has one in its name. A comma separates destinations, so one in a role or in an
 //! external id is written as `%2C`; neither may contain a percent sign.
 
+use std::sync::Arc;
+
 use percent_encoding::percent_decode_str;
 
-use crate::message::DestinationKind;
+use super::claim_check::{self, ClaimCheckConfig};
+use super::target::{Target, is_partition};
+use crate::message::{Accepts, ClaimCheck, DestinationKind};
 
 /// The most characters shown of a value that is refused.
 const SHOWN: usize = 80;
 
-/// One logical queue and the SQS queue behind it.
+/// A destination, and the queue or topic behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DestinationConfig {
     /// `outbox.messages.destination`.
     pub name: String,
-    /// SQS's queue URL.
-    pub queue_url: String,
-    /// FIFO by the URL; otherwise fair if that is asked for.
+    /// Where its messages go.
+    pub target: Target,
+    /// FIFO by the name of the target; otherwise fair if that is asked for.
     pub kind: DestinationKind,
-    /// The role under which the queue is used; `None` for the relay's own credentials.
+    /// The role under which the target is used; `None` for the relay's own credentials.
     pub role: Option<RoleConfig>,
+    /// Where bodies go that are too large; `None` if such messages are dead.
+    pub claim_check: Option<ClaimCheckConfig>,
+}
+
+impl DestinationConfig {
+    /// What it takes.
+    pub fn accepts(&self) -> Accepts {
+        let accepts = Accepts { service: self.target.service(), kind: self.kind, claim_check: None };
+        let claim_check = self.claim_check.as_ref().map(|given| {
+            Arc::new(ClaimCheck {
+                bucket: given.bucket.clone(),
+                prefix: given.prefix.clone(),
+                above: given.above.unwrap_or(accepts.max_bytes()),
+                max_bytes: given.max_bytes,
+            })
+        });
+        Accepts { claim_check, ..accepts }
+    }
 }
 
 /// A role of IAM.
@@ -36,9 +59,12 @@ pub struct RoleConfig {
 /// As it would be typed.
 impl std::fmt::Display for DestinationConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}={}", self.name, self.queue_url)?;
+        write!(f, "{}={}", self.name, self.target.as_str())?;
         if self.kind == DestinationKind::Fair {
             f.write_str(";fair=true")?;
+        }
+        if let Some(claim_check) = &self.claim_check {
+            write!(f, "{claim_check}")?;
         }
         let Some(RoleConfig { arn, external_id }) = &self.role else { return Ok(()) };
         write!(f, ";role={}", arn.replace(',', "%2C"))?;
@@ -54,32 +80,28 @@ impl std::fmt::Display for DestinationConfig {
 pub(super) fn read(text: &str) -> Result<DestinationConfig, String> {
     let (queue, options) = text.split_once(';').unwrap_or((text, ""));
     let refused = |problem: &str| format!("{:?} {problem}", without_secret(queue));
-    let Some((name, queue_url)) = queue.split_once('=') else {
-        return Err(refused("has no queue URL; use NAME=QUEUE_URL"));
+    let Some((name, target)) = queue.split_once('=') else {
+        return Err(refused("has no queue URL; use NAME=QUEUE_URL or NAME=TOPIC_ARN"));
     };
-    // SQS knows no queue whose name ends with a slash.
-    let (name, queue_url) = (name.trim(), queue_url.trim().trim_end_matches('/'));
+    let (name, target) = (name.trim(), target.trim());
     if name.starts_with(['"', '\'']) {
         return Err(refused("begins with a quotation mark; take it away, as env files keep them"));
     }
-    if queue_url.starts_with("arn:aws") && ["role", "external-id"].contains(&name) {
+    if target.starts_with("arn:aws") && ["role", "external-id"].contains(&name) {
         return Err(format!("{name} stands behind a comma; write ; before it: NAME=QUEUE_URL;{name}=VALUE"));
     }
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if name.is_empty() || name.len() > 80 || !name.chars().all(is_plain) {
         return Err(refused("has a bad name; use 1 to 80 letters, digits, '-', '_' or '.'"));
     }
-    if web_address(queue_url).is_none_or(|(_, path)| path.is_empty()) {
-        return Err(refused("has a bad queue URL; use the URL that SQS shows, https://HOST/ACCOUNT/QUEUE"));
-    }
-    if queue_url.contains(".console.aws.amazon.com") || queue_url.contains('#') {
-        return Err(refused("is an address of the console; copy the URL from the details of the queue"));
-    }
+    let target = Target::read(target).map_err(refused)?;
     let named = |problem: String| format!("destination {name:?} {problem}");
-    let options = options_of(options).map_err(named)?;
-    let kind = kind(queue_url, options.fair.as_deref()).map_err(named)?;
+    let mut options = options_of(options).map_err(named)?;
+    let kind = kind(target.as_str(), options.fair.as_deref()).map_err(named)?;
+    let most = Accepts { service: target.service(), kind, claim_check: None }.max_bytes();
+    let claim_check = ClaimCheckConfig::read(std::mem::take(&mut options.claim_check), most).map_err(named)?;
     let role = role(options).map_err(named)?;
-    Ok(DestinationConfig { name: name.to_owned(), queue_url: queue_url.to_owned(), kind, role })
+    Ok(DestinationConfig { name: name.to_owned(), target, kind, role, claim_check })
 }
 
 /// The options of a destination as they are typed.
@@ -88,6 +110,7 @@ struct Options {
     role: Option<String>,
     external_id: Option<String>,
     fair: Option<String>,
+    claim_check: claim_check::Given,
 }
 
 fn options_of(options: &str) -> Result<Options, String> {
@@ -99,12 +122,15 @@ fn options_of(options: &str) -> Result<Options, String> {
             "role" => &mut found.role,
             "external-id" => &mut found.external_id,
             "fair" => &mut found.fair,
+            "claim-check" => &mut found.claim_check.place,
+            "claim-check-above" => &mut found.claim_check.above,
+            "claim-check-key" => &mut found.claim_check.key,
             _ if value.contains("://") => {
                 return Err(format!("has a ; before {:?}; separate destinations with commas", shown(option)));
             }
             _ => {
                 return Err(format!(
-                    "has an unknown option {:?}; use role=ARN, external-id=ID or fair=true",
+                    "has an unknown option {:?}; use role=ARN, external-id=ID, fair=true or claim-check=BUCKET",
                     shown(option)
                 ));
             }
@@ -120,11 +146,11 @@ fn options_of(options: &str) -> Result<Options, String> {
     Ok(found)
 }
 
-fn kind(queue_url: &str, fair: Option<&str>) -> Result<DestinationKind, String> {
-    match (DestinationKind::of(queue_url), fair) {
+fn kind(target: &str, fair: Option<&str>) -> Result<DestinationKind, String> {
+    match (DestinationKind::of(target), fair) {
         (kind, None | Some("false")) => Ok(kind),
         (DestinationKind::Fifo, Some("true")) => {
-            Err("has fair=true and a FIFO queue, which gets the groups anyway; leave fair out".to_owned())
+            Err("has fair=true and a FIFO queue or topic, which gets the groups anyway; leave fair out".to_owned())
         }
         (_, Some("true")) => Ok(DestinationKind::Fair),
         (_, Some(other)) => Err(format!("has fair={:?}; use true or false", shown(other))),
@@ -152,12 +178,10 @@ fn role(options: Options) -> Result<Option<RoleConfig>, String> {
 fn is_role(arn: &str) -> bool {
     let parts: Vec<&str> = arn.splitn(6, ':').collect();
     let ["arn", partition, "iam", "", account, resource] = parts[..] else { return false };
-    let is_partition = partition.starts_with("aws")
-        && partition.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
     let is_account = account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
     let name = resource.strip_prefix("role/").unwrap_or_default();
     let is_name = !name.is_empty() && !name.ends_with('/') && name.chars().all(|c| is_of_name(c) || c == '/');
-    is_partition && is_account && is_name
+    is_partition(partition) && is_account && is_name
 }
 
 /// STS, AssumeRole, ExternalId.
@@ -172,19 +196,6 @@ fn is_of_name(c: char) -> bool {
 /// The beginning of a value, unless it may contain a password.
 fn shown(value: &str) -> String {
     without_secret(value).chars().take(SHOWN).collect()
-}
-
-/// Host and path of a URL that requests can be sent to.
-pub(super) fn web_address(text: &str) -> Option<(&str, &str)> {
-    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"))?;
-    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-    // An IPv6 address is in brackets.
-    let end = authority.find(']').map_or_else(|| authority.find(':').unwrap_or(authority.len()), |at| at + 1);
-    let (host, port) = authority.split_at(end);
-    let is_host = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._:[]".contains(c));
-    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
-    let has_good_port = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
-    (is_host && has_good_port && !text.contains(char::is_whitespace)).then_some((host, path))
 }
 
 /// A URL may contain a user and a password, which are never shown.
@@ -219,7 +230,7 @@ mod tests {
         ];
         for (options, expected) in table {
             let found = read(&format!("tickets={URL}{options}")).unwrap();
-            assert_eq!((found.queue_url.as_str(), found.kind), (URL, DestinationKind::Fifo), "{options}");
+            assert_eq!((found.target.as_str(), found.kind), (URL, DestinationKind::Fifo), "{options}");
             let role = found.role.as_ref().map(|role| (role.arn.as_str(), role.external_id.as_deref()));
             assert_eq!(role, expected, "{options}");
             assert_eq!(read(&found.to_string()), Ok(found), "what is shown can be typed");
@@ -252,7 +263,7 @@ mod tests {
             ("fair", "an empty fair"),
             ("fair=yes", "fair=\"yes\"; use true or false"),
             ("fair=true;fair=true", "two options fair"),
-            ("fair=true", "a FIFO queue, which gets the groups anyway"),
+            ("fair=true", "a FIFO queue or topic, which gets the groups anyway"),
         ];
         for (options, expected) in table {
             let text = format!("tickets={URL};{}", options.replace("ARN", ARN));
@@ -281,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_semicolon_ends_the_queue_url() {
-        assert_eq!(read("t=https://h/q;").map(|found| found.queue_url), Ok("https://h/q".to_owned()));
+        assert_eq!(read("t=https://h/q;").unwrap().target.as_str(), "https://h/q");
         assert!(read("t=https://h/q;x/y").is_err());
         assert!(read("t;role=x=https://h/q").is_err());
         let problem = read("t=https://user:hunter2@h/q;role=x").expect_err("user and password");

@@ -17,7 +17,7 @@ enum Part {
 }
 
 /// The variables, what is shown of each, and the variable that counts instead if it is set.
-const VARIABLES: [(&str, Part, Option<&str>); 33] = [
+const VARIABLES: [(&str, Part, Option<&str>); 35] = [
     ("AWS_REGION", Part::All, None),
     ("AWS_DEFAULT_REGION", Part::All, Some("AWS_REGION")),
     ("AWS_PROFILE", Part::All, None),
@@ -36,6 +36,8 @@ const VARIABLES: [(&str, Part, Option<&str>); 33] = [
     ("AWS_EC2_METADATA_DISABLED", Part::All, None),
     ("AWS_EC2_METADATA_SERVICE_ENDPOINT", Part::Place, None),
     ("AWS_ENDPOINT_URL", Part::Place, None),
+    ("AWS_ENDPOINT_URL_S3", Part::Place, None),
+    ("AWS_ENDPOINT_URL_SNS", Part::Place, None),
     ("AWS_ENDPOINT_URL_SQS", Part::Place, None),
     ("AWS_ENDPOINT_URL_STS", Part::Place, None),
     ("AWS_USE_FIPS_ENDPOINT", Part::All, None),

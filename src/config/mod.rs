@@ -6,6 +6,7 @@
 //! for proxies by themselves; `network.rs` checks these, and `environment.rs` shows them.
 
 mod check;
+mod claim_check;
 mod database;
 mod destination;
 mod environment;
@@ -15,11 +16,13 @@ mod network;
 mod problems;
 mod setting;
 mod shown;
+mod target;
 mod tuning;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use claim_check::ClaimCheckConfig;
 pub use database::{
     ChannelBinding, ClientCertificate, DatabaseAuth, DatabaseConfig, Host, HostOrder, Keepalive, Negotiation,
     PasswordSource, Roots, Server, ShownParameter, Timeouts, TlsConfig, TlsMode, TlsVersion,
@@ -30,6 +33,8 @@ pub use flags::Flags;
 pub use network::profile;
 pub use problems::ConfigError;
 pub use shown::{Origin, Shown};
+pub use target::Target;
+pub(crate) use target::region_of_topic;
 pub use tuning::{Adjustable, Tuning};
 
 use problems::Problems;
@@ -110,8 +115,9 @@ impl RelayConfig {
     }
 }
 
-/// Variables that name an endpoint of SQS or STS.
-const ENDPOINTS: [&str; 3] = ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"];
+/// Variables that name an endpoint.
+const ENDPOINTS: [&str; 5] =
+    ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL_SNS", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"];
 
 impl Flags {
     /// How to log, for commands that may fail before the rest is read.
@@ -164,7 +170,7 @@ impl Flags {
         let ca_bundle = network::read(&mut problems);
         let auth = problems.read(self, &setting::DATABASE_AUTH);
         let database = self.read_database(auth, ca_bundle.clone(), &mut problems);
-        let destinations = problems.destinations(self.text(&setting::DESTINATIONS.info));
+        let mut destinations = problems.destinations(self.text(&setting::DESTINATIONS.info));
         for name in ENDPOINTS {
             problems.endpoint(name, std::env::var(name).ok().as_deref());
         }
@@ -173,6 +179,8 @@ impl Flags {
         let drain_timeout = problems.read(self, &setting::DRAIN_TIMEOUT);
         let memory = problems.read(self, &setting::MEMORY);
         let memory = if memory > 0 { memory } else { memory::default() };
+        let claim_checks = destinations.iter_mut().filter_map(|destination| destination.claim_check.as_mut());
+        claim_checks.for_each(|claim_check| claim_check.fit(memory::for_messages(memory)));
         let http_listen = problems.read(self, &setting::HTTP_LISTEN);
         problems.read(self, &setting::LOG_FORMAT);
         let Some(mut database) = database else {

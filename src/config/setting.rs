@@ -202,13 +202,13 @@ settings! {
     ), (s(1), s(86_400)), s(1800));
     DESTINATIONS: &'static str = text(info(
         "destinations", "OUTBOX_RELAY_DESTINATIONS", "NAME=URL,…",
-        "The destinations and their queues: NAME=QUEUE_URL, separated by commas; NAME=QUEUE_URL;role=ARN;external-id=ID for a \
-         queue that is used under a role of its own; required",
+        "The destinations and their queues or topics: NAME=QUEUE_URL or NAME=TOPIC_ARN, separated by commas; with \
+         ;role=ARN;external-id=ID for one that is used under a role of its own; required",
     ), "");
     BATCH_SIZE: usize =
         number(info("batch-size", "OUTBOX_RELAY_BATCH_SIZE", "N", "Messages read at once"), (1, 10_000), 2000);
     REQUEST_SIZE: usize = number(
-        info("request-size", "OUTBOX_RELAY_REQUEST_SIZE", "N", "Entries in one SendMessageBatch request"), (1, 10), 10,
+        info("request-size", "OUTBOX_RELAY_REQUEST_SIZE", "N", "Entries in one SendMessageBatch or PublishBatch request"), (1, 10), 10,
     );
     MAX_IN_FLIGHT: usize = number(
         info("max-in-flight", "OUTBOX_RELAY_MAX_IN_FLIGHT", "N", "Requests in flight for each destination"), (1, 1024), 256,

@@ -102,6 +102,8 @@ pub(super) struct Counters {
     pub(super) late: IntCounterVec,
     pub(super) pruned: IntCounterVec,
     pub(super) attributes_left_out: IntCounterVec,
+    pub(super) claim_checks: IntCounterVec,
+    pub(super) claim_check_bytes: IntCounterVec,
 }
 
 impl Counters {
@@ -150,6 +152,12 @@ impl Counters {
                 "Members of events' metadata that SQS cannot take as attributes.",
                 &by_destination,
             )?,
+            claim_checks: new.counters(
+                "claim_checks_total",
+                "Entries sent whose bodies are in a bucket, those of failed requests included.",
+                &by_destination,
+            )?,
+            claim_check_bytes: new.counters("claim_check_bytes_total", "Bytes of these bodies.", &by_destination)?,
         })
     }
 }

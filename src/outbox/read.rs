@@ -7,7 +7,6 @@ use tokio_postgres::types::Type;
 use super::look::numbers;
 use super::row::{Said, part, take_row};
 use super::{Outbox, OutboxError, Parameter, STATEMENT_TIMEOUT};
-use crate::message::MAX_MESSAGE_BYTES;
 use crate::reading::{Batch, ClaimProof, DueRequest, Lookup, ReadAnswer, ReadRequest};
 
 const READ: &str = include_str!("../../sql/queries/read.sql");
@@ -32,10 +31,10 @@ struct Common<'a> {
 }
 
 impl<'a> Common<'a> {
-    fn new(destination: &'a str, proof: &'a ClaimProof, lookup: Lookup) -> Self {
+    fn new(destination: &'a str, proof: &'a ClaimProof, lookup: Lookup, max_bytes: usize) -> Self {
         Self {
             destination,
-            max_bytes: i64::try_from(MAX_MESSAGE_BYTES).unwrap_or(i64::MAX),
+            max_bytes: count(max_bytes),
             transaction_id: proof.transaction_id.0.to_string(),
             server: &proof.server,
             is_one_by_one: lookup == Lookup::OneByOne,
@@ -61,7 +60,7 @@ impl Outbox {
         proof: &ClaimProof,
     ) -> Result<ReadAnswer, OutboxError> {
         let connection = self.connection().await?;
-        let common = Common::new(destination, proof, request.lookup);
+        let common = Common::new(destination, proof, request.lookup, request.max_message_bytes);
         let before = async {
             match request.groups.is_empty() {
                 true => Ok(None),
@@ -167,7 +166,7 @@ impl Outbox {
         request: &DueRequest,
         proof: &ClaimProof,
     ) -> Result<Batch, OutboxError> {
-        let common = Common::new(destination, proof, request.lookup);
+        let common = Common::new(destination, proof, request.lookup, request.max_message_bytes);
         let lanes = numbers(request.lanes.iter().copied());
         let (limit, stored) = (count(request.limit), count(request.stored_bytes));
         let groups: Vec<&str> = request.groups_to_skip.iter().map(AsRef::as_ref).collect();

@@ -61,7 +61,7 @@ pub(super) struct Ongoing {
 pub(super) struct Destination {
     pub(super) name: String,
     pub(super) kind: DestinationKind,
-    pub(super) queue_url: String,
+    pub(super) target: String,
     /// Why its queue is not used.
     pub(super) outage: Option<Ongoing>,
     pub(super) activity: Option<Activity>,

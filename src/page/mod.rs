@@ -55,7 +55,7 @@ pub struct Watched {
     /// Its name.
     pub name: Arc<str>,
     /// Its queue.
-    pub queue_url: String,
+    pub target: String,
     /// Its kind.
     pub kind: DestinationKind,
     /// Its metrics.
@@ -217,13 +217,13 @@ impl Page {
         (steering, known): (Option<&Heard<Steering>>, &Known<'_>),
         now: Time,
     ) -> Destination {
-        let Watched { name, queue_url, kind, metrics, relay, queue } = watched;
+        let Watched { name, target, kind, metrics, relay, queue } = watched;
         let (tuning, _) = known.adjusted(self.sources.given.tuning, name);
         let died = FaultKind::ALL.map(|kind| (kind.reason(), metrics.dead_lettered(kind).get()));
         Destination {
             name: name.to_string(),
             kind: *kind,
-            queue_url: queue_url.clone(),
+            target: target.clone(),
             outage: ongoing(queue, now),
             activity: relay.activity().map(|(activity, _)| activity),
             stalled: relay.stalled(),

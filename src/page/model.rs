@@ -68,7 +68,7 @@ impl State {
 pub(super) struct Row {
     pub(super) name: String,
     pub(super) kind: &'static str,
-    pub(super) queue_url: String,
+    pub(super) target: String,
     pub(super) state: State,
     /// Whether nothing keeps it from delivering but a pause.
     pub(super) is_well: bool,
@@ -199,7 +199,7 @@ fn row(destination: &Destination, measured: &Measured, is_measured: bool, has_ch
             DestinationKind::Fair => "fair",
             DestinationKind::Standard => "standard",
         },
-        queue_url: words::short(&destination.queue_url),
+        target: words::short(&destination.target),
         state,
         // What is paused would not deliver without its database either.
         is_well: !matches!(state, State::Halted | State::Stalled | State::Waiting)

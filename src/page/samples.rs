@@ -13,7 +13,7 @@ use crate::reading::{Pause, Replay};
 #[derive(Clone, Debug)]
 pub(super) struct Texts {
     pub(super) destination: String,
-    pub(super) queue_url: String,
+    pub(super) target: String,
     pub(super) reason: String,
     pub(super) actor: String,
     pub(super) pause: String,
@@ -33,7 +33,7 @@ impl Texts {
         let mut next = || texts.next().unwrap_or_default();
         Self {
             destination: next(),
-            queue_url: next(),
+            target: next(),
             reason: next(),
             actor: next(),
             pause: next(),
@@ -46,7 +46,7 @@ impl Texts {
     pub(super) fn each(&self) -> [&str; 8] {
         [
             &self.destination,
-            &self.queue_url,
+            &self.target,
             &self.reason,
             &self.actor,
             &self.pause,
@@ -62,7 +62,7 @@ pub(super) fn destination(name: &str) -> Destination {
     Destination {
         name: name.to_owned(),
         kind: DestinationKind::Fifo,
-        queue_url: format!("https://sqs.eu-west-1.amazonaws.com/111122223333/{name}.fifo"),
+        target: format!("https://sqs.eu-west-1.amazonaws.com/111122223333/{name}.fifo"),
         outage: None,
         activity: Some(Activity::Idle),
         stalled: None,
@@ -138,7 +138,7 @@ pub(super) fn measured(texts: &Texts) -> Measured {
     let ongoing = |reason: &str| Some(Ongoing { lasting: Duration::from_secs(240), reason: reason.to_owned() });
     let halted = Destination {
         outage: ongoing(&texts.reason),
-        queue_url: texts.queue_url.clone(),
+        target: texts.target.clone(),
         pending: 120,
         ..destination(&texts.destination)
     };

@@ -1,6 +1,6 @@
-//! Classifying failures: which kind of fault an error of SQS or of its SDK is.
+//! Classifying failures: which kind of fault an error of SQS, of SNS or of their SDKs is.
 //!
-//! Codes come first. `SenderFault` is only a tie-break, because SQS reports throttling as the sender's fault too. An
+//! Codes decide. `SenderFault` does not, because SQS reports throttling as the sender's fault too. An
 //! unknown code about one entry costs attempts but never kills at once. An unknown code about the whole request halts
 //! the destination, so that a new kind of outage cannot burn through messages.
 
@@ -8,9 +8,7 @@ use std::error::Error;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sqs::config::http::HttpResponse;
-use aws_sdk_sqs::error::{ProvideErrorMetadata as _, SdkError};
-use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchError;
-use aws_sdk_sqs::types::BatchResultErrorEntry;
+use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use rustix::io::Errno;
 
 use super::role::NotAssumed;
@@ -23,18 +21,21 @@ use crate::message::{Fault, FaultKind};
 const DETAIL_CHARS: usize = 300;
 
 /// The fault of one entry in an answer that succeeded as a whole.
-pub(super) fn entry(failed: &BatchResultErrorEntry) -> Fault {
-    let kind = match kind_of_code(failed.code()) {
+pub(super) fn entry(code: &str, message: Option<&str>) -> Fault {
+    let kind = match kind_of_code(code) {
         // SQS says that this very entry failed, so it was not accepted.
         Some(FaultKind::ServerError) => FaultKind::Outage,
         Some(kind) => kind,
         None => FaultKind::MessageTransient,
     };
-    Fault::new(kind, failed.code(), shorten(failed.message().unwrap_or("")))
+    Fault::new(kind, code, shorten(message.unwrap_or("")))
 }
 
 /// The fault of a whole request; `was_written` says whether any bytes of it were written.
-pub(super) fn request(error: &SdkError<SendMessageBatchError, HttpResponse>, was_written: bool) -> Fault {
+pub(super) fn request<E>(error: &SdkError<E, HttpResponse>, was_written: bool) -> Fault
+where
+    E: Error + ProvideErrorMetadata + 'static,
+{
     let detail = || shorten(&sentence(error));
     if !was_written && causes(error).any(|cause| cause.is::<TooLate>()) {
         return Fault::new(FaultKind::NotSent, "ClaimOver", "the claim had ended before the request could be written");
@@ -73,7 +74,7 @@ pub(super) fn request(error: &SdkError<SendMessageBatchError, HttpResponse>, was
 }
 
 /// The request did not get through: no credentials, no connection, or cut off on the way.
-fn dispatch(error: &SdkError<SendMessageBatchError, HttpResponse>, was_written: bool) -> Fault {
+fn dispatch<E: Error + 'static>(error: &SdkError<E, HttpResponse>, was_written: bool) -> Fault {
     if causes(error).any(has_no_file_left) {
         // Fewer concurrent requests need fewer files, so this counts as throttling.
         let detail = "no file is left for a connection; raise the limit of open files (ulimit -n, LimitNOFILE)";
@@ -119,7 +120,7 @@ fn has_no_file_left(error: &(dyn Error + 'static)) -> bool {
 }
 
 fn is_about_parameters(code: &str) -> bool {
-    matches!(bare(code), "InvalidParameterValue" | "MissingParameter")
+    matches!(bare(code), "InvalidParameterValue" | "InvalidParameter" | "ParameterValueInvalid" | "MissingParameter")
 }
 
 /// Whether other credentials may help: SQS does not know or accept these, or there are none.
@@ -149,12 +150,15 @@ fn bare(code: &str) -> &str {
     code.rsplit(['.', '#']).next().unwrap_or(code)
 }
 
-/// The meaning of SQS's codes, for entries and requests alike. The names are those of the query protocol, which the SDK
-/// reports, and those of the JSON protocol's types, without namespace.
+/// The meaning of the codes of SQS and SNS, for entries and requests alike (SQS API reference, SendMessageBatch; SNS API
+/// reference, PublishBatch). The names are those of the query protocol, which the SDK reports, and those of the JSON protocol's
+/// types, without namespace.
 fn kind_of_code(code: &str) -> Option<FaultKind> {
     let kind = match bare(code) {
         "InvalidMessageContents"
         | "InvalidParameterValue"
+        | "InvalidParameter"
+        | "ParameterValueInvalid"
         | "MissingParameter"
         | "BatchRequestTooLong"
         | "InvalidAttributeValue"
@@ -164,6 +168,8 @@ fn kind_of_code(code: &str) -> Option<FaultKind> {
         | "ThrottlingException"
         | "Throttling"
         | "ThrottledException"
+        | "Throttled"
+        | "KMSThrottling"
         | "RequestThrottledException"
         | "TooManyRequestsException"
         | "RequestLimitExceeded"
@@ -181,10 +187,13 @@ fn kind_of_code(code: &str) -> Option<FaultKind> {
         | "QueueDoesNotExist"
         | "QueueDeletedRecently"
         | "InvalidAddress"
+        | "NotFound"
+        | "EndpointDisabled"
         | "UnsupportedOperation"
         | "InvalidSecurity"
         | "AccessDenied"
         | "AccessDeniedException"
+        | "AuthorizationError"
         | "AuthFailure"
         | "InvalidClientTokenId"
         | "UnrecognizedClientException"
@@ -206,6 +215,11 @@ fn kind_of_code(code: &str) -> Option<FaultKind> {
         | "KmsInvalidState"
         | "KmsNotFound"
         | "KmsOptInRequired"
+        | "KMSAccessDenied"
+        | "KMSDisabled"
+        | "KMSInvalidState"
+        | "KMSNotFound"
+        | "KMSOptInRequired"
         | "DisabledException"
         | "InvalidStateException"
         | "NotFoundException"

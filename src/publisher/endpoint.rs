@@ -1,4 +1,8 @@
-//! Where the requests of a queue go, and for which region they are signed: from the queue's URL and the AWS settings.
+//! Where the requests of a queue or topic go, and for which region they are signed: from the queue's URL or the topic's ARN,
+//! and the AWS settings.
+//!
+//! A topic's ARN names the region and no host; `AWS_ENDPOINT_URL_SNS` or `AWS_ENDPOINT_URL` may name one. The rest is about
+//! queues.
 //!
 //! The SDK sends to its region's endpoint, whatever the queue URL says. A URL of that endpoint leaves the choice to the SDK,
 //! which `AWS_USE_FIPS_ENDPOINT` and `AWS_USE_DUALSTACK_ENDPOINT` change. A URL of AWS with a host of its own (FIPS, dual-stack,
@@ -6,6 +10,7 @@
 //! (an emulator) is the endpoint, unless `AWS_ENDPOINT_URL_SQS` or `AWS_ENDPOINT_URL` names one: emulators give URLs with hosts
 //! that only they know. Pure.
 
+use crate::config::{Target, region_of_topic};
 use crate::way::Address;
 
 /// The partitions of AWS, each with the suffix of its host names and the one of its dual-stack endpoints (botocore,
@@ -26,14 +31,18 @@ pub(super) struct Settings {
     /// `AWS_REGION` or the profile's region.
     pub(super) region: Option<String>,
     /// `AWS_ENDPOINT_URL_SQS`, `AWS_ENDPOINT_URL`, or the profile's.
-    pub(super) endpoint: Option<String>,
+    pub(super) sqs_endpoint: Option<String>,
+    /// `AWS_ENDPOINT_URL_SNS`, `AWS_ENDPOINT_URL`, or the profile's.
+    pub(super) sns_endpoint: Option<String>,
+    /// `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, or the profile's.
+    pub(super) s3_endpoint: Option<String>,
     /// `AWS_USE_FIPS_ENDPOINT` or the profile's use_fips_endpoint.
     pub(super) uses_fips: bool,
     /// `AWS_USE_DUALSTACK_ENDPOINT` or the profile's use_dualstack_endpoint.
     pub(super) uses_dual_stack: bool,
 }
 
-/// The way to a queue.
+/// The way to a queue or topic.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Route {
     /// The region for which requests are signed.
@@ -53,18 +62,46 @@ enum Kind {
     Foreign,
 }
 
-/// The way to the queue with this URL.
+/// The way to a queue or topic.
 ///
 /// # Errors
 ///
-/// When the region is not known, or when a setting contradicts the URL: a sentence with both and the remedy.
-pub(super) fn route(queue_url: &str, settings: &Settings) -> Result<Route, String> {
+/// When the region is not known, or when a setting contradicts the URL or the ARN: a sentence with both and the remedy.
+pub(super) fn route(target: &Target, settings: &Settings) -> Result<Route, String> {
+    match target {
+        Target::Queue { url } => to_queue(url, settings),
+        Target::Topic { arn } => to_topic(arn, settings),
+    }
+}
+
+/// The way to a bucket, which is in the region of the queue or topic.
+pub(super) fn to_bucket(route: &Route, settings: &Settings) -> Route {
+    Route { region: route.region.clone(), endpoint: settings.s3_endpoint.clone() }
+}
+
+fn to_topic(arn: &str, settings: &Settings) -> Result<Route, String> {
+    let region = region_of_topic(arn).to_owned();
+    let endpoint = settings.sns_endpoint.clone();
+    let host = endpoint.as_deref().map(|endpoint| parts(endpoint).host).unwrap_or_default();
+    if let (_, Some(other)) = classify(&host, &host)
+        && other != region
+    {
+        return Err(format!(
+            "{arn} is in {region}, but AWS_ENDPOINT_URL_SNS, AWS_ENDPOINT_URL or the profile names an endpoint in {other}; \
+             unset it, or use that of the topic"
+        ));
+    }
+    refuse_flags(arn, settings, &host, endpoint.is_some())?;
+    Ok(Route { region, endpoint })
+}
+
+fn to_queue(queue_url: &str, settings: &Settings) -> Result<Route, String> {
     let Parts { scheme, authority, host, .. } = parts(queue_url);
     let (kind, named) = classify(&host, authority);
-    let region = region_of(queue_url).or_else(|| settings.region.clone()).ok_or_else(|| {
+    let region = region_in_url(queue_url).or_else(|| settings.region.clone()).ok_or_else(|| {
         format!("the region of {queue_url} is not known; set AWS_REGION, or use a queue URL with the region in it")
     })?;
-    let endpoint = match (kind, &settings.endpoint) {
+    let endpoint = match (kind, &settings.sqs_endpoint) {
         (Kind::Regional, None) => None,
         (Kind::Regional | Kind::Foreign, Some(endpoint)) => Some(endpoint.clone()),
         (Kind::Special { .. }, Some(endpoint)) if parts(endpoint).host != host => {
@@ -90,8 +127,8 @@ pub(super) fn route(queue_url: &str, settings: &Settings) -> Result<Route, Strin
 }
 
 /// A custom endpoint is taken as it is; the SDK would change only its own.
-fn refuse_flags(queue_url: &str, settings: &Settings, target: &str, is_custom: bool) -> Result<(), String> {
-    let (is_fips, is_dual_stack) = match classify(target, target).0 {
+fn refuse_flags(target: &str, settings: &Settings, host: &str, is_custom: bool) -> Result<(), String> {
+    let (is_fips, is_dual_stack) = match classify(host, host).0 {
         Kind::Special { is_fips, is_dual_stack } => (is_fips, is_dual_stack),
         Kind::Regional | Kind::Foreign => (false, false),
     };
@@ -101,7 +138,7 @@ fn refuse_flags(queue_url: &str, settings: &Settings, target: &str, is_custom: b
     ] {
         if is_custom && is_wanted && !is_so {
             return Err(format!(
-                "{setting} (or the profile) wants a {what} endpoint, but requests for {queue_url} go to {target}; unset it, \
+                "{setting} (or the profile) wants a {what} endpoint, but requests for {target} go to {host}; unset it, \
                  or use the URL of a {what} endpoint"
             ));
         }
@@ -109,8 +146,15 @@ fn refuse_flags(queue_url: &str, settings: &Settings, target: &str, is_custom: b
     Ok(())
 }
 
-/// The region that a queue's URL names.
-pub(super) fn region_of(queue_url: &str) -> Option<String> {
+/// The region that a queue's URL or a topic's ARN names.
+pub(super) fn region_of(target: &Target) -> Option<String> {
+    match target {
+        Target::Queue { url } => region_in_url(url),
+        Target::Topic { arn } => Some(region_of_topic(arn).to_owned()),
+    }
+}
+
+fn region_in_url(queue_url: &str) -> Option<String> {
     let Parts { authority, host, path, .. } = parts(queue_url);
     classify(&host, authority).1.or_else(|| region_in_path(path).map(str::to_owned))
 }
@@ -162,7 +206,7 @@ fn classify(host: &str, authority: &str) -> (Kind, Option<String>) {
         if let Some(labels) = labels_before(host, suffix) {
             return match labels[..] {
                 _ if has_port => special(&labels, false),
-                ["sqs", region] | [region, "queue"] => (Kind::Regional, Some(region.to_owned())),
+                ["sqs" | "sns", region] | [region, "queue"] => (Kind::Regional, Some(region.to_owned())),
                 // The oldest name of all, of the first region of its partition.
                 ["queue"] => {
                     let region = if suffix.ends_with("cn") { "cn-north-1" } else { "us-east-1" };
@@ -178,7 +222,7 @@ fn classify(host: &str, authority: &str) -> (Kind, Option<String>) {
 }
 
 fn special(labels: &[&str], is_dual_stack: bool) -> (Kind, Option<String>) {
-    let is_fips = labels.contains(&"sqs-fips");
+    let is_fips = labels.iter().any(|label| matches!(*label, "sqs-fips" | "sns-fips"));
     (Kind::Special { is_fips, is_dual_stack }, region_after_service(labels).map(str::to_owned))
 }
 
@@ -186,9 +230,9 @@ fn labels_before<'a>(host: &'a str, suffix: &str) -> Option<Vec<&'a str>> {
     Some(host.strip_suffix(suffix)?.strip_suffix('.')?.split('.').collect())
 }
 
-/// `sqs.REGION`, `sqs-fips.REGION`, `vpce-….sqs.REGION.vpce`, and the host names of LocalStack.
+/// `sqs.REGION`, `sqs-fips.REGION`, `vpce-….sqs.REGION.vpce`, the same of SNS, and the host names of LocalStack.
 fn region_after_service<'a>(labels: &[&'a str]) -> Option<&'a str> {
-    let at = labels.iter().position(|label| matches!(*label, "sqs" | "sqs-fips"))?;
+    let at = labels.iter().position(|label| matches!(*label, "sqs" | "sqs-fips" | "sns" | "sns-fips"))?;
     labels.get(at + 1).copied().filter(|label| is_region(label))
 }
 

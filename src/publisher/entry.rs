@@ -9,8 +9,11 @@ use std::collections::BTreeMap;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use super::MAX_BYTES;
-use crate::message::{Content, DestinationKind, Event, Message, MessageId, MessageKey, SequenceNumber};
+use super::attribute::Attribute;
+use super::claim_check::{self, Offloaded};
+use crate::message::{
+    Accepts, Content, DestinationKind, Event, Message, MessageId, MessageKey, SequenceNumber, Service,
+};
 use crate::message::{Fault, FaultKind};
 
 /// The most attributes of a message.
@@ -32,14 +35,6 @@ const FIRST: [&str; 4] = ["traceparent", "tracestate", "correlation_id", "causat
 /// The member of metadata that becomes SQS's system attribute. That counts neither as an attribute nor towards the
 /// size.
 const TRACE_HEADER: &str = "AWSTraceHeader";
-
-/// A message attribute.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Attribute {
-    pub(super) name: Cow<'static, str>,
-    pub(super) kind: &'static str,
-    pub(super) value: String,
-}
 
 /// The parameters for FIFO queues.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +68,8 @@ pub struct Entry {
     pub(super) fifo: Option<FifoIds>,
     /// The MessageGroupId for a fair queue.
     pub(super) fair_group: Option<String>,
+    /// The original body, which goes to a bucket.
+    offloaded: Option<Box<Offloaded>>,
 }
 
 impl Entry {
@@ -112,9 +109,24 @@ impl Entry {
         lines
     }
 
-    /// The size that SQS counts: the body and each attribute's name, type and value.
+    /// The size that SQS and SNS count: the body and each attribute's name, type and value.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The memory that it takes: the same, and the body that goes to a bucket.
+    pub fn memory_bytes(&self) -> usize {
+        self.bytes + self.offloaded_bytes().unwrap_or_default()
+    }
+
+    /// The length of the body that goes to a bucket, if it does.
+    pub fn offloaded_bytes(&self) -> Option<usize> {
+        self.offloaded().map(|offloaded| offloaded.body.len())
+    }
+
+    /// The body that goes to a bucket.
+    pub(super) fn offloaded(&self) -> Option<&Offloaded> {
+        self.offloaded.as_deref()
     }
 }
 
@@ -132,7 +144,7 @@ pub struct Composed {
 /// # Errors
 ///
 /// A permanent fault when SQS can never accept the message.
-pub fn compose(message: Message, kind: DestinationKind) -> Result<Composed, Fault> {
+pub fn compose(message: Message, accepts: &Accepts) -> Result<Composed, Fault> {
     let permanent = |code: &str, detail: String| Fault::new(FaultKind::MessagePermanent, code, detail);
     let key = message.key;
     let event = match message.content {
@@ -140,11 +152,11 @@ pub fn compose(message: Message, kind: DestinationKind) -> Result<Composed, Faul
         Content::Missing => {
             return Err(permanent("EventMissing", "the event of this message does not exist".to_owned()));
         }
-        Content::TooLarge { bytes } => return Err(permanent("MessageTooLong", too_long(bytes))),
+        Content::TooLarge { bytes } => return Err(permanent("MessageTooLong", too_long(bytes, accepts))),
         Content::Unreadable { reason } => return Err(Fault::new(FaultKind::Internal, "NotRead", reason)),
         Content::Held => return Err(Fault::new(FaultKind::Internal, "NotRead", "its group is held up")),
     };
-    let fifo = match kind {
+    let fifo = match accepts.kind {
         DestinationKind::Standard | DestinationKind::Fair => None,
         DestinationKind::Fifo => Some(FifoIds {
             group: group_id(message.group.as_deref(), key.id),
@@ -156,22 +168,46 @@ pub fn compose(message: Message, kind: DestinationKind) -> Result<Composed, Faul
     };
     // A message without a group has none here: to SQS it is then a tenant of its own.
     let fair_group =
-        message.group.filter(|_| kind == DestinationKind::Fair).map(|group| group_id(Some(&group), key.id));
-    let (attributes, trace_header, dropped_attributes) = attributes(&event);
-    let body = printable(event.payload);
-    let bytes = body.len() + attributes.iter().map(attribute_bytes).sum::<usize>();
-    if bytes > MAX_BYTES {
-        return Err(permanent("MessageTooLong", too_long(bytes as u64)));
+        message.group.filter(|_| accepts.kind == DestinationKind::Fair).map(|group| group_id(Some(&group), key.id));
+    let (mut attributes, trace_header, mut dropped_attributes) = attributes(&event);
+    // SNS has no system attributes.
+    let trace_header = trace_header.filter(|_| {
+        let has_place = accepts.service == Service::Sqs;
+        dropped_attributes += usize::from(!has_place);
+        has_place
+    });
+    let mut body = printable(event.payload);
+    let mut bytes = size(&body, &attributes);
+    let mut offloaded = None;
+    if let Some(claim_check) = accepts.claim_check.as_deref().filter(|claim_check| bytes > claim_check.above) {
+        if body.len() > claim_check.max_bytes {
+            return Err(permanent("MessageTooLong", too_long(body.len() as u64, accepts)));
+        }
+        let pointer = claim_check::offload(claim_check, &event.event_id, key.id, body, &mut attributes);
+        dropped_attributes += pointer.dropped_attributes;
+        (body, offloaded) = (pointer.body, Some(Box::new(pointer.offloaded)));
+        bytes = size(&body, &attributes);
     }
-    Ok(Composed { entry: Entry { key, bytes, body, attributes, trace_header, fifo, fair_group }, dropped_attributes })
+    if bytes > accepts.max_bytes() {
+        return Err(permanent("MessageTooLong", too_long(bytes as u64, accepts)));
+    }
+    let entry = Entry { key, bytes, body, attributes, trace_header, fifo, fair_group, offloaded };
+    Ok(Composed { entry, dropped_attributes })
 }
 
-fn too_long(bytes: u64) -> String {
-    format!("{bytes} bytes with attributes, SQS takes {MAX_BYTES}")
+/// The size that SQS and SNS count.
+fn size(body: &str, attributes: &[Attribute]) -> usize {
+    body.len() + attributes.iter().map(Attribute::bytes).sum::<usize>()
 }
 
-fn attribute_bytes(attribute: &Attribute) -> usize {
-    attribute.name.len() + attribute.kind.len() + attribute.value.len()
+fn too_long(bytes: u64, accepts: &Accepts) -> String {
+    if let Some(claim_check) = &accepts.claim_check {
+        let most = claim_check.max_bytes;
+        return format!(
+            "{bytes} bytes, the relay takes {most} to S3; raise OUTBOX_RELAY_MEMORY, a part of which it is"
+        );
+    }
+    format!("{bytes} bytes with attributes, {} takes {}", accepts.service.name(), accepts.max_bytes())
 }
 
 /// SQS allows letters, digits and ASCII punctuation, 128 at most. Any other group is replaced by its hash, which keeps

@@ -4,7 +4,11 @@
 //! for each entry, and [`crate::retry`] says what that means. `docs/architecture.md` shows its place in the flow.
 
 mod access;
+mod answer;
+mod attribute;
+mod bucket;
 mod certificate;
+mod claim_check;
 mod classify;
 mod endpoint;
 mod entry;
@@ -14,14 +18,18 @@ mod provided;
 mod publish;
 mod role;
 mod settings;
+mod sns;
+mod sqs;
 mod way;
 mod writing;
 
+pub use answer::Accepted;
 pub use entry::{Composed, Entry, compose};
-pub use inspect::{QueueAttributes, Refused};
-pub use pack::{Load, MAX_BYTES};
+pub use inspect::{Refused, TargetAttributes};
+pub use pack::Load;
 pub use provided::Unidentified;
-pub use publish::{Accepted, Published, build_request};
+pub use publish::Published;
+pub use sqs::build_request;
 pub use way::walk;
 
 use std::collections::HashMap;
@@ -31,80 +39,118 @@ use std::time::Duration;
 use crate::aws::http;
 use aws_config::SdkConfig;
 
-use access::{Access, Parts, Source};
+use access::{Access, Client, Parts, Source, make_s3, maker};
+use bucket::Bucket;
 use endpoint::Route;
 
-use crate::config::{DestinationConfig, RoleConfig};
-use crate::message::DestinationKind;
+use crate::config::{DestinationConfig, RoleConfig, Target};
+use crate::message::{Accepts, Service};
 
-/// One SQS queue. Cheap to clone; clones share connections and credentials.
+/// The way to one queue or topic. Cheap to clone; clones share connections and credentials.
 #[derive(Clone, Debug)]
 pub struct Publisher {
-    access: Arc<Access>,
-    url: String,
-    kind: DestinationKind,
+    access: Arc<Access<Client>>,
+    target: Target,
+    accepts: Accepts,
+    /// Where large bodies go.
+    bucket: Option<Bucket>,
 }
 
 impl Publisher {
-    /// Standard or FIFO.
-    pub fn kind(&self) -> DestinationKind {
-        self.kind
+    /// What its queue or topic takes.
+    pub fn accepts(&self) -> &Accepts {
+        &self.accepts
+    }
+
+    /// The queue or topic.
+    pub fn target(&self) -> &Target {
+        &self.target
     }
 }
 
-/// What cannot work on the way to SQS: a sentence for each mistake, with the remedy.
+/// What cannot work on the way to AWS: a sentence for each mistake, with the remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct Misconfigured(Vec<String>);
 
-/// Makes a queue for each destination. It contacts no queue, so it works while SQS is down.
+/// Makes a publisher for each destination. It contacts nobody, so it works while AWS is down.
 ///
 /// # Errors
 ///
-/// When a queue's region is neither in its URL nor in the AWS configuration, or when a setting contradicts a queue's URL.
+/// When a queue's region is neither in its URL nor in the AWS configuration, or when a setting contradicts a target.
 pub async fn connect(
     destinations: &[DestinationConfig],
     ca_bundle: Option<&[u8]>,
     request_timeout: Duration,
 ) -> Result<Vec<Publisher>, Misconfigured> {
     let http_client = http::client(ca_bundle).map_err(|problem| Misconfigured(vec![problem]))?;
-    let named = destinations.iter().find_map(|destination| endpoint::region_of(&destination.queue_url));
+    let named = destinations.iter().find_map(|destination| endpoint::region_of(&destination.target));
     let source = Source { http_client, region: named };
     let (shared, settings) = source.load().await;
-    let (mut queues, mut problems) = (Vec::with_capacity(destinations.len()), Vec::new());
-    let mut ways = Ways { source, shared, request_timeout, accesses: HashMap::new(), assumed: HashMap::new() };
+    let (mut publishers, mut problems) = (Vec::with_capacity(destinations.len()), Vec::new());
+    let (targets, buckets, assumed) = Default::default();
+    let mut ways = Ways { source, shared, request_timeout, targets, buckets, assumed };
     for destination in destinations {
-        let url = &destination.queue_url;
-        match endpoint::route(url, &settings) {
+        let target = &destination.target;
+        match endpoint::route(target, &settings) {
             Ok(route) => {
                 let sts_region = settings.region.clone().unwrap_or_else(|| route.region.clone());
-                let access = ways.access(route, destination.role.clone(), sts_region).await;
-                queues.push(Publisher { access, url: url.clone(), kind: destination.kind });
+                let bucket = match &destination.claim_check {
+                    Some(config) => {
+                        let way = (endpoint::to_bucket(&route, &settings), destination.role.clone());
+                        Some(Bucket::new(ways.to_bucket(way, &sts_region).await, config))
+                    }
+                    None => None,
+                };
+                let way = (route, destination.role.clone());
+                let access = ways.to_target(target.service(), way, &sts_region).await;
+                publishers.push(Publisher { access, target: target.clone(), accepts: destination.accepts(), bucket });
             }
             Err(problem) => problems.push(problem),
         }
     }
-    if problems.is_empty() { Ok(queues) } else { Err(Misconfigured(problems)) }
+    if problems.is_empty() { Ok(publishers) } else { Err(Misconfigured(problems)) }
 }
 
-/// The ways to the queues. Queues with the same way and role share a client, and all with the same role its credentials.
+/// The ways to queues, topics and buckets. Those with the same way share a client, and all with the same role its
+/// credentials.
 struct Ways {
     source: Source,
     shared: SdkConfig,
     request_timeout: Duration,
-    accesses: HashMap<(Route, Option<RoleConfig>), Arc<Access>>,
+    targets: HashMap<(Service, Way), Arc<Access<Client>>>,
+    buckets: HashMap<Way, Arc<Access<aws_sdk_s3::Client>>>,
     /// The configuration with the credentials of each role, and the region in which STS gives them.
     assumed: HashMap<(RoleConfig, String), SdkConfig>,
 }
 
+/// Where it leads, and under which role.
+type Way = (Route, Option<RoleConfig>);
+
 impl Ways {
-    async fn access(&mut self, route: Route, role: Option<RoleConfig>, sts_region: String) -> Arc<Access> {
-        let key = (route.clone(), role.clone());
-        if let Some(access) = self.accesses.get(&key) {
+    async fn to_target(&mut self, service: Service, way: Way, sts_region: &str) -> Arc<Access<Client>> {
+        if let Some(access) = self.targets.get(&(service, way.clone())) {
             return Arc::clone(access);
         }
-        let request_timeout = self.request_timeout;
-        let parts = Parts { source: self.source.clone(), route, role, sts_region, request_timeout };
+        let (parts, shared) = self.parts(way.clone(), sts_region).await;
+        let access = Arc::new(Access::new(parts, maker(service), shared));
+        self.targets.insert((service, way), Arc::clone(&access));
+        access
+    }
+
+    async fn to_bucket(&mut self, way: Way, sts_region: &str) -> Arc<Access<aws_sdk_s3::Client>> {
+        if let Some(access) = self.buckets.get(&way) {
+            return Arc::clone(access);
+        }
+        let (parts, shared) = self.parts(way.clone(), sts_region).await;
+        let access = Arc::new(Access::new(parts, make_s3, shared));
+        self.buckets.insert(way, Arc::clone(&access));
+        access
+    }
+
+    async fn parts(&mut self, (route, role): Way, sts_region: &str) -> (Parts, SdkConfig) {
+        let (source, request_timeout) = (self.source.clone(), self.request_timeout);
+        let parts = Parts { source, route, role, sts_region: sts_region.to_owned(), request_timeout };
         let assumed = parts.role.clone().map(|role| (role, parts.sts_region.clone()));
         let known = assumed.as_ref().and_then(|key| self.assumed.get(key));
         let shared = match known {
@@ -112,8 +158,6 @@ impl Ways {
             None => parts.with_role(self.shared.clone()).await,
         };
         self.assumed.extend(assumed.map(|key| (key, shared.clone())));
-        let access = Arc::new(Access::new(parts, shared));
-        self.accesses.insert(key, Arc::clone(&access));
-        access
+        (parts, shared)
     }
 }

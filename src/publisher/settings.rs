@@ -1,4 +1,5 @@
-//! What the AWS configuration, loaded by the SDK from the environment and the profile, says about the way to SQS and STS.
+//! What the AWS configuration, loaded by the SDK from the environment and the profile, says about the ways to SQS, SNS, S3
+//! and STS.
 //! Empty counts as not set: the SDK would take a variable that is set and empty for an endpoint.
 
 use aws_config::{Region, SdkConfig};
@@ -6,11 +7,13 @@ use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 
 use super::endpoint::Settings;
 
-/// What it says about the way to SQS.
-pub(super) fn of_sqs(shared: &SdkConfig) -> Settings {
+/// What it says about the ways to SQS, SNS and S3.
+pub(super) fn of(shared: &SdkConfig) -> Settings {
     Settings {
         region: given(shared.region().map(ToString::to_string)),
-        endpoint: endpoint(shared, "SQS"),
+        sqs_endpoint: endpoint(shared, "SQS"),
+        sns_endpoint: endpoint(shared, "SNS"),
+        s3_endpoint: endpoint(shared, "S3"),
         uses_fips: shared.use_fips().unwrap_or(false),
         uses_dual_stack: shared.use_dual_stack().unwrap_or(false),
     }

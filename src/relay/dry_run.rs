@@ -15,7 +15,7 @@ use super::core::{Control, Core, Item, MemoryBudget, Reserved, Until};
 use crate::clock::Time;
 use crate::config::Tuning;
 use crate::message::{
-    DestinationKind, Fault, FaultKind, Lane, Message, MessageId, SequenceNumber, Settlement, TransactionId,
+    Accepts, DestinationKind, Fault, FaultKind, Lane, Message, MessageId, SequenceNumber, Settlement, TransactionId,
 };
 use crate::outbox::{Claimed, SettlePlan, Settled};
 use crate::publisher::{Accepted, Published, build_request};
@@ -48,7 +48,8 @@ pub struct DryRun {
 pub fn dry_run(messages: Vec<Message>, kind: DestinationKind) -> Result<DryRun, Fault> {
     let mut now = Time::default() + Duration::from_secs(1000);
     let memory = MemoryBudget::new(usize::MAX / 2).share();
-    let mut core = Core::new(kind, Tuning::default(), Until::Drained, memory, fastrand::Rng::with_seed(1), now);
+    let mut core =
+        Core::new(Accepts::queue(kind), Tuning::default(), Until::Drained, memory, fastrand::Rng::with_seed(1), now);
     core.control(Control::Running, now);
     let total = messages.len();
     let mut outside = Outside::new(messages, kind);

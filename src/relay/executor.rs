@@ -92,6 +92,10 @@ impl Executor {
             metrics.requests.inc();
             metrics.request_duration.observe(published.duration.as_secs_f64());
             metrics.request_entries.observe(items.len() as f64);
+            for bytes in items.iter().filter_map(|item| item.entry.offloaded_bytes()) {
+                metrics.claim_checks.inc();
+                metrics.claim_check_bytes.inc_by(bytes as u64);
+            }
             if let Some(fault) = &published.request_fault {
                 metrics.request_failures(fault.kind).inc();
             }

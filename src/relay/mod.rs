@@ -103,7 +103,7 @@ impl Relay {
     pub async fn run(mut self, until: Until, drain: CancellationToken) -> Result<RunSummary, RelayError> {
         let Destination { publisher, tuning, memory, .. } = &*self.destination;
         let rng = fastrand::Rng::new();
-        let mut core = Core::new(publisher.kind(), *tuning, until, memory.clone(), rng, Time::now());
+        let mut core = Core::new(publisher.accepts().clone(), *tuning, until, memory.clone(), rng, Time::now());
         let mut executor = Executor::new(Arc::clone(&self.destination));
         core.control(self.control.control(), Time::now());
         loop {

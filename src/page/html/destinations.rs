@@ -43,7 +43,7 @@ fn row(row: &Row, view: &View) -> Markup {
             th role="rowheader" scope="row" {
                 strong { (row.name) } " "
                 span .aside { (row.kind) }
-                span .url { (row.queue_url) }
+                span .url { (row.target) }
             }
             td role="cell" .what {
                 span .state .(row.state.tone()) { (row.state.word()) }

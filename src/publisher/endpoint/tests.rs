@@ -9,8 +9,9 @@ use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture, S
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::result::ConnectorError;
 
-use super::super::access::{Parts, Source};
+use super::super::access::{Client, Parts, Source, maker};
 use super::*;
+use crate::message::Service;
 
 /// Notes where a request goes, and does not send it.
 #[derive(Clone, Debug, Default)]
@@ -33,19 +34,20 @@ fn shared(settings: &Settings) -> SdkConfig {
         .credentials_provider(SharedCredentialsProvider::new(credentials))
         .use_fips(settings.uses_fips)
         .use_dual_stack(settings.uses_dual_stack);
-    builder.set_endpoint_url(settings.endpoint.clone());
+    builder.set_endpoint_url(settings.sqs_endpoint.clone());
     builder.build()
 }
 
 /// The host that a request to this queue is sent to, and the region in its signature.
 async fn target(queue_url: &str, settings: &Settings) -> Result<(String, String), String> {
-    let route = route(queue_url, settings)?;
+    let target = Target::Queue { url: queue_url.to_owned() };
+    let route = route(&target, settings)?;
     let noting = Noting::default();
     let connector = SharedHttpConnector::new(noting.clone());
     let source = Source { http_client: http_client_fn(move |_, _| connector.clone()), region: None };
     let sts_region = route.region.clone();
     let parts = Parts { source, route, role: None, sts_region, request_timeout: Duration::from_secs(5) };
-    let client = parts.client(&shared(settings));
+    let Client::Sqs(client) = parts.client(maker(Service::Sqs), &shared(settings)) else { unreachable!() };
     let answer = client.get_queue_attributes().queue_url(queue_url).send().await;
     let sent = noting.0.lock().unwrap().clone();
     sent.ok_or_else(|| format!("nothing was sent: {answer:?}"))
@@ -160,7 +162,7 @@ async fn settings_choose_among_the_endpoints_of_a_region() {
         let expected = (host.to_owned(), "us-east-1".to_owned());
         assert_eq!(target(url, settings).await.as_ref(), Ok(&expected), "{url} with {settings:?}");
     }
-    let custom = Settings { endpoint: Some("http://elasticmq:9324".to_owned()), ..with("us-east-1") };
+    let custom = Settings { sqs_endpoint: Some("http://elasticmq:9324".to_owned()), ..with("us-east-1") };
     for url in [ordinary, "http://localhost:9324/1/q"] {
         let expected = ("elasticmq".to_owned(), "us-east-1".to_owned());
         assert_eq!(target(url, &custom).await.as_ref(), Ok(&expected), "{url}");
@@ -172,9 +174,9 @@ fn a_setting_that_contradicts_the_url_is_refused_with_both_and_the_remedy() {
     let region = with("us-east-1");
     let fips = Settings { uses_fips: true, ..region.clone() };
     let dual_stack = Settings { uses_dual_stack: true, ..region.clone() };
-    let custom = Settings { endpoint: Some("http://elasticmq:9324".to_owned()), ..region };
+    let custom = Settings { sqs_endpoint: Some("http://elasticmq:9324".to_owned()), ..region };
     let vpc_elsewhere = "https://vpce-9.sqs.eu-west-1.vpce.amazonaws.com".to_owned();
-    let elsewhere = Settings { endpoint: Some(vpc_elsewhere), ..custom.clone() };
+    let elsewhere = Settings { sqs_endpoint: Some(vpc_elsewhere), ..custom.clone() };
     let custom_fips = Settings { uses_fips: true, ..custom.clone() };
     let vpc = "https://vpce-1a-2b.sqs.us-east-1.vpce.amazonaws.com/1/q";
     let table = [
@@ -190,15 +192,46 @@ fn a_setting_that_contradicts_the_url_is_refused_with_both_and_the_remedy() {
         ("https://sqs.us-east-1.amazonaws.com/1/q", &elsewhere, "AWS_ENDPOINT_URL_SQS"),
     ];
     for (url, settings, name) in table {
-        let problem = route(url, settings).expect_err(url);
+        let problem = to_queue(url, settings).expect_err(url);
         assert!(problem.contains(name) && problem.contains(url) && problem.contains("; "), "{problem}");
     }
 }
 
 #[test]
 fn a_region_that_nothing_names_is_asked_for() {
-    let problem = route("http://localhost:9324/1/q", &Settings::default()).expect_err("no region");
+    let problem = to_queue("http://localhost:9324/1/q", &Settings::default()).expect_err("no region");
     assert!(problem.contains("AWS_REGION"), "{problem}");
+}
+
+#[test]
+fn a_topic_is_in_the_region_of_its_arn_and_at_the_endpoint_of_sns() {
+    let arn = "arn:aws:sns:eu-west-1:123456789012:tickets.fifo";
+    let at = |endpoint: Option<&str>| Settings { sns_endpoint: endpoint.map(str::to_owned), ..with("us-east-1") };
+    let table = [
+        (at(None), Ok(None)),
+        (at(Some("http://localhost:9324")), Ok(Some("http://localhost:9324"))),
+        (
+            at(Some("https://vpce-1a-2b.sns.eu-west-1.vpce.amazonaws.com")),
+            Ok(Some("https://vpce-1a-2b.sns.eu-west-1.vpce.amazonaws.com")),
+        ),
+        (at(Some("https://sns.us-east-1.amazonaws.com")), Err("names an endpoint in us-east-1")),
+        (at(Some("https://vpce-1a-2b.sns.us-east-1.vpce.amazonaws.com")), Err("names an endpoint in us-east-1")),
+        (Settings { uses_fips: true, ..at(Some("http://localhost:9324")) }, Err("AWS_USE_FIPS_ENDPOINT")),
+        (Settings { uses_fips: true, ..at(None) }, Ok(None)),
+        // That of SQS is none of its business.
+        (Settings { sqs_endpoint: Some("http://elasticmq:9324".to_owned()), ..at(None) }, Ok(None)),
+    ];
+    for (settings, expected) in table {
+        match (route(&Target::Topic { arn: arn.to_owned() }, &settings), expected) {
+            (Ok(route), Ok(endpoint)) => {
+                assert_eq!((route.region.as_str(), route.endpoint.as_deref()), ("eu-west-1", endpoint))
+            }
+            (Err(problem), Err(part)) => {
+                assert!(problem.contains(part) && problem.contains(arn) && problem.contains("; "), "{problem}")
+            }
+            (found, expected) => panic!("{found:?} instead of {expected:?}"),
+        }
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::clock::Time;
-use crate::message::{EventPosition, Lane, MessageId, Origin};
+use crate::message::{EventPosition, Lane, MAX_MESSAGE_BYTES, MessageId, Origin};
 
 fn message(payload: &str, metadata: &str) -> Message {
     Message {
@@ -27,7 +27,7 @@ fn message(payload: &str, metadata: &str) -> Message {
 }
 
 fn entry(payload: &str, metadata: &str) -> Composed {
-    compose(message(payload, metadata), DestinationKind::Fifo).unwrap()
+    compose(message(payload, metadata), &Accepts::queue(DestinationKind::Fifo)).unwrap()
 }
 
 fn names(composed: &Composed) -> Vec<&str> {
@@ -51,23 +51,23 @@ fn a_fifo_entry_has_the_group_and_a_deduplication_id_of_its_own() {
     let fifo = entry("{}", "{}").entry.fifo.unwrap();
     assert_eq!(fifo.group, "draw-7");
     assert_eq!(fifo.deduplication, "0190a0b0-0000-7000-8000-000000000001-42");
-    assert_eq!(compose(message("{}", "{}"), DestinationKind::Standard).unwrap().entry.fifo, None);
+    assert_eq!(compose(message("{}", "{}"), &Accepts::queue(DestinationKind::Standard)).unwrap().entry.fifo, None);
 }
 
 #[test]
 fn a_fair_queue_is_told_the_group_and_nothing_else_and_a_standard_queue_not_even_that() {
-    let fair = compose(message("{}", "{}"), DestinationKind::Fair).unwrap().entry;
+    let fair = compose(message("{}", "{}"), &Accepts::queue(DestinationKind::Fair)).unwrap().entry;
     assert_eq!((fair.fair_group.as_deref(), &fair.fifo), (Some("draw-7"), &None));
     assert!(fair.described().contains(&("MessageGroupId", "draw-7".to_owned())));
     let mut odd = message("{}", "{}");
     odd.group = Some(Arc::from("with space"));
-    let hashed = compose(odd, DestinationKind::Fair).unwrap().entry.fair_group.unwrap();
+    let hashed = compose(odd, &Accepts::queue(DestinationKind::Fair)).unwrap().entry.fair_group.unwrap();
     assert_eq!(hashed, group_id(Some("with space"), MessageId(1)), "by the rules of FIFO queues");
     let mut alone = message("{}", "{}");
     alone.group = None;
-    assert_eq!(compose(alone, DestinationKind::Fair).unwrap().entry.fair_group, None);
+    assert_eq!(compose(alone, &Accepts::queue(DestinationKind::Fair)).unwrap().entry.fair_group, None);
     for kind in [DestinationKind::Standard, DestinationKind::Fifo] {
-        assert_eq!(compose(message("{}", "{}"), kind).unwrap().entry.fair_group, None);
+        assert_eq!(compose(message("{}", "{}"), &Accepts::queue(kind)).unwrap().entry.fair_group, None);
     }
 }
 
@@ -75,7 +75,7 @@ fn a_fair_queue_is_told_the_group_and_nothing_else_and_a_standard_queue_not_even
 fn a_message_without_a_group_is_its_own_group() {
     let mut message = message("{}", "{}");
     message.group = None;
-    assert_eq!(compose(message, DestinationKind::Fifo).unwrap().entry.fifo.unwrap().group, "42");
+    assert_eq!(compose(message, &Accepts::queue(DestinationKind::Fifo)).unwrap().entry.fifo.unwrap().group, "42");
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn a_group_that_sqs_refuses_is_hashed() {
     for group in ["with space", "straße", "tab\t", long.as_str()] {
         let mut message = message("{}", "{}");
         message.group = Some(Arc::from(group));
-        let sent = compose(message, DestinationKind::Fifo).unwrap().entry.fifo.unwrap().group;
+        let sent = compose(message, &Accepts::queue(DestinationKind::Fifo)).unwrap().entry.fifo.unwrap().group;
         assert!(sent.starts_with("sha256-") && sent.len() <= MAX_GROUP, "{group:?} became {sent}");
     }
     assert_ne!(group_id(Some("a b"), MessageId(1)), group_id(Some("a  b"), MessageId(1)));
@@ -167,9 +167,9 @@ fn the_eleventh_attribute_is_left_out() {
 #[test]
 fn the_size_limit_counts_attributes_and_is_exact() {
     let overhead = entry("", "{}").entry.bytes();
-    let largest = "x".repeat(MAX_BYTES - overhead);
-    assert_eq!(entry(&largest, "{}").entry.bytes(), MAX_BYTES);
-    let fault = compose(message(&format!("{largest}x"), "{}"), DestinationKind::Fifo).unwrap_err();
+    let largest = "x".repeat(MAX_MESSAGE_BYTES - overhead);
+    assert_eq!(entry(&largest, "{}").entry.bytes(), MAX_MESSAGE_BYTES);
+    let fault = compose(message(&format!("{largest}x"), "{}"), &Accepts::queue(DestinationKind::Fifo)).unwrap_err();
     assert_eq!((fault.kind, fault.code.as_str()), (FaultKind::MessagePermanent, "MessageTooLong"));
     assert!(fault.detail.contains("1048577"), "{fault}");
 }
@@ -178,5 +178,5 @@ fn the_size_limit_counts_attributes_and_is_exact() {
 fn a_message_without_an_event_is_refused_with_a_reason() {
     let mut message = message("{}", "{}");
     message.content = Content::Missing;
-    assert_eq!(compose(message, DestinationKind::Standard).unwrap_err().code, "EventMissing");
+    assert_eq!(compose(message, &Accepts::queue(DestinationKind::Standard)).unwrap_err().code, "EventMissing");
 }

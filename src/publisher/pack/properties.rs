@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::message::{MAX_MESSAGE_BYTES as MAX_BYTES, MAX_TOPIC_MESSAGE_BYTES};
 
 /// Small entries, the largest ones, and sizes of which a few fill a request.
 fn sizes() -> impl Strategy<Value = Vec<usize>> {
@@ -11,13 +12,13 @@ fn sizes() -> impl Strategy<Value = Vec<usize>> {
 }
 
 /// Packs entries into requests one after the other, as the schedule does.
-fn pack(sizes: &[usize], most_entries: usize) -> Vec<Vec<usize>> {
+fn pack(sizes: &[usize], most_entries: usize, most_bytes: usize) -> Vec<Vec<usize>> {
     let mut requests: Vec<Vec<usize>> = Vec::new();
-    let mut load = Load::new(most_entries);
+    let mut load = Load::new(most_entries, most_bytes);
     for size in sizes {
         if requests.is_empty() || load.is_full() || !load.fits(*size) {
             requests.push(Vec::new());
-            load = Load::new(most_entries);
+            load = Load::new(most_entries, most_bytes);
         }
         load.add(*size);
         requests.last_mut().unwrap().push(*size);
@@ -33,15 +34,18 @@ proptest! {
     fn no_request_exceeds_a_limit_and_each_is_as_full_as_the_next_entry_allows(
         sizes in sizes(),
         most_entries in 1..=10_usize,
+        is_topic in any::<bool>(),
     ) {
-        let requests = pack(&sizes, most_entries);
+        let most_bytes = if is_topic { MAX_TOPIC_MESSAGE_BYTES } else { MAX_BYTES };
+        let sizes: Vec<usize> = sizes.into_iter().map(|size| size.min(most_bytes)).collect();
+        let requests = pack(&sizes, most_entries, most_bytes);
         prop_assert_eq!(requests.concat(), sizes, "nothing is dropped and the order is kept");
         for request in &requests {
-            prop_assert!(request.len() <= most_entries && request.iter().sum::<usize>() <= 1_048_576, "{:?}", request);
+            prop_assert!(request.len() <= most_entries && request.iter().sum::<usize>() <= most_bytes, "{:?}", request);
         }
         for pair in requests.windows(2) {
             let with_the_next = pair[0].iter().sum::<usize>() + pair[1][0];
-            prop_assert!(pair[0].len() == most_entries || with_the_next > 1_048_576, "{:?}", pair);
+            prop_assert!(pair[0].len() == most_entries || with_the_next > most_bytes, "{:?}", pair);
         }
     }
 }

@@ -14,22 +14,34 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::*;
-use crate::message::{Content, DestinationKind, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin};
-use crate::publisher::access::{Access, Parts, Source};
-use crate::publisher::compose;
+use crate::config::Target;
+use crate::message::{
+    Accepts, Content, DestinationKind, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin, Service,
+};
+use crate::publisher::access::{Access, Parts, Source, maker};
 use crate::publisher::endpoint::Route;
+use crate::publisher::{Composed, compose};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 fn entry(id: i64) -> Entry {
+    compose(message(id, "{}", "{}"), &Accepts::queue(DestinationKind::Fifo)).unwrap().entry
+}
+
+/// A message with this body and metadata, composed for a FIFO queue or topic.
+pub(super) fn entry_for(service: Service, payload: &str, metadata: &str) -> Result<Composed, Fault> {
+    compose(message(1, payload, metadata), &Accepts { service, kind: DestinationKind::Fifo, claim_check: None })
+}
+
+fn message(id: i64, payload: &str, metadata: &str) -> Message {
     let event = Event {
         event_id: format!("e{id}"),
         event_type: "T".to_owned(),
         stream: None,
-        payload: "{}".to_owned(),
-        metadata: "{}".to_owned(),
+        payload: payload.to_owned(),
+        metadata: metadata.to_owned(),
     };
-    let message = Message {
+    Message {
         key: MessageKey { lane: Lane::new(0).unwrap(), id: MessageId(id) },
         origin: Origin { event_position: EventPosition(id), enqueued_at: SystemTime::UNIX_EPOCH },
         group: None,
@@ -40,8 +52,7 @@ fn entry(id: i64) -> Entry {
         wait: None,
         hold: None,
         content: Content::Event(event),
-    };
-    compose(message, DestinationKind::Fifo).unwrap().entry
+    }
 }
 
 fn account() -> SdkConfig {
@@ -55,13 +66,26 @@ fn with_credentials(credentials: SharedCredentialsProvider, cache: SharedIdentit
 }
 
 fn queue(account: &SdkConfig, endpoint: &str, timeout: Duration) -> Publisher {
+    publisher(Service::Sqs, account, endpoint, timeout)
+}
+
+fn publisher(service: Service, account: &SdkConfig, endpoint: &str, timeout: Duration) -> Publisher {
     let http_client = aws_smithy_http_client::Builder::new().build_http();
     let route = Route { region: "eu-west-1".to_owned(), endpoint: Some(endpoint.to_owned()) };
     let sts_region = route.region.clone();
     let source = Source { http_client, region: None };
     let parts = Parts { source, route, role: None, sts_region, request_timeout: timeout };
-    let access = std::sync::Arc::new(Access::new(parts, account.clone()));
-    Publisher { access, url: format!("{endpoint}/1/q.fifo"), kind: DestinationKind::Fifo }
+    let access = std::sync::Arc::new(Access::new(parts, maker(service), account.clone()));
+    let target = match service {
+        Service::Sqs => Target::Queue { url: format!("{endpoint}/1/q.fifo") },
+        Service::Sns => Target::Topic { arn: "arn:aws:sns:eu-west-1:123456789012:q.fifo".to_owned() },
+    };
+    Publisher {
+        access,
+        target,
+        accepts: Accepts { service, kind: DestinationKind::Fifo, claim_check: None },
+        bucket: None,
+    }
 }
 
 async fn publish(queue: &Publisher, entries: i64) -> Published {
@@ -95,6 +119,11 @@ async fn take_request(stream: &mut TcpStream) {
 
 /// Sends two entries to a listener that answers with these bytes and closes the connection.
 async fn after(answer: impl Into<Vec<u8>>) -> Published {
+    after_from(Service::Sqs, answer).await
+}
+
+/// The same for a service.
+pub(super) async fn after_from(service: Service, answer: impl Into<Vec<u8>>) -> Published {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let answer = answer.into();
@@ -103,7 +132,7 @@ async fn after(answer: impl Into<Vec<u8>>) -> Published {
         take_request(&mut stream).await;
         stream.write_all(&answer).await.unwrap();
     });
-    let published = publish(&queue(&account(), &endpoint, TIMEOUT), 2).await;
+    let published = publish(&publisher(service, &account(), &endpoint, TIMEOUT), 2).await;
     server.await.unwrap();
     assert_eq!(published.results.len(), 2);
     published

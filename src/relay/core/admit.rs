@@ -17,8 +17,8 @@ use super::watermark::View;
 use super::work::{ReadOn, ReadWork};
 use crate::clock::Time;
 use crate::message::{
-    Content, DestinationKind, Fault, FaultKind, Hold, Lane, Message, MessageId, MessageKey, Outcome, Quarantined,
-    Settlement,
+    Accepts, Content, DestinationKind, Fault, FaultKind, Hold, Lane, Message, MessageId, MessageKey, Outcome,
+    Quarantined, Settlement,
 };
 use crate::publisher::{Composed, compose};
 use crate::reading::{Batch, ByLane, Found, Position, Range, ReadAnswer, Rescan, Rescanned, Snapshot};
@@ -34,13 +34,13 @@ const ITEM_BYTES: usize = 1024;
 /// A permanent fault when SQS can never accept it.
 pub(in crate::relay) fn compose_item(
     message: Message,
-    kind: DestinationKind,
+    accepts: &Accepts,
     memory: &mut Reserved,
 ) -> Result<Item, Fault> {
-    let group = message.group.clone().filter(|_| kind == DestinationKind::Fifo);
+    let group = message.group.clone().filter(|_| accepts.kind == DestinationKind::Fifo);
     let Message { origin, attempts, age_when_read, read_at, .. } = message;
-    let Composed { entry, dropped_attributes } = compose(message, kind)?;
-    let memory = memory.split(entry.bytes() + ITEM_BYTES);
+    let Composed { entry, dropped_attributes } = compose(message, accepts)?;
+    let memory = memory.split(entry.memory_bytes() + ITEM_BYTES);
     Ok(Item {
         entry,
         origin,
@@ -147,8 +147,8 @@ impl Admission<'_> {
             return Some(Vec::new());
         };
         let watermarks = &mut self.destination.knowledge.watermarks;
-        let has_ended =
-            self.destination.kind == DestinationKind::Fifo && watermarks.note_ended_writers(&rescanned.snapshot);
+        let has_ended = self.destination.accepts.kind == DestinationKind::Fifo
+            && watermarks.note_ended_writers(&rescanned.snapshot);
         // A rescan that began at the bottom has seen the rows of such writers.
         if has_ended && !is_from_bottom(rescan) {
             return None;
@@ -323,7 +323,7 @@ impl Admission<'_> {
         if self.schedule.knows(message.key) {
             return;
         }
-        let group = message.group.clone().filter(|_| self.destination.kind == DestinationKind::Fifo);
+        let group = message.group.clone().filter(|_| self.destination.accepts.kind == DestinationKind::Fifo);
         // This comes before composing: a blocked or hot group may have many messages.
         if let Some(group) = &group
             && self.schedule.keep_in_table_if_held(group, message.key, message.hold, self.now)
@@ -345,7 +345,7 @@ impl Admission<'_> {
                 continue;
             }
             let (key, attempts) = (message.key, message.attempts);
-            let group = message.group.clone().filter(|_| self.destination.kind == DestinationKind::Fifo);
+            let group = message.group.clone().filter(|_| self.destination.accepts.kind == DestinationKind::Fifo);
             let read_to = self.destination.knowledge.watermarks.position(key.lane);
             match group {
                 Some(group) if attempts == 0 => is_new |= self.schedule.start_over(&group, key, read_to),
@@ -367,8 +367,7 @@ impl Admission<'_> {
         if self.schedule.knows(message.key) {
             return None;
         }
-        let kind = self.destination.kind;
-        let group = message.group.clone().filter(|_| kind == DestinationKind::Fifo);
+        let group = message.group.clone().filter(|_| self.destination.accepts.kind == DestinationKind::Fifo);
         let (key, origin, attempts) = (message.key, message.origin, message.attempts);
         let reason = match &message.content {
             Content::Unreadable { reason } => Some(reason.clone()),
@@ -380,7 +379,7 @@ impl Admission<'_> {
             self.set_aside(Quarantined { key, origin, group, outcome: None, reason });
             return None;
         }
-        match compose_item(message, kind, memory) {
+        match compose_item(message, &self.destination.accepts, memory) {
             Ok(item) => Some(item),
             Err(fault) => {
                 self.dies(key, origin, group, attempts, &fault);

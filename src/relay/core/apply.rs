@@ -385,7 +385,9 @@ impl Session {
             Ok(()) => {
                 let keys: Vec<MessageKey> = messages.iter().map(|message| message.key).collect();
                 for message in &messages {
-                    if let Some(group) = message.group.as_ref().filter(|_| destination.kind == DestinationKind::Fifo) {
+                    if let Some(group) =
+                        message.group.as_ref().filter(|_| destination.accepts.kind == DestinationKind::Fifo)
+                    {
                         self.schedule.block(group, message.key);
                     }
                 }

@@ -15,7 +15,7 @@ use super::sequences::Sequences;
 use super::watermark::Watermarks;
 use crate::clock::Time;
 use crate::config::{FifoMode, OnDead, Tuning};
-use crate::message::{DestinationKind, Fault, FaultKind, Lane, MessageKey, Quarantined, Settlement};
+use crate::message::{Accepts, DestinationKind, Fault, FaultKind, Lane, MessageKey, Quarantined, Settlement};
 use crate::outbox::{OutboxError, Settled};
 use crate::reading::{ByLane, Found, HeldGroup, Incarnation, Order};
 
@@ -92,7 +92,8 @@ impl Knowledge {
 /// Everything of one destination that outlives a claim.
 #[derive(Debug)]
 pub(super) struct DestinationState {
-    pub(super) kind: DestinationKind,
+    /// What it takes.
+    pub(super) accepts: Accepts,
     pub(super) tuning: Tuning,
     pub(super) knowledge: Knowledge,
     pub(super) breaker: Breaker,
@@ -116,15 +117,9 @@ pub(super) struct DestinationState {
 
 impl DestinationState {
     /// A destination that nothing is known about.
-    pub(super) fn new(
-        kind: DestinationKind,
-        tuning: Tuning,
-        memory: MemoryShare,
-        rng: fastrand::Rng,
-        now: Time,
-    ) -> Self {
+    pub(super) fn new(accepts: Accepts, tuning: Tuning, memory: MemoryShare, rng: fastrand::Rng, now: Time) -> Self {
         Self {
-            kind,
+            accepts,
             tuning,
             knowledge: Knowledge::new(Watermarks::default(), ByLane::default(), now),
             breaker: Breaker::new(tuning.retry_initial, tuning.retry_max),
@@ -144,7 +139,7 @@ impl DestinationState {
 
     /// Which messages hold up a group on this queue.
     pub(super) fn order(&self) -> Order {
-        match (self.kind, self.tuning.on_dead) {
+        match (self.accepts.kind, self.tuning.on_dead) {
             (DestinationKind::Standard | DestinationKind::Fair, _) => Order::None,
             (DestinationKind::Fifo, OnDead::Skip) => Order::Groups,
             (DestinationKind::Fifo, OnDead::Block) => Order::GroupsBlockedByDead,

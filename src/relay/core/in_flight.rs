@@ -7,7 +7,7 @@ use super::limits::Reserved;
 use super::schedule::Schedule;
 use super::work::Work;
 use crate::clock::Time;
-use crate::publisher::MAX_BYTES;
+use crate::message::MAX_MESSAGE_BYTES;
 
 /// How long a partial request may wait for entries while other requests are under way.
 const LINGER: Duration = Duration::from_millis(2);
@@ -17,7 +17,7 @@ const LINGER_FOR_READ: Duration = Duration::from_millis(20);
 
 /// The limit of the bytes of all requests in flight, so that many requests of large messages do not fill the memory:
 /// sixteen of the largest requests, or thousands of small ones.
-const MAX_BYTES_IN_FLIGHT: usize = 16 * MAX_BYTES;
+const MAX_BYTES_IN_FLIGHT: usize = 16 * MAX_MESSAGE_BYTES;
 
 /// The memory of a request while it is built, signed and sent: a multiple of its entries, measured with entries of 1 MB
 /// (docs/benchmarks/notes.md), and a constant.
@@ -106,7 +106,8 @@ impl InFlight {
     /// in flight always gets it.
     fn memory(&mut self, schedule: &Schedule, destination: &DestinationState, now: Time) -> Option<Reserved> {
         let average = schedule.waiting_bytes() / schedule.waiting().max(1);
-        let bytes = COPIES * (average * destination.tuning.request_size).min(MAX_BYTES) + REQUEST_BYTES;
+        let bytes =
+            COPIES * (average * destination.tuning.request_size).min(destination.accepts.max_bytes()) + REQUEST_BYTES;
         let memory = destination.memory.try_reserve(bytes);
         let memory = memory.or_else(|| (self.requests == 0).then(|| destination.memory.reserve(bytes)));
         self.starved_until = memory.is_none().then(|| now + MEMORY_POLL);

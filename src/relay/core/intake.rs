@@ -165,7 +165,7 @@ impl Intake {
 
     /// Whether the open lanes must be rescanned from the bottom before more of them is sent.
     fn must_rescan(&self, destination: &DestinationState) -> bool {
-        destination.kind == DestinationKind::Fifo
+        destination.accepts.kind == DestinationKind::Fifo
             && self.open.iter().any(|lane| destination.knowledge.watermarks.must_rescan(*lane))
     }
 
@@ -268,6 +268,7 @@ impl Intake {
             bytes: memory.bytes(),
             lookup,
             order: destination.order(),
+            max_message_bytes: destination.accepts.max_bytes_to_read(),
         };
         let statement = self.statements.begin();
         Some(Work::Read(Box::new(ReadWork { request, groups, began_at: now, statement, memory })))
@@ -294,7 +295,7 @@ impl Intake {
     fn plan_gap_rescan(&mut self, schedule: &Schedule, destination: &DestinationState, now: Time) -> Option<Rescan> {
         let watermarks = &destination.knowledge.watermarks;
         let has_gap = self.open.iter().any(|lane| watermarks.has_gap(*lane));
-        let is_due = match destination.kind {
+        let is_due = match destination.accepts.kind {
             DestinationKind::Fifo => has_gap || watermarks.has_overtaken() || self.must_rescan(destination),
             DestinationKind::Standard | DestinationKind::Fair => has_gap && now >= self.next_gap_rescan,
         };
@@ -348,6 +349,7 @@ impl Intake {
             longest_delay: destination.tuning.retry_max,
             lookup: self.lookup(now),
             order: destination.order(),
+            max_message_bytes: destination.accepts.max_bytes_to_read(),
         };
         Some(Work::ReadDue { request, statement: self.statements.begin(), memory })
     }

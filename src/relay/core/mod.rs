@@ -56,7 +56,7 @@ use std::time::Duration;
 use crate::clock::Time;
 use crate::config::Tuning;
 use crate::health::Activity;
-use crate::message::{DestinationKind, Fault};
+use crate::message::{Accepts, Fault};
 use crate::outbox::OutboxError;
 use crate::reading::{Order, Watch};
 
@@ -139,7 +139,7 @@ pub(super) struct Core {
 impl Core {
     /// A relay that has not looked at anything yet.
     pub(super) fn new(
-        kind: DestinationKind,
+        accepts: Accepts,
         tuning: Tuning,
         until: Until,
         memory: MemoryShare,
@@ -148,7 +148,7 @@ impl Core {
     ) -> Self {
         Self {
             until,
-            destination: DestinationState::new(kind, tuning, memory, rng, now),
+            destination: DestinationState::new(accepts, tuning, memory, rng, now),
             between: BetweenClaims::new(now),
             session: None,
             control: Control::Unknown,

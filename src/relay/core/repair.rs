@@ -12,7 +12,7 @@
 //! in between would see only the others, and nothing would show that they came first.) A superseded message that is read
 //! again before that is recorded is found in the same way. It happens in both modes if a message is redriven or committed
 //! late in between. If the number of a copy that SQS cannot have known is not in order either, the queue does not keep order.
-//! That is an *order break*; it is counted, and nothing more is sent. Pure.
+//! That is an *order break*; it is counted, nothing more is sent, and from then on numbers cause no copies. Pure.
 
 use super::destination::{DestinationState, Report};
 use super::item::Item;
@@ -81,14 +81,14 @@ pub(super) fn check_order(
                     continue;
                 }
                 let is_newer = item.entry.superseded().is_none_or(|superseded| number > superseded);
-                if is_newer && item.repairs_by_number < MAX_BY_NUMBER {
+                if is_newer && item.repairs_by_number < MAX_BY_NUMBER && sequences.are_believed() {
                     item.repairs_by_number += 1;
                     *verdict = Verdict::Superseded(item.entry.supersede(Some(number)));
                     item.is_unsure = false;
                     found.superseded += 1;
                     later.push(index);
                 } else {
-                    sequences.begin_again(&group, item.id(), number);
+                    sequences.broken(&group, item.id(), number);
                     found.breaks.push(item.key());
                 }
             }

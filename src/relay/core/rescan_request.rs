@@ -34,7 +34,7 @@ mod tests {
     use super::*;
     use crate::clock::Time;
     use crate::config::Tuning;
-    use crate::message::{DestinationKind, Hold, MessageId, MessageKey};
+    use crate::message::{Accepts, DestinationKind, Hold, MessageId, MessageKey};
     use crate::reading::{ByLane, Writers};
 
     #[test]
@@ -42,13 +42,24 @@ mod tests {
         let now = Time::default();
         let (crowded, other) = (Lane::new(1).unwrap(), Lane::new(2).unwrap());
         let memory = MemoryBudget::new(1 << 20).share();
-        let mut destination =
-            DestinationState::new(DestinationKind::Fifo, Tuning::default(), memory, fastrand::Rng::with_seed(1), now);
+        let mut destination = DestinationState::new(
+            Accepts::queue(DestinationKind::Fifo),
+            Tuning::default(),
+            memory,
+            fastrand::Rng::with_seed(1),
+            now,
+        );
         let writers = Writers { transaction_ids: Vec::new(), next_xid: None };
         let first = Baseline { incarnations: ByLane::default(), last_id: MessageId(20), writers };
         let watermarks = Watermarks::start(&ByLane::all(MessageId(20)), &first);
         destination.knowledge = Knowledge::new(watermarks, ByLane::default(), now);
-        let mut schedule = Schedule::new(ScheduleLimits { request_size: 10, per_group: 1, window: 10, max_parked: 0 });
+        let mut schedule = Schedule::new(ScheduleLimits {
+            request_size: 10,
+            per_group: 1,
+            window: 10,
+            max_parked: 0,
+            request_bytes: 1_048_576,
+        });
         for id in [18, 25, 26] {
             let hold = Hold::Group { by: MessageId(3) };
             schedule.keep_in_table_if_held(

@@ -41,16 +41,18 @@ pub(in crate::relay) struct ScheduleLimits {
     pub(super) window: usize,
     /// How many groups that wait in the table are remembered one by one.
     pub(super) max_parked: usize,
+    /// Bytes of a request.
+    pub(super) request_bytes: usize,
 }
 
 impl ScheduleLimits {
     /// The shape that is configured.
-    pub(in crate::relay) fn new(request_size: usize, fifo_mode: FifoMode) -> Self {
+    pub(in crate::relay) fn new(request_size: usize, request_bytes: usize, fifo_mode: FifoMode) -> Self {
         let (per_group, window) = match fifo_mode {
             FifoMode::Strict => (1, STRICT_WINDOW),
             FifoMode::Batched => (request_size, BATCHED_WINDOW),
         };
-        Self { request_size, per_group, window, max_parked: MAX_PARKED }
+        Self { request_size, per_group, window, max_parked: MAX_PARKED, request_bytes }
     }
 }
 
@@ -169,7 +171,7 @@ impl Schedule {
     /// Whether a full request could be made now.
     pub(super) fn can_fill_a_request(&self) -> bool {
         let size = self.shape.request_size;
-        if self.free.len() + self.ready.len() >= size || self.waiting_bytes >= crate::publisher::MAX_BYTES {
+        if self.free.len() + self.ready.len() >= size || self.waiting_bytes >= self.shape.request_bytes {
             return true;
         }
         let has_enough = |group: &Group| group.waiting.len() >= size;
@@ -184,7 +186,7 @@ impl Schedule {
     /// The next request: as many entries as fit, in order within each group. `None` when nothing may go.
     pub(in crate::relay) fn next_request(&mut self) -> Option<Vec<Item>> {
         let mut items = Vec::with_capacity(self.shape.request_size);
-        let mut load = Load::new(self.shape.request_size);
+        let mut load = Load::new(self.shape.request_size, self.shape.request_bytes);
         while !load.is_full() {
             if let Some(front) = self.free.front() {
                 if !takes(&load, &items, front) {

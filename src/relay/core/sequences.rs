@@ -7,7 +7,10 @@
 //! id shows that the two are in the wrong order.
 //!
 //! The memory is bounded: groups that were not heard of for long are forgotten, and their next number is not compared.
-//! What other relays have sent is not known either. Pure.
+//! What other relays have sent is not known either.
+//!
+//! A queue whose numbers do not follow its order (moto's are random) must not be sent copies without end. So the first
+//! order break ends the belief in its numbers: later ones are compared and counted, and cause no copies. Pure.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -32,9 +35,15 @@ pub(super) struct Sequences {
     hasher: RandomState,
     young: HashMap<u64, Last>,
     old: HashMap<u64, Last>,
+    has_broken: bool,
 }
 
 impl Sequences {
+    /// Whether a low number shows that a message is in the wrong place, so that a copy puts it right.
+    pub(super) fn are_believed(&self) -> bool {
+        !self.has_broken
+    }
+
     /// A message was accepted under this number. Returns whether that is in order, and remembers it only then.
     pub(super) fn note(&mut self, group: &str, id: MessageId, number: SequenceNumber) -> bool {
         let group = self.hasher.hash_one(group);
@@ -53,8 +62,9 @@ impl Sequences {
         }
     }
 
-    /// Whatever was known of the group, numbers are compared with this one from now on.
-    pub(super) fn begin_again(&mut self, group: &str, id: MessageId, number: SequenceNumber) {
+    /// The queue has not kept order. Whatever was known of the group, numbers are compared with this one from now on.
+    pub(super) fn broken(&mut self, group: &str, id: MessageId, number: SequenceNumber) {
+        self.has_broken = true;
         let group = self.hasher.hash_one(group);
         match self.last_of(group) {
             Some(last) => *last = Last { id, number },
@@ -108,8 +118,10 @@ mod tests {
         let mut sequences = Sequences::default();
         assert!(sequences.note(group, MessageId(5), number(100)));
         assert!(!sequences.note(group, MessageId(6), number(1)));
-        sequences.begin_again(group, MessageId(6), number(1));
+        assert!(sequences.are_believed());
+        sequences.broken(group, MessageId(6), number(1));
         assert!(sequences.note(group, MessageId(7), number(2)));
+        assert!(!sequences.are_believed());
     }
 
     #[test]

@@ -61,7 +61,8 @@ impl Session {
         let request_timeout = destination.tuning.request_timeout;
         let lease = Lease::new(claimed, request_timeout, now);
         let extend = lease.is_extending.then(|| Lease::extension(claimed, request_timeout, now));
-        let shape = ScheduleLimits::new(destination.tuning.request_size, destination.tuning.fifo_mode);
+        let (size, bytes) = (destination.tuning.request_size, destination.accepts.max_bytes());
+        let shape = ScheduleLimits::new(size, bytes, destination.tuning.fifo_mode);
         let shape = ScheduleLimits {
             max_parked: destination.max_parked,
             window: shape.window.min(destination.max_window),

@@ -170,7 +170,7 @@ mod tests {
     use super::super::limits::MemoryBudget;
     use super::*;
     use crate::message::{
-        Content, DestinationKind, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin,
+        Accepts, Content, DestinationKind, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin,
     };
 
     fn item(id: i64) -> Item {
@@ -193,7 +193,8 @@ mod tests {
             hold: None,
             content: Content::Event(event),
         };
-        compose_item(message, DestinationKind::Fifo, &mut MemoryBudget::new(0).share().reserve(0)).unwrap()
+        compose_item(message, &Accepts::queue(DestinationKind::Fifo), &mut MemoryBudget::new(0).share().reserve(0))
+            .unwrap()
     }
 
     /// The first failure of a request in which SQS accepts another entry.

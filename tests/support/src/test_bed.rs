@@ -10,7 +10,7 @@ use tokio::sync::OnceCell;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::emulator::{Product, Queues, Received};
+use super::emulator::{Buckets, Product, Queues, Received, Topics};
 use super::pgbouncer::PgBouncer;
 use super::postgres::Cluster;
 use super::proxy::Proxy;
@@ -24,6 +24,10 @@ pub struct TestBed {
     pub client: Client,
     /// The emulator's queues, without the proxy.
     pub queues: Queues,
+    /// Its topics.
+    pub topics: Topics,
+    /// Its buckets.
+    pub buckets: Buckets,
     url: String,
     relay_url: String,
     endpoint: Mutex<String>,
@@ -81,6 +85,8 @@ impl TestBed {
         Ok(TestBed {
             client: connect(&url).await?,
             queues: Queues::new(endpoint),
+            topics: Topics::new(endpoint),
+            buckets: Buckets::new(endpoint),
             url,
             relay_url,
             endpoint: Mutex::new(endpoint.to_owned()),
@@ -102,7 +108,21 @@ impl TestBed {
         Ok(url)
     }
 
-    /// Adds a destination with any queue URL.
+    /// Creates a standard topic and a destination of this name for it. Returns the topic's ARN.
+    pub async fn topic(&self, destination: &str) -> Result<String> {
+        let arn = self.topics.create(&Topics::name(destination, false)).await?;
+        self.add_destination(destination, &arn);
+        Ok(arn)
+    }
+
+    /// Creates a FIFO topic and a destination of this name for it. Returns the topic's ARN.
+    pub async fn fifo_topic(&self, destination: &str) -> Result<String> {
+        let arn = self.topics.create(&Topics::name(destination, true)).await?;
+        self.add_destination(destination, &arn);
+        Ok(arn)
+    }
+
+    /// Adds a destination with any queue URL or topic ARN.
     pub fn add_destination(&self, destination: &str, url: &str) {
         locked(&self.destinations).push((destination.to_owned(), url.to_owned()));
     }
@@ -116,6 +136,7 @@ impl TestBed {
 
     /// The relay's binary, with only the settings for this test's database and queues.
     pub fn relay(&self) -> Command {
+        let endpoint = locked(&self.endpoint).clone();
         let pairs = locked(&self.destinations);
         let pairs: Vec<_> = pairs.iter().map(|(name, url)| format!("{name}={url}")).collect();
         // On a busy machine a request takes seconds, and one that is sent again may arrive twice in a standard queue.
@@ -130,7 +151,9 @@ impl TestBed {
             .env("DATABASE_URL", &self.relay_url)
             .env("OUTBOX_RELAY_DESTINATIONS", pairs.join(","))
             .env("OUTBOX_RELAY_HTTP_LISTEN", "127.0.0.1:0")
-            .env("AWS_ENDPOINT_URL_SQS", locked(&self.endpoint).as_str())
+            .env("AWS_ENDPOINT_URL_SQS", endpoint.as_str())
+            .env("AWS_ENDPOINT_URL_SNS", endpoint.as_str())
+            .env("AWS_ENDPOINT_URL_S3", endpoint)
             .env("AWS_REGION", "us-east-1")
             .env("AWS_ACCESS_KEY_ID", "test")
             .env("AWS_SECRET_ACCESS_KEY", "the-secret-of-aws")

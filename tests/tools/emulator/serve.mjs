@@ -14,6 +14,8 @@ const { buildApp } = await load("app.js");
 const { SqsStore } = await load("sqs/sqsStore.js");
 const { INVALID_MESSAGE_BODY_CHAR } = await load("sqs/sqsTypes.js");
 const { SnsStore } = await load("sns/snsStore.js");
+const { SnsRouter } = await load("sns/snsRouter.js");
+const { SnsError } = await load("common/errors.js");
 const { S3Store } = await load("s3/s3Store.js");
 
 // SQS accepts nearly every character up to U+10FFFF; the emulator refuses all beyond U+FFFF.
@@ -45,6 +47,28 @@ SqsStore.prototype.createQueue = function (...specification) {
     const queue = createQueue.apply(this, specification);
     queue.deduplicationCache = new DeduplicationMemory();
     return queue;
+};
+
+// SNS refuses a batch with more than ten entries, with two of one id, or with more than 256 KiB; the emulator takes each.
+const refuseBatch = (parameters) => {
+    const values = (field) =>
+        Object.entries(parameters)
+            .filter(([key]) => key.startsWith("PublishBatchRequestEntries.member.") && field.test(key))
+            .map(([, value]) => value);
+    const ids = values(/^\w+\.member\.\d+\.Id$/);
+    const bytes = values(/\.(Message|Name|DataType|StringValue)$/).reduce((sum, text) => sum + Buffer.byteLength(text), 0);
+    if (ids.length === 0) throw new SnsError("EmptyBatchRequest", "The batch request is empty.");
+    if (ids.length > 10) throw new SnsError("TooManyEntriesInBatchRequest", `${ids.length} entries.`);
+    if (new Set(ids).size < ids.length) throw new SnsError("BatchEntryIdsNotDistinct", "Two entries have one id.");
+    if (bytes > 262_144) throw new SnsError("BatchRequestTooLong", `The length of all the messages is ${bytes} bytes.`);
+};
+const register = SnsRouter.prototype.register;
+SnsRouter.prototype.register = function (action, handler) {
+    const checked = (parameters, ...others) => {
+        refuseBatch(parameters);
+        return handler(parameters, ...others);
+    };
+    register.call(this, action, action === "PublishBatch" ? checked : handler);
 };
 
 const sqsStore = new SqsStore();

@@ -10,7 +10,7 @@ use super::super::watermark::Watermarks;
 use super::super::work::Baseline;
 use super::*;
 use crate::config::Tuning;
-use crate::message::{Event, EventPosition, Origin, TransactionId};
+use crate::message::{Accepts, Event, EventPosition, Origin, TransactionId};
 use crate::reading::{ByLane, ReadRequest, Writers};
 
 /// The read position when a test begins.
@@ -61,14 +61,25 @@ impl Claim {
     fn new(overtaken: Vec<TransactionId>) -> Self {
         let now = Time::default();
         let memory = MemoryBudget::new(1 << 20).share();
-        let mut destination =
-            DestinationState::new(DestinationKind::Fifo, Tuning::default(), memory, fastrand::Rng::with_seed(1), now);
+        let mut destination = DestinationState::new(
+            Accepts::queue(DestinationKind::Fifo),
+            Tuning::default(),
+            memory,
+            fastrand::Rng::with_seed(1),
+            now,
+        );
         let writers = Writers { transaction_ids: overtaken, next_xid: Some(TransactionId(40)) };
         let first = Baseline { incarnations: ByLane::default(), last_id: MessageId(20), writers };
         let mut watermarks = Watermarks::start(&ByLane::all(MessageId(20)), &first);
         watermarks.read(lane(1), READ_TO, TransactionId(WRITER.0 + 1), READ_TO, now);
         destination.knowledge = Knowledge::new(watermarks, ByLane::default(), now);
-        let mut schedule = Schedule::new(ScheduleLimits { request_size: 10, per_group: 1, window: 10, max_parked: 10 });
+        let mut schedule = Schedule::new(ScheduleLimits {
+            request_size: 10,
+            per_group: 1,
+            window: 10,
+            max_parked: 10,
+            request_bytes: 1_048_576,
+        });
         let (after, upto) = (MessageId(20), MessageId(25));
         let left = ParkedGroup { group: Arc::from("a"), lane: lane(1), after, upto, goes_on: GoesOn::Now };
         schedule.take_over(&left);

@@ -84,7 +84,7 @@ impl Core {
 
     fn must_rescan(&self) -> bool {
         let watermarks = &self.destination.knowledge.watermarks;
-        self.destination.kind == DestinationKind::Fifo && Lane::all().any(|lane| watermarks.must_rescan(lane))
+        self.destination.accepts.kind == DestinationKind::Fifo && Lane::all().any(|lane| watermarks.must_rescan(lane))
     }
 
     fn idle(&mut self, now: Time) -> Option<Work> {

@@ -6,7 +6,7 @@ use super::super::work::{Baseline, Completion, Work};
 use super::super::{Control, Core, Until};
 use super::*;
 use crate::config::Tuning;
-use crate::message::{DestinationKind, MessageKey, TransactionId};
+use crate::message::{Accepts, DestinationKind, MessageKey, TransactionId};
 use crate::reading::{ByLane, Found, Look, Rescanned, Snapshot, Writers};
 
 /// The answers of a quiet database in which all lanes have messages and are held by others.
@@ -42,7 +42,8 @@ fn while_others_hold_the_lanes_every_step_says_so() {
     let mut now = Time::default();
     let memory = MemoryBudget::new(1 << 20).share();
     let rng = fastrand::Rng::with_seed(1);
-    let mut core = Core::new(DestinationKind::Fifo, Tuning::default(), Until::Drained, memory, rng, now);
+    let mut core =
+        Core::new(Accepts::queue(DestinationKind::Fifo), Tuning::default(), Until::Drained, memory, rng, now);
     core.control(Control::Running, now);
     let (mut claims, mut steps) = (0, std::collections::HashSet::new());
     for _ in 0..1000 {
@@ -64,7 +65,8 @@ fn a_rescan_that_finds_a_message_of_a_crowd_has_not_seen_what_is_above_it() {
     let now = Time::default();
     let memory = MemoryBudget::new(1 << 20).share();
     let rng = fastrand::Rng::with_seed(1);
-    let mut core = Core::new(DestinationKind::Fifo, Tuning::default(), Until::Drained, memory, rng, now);
+    let mut core =
+        Core::new(Accepts::queue(DestinationKind::Fifo), Tuning::default(), Until::Drained, memory, rng, now);
     core.control(Control::Running, now);
     while !core.between.initial_scan.is_done() {
         for work in core.due(now) {

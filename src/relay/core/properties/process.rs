@@ -9,7 +9,7 @@ use super::database::Database;
 use super::queue::{Answer, Sent};
 use crate::clock::Time;
 use crate::config::Tuning;
-use crate::message::{DestinationKind, Fault, FaultKind, MessageId, TransactionId};
+use crate::message::{Accepts, DestinationKind, Fault, FaultKind, MessageId, TransactionId};
 use crate::outbox::{Claimed, OutboxError};
 use crate::publisher::Published;
 use crate::reading::{ByLane, ClaimProof, Incarnation, ReadAnswer};
@@ -44,7 +44,8 @@ pub(super) struct Process {
 impl Process {
     pub(super) fn new(kind: DestinationKind, tuning: Tuning, memory: usize, seed: u64, now: Time) -> Self {
         let share = MemoryBudget::new(memory).share();
-        let mut core = Core::new(kind, tuning, Until::Drained, share, fastrand::Rng::with_seed(seed), now);
+        let mut core =
+            Core::new(Accepts::queue(kind), tuning, Until::Drained, share, fastrand::Rng::with_seed(seed), now);
         core.destination.max_parked = MAX_PARKED_CHOICES[seed as usize % MAX_PARKED_CHOICES.len()];
         core.destination.max_unknown = MAX_UNKNOWN_CHOICES[(seed >> 8) as usize % MAX_UNKNOWN_CHOICES.len()];
         core.destination.max_window = MAX_WINDOW_CHOICES[(seed >> 16) as usize % MAX_WINDOW_CHOICES.len()];

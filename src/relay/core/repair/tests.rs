@@ -9,7 +9,8 @@ use super::super::limits::MemoryBudget;
 use super::*;
 use crate::clock::Time;
 use crate::message::{
-    Content, DestinationKind, Event, EventPosition, Fault, FaultKind, Lane, Message, MessageId, Origin, SequenceNumber,
+    Accepts, Content, DestinationKind, Event, EventPosition, Fault, FaultKind, Lane, Message, MessageId, Origin,
+    SequenceNumber,
 };
 use crate::publisher::{Accepted, build_request};
 
@@ -33,7 +34,7 @@ fn item(id: i64, group: Option<&str>) -> Item {
         hold: None,
         content: Content::Event(event),
     };
-    compose_item(message, DestinationKind::Fifo, &mut MemoryBudget::new(0).share().reserve(0)).unwrap()
+    compose_item(message, &Accepts::queue(DestinationKind::Fifo), &mut MemoryBudget::new(0).share().reserve(0)).unwrap()
 }
 
 fn number(number: u64) -> Option<SequenceNumber> {
@@ -145,8 +146,10 @@ fn a_queue_whose_numbers_fall_breaks_the_order_and_gets_no_endless_copies() {
     let copy = relay.again.remove(0);
     assert_eq!(relay.answers(vec![(copy, accepted(49))]), [] as [i64; 0], "a later copy has a higher number");
     assert_eq!(relay.found.breaks.len(), 1);
+    assert_eq!(relay.answers(vec![(item(3, Some("a")), accepted(48))]), [] as [i64; 0], "its numbers mean nothing");
+    assert_eq!(relay.found.breaks.len(), 1, "which is counted all the same");
     // A counter that begins again.
-    let mut sent = 0;
+    let (mut relay, mut sent) = (Relay::default(), 0);
     let mut again = vec![item(3, Some("b"))];
     relay.answers(vec![(item(2, Some("b")), accepted(1000))]);
     while let Some(item) = again.pop() {

@@ -8,12 +8,14 @@ use super::super::limits::MemoryBudget;
 use super::super::parked::ReadOnAnswer;
 use super::super::work::ReadOn;
 use super::*;
-use crate::message::{Content, DestinationKind, Event, EventPosition, Hold, Lane, Message, Origin};
+use crate::message::{Accepts, Content, DestinationKind, Event, EventPosition, Hold, Lane, Message, Origin};
 use crate::reading::{HeldGroup, Range};
 use crate::relay::core::admit::compose_item;
 
-const STRICT: ScheduleLimits = ScheduleLimits { request_size: 10, per_group: 1, window: 4, max_parked: 3 };
-const BATCHED: ScheduleLimits = ScheduleLimits { request_size: 10, per_group: 10, window: 40, max_parked: 3 };
+const STRICT: ScheduleLimits =
+    ScheduleLimits { request_size: 10, per_group: 1, window: 4, max_parked: 3, request_bytes: 1_048_576 };
+const BATCHED: ScheduleLimits =
+    ScheduleLimits { request_size: 10, per_group: 10, window: 40, max_parked: 3, request_bytes: 1_048_576 };
 
 fn key(id: i64) -> MessageKey {
     MessageKey { lane: Lane::new(1).unwrap(), id: MessageId(id) }
@@ -39,7 +41,7 @@ fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
         hold: None,
         content: Content::Event(event),
     };
-    compose_item(message, DestinationKind::Fifo, &mut MemoryBudget::new(0).share().reserve(0)).unwrap()
+    compose_item(message, &Accepts::queue(DestinationKind::Fifo), &mut MemoryBudget::new(0).share().reserve(0)).unwrap()
 }
 
 fn item(id: i64, group: Option<&str>) -> Item {

@@ -1,8 +1,11 @@
-//! An SQS emulator as a child process; `queues.rs` has its queues as a consumer sees them.
+//! An SQS emulator as a child process; `queues.rs` has its queues as a consumer sees them, `topics.rs` its SNS topics,
+//! `buckets.rs` its S3 buckets.
 //!
 //! The tests and the lottery example both use this module, so it depends on neither.
 
+mod buckets;
 mod queues;
+mod topics;
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -13,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+pub use buckets::Buckets;
 pub use queues::{Depth, Queues, Received};
+pub use topics::{Subscription, Topics};
 
 /// How long a start may take. On an idle machine Node needs about a second to load the modules, Java five; on a busy one
 /// it took Java more than a minute.

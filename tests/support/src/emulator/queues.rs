@@ -211,7 +211,7 @@ async fn contents_of_fauxqs(queue_url: &str) -> Result<Vec<Received>> {
     list("ready").chain(list("delayed")).chain(in_flight).map(inspected).collect()
 }
 
-fn unique(name: &str) -> String {
+pub(super) fn unique(name: &str) -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(1);
     format!("{name}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }

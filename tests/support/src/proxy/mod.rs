@@ -1,11 +1,13 @@
 //! A fault proxy in front of the SQS emulator: it sees every request and injects the faults that a test asks for.
 //!
-//! Faults apply to SendMessageBatch unless a rule names another action; everything else passes. `faults.rs` has the
+//! Faults apply to SendMessageBatch, and to SNS's PublishBatch as if it were one, unless a rule names another action;
+//! everything else passes. `faults.rs` has the
 //! faults and the rules, `journal.rs` remembers the requests, `tail.rs` has the distribution of SQS's response times,
 //! and `wire.rs` forwards the bytes.
 
 mod faults;
 mod journal;
+mod sns;
 mod tail;
 mod wire;
 

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use super::Shared;
 use super::faults::{Asked, End, ErrorAnswer, Failure, Plan};
 use super::journal::{Entry, Request};
+use super::sns::{self, Form};
 
 /// How long a request is held at most. A test that forgets the release fails long before.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(120);
@@ -78,8 +79,14 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
     let (head, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
     let target = head.headers.get("x-amz-target").and_then(|target| target.to_str().ok()).unwrap_or_default();
-    let action = target.rsplit('.').next().unwrap_or_default().to_owned();
-    let parsed: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let mut action = target.rsplit('.').next().unwrap_or_default().to_owned();
+    let mut parsed: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let is_form =
+        head.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().ends_with(b"x-www-form-urlencoded"));
+    let form = is_form.then(|| Form::of(&body)).filter(|form| form.get("Action") == Some("PublishBatch"));
+    if let Some(form) = &form {
+        (action, parsed) = ("SendMessageBatch".to_owned(), form.as_batch());
+    }
     let queue_url = parsed["QueueUrl"].as_str().unwrap_or_default();
     let authorization = head.headers.get("authorization").and_then(|text| text.to_str().ok()).unwrap_or_default();
     let request = (action == "SendMessageBatch").then(|| Request::of(queue_url, authorization, &parsed));
@@ -87,7 +94,14 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Resul
     let asked = Asked { action: &action, queue_url, authorization };
     let (plan, releases) = shared.plan(asked, &entries);
     let mut visit = Visit::enter(&shared, request, releases);
-    visit.carry_out(plan, head, body, parsed, &entries).await
+    visit.carry_out(plan, head, body, Parsed { json: parsed, form }, &entries).await
+}
+
+/// What a request says.
+struct Parsed {
+    json: Value,
+    /// A PublishBatch as it came; the JSON is then what SendMessageBatch would have.
+    form: Option<Form>,
 }
 
 /// One request's stay in the proxy. Its drop keeps the number of requests in flight right, however the stay ends.
@@ -108,7 +122,7 @@ impl<'a> Visit<'a> {
         plan: Plan,
         head: hyper::http::request::Parts,
         body: Bytes,
-        parsed: Value,
+        parsed: Parsed,
         entries: &[Entry],
     ) -> Result<Answer> {
         if !plan.delay.is_zero() {
@@ -119,6 +133,7 @@ impl<'a> Visit<'a> {
         }
         let answer = match plan.end {
             End::CutBefore => bail!("cut before forwarding"),
+            End::Error(error) if parsed.form.is_some() => text_answer(error.status, sns::error(error)),
             End::Error(error) => error_answer(error),
             End::Forwarded | End::CutAfter | End::Instead(..) => {
                 let answered = self.forward(&plan, head, body, parsed, entries).await?;
@@ -141,7 +156,7 @@ impl<'a> Visit<'a> {
         plan: &Plan,
         head: hyper::http::request::Parts,
         body: Bytes,
-        mut parsed: Value,
+        parsed: Parsed,
         entries: &[Entry],
     ) -> Result<Answer> {
         if plan.failures.is_empty() && plan.omitted.is_empty() && !plan.numbers_fall {
@@ -150,6 +165,10 @@ impl<'a> Visit<'a> {
             *answer.body_mut() = Full::new(body);
             return Ok(answer);
         }
+        if let Some(form) = parsed.form {
+            return self.forward_form(plan, head, &form, entries).await;
+        }
+        let mut parsed = parsed.json;
         let (mut answer, mut outcomes) = if plan.fails_all(entries) {
             // Nothing is forwarded: SQS would refuse a request without entries.
             (text_answer(200, String::new()), json!({"Successful": [], "Failed": []}))
@@ -176,6 +195,28 @@ impl<'a> Visit<'a> {
             }
         }
         *answer.body_mut() = Full::new(Bytes::from(outcomes.to_string()));
+        Ok(answer)
+    }
+
+    /// The same for a PublishBatch, of which only entries can fail.
+    async fn forward_form(
+        &self,
+        plan: &Plan,
+        head: hyper::http::request::Parts,
+        form: &Form,
+        entries: &[Entry],
+    ) -> Result<Answer> {
+        if !plan.omitted.is_empty() || plan.numbers_fall {
+            bail!("this fault is not known for SNS");
+        }
+        if plan.fails_all(entries) {
+            return Ok(text_answer(200, sns::with_failures(sns::NOTHING_SAID, &plan.failures, entries)));
+        }
+        self.note(|request| request.forwarded = true);
+        let rest = Bytes::from(form.without(&plan.failures));
+        let (_, mut answer, body) = self.shared.upstream.forward(head, rest).await?;
+        let body = sns::with_failures(std::str::from_utf8(&body)?, &plan.failures, entries);
+        *answer.body_mut() = Full::new(Bytes::from(body));
         Ok(answer)
     }
 

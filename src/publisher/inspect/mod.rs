@@ -1,0 +1,162 @@
+//! Inspecting: the attributes of a queue or topic, and whether this relay may send to it. Nothing is sent that it would keep.
+
+mod queue;
+mod topic;
+
+use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
+
+use super::access::Client;
+use super::bucket::Bucket;
+use super::{Publisher, classify, http};
+use crate::causes::sentence;
+use crate::message::{Fault, FaultKind};
+use crate::way::Trouble;
+
+/// The attributes of a queue or topic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TargetAttributes {
+    /// Whether it is FIFO.
+    pub is_fifo: bool,
+    /// The largest message that a queue accepts, in bytes; topics do not say it.
+    pub most_bytes: Option<usize>,
+    /// How many confirmed subscriptions a topic has.
+    pub subscriptions: Option<u64>,
+    /// Whether it encrypts with a key that the sender must be allowed to use.
+    pub needs_key: bool,
+    /// How it encrypts, as text.
+    pub encryption: String,
+}
+
+/// Why AWS refused to answer a question: a code and a description.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The code, or `NoAnswer`.
+    pub code: String,
+    /// The description.
+    pub detail: String,
+}
+
+impl Refused {
+    fn of<E, R>(error: &SdkError<E, R>) -> Self
+    where
+        E: std::error::Error + ProvideErrorMetadata + 'static,
+        R: std::fmt::Debug + 'static,
+        SdkError<E, R>: ProvideErrorMetadata,
+    {
+        Self {
+            code: error.code().unwrap_or("NoAnswer").to_owned(),
+            detail: error.message().map_or_else(|| classify::causes_of(error), str::to_owned),
+        }
+    }
+}
+
+impl Publisher {
+    /// Host and port of the HTTP proxy through which this endpoint is reached, if any; never a user or a password.
+    pub fn proxy(endpoint: &str) -> Option<String> {
+        http::proxy_of(endpoint).map(|proxy| proxy.address.to_string())
+    }
+
+    /// The URL that requests go to.
+    ///
+    /// # Errors
+    ///
+    /// When the SDK knows no such endpoint for the region.
+    pub async fn endpoint(&self) -> Result<String, Trouble> {
+        if let Some(endpoint) = self.access.endpoint() {
+            return Ok(endpoint.to_owned());
+        }
+        let current = self.access.current();
+        let place = Place {
+            region: self.access.region(),
+            uses_fips: current.shared().use_fips().unwrap_or(false),
+            uses_dual_stack: current.shared().use_dual_stack().unwrap_or(false),
+        };
+        match &current.client {
+            Client::Sqs(_) => queue::endpoint(place).await,
+            Client::Sns(_) => topic::endpoint(place).await,
+        }
+    }
+
+    /// Asks the queue or topic for its attributes (`sqs:GetQueueAttributes`, `sns:GetTopicAttributes`).
+    ///
+    /// # Errors
+    ///
+    /// When AWS refuses, or does not answer.
+    pub async fn attributes(&self) -> Result<TargetAttributes, Refused> {
+        match &self.access.current().client {
+            Client::Sqs(client) => queue::attributes(client, self.target.as_str()).await,
+            Client::Sns(client) => topic::attributes(client, self.target.as_str()).await,
+        }
+    }
+
+    /// Asks whether this relay may send. The request contains two entries with one id, which SQS and SNS refuse as a whole
+    /// once they have authorized the sender (SendMessageBatch and PublishBatch, BatchEntryIdsNotDistinct). Nothing is
+    /// published. That the sender is authorized before the entries are checked is how AWS services behave, but it is not
+    /// documented for these two.
+    ///
+    /// # Errors
+    ///
+    /// The fault that a request of the relay would meet.
+    pub async fn may_send(&self) -> Result<(), Fault> {
+        match &self.access.current().client {
+            Client::Sqs(client) => queue::may_send(client, self.target.as_str()).await,
+            Client::Sns(client) => topic::may_send(client, self.target.as_str()).await,
+        }
+    }
+}
+
+impl Publisher {
+    /// The bucket that takes large bodies, if there is one.
+    pub fn bucket(&self) -> Option<&str> {
+        self.bucket.as_ref().map(Bucket::name)
+    }
+
+    /// Asks whether this relay may store bodies in the bucket; nothing is stored. Without a bucket it may.
+    ///
+    /// # Errors
+    ///
+    /// The fault that storing a body would meet.
+    pub async fn may_store(&self) -> Result<(), Fault> {
+        match &self.bucket {
+            Some(bucket) => bucket.may_store().await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Where the SDK's own endpoint is.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    region: &'a str,
+    uses_fips: bool,
+    uses_dual_stack: bool,
+}
+
+impl Place<'_> {
+    fn unknown(self, error: &(dyn std::error::Error + 'static)) -> Trouble {
+        let remedy = "check the region, AWS_USE_FIPS_ENDPOINT and AWS_USE_DUALSTACK_ENDPOINT";
+        Trouble::new(format!("the region {} has no such endpoint: {}", self.region, sentence(error)), remedy)
+    }
+}
+
+/// The group and deduplication id of the test entries, which FIFO queues and topics require.
+fn fifo_id(name: &str) -> Option<String> {
+    name.ends_with(".fifo").then(|| "outbox-relay-check".to_owned())
+}
+
+/// Judges the answer to the request with two entries of one id.
+fn judge<E>(is_taken: bool, refused: Option<SdkError<E, aws_sdk_sqs::config::http::HttpResponse>>) -> Result<(), Fault>
+where
+    E: std::error::Error + ProvideErrorMetadata + 'static,
+{
+    match refused {
+        // A server that accepts this has published it.
+        None if is_taken => {
+            let detail = "two entries with one id were accepted, and are published now";
+            Err(Fault::new(FaultKind::Internal, "TestMessageAccepted", detail))
+        }
+        None => Ok(()),
+        Some(error) if error.code().is_some_and(|code| code.ends_with("BatchEntryIdsNotDistinct")) => Ok(()),
+        Some(error) => Err(classify::request(&error, true)),
+    }
+}
