@@ -125,8 +125,12 @@ fn is_about_parameters(code: &str) -> bool {
 
 /// Whether other credentials may help: SQS does not know or accept these, or there are none.
 pub(super) fn is_about_credentials(fault: &Fault) -> bool {
+    is_code_of_credentials(bare(&fault.code))
+}
+
+fn is_code_of_credentials(bare: &str) -> bool {
     matches!(
-        bare(&fault.code),
+        bare,
         "InvalidClientTokenId"
             | "UnrecognizedClientException"
             | "InvalidAccessKeyId"
@@ -155,6 +159,7 @@ fn bare(code: &str) -> &str {
 /// types, without namespace.
 fn kind_of_code(code: &str) -> Option<FaultKind> {
     let kind = match bare(code) {
+        code if is_code_of_credentials(code) => FaultKind::Destination,
         "InvalidMessageContents"
         | "InvalidParameterValue"
         | "InvalidParameter"
@@ -190,22 +195,9 @@ fn kind_of_code(code: &str) -> Option<FaultKind> {
         | "NotFound"
         | "EndpointDisabled"
         | "UnsupportedOperation"
-        | "InvalidSecurity"
         | "AccessDenied"
         | "AccessDeniedException"
         | "AuthorizationError"
-        | "AuthFailure"
-        | "InvalidClientTokenId"
-        | "UnrecognizedClientException"
-        | "InvalidAccessKeyId"
-        | "SignatureDoesNotMatch"
-        | "InvalidSignatureException"
-        | "IncompleteSignature"
-        | "IncompleteSignatureException"
-        | "MissingAuthenticationToken"
-        | "MissingAuthenticationTokenException"
-        | "ExpiredToken"
-        | "ExpiredTokenException"
         | "RequestExpired"
         | "RequestTimeTooSkewed"
         | "OptInRequired"

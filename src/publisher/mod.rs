@@ -98,12 +98,12 @@ pub async fn connect(
                 let bucket = match &destination.claim_check {
                     Some(config) => {
                         let way = (endpoint::to_bucket(&route, &settings), destination.role.clone());
-                        Some(Bucket::new(ways.to_bucket(way, &sts_region).await, config))
+                        Some(Bucket::new(ways.bucket(way, &sts_region).await, config))
                     }
                     None => None,
                 };
                 let way = (route, destination.role.clone());
-                let access = ways.to_target(target.service(), way, &sts_region).await;
+                let access = ways.target(target.service(), way, &sts_region).await;
                 publishers.push(Publisher { access, target: target.clone(), accepts: destination.accepts(), bucket });
             }
             Err(problem) => problems.push(problem),
@@ -128,7 +128,7 @@ struct Ways {
 type Way = (Route, Option<RoleConfig>);
 
 impl Ways {
-    async fn to_target(&mut self, service: Service, way: Way, sts_region: &str) -> Arc<Access<Client>> {
+    async fn target(&mut self, service: Service, way: Way, sts_region: &str) -> Arc<Access<Client>> {
         if let Some(access) = self.targets.get(&(service, way.clone())) {
             return Arc::clone(access);
         }
@@ -138,7 +138,7 @@ impl Ways {
         access
     }
 
-    async fn to_bucket(&mut self, way: Way, sts_region: &str) -> Arc<Access<aws_sdk_s3::Client>> {
+    async fn bucket(&mut self, way: Way, sts_region: &str) -> Arc<Access<aws_sdk_s3::Client>> {
         if let Some(access) = self.buckets.get(&way) {
             return Arc::clone(access);
         }

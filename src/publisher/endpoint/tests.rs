@@ -229,7 +229,7 @@ fn a_topic_is_in_the_region_of_its_arn_and_at_the_endpoint_of_sns() {
             (Err(problem), Err(part)) => {
                 assert!(problem.contains(part) && problem.contains(arn) && problem.contains("; "), "{problem}")
             }
-            (found, expected) => panic!("{found:?} instead of {expected:?}"),
+            (found, expected) => unreachable!("{found:?} instead of {expected:?}"),
         }
     }
 }
