@@ -68,6 +68,7 @@ mod retention;
 mod retries;
 mod scale;
 mod scheduled;
+mod schemas;
 mod search_path;
 mod settings;
 mod sharing;
