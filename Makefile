@@ -37,15 +37,20 @@ experiment: needed ## Before and after: publishing without an outbox against out
 DELIVERIES := $(addsuffix ::,delivery bodies requests order failures outages sharing reading signals retention metrics pgbouncer) \
 	--skip a_relay_walks_no_dead_rows_over_and_over
 
-# What does not depend on PostgreSQL's version: settings, ways to AWS, documents, alerts, the looks of pages, the example.
+# What depends on neither PostgreSQL's version nor the name of the schema: settings, ways to AWS, documents, alerts, the looks
+# of pages, the example.
 UNRELATED := $(addprefix --skip ,$(addsuffix ::,alerts architecture check_way configuration credential_kinds credentials dashboard \
 	destination_roles dev documents emulators example_consumers generate latency lottery metrics_page mistakes proxies rds_iam status_page_looks))
 
-# With PG=13 to PG=18, only tests that may depend on the version.
-test: needed ## All checks and tests; PG=13 (to 18) runs the integration tests on that PostgreSQL
-ifdef PG
+# Tests that name schemas themselves, so they are the same whatever SCHEMA is.
+OWN_SCHEMAS := --skip schemas::
+
+# With PG=13 to PG=18 or SCHEMA=name, only tests that may depend on that. In another schema the relays are told its name, and
+# the sessions of tests rewrite their SQL for it (tests/support/src/rewriting.rs).
+test: needed ## All checks and tests; PG=13 (to 18) or SCHEMA=name: the integration tests on that PostgreSQL, in that schema
+ifneq ($(PG)$(SCHEMA),)
 	$(CARGO) build $(FLAGS) --examples
-	PG_MAJOR=$(PG) $(CARGO) test $(FLAGS) --test it -- $(UNRELATED)
+	PG_MAJOR=$(PG) TEST_SCHEMA=$(SCHEMA) $(CARGO) test $(FLAGS) --test it -- $(UNRELATED) $(if $(SCHEMA),$(OWN_SCHEMAS))
 else
 	@sh tests/tools/debian.sh
 	sh tests/tools/mutants.sh --check

@@ -7,6 +7,9 @@
 -- Run it after `outbox-relay migrate` as the owner of the schema, if the owner may create roles, or as a superuser. Run
 -- it again after every release that migrates, because a new table has no grants at first. It may run any number of
 -- times on PostgreSQL 13 to 18. It is one transaction, so a running relay never notices.
+--
+-- This is for the schema `outbox`. `outbox-relay generate roles --schema NAME` prints it for another one, with roles that
+-- are named after that.
 
 BEGIN;
 

@@ -52,8 +52,9 @@ enum Command {
         #[arg(long)]
         until_empty: bool,
     },
-    /// Bring the schema `outbox` in the database up to date
-    #[command(after_help = "Examples:\n  outbox-relay migrate\n  outbox-relay migrate --print > outbox.sql")]
+    /// Make the schema of the outbox in the database, or bring it up to date
+    #[command(after_help = "Examples:\n  outbox-relay migrate\n  outbox-relay migrate --schema lottery_outbox\n  \
+        outbox-relay migrate --print > outbox.sql")]
     Migrate {
         /// Print the SQL instead of running it
         #[arg(long)]
@@ -107,7 +108,7 @@ enum Command {
         #[arg(long)]
         ready: bool,
     },
-    /// Write man pages or shell completions
+    /// Write man pages, shell completions or the roles for PostgreSQL
     Generate {
         #[command(subcommand)]
         what: generate::What,
@@ -158,8 +159,8 @@ impl From<anyhow::Error> for Failure {
 impl From<OutboxError> for Failure {
     fn from(error: OutboxError) -> Self {
         if error.is_denied() {
-            let remedy =
-                "this login lacks a privilege; deploy/roles.sql has roles: outbox_relay runs, outbox_operator changes";
+            let remedy = "this login lacks a privilege; deploy/roles.sql has roles: outbox_relay runs, outbox_operator \
+                changes; `outbox-relay generate roles` prints them for any schema";
             return Self::Failed(anyhow::anyhow!("{error}; {remedy}"));
         }
         anyhow::Error::from(error).into()
@@ -195,8 +196,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             runtime.block_on(run(&cli.flags, until))
         }
         Command::Migrate { print: true } => {
-            say(&script());
-            Ok(())
+            cli.flags.schema().map_err(Failure::from).map(|schema| say(&script(&schema)))
         }
         Command::Migrate { print: false } => runtime.block_on(migrate(&cli.flags)),
         Command::Dead { verb } => runtime.block_on(dead::run(&cli.flags, verb)),
@@ -208,7 +208,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Resume(resume) => runtime.block_on(steer::resume(&cli.flags, resume)),
         Command::Set(set) => runtime.block_on(steer::set(&cli.flags, set)),
         Command::Config { json } => runtime.block_on(steer::config(&cli.flags, json)),
-        Command::Generate { what } => generate::run(what),
+        Command::Generate { what } => generate::run(&cli.flags, what),
         Command::Healthcheck { ready } => runtime.block_on(healthcheck(&cli.flags, ready)),
         #[cfg(feature = "dev")]
         Command::Dev(dev) => runtime.block_on(dev::run(&cli.flags, dev)),
@@ -266,10 +266,10 @@ async fn migrate(flags: &Flags) -> Result<(), Failure> {
         applied => applied?,
     };
     for migration in &applied {
-        say(&format!("applied migration {} ({}) to {}\n", migration.version, migration.name, config.place()));
+        say(&format!("applied migration {} ({}) to {}\n", migration.version, migration.name, config.place_of_outbox()));
     }
     if applied.is_empty() {
-        say(&format!("{} is up to date\n", config.place()));
+        say(&format!("{} is up to date\n", config.place_of_outbox()));
     }
     Ok(())
 }

@@ -202,7 +202,8 @@ async fn assemble(config: &RelayConfig, settings: Settings, metrics: Metrics) ->
 fn given(config: &RelayConfig, settings: Settings) -> Given {
     Given {
         relay: config.database.application_name.clone(),
-        database: config.database.place(),
+        database: config.database.place_of_outbox(),
+        schema: config.database.schema.clone(),
         settings: settings.relay,
         surroundings: settings.surroundings,
         tuning: config.tuning,
@@ -214,6 +215,7 @@ fn announce(config: &RelayConfig, listener: &TcpListener) {
     tracing::info!(
         version = env!("BUILD_VERSION"),
         database = %config.database.place(),
+        schema = %config.database.schema,
         destinations = %names(config),
         listen = %listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string()),
         "outbox-relay starts"

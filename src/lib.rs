@@ -9,7 +9,7 @@
 //! | floor | modules | |
 //! |---|---|---|
 //! | 0 | [`clock`], [`causes`] | time; errors in one sentence |
-//! | 1 | [`message`], [`way`] | the values that flow; steps on the way to a server |
+//! | 1 | [`message`], [`schema`], [`way`] | the values that flow; the name of an outbox's schema; steps on the way to a server |
 //! | 2 | [`reading`], [`config`] | questions to the outbox and their answers; the only reader of the environment |
 //! | 3 | [`retry`], [`metrics`], [`health`], [`board`], [`settings`], [`shutdown`], [`logging`], [`aws`] | rules and records; the way to AWS |
 //! | 4 | [`outbox`], [`publisher`] | the only PostgreSQL, the only AWS services that take messages; they never see each other |
@@ -26,6 +26,8 @@ pub mod causes;
 pub mod clock;
 
 pub mod message;
+
+pub mod schema;
 
 pub mod way;
 

@@ -1,12 +1,13 @@
 -- Events: immutable facts, the order in which they may be read, and the protection against changes.
 -- docs/decisions/0002-slim-messages-partitioned-by-status.md says why events and messages are two tables.
 --
--- Advisory locks of outbox-relay, in all files. Their keys begin with 0x6F75 ("ou"), in the upper 16 bits of the first number:
---     shared     0x6F75 and 48 bits, a position     outbox.fence(): a transaction writes events above this position
---     exclusive  0x6F75FFFFFFFFFF01                 `outbox-relay migrate`
---     exclusive  0x6F75FFFFFFFFFF02                 a replay begins, or events are purged
---     exclusive  (0x6F750001, hash of the stream)   outbox.append(): writers of a stream wait for each other
---     exclusive  (0x6F750002, hash of the destination)   outbox.enqueue_due(): one relay at a time makes messages pending
+-- Advisory locks of outbox-relay, in all files. Every key depends on the schema, so that outboxes of one database never wait
+-- for each other. The first key has 64 bits; the others are two numbers, of which the first begins with 0x6F75 ("ou"):
+--     shared     16 bits of the schema's hash, 48 bits of a position   outbox.fence(): a transaction writes events above it
+--     exclusive  (0x6F750001, hash of schema and stream)        outbox.append(): writers of a stream wait for each other
+--     exclusive  (0x6F750002, hash of schema and destination)   outbox.enqueue_due(): one relay at a time makes messages pending
+--     exclusive  (0x6F750003, hash of the schema)               a replay begins, or events are purged
+--     exclusive  (0x6F750004, hash of the schema)               `outbox-relay migrate`
 
 -- If the schema exists already, the migrating role needs no privilege to create one.
 DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'outbox') THEN CREATE SCHEMA outbox; END IF; END $$;
@@ -150,7 +151,7 @@ BEGIN
         WHEN pg_catalog.current_setting('outbox.fenced', true) IS DISTINCT FROM pg_catalog.pg_current_xact_id()::text
         THEN pg_catalog.concat(
             pg_catalog.pg_advisory_xact_lock_shared(
-                x'6F75000000000000'::bigint
+                (pg_catalog.hashtext('outbox')::bigint << 48)
                     + coalesce(pg_catalog.pg_sequence_last_value('outbox.events_position_seq'::pg_catalog.regclass), 0)
             ),
             pg_catalog.set_config('outbox.fenced', pg_catalog.pg_current_xact_id()::text, true)
@@ -186,7 +187,8 @@ BEGIN
     SELECT CASE WHEN s.is_called THEN s.last_value ELSE s.last_value - 1 END INTO last FROM outbox.events_position_seq AS s;
     SELECT min(((l.classid::bigint & 65535) << 32) | l.objid::bigint) INTO fenced
     FROM pg_locks AS l
-    WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ShareLock' AND l.classid::bigint >> 16 = x'6F75'::int
+    WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ShareLock'
+        AND l.classid::bigint >> 16 = hashtext('outbox') & 65535
         AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database());
     RETURN least(last, fenced);
 END

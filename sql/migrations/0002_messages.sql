@@ -303,7 +303,7 @@ DECLARE
     moved bigint;
 BEGIN
     -- One relay at a time, so that messages of a group become pending in the order of their times.
-    IF NOT pg_try_advisory_xact_lock(x'6F750002'::int, hashtext($1)) THEN
+    IF NOT pg_try_advisory_xact_lock(x'6F750002'::int, hashtext('outbox' || $1)) THEN
         RETURN 0;
     END IF;
     WITH due AS (

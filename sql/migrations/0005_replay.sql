@@ -200,7 +200,7 @@ DECLARE
     begun bigint;
 BEGIN
     -- Without the lock, two at the same time would begin the same replay twice.
-    PERFORM pg_advisory_xact_lock(x'6F75FFFFFFFFFF02'::bigint);
+    PERFORM pg_advisory_xact_lock(x'6F750003'::int, hashtext('outbox'));
     begun := outbox.replay_unfinished($1, $2, $3, $4, $5, $6, $7, $8, $9);
     IF begun IS NOT NULL THEN
         RETURN begun;

@@ -169,7 +169,7 @@ BEGIN
     wanted := jsonb_array_length($3);
     -- Writers of a stream wait for each other, so that positions and message ids come in the order of versions. Writers
     -- of streams with the same hash wait needlessly.
-    PERFORM pg_advisory_xact_lock(x'6F750001'::int, hashtext($1));
+    PERFORM pg_advisory_xact_lock(x'6F750001'::int, hashtext('outbox' || $1));
     given := ARRAY(SELECT (e.event ->> 'event_id')::uuid FROM jsonb_array_elements($3) AS e (event) WHERE e.event ? 'event_id');
     IF given <> '{}' THEN
         SELECT
@@ -334,7 +334,7 @@ BEGIN
             USING ERRCODE = 'invalid_transaction_state', HINT = 'Use READ COMMITTED, which is the default.';
     END IF;
     -- No replay can begin meanwhile; one that has begun keeps its events.
-    PERFORM pg_advisory_xact_lock(x'6F75FFFFFFFFFF02'::bigint);
+    PERFORM pg_advisory_xact_lock(x'6F750003'::int, hashtext('outbox'));
     upto := outbox.position_at(before + interval '1 minute');
     SELECT max(w.position) AS last, count(*) AS looked INTO found
     FROM (

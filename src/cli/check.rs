@@ -12,6 +12,7 @@ use serde_json::json;
 use super::{Failure, say};
 use crate::config::{ConfigError, DatabaseConfig, Flags};
 use crate::outbox::{self, Inspected, Outbox};
+use crate::schema::Schema;
 use crate::way::Step;
 
 /// Beyond this skew SQS refuses a signature (Signature Version 4: five minutes).
@@ -27,7 +28,13 @@ const OLDEST: i32 = 130_000;
 const HORIZON_ODD: Duration = Duration::from_secs(600);
 
 /// The remedy for a missing privilege.
-const RIGHTS: &str = "run deploy/roles.sql as the owner, and GRANT outbox_relay to this role";
+fn rights(schema: &Schema) -> String {
+    let script = match schema.is_renamed() {
+        false => "deploy/roles.sql".to_owned(),
+        true => format!("the SQL of `outbox-relay generate roles --schema {schema}`"),
+    };
+    format!("run {script} as the owner, and GRANT {} to this role", schema.role("relay"))
+}
 
 /// The verdict of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +143,7 @@ async fn check_database(config: &DatabaseConfig, findings: &mut Findings) {
     }
     if let Err(error) = outbox.check_schema().await {
         // Other errors name their remedy themselves if there is one.
-        let remedy = if error.is_denied() { RIGHTS } else { "" };
+        let remedy = if error.is_denied() { rights(&config.schema) } else { String::new() };
         return findings.add("PostgreSQL", Verdict::Bad, error.to_string(), remedy);
     }
     let found = match outbox.inspect().await {
@@ -150,9 +157,9 @@ async fn check_database(config: &DatabaseConfig, findings: &mut Findings) {
         (&format!("{} at {}", found.version, config.place()), format!("{} is too old", found.version)),
         "use PostgreSQL 13 or newer",
     );
-    findings.good("schema", "up to date");
+    findings.good("schema", format!("{} is up to date", config.schema));
     judge_server(&found, findings);
-    judge_tables(&found, findings);
+    judge_tables(&found, &config.schema, findings);
     match outbox.horizon().await {
         Ok(horizon) => {
             let old = |seconds: f64| seconds > HORIZON_ODD.as_secs_f64();
@@ -239,7 +246,7 @@ fn judge_server(found: &Inspected, findings: &mut Findings) {
     );
 }
 
-fn judge_tables(found: &Inspected, findings: &mut Findings) {
+fn judge_tables(found: &Inspected, schema: &Schema, findings: &mut Findings) {
     findings.judge(
         "rights",
         found.missing_rights.is_empty(),
@@ -248,7 +255,7 @@ fn judge_tables(found: &Inspected, findings: &mut Findings) {
             &format!("{} has all a relay needs", found.role),
             format!("{} lacks {}", found.role, found.missing_rights.join(", ")),
         ),
-        RIGHTS,
+        &rights(schema),
     );
     findings.judge(
         "indexes and partitions",

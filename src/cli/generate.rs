@@ -1,4 +1,5 @@
-//! Man pages and shell completions, made from the definition of the command line. Packages contain them.
+//! Man pages and shell completions, made from the definition of the command line; packages contain them. And the roles of
+//! `deploy/roles.sql` for the schema.
 
 use std::path::PathBuf;
 
@@ -6,6 +7,10 @@ use anyhow::Context as _;
 use clap::CommandFactory as _;
 
 use super::{Cli, Failure, say};
+use crate::config::Flags;
+
+/// The roles for the schema `outbox`.
+const ROLES: &str = include_str!("../../deploy/roles.sql");
 
 /// What to write.
 #[derive(clap::Subcommand)]
@@ -23,10 +28,15 @@ pub(super) enum What {
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Print SQL that makes the roles of applications, relays, operators, readers and consumers, for the schema
+    #[command(after_help = "Examples:\n  outbox-relay generate roles | psql --set ON_ERROR_STOP=1 \"$OWNER_URL\"\n  \
+        outbox-relay generate roles --schema lottery_outbox > roles.sql\n\n\
+        It is deploy/roles.sql. Roles are named after the schema: lottery_outbox_relay.")]
+    Roles,
 }
 
 /// Runs the command.
-pub(super) fn run(what: What) -> Result<(), Failure> {
+pub(super) fn run(flags: &Flags, what: What) -> Result<(), Failure> {
     match what {
         What::Man { folder } => man(folder).map_err(Failure::from),
         What::Completions { shell } => {
@@ -35,6 +45,10 @@ pub(super) fn run(what: What) -> Result<(), Failure> {
             // clap_complete spells a hyphen in the program's name in two ways, so that bash completes nothing behind a
             // command (github.com/clap-rs/clap/issues/6421).
             say(&String::from_utf8_lossy(&text).replace("outbox__subcmd__relay", "outbox__relay"));
+            Ok(())
+        }
+        What::Roles => {
+            say(&flags.schema()?.roles(ROLES));
             Ok(())
         }
     }

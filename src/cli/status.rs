@@ -70,9 +70,11 @@ struct Seen {
     replays: Vec<Replay>,
     /// Where the relay of this host would answer.
     address: SocketAddr,
-    /// What it answers.
+    /// What it answers, if it serves this outbox.
     here: Option<(u16, String)>,
-    /// What it says of its destinations.
+    /// What is said of a relay there that serves another one.
+    elsewhere: Option<String>,
+    /// What it says of its destinations, if it serves this outbox.
     told: HashMap<String, Told>,
     /// The hot groups of destinations that have some.
     hot: HashMap<String, Hot>,
@@ -118,9 +120,14 @@ async fn look(outbox: &Outbox, floors: &mut HashMap<String, Floors>, address: So
     };
     let here = http::ask(address, "/readyz").await.ok();
     let page = if here.is_some() { http::ask(address, "/status.json").await.ok() } else { None };
-    let told = page.filter(|(status, _)| *status == 200).map(|(_, text)| told(&text)).unwrap_or_default();
+    let page = page.filter(|(status, _)| *status == 200).map(|(_, text)| Page::read(&text)).unwrap_or_default();
+    // Another outbox of the database may have destinations of the same names.
+    let (here, elsewhere, told) = match page.schema {
+        Some(other) if other != outbox.schema().name() => (None, Some(serves(&other)), HashMap::new()),
+        _ => (here, None, page.told),
+    };
     let hot = hot_groups(outbox, floors, &told).await?;
-    Ok(Seen { lines, relays, replays, address, here, told, hot })
+    Ok(Seen { lines, relays, replays, address, here, elsewhere, told, hot })
 }
 
 /// The hot groups that the relay of this host tells, with their names.
@@ -138,16 +145,32 @@ async fn hot_groups(
     Ok(all)
 }
 
-/// The destinations on a status page; none if a relay of another version writes it in another way.
-fn told(page: &str) -> HashMap<String, Told> {
-    let page: Value = serde_json::from_str(page).unwrap_or_default();
-    let text = |value: &Value| value.as_str().map(str::to_owned);
-    let one = |row: &Value| {
-        let (state, detail) = (text(&row["state"])?, text(&row["detail"]).unwrap_or_default());
-        let told = Told { state, since: text(&row["since"]), detail, hot: hot::Told::read(row) };
-        Some((text(&row["destination"])?, told))
-    };
-    page["destinations"].as_array().into_iter().flatten().filter_map(one).collect()
+/// What is read of the status page of a relay.
+#[derive(Debug, Default)]
+struct Page {
+    /// The schema of the outbox that the relay serves.
+    schema: Option<String>,
+    /// Its destinations; none if a relay of another version writes them in another way.
+    told: HashMap<String, Told>,
+}
+
+impl Page {
+    fn read(page: &str) -> Self {
+        let page: Value = serde_json::from_str(page).unwrap_or_default();
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let one = |row: &Value| {
+            let (state, detail) = (text(&row["state"])?, text(&row["detail"]).unwrap_or_default());
+            let told = Told { state, since: text(&row["since"]), detail, hot: hot::Told::read(row) };
+            Some((text(&row["destination"])?, told))
+        };
+        let told = page["destinations"].as_array().into_iter().flatten().filter_map(one).collect();
+        Self { schema: text(&page["database"]["schema"]), told }
+    }
+}
+
+/// What is said of a relay of this host that serves another outbox.
+fn serves(other: &str) -> String {
+    printable(&format!("serves the schema {other}; OUTBOX_RELAY_HTTP_LISTEN says where another relay answers"))
 }
 
 /// An id in each lane below which nothing but retries is pending, and how long to rely on it: finding it may mean
@@ -227,7 +250,7 @@ fn replayed(replay: &Replay) -> String {
 }
 
 fn as_text(seen: &Seen) -> String {
-    let Seen { lines, relays, replays, address, here, told, hot } = seen;
+    let Seen { lines, relays, replays, address, here, elsewhere, told, hot } = seen;
     let mut text = if lines.is_empty() {
         "no relay has served a destination yet, and nothing is pending or dead\n".to_owned()
     } else {
@@ -262,15 +285,16 @@ fn as_text(seen: &Seen) -> String {
     }
     let names = if relays.is_empty() { "none".to_owned() } else { relays.join(", ") };
     text.push_str(&format!("relays connected: {names}\n"));
-    text.push_str(&match here {
-        Some((_, says)) => format!("the relay at {address}: {says}\n"),
-        None => format!("no relay answers at {address}\n"),
+    text.push_str(&match (here, elsewhere) {
+        (Some((_, says)), _) => format!("the relay at {address}: {says}\n"),
+        (None, Some(says)) => format!("the relay at {address} {says}\n"),
+        (None, None) => format!("no relay answers at {address}\n"),
     });
     text
 }
 
 fn as_json(seen: &Seen) -> Value {
-    let Seen { lines, relays, replays, address, here, told, hot } = seen;
+    let Seen { lines, relays, replays, address, here, elsewhere, told, hot } = seen;
     let pause = |pause: &Pause| {
         json!({
             "reason": pause.reason,
@@ -322,7 +346,7 @@ fn as_json(seen: &Seen) -> Value {
             "address": address.to_string(),
             "answers": here.is_some(),
             "is_ready": here.as_ref().map(|(status, _)| *status == 200),
-            "says": here.as_ref().map(|(_, says)| says),
+            "says": here.as_ref().map(|(_, says)| says).or(elsewhere.as_ref()),
         },
     })
 }
@@ -333,15 +357,17 @@ mod tests {
 
     #[test]
     fn a_state_is_read_from_the_page_of_a_relay_and_another_page_is_passed_over() {
-        let page = r#"{"destinations": [{"destination": "a", "state": "halted", "since": "2026-01-01T00:00:00Z",
+        let page = r#"{"database": {"schema": "outbox"}, "destinations": [{"destination": "a", "state": "halted", "since": "2026-01-01T00:00:00Z",
             "detail": "NoQueue\u001b[2J"}, {"destination": "b", "state": "idle", "since": null, "detail": ""}, {"x": 1}]}"#;
-        let told = told(page);
+        let Page { schema, told } = Page::read(page);
+        assert_eq!(schema.as_deref(), Some("outbox"));
         assert_eq!(told.len(), 2);
         assert!(tells(&told["a"]).starts_with("halted since 2026-01-01T00:00:00Z: NoQueue"));
         assert!(!tells(&told["a"]).contains('\u{1b}'), "a terminal would follow it");
         assert_eq!(tells(&told["b"]), "idle");
         for page in ["", "<html>", "[]", "{}", "{\"destinations\": 3}"] {
-            assert_eq!(super::told(page), HashMap::new(), "{page}");
+            let Page { schema, told } = Page::read(page);
+            assert_eq!((schema, told), (None, HashMap::new()), "{page}");
         }
     }
 }

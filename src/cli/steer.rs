@@ -78,7 +78,7 @@ fn pause_time(text: &str) -> Result<Duration, String> {
 /// Who is responsible.
 #[derive(Args)]
 pub(super) struct Who {
-    /// The name recorded in outbox.audit_log; the database's login if there is none
+    /// The name recorded in the table audit_log; the database's login if there is none
     #[arg(long, value_name = "NAME", env = "USER")]
     actor: Option<String>,
 }

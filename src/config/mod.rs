@@ -37,6 +37,7 @@ pub use target::Target;
 pub(crate) use target::region_of_topic;
 pub use tuning::{Adjustable, Tuning};
 
+use crate::schema::Schema;
 use problems::Problems;
 
 /// How messages of one group are sent to a FIFO queue.
@@ -131,6 +132,17 @@ impl Flags {
         problems.finish((format, self.text(&setting::LOG_FILTER.info).map(str::to_owned)))
     }
 
+    /// The schema of the outbox, for commands that print SQL and need no database.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot have this name.
+    pub fn schema(&self) -> Result<Schema, ConfigError> {
+        let mut problems = Problems::default();
+        let schema = problems.read(self, &setting::SCHEMA);
+        problems.finish(schema)
+    }
+
     /// The configuration of commands that need only PostgreSQL.
     ///
     /// # Errors
@@ -213,6 +225,7 @@ impl Flags {
             auth,
             ca_bundle,
             connection_max_age: problems.read(self, &setting::DATABASE_CONNECTION_MAX_AGE),
+            schema: problems.read(self, &setting::SCHEMA),
         };
         database::read(&given, problems)
     }

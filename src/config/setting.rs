@@ -12,6 +12,7 @@ use clap::ValueEnum;
 
 use super::problems::Problems;
 use super::{DatabaseAuth, FifoMode, LogFormat, OnDead, memory};
+use crate::schema::Schema;
 
 /// The names and the description of a setting.
 #[derive(Clone, Copy, Debug)]
@@ -200,6 +201,14 @@ settings! {
         "database-connection-max-age", "OUTBOX_RELAY_DATABASE_CONNECTION_MAX_AGE", "DURATION",
         "Connections to PostgreSQL that are older are replaced, so that they spread again after a failover",
     ), (s(1), s(86_400)), s(1800));
+    SCHEMA: Schema = Setting {
+        info: info("schema", "OUTBOX_RELAY_SCHEMA", "NAME", "The schema of the outbox in the database"),
+        default: Schema::OUTBOX,
+        range: None,
+        parse: |text| Schema::parse(text).ok(),
+        show: Schema::to_string,
+        refusal: |_, text| Schema::parse(text).err().unwrap_or_default(),
+    };
     DESTINATIONS: &'static str = text(info(
         "destinations", "OUTBOX_RELAY_DESTINATIONS", "NAME=URL,…",
         "The destinations and their queues or topics: NAME=QUEUE_URL or NAME=TOPIC_ARN, separated by commas; with \

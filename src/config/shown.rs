@@ -70,6 +70,7 @@ impl Flags {
             self.line(&setting::DATABASE_PASSWORD_COMMAND.info, self.command()),
             self.row(&setting::DATABASE_AUTH, &Problems::default().read(self, &setting::DATABASE_AUTH)),
             self.row(&setting::DATABASE_CONNECTION_MAX_AGE, &config.database.connection_max_age),
+            self.row(&setting::SCHEMA, &config.database.schema),
             self.line(&setting::DESTINATIONS.info, destinations.join(",")),
         ];
         all.extend(Adjustable::ALL.iter().map(|one| self.line(one.info, tuning.shown(*one))));

@@ -31,7 +31,7 @@ fn the_defaults_are_those_of_the_table() {
 }
 
 /// Each setting with values it must refuse.
-const REFUSED: [(&str, &[&str]); 19] = [
+const REFUSED: [(&str, &[&str]); 20] = [
     ("batch-size", &["0", "10001", "-1", "many", "1.5"]),
     ("request-size", &["0", "11", "ten"]),
     ("max-in-flight", &["0", "1025", "x"]),
@@ -49,6 +49,7 @@ const REFUSED: [(&str, &[&str]); 19] = [
     ("log-format", &["xml"]),
     ("database-auth", &["iam", "Password", "rds-iam"]),
     ("database-connection-max-age", &["30", "0s", "2days"]),
+    ("schema", &["Outbox", "my-outbox", "pg_outbox", "select"]),
     ("database-password-command", &["cat /run/password"]),
     (
         "destinations",
@@ -216,4 +217,38 @@ fn a_url_and_a_file_with_a_url_exclude_each_other() {
     let flags = flags().with("database-url", "").with("database-url-file", "/does/not/exist");
     let found = flags.relay().expect_err("must be refused").0;
     assert!(found[0].contains("/does/not/exist"), "{found:?}");
+}
+
+#[test]
+fn a_schema_with_another_name_is_in_the_places_that_people_read() {
+    let flags = flags().with("schema", "lottery_outbox");
+    let database = flags.relay().unwrap().database;
+    assert_eq!(database.schema.name(), "lottery_outbox");
+    assert!(database.place_of_outbox().ends_with(" (schema lottery_outbox)"), "{}", database.place_of_outbox());
+    assert!(database.application_name.starts_with("outbox-relay.lottery_outbox "), "{}", database.application_name);
+    assert!(database.now().schema.is_renamed());
+    let usual = flags.with("schema", "").relay().unwrap().database;
+    assert!(usual.application_name.starts_with("outbox-relay "), "{}", usual.application_name);
+    assert_eq!(usual.place_of_outbox(), usual.place());
+}
+
+#[test]
+fn a_schema_that_would_need_quotes_or_is_taken_is_refused_with_the_reason() {
+    for (name, reason) in [
+        ("Lottery", "lower-case letters"),
+        ("lottery-outbox", "lower-case letters"),
+        ("1st", "beginning with a letter"),
+        ("_outbox", "beginning with a letter"),
+        ("größe", "lower-case letters"),
+        ("o;drop", "lower-case letters"),
+        (&"a".repeat(41), "1 to 40"),
+        ("pg_outbox", "pg_"),
+        ("order", "a word of SQL"),
+        ("public", "a schema of its own"),
+    ] {
+        let found = mistakes("schema", name);
+        assert_eq!(found.len(), 1, "{found:?}");
+        let begins = format!("OUTBOX_RELAY_SCHEMA={name:?} is not ");
+        assert!(found[0].starts_with(&begins) && found[0].contains(reason), "{found:?}");
+    }
 }

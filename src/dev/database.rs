@@ -42,7 +42,9 @@ impl Database {
         }
         let binaries = Binaries::find(plan.postgres.as_deref(), host::postgres_folders())?;
         let Some(cluster) = Cluster::start(&binaries, plan.data.as_deref(), stop).await? else { return Ok(None) };
-        let config = Flags::default().with("database-url", cluster.url()).database().map_err(unusable)?;
+        let schema = flags.schema().map_err(unusable)?;
+        let given = Flags::default().with("database-url", cluster.url()).with("schema", schema.name());
+        let config = given.database().map_err(unusable)?;
         let outbox = Outbox::new(&config, 1)?;
         let about = format!("{} {}", binaries.version, cluster.place());
         let beside = binaries.folder.join("psql");

@@ -118,6 +118,7 @@ async fn run_with(
         region: REGION.to_owned(),
         metrics: format!("http://{metrics}"),
         queues,
+        schema: database.outbox.schema().clone(),
         exports,
         runs_relay: plan.relay == RelayBy::Us,
     };
@@ -189,6 +190,8 @@ fn exports(
     let destinations: Vec<String> = queues.iter().map(|(name, url)| format!("{name}={url}")).collect();
     let mut exports: Vec<(&str, String)> = Vec::new();
     exports.extend(database.url().map(|url| ("DATABASE_URL", url)));
+    let schema = database.outbox.schema();
+    exports.extend(schema.is_renamed().then(|| ("OUTBOX_RELAY_SCHEMA", schema.to_string())));
     exports.extend([
         ("OUTBOX_RELAY_DESTINATIONS", destinations.join(",")),
         ("OUTBOX_RELAY_HTTP_LISTEN", metrics.to_string()),

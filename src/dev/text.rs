@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::queues::Arrival;
 use crate::causes::harmless;
+use crate::schema::Schema;
 
 /// What the instructions are about.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +19,8 @@ pub(super) struct Setting {
     pub(super) metrics: String,
     /// Destination and queue URL of each queue.
     pub(super) queues: Vec<(String, String)>,
+    /// The schema of the outbox.
+    pub(super) schema: Schema,
     /// What another terminal needs.
     pub(super) exports: Vec<(String, String)>,
     /// Whether the relay is ours; otherwise the user starts it.
@@ -29,7 +32,8 @@ pub(super) const KEY: &str = "dev";
 
 /// What to type.
 pub(super) fn instructions(setting: &Setting) -> String {
-    let Setting { database, about_database, psql, endpoint, region, metrics, queues, exports, runs_relay } = setting;
+    let Setting { database, about_database, psql, endpoint, region, metrics, queues, schema, exports, runs_relay } =
+        setting;
     let names: Vec<&str> = queues.iter().map(|(name, _)| name.as_str()).collect();
     let (first, url) = queues.first().map_or(("", ""), |(name, url)| (name.as_str(), url.as_str()));
     let exports: String = exports.iter().map(|(name, value)| format!("  export {name}={}\n", quoted(value))).collect();
@@ -47,7 +51,7 @@ pub(super) fn instructions(setting: &Setting) -> String {
 
 Write a message, in another terminal:
 
-  {psql} {database} -c "SELECT outbox.enqueue('{first}', 'TicketPurchased', '{{\"player\": \"p-1\"}}', group_id => 'draw-7')"
+  {psql} {database} -c "SELECT {schema}.enqueue('{first}', 'TicketPurchased', '{{\"player\": \"p-1\"}}', group_id => 'draw-7')"
 
 Receive it, with the AWS CLI:
 
@@ -55,7 +59,7 @@ Receive it, with the AWS CLI:
 
 Write ten thousand messages in 100 groups, and kill the relay while they arrive (`kill -9` with its number, see below):
 
-  {psql} {database} -c "SELECT count(outbox.enqueue('{first}', 'TicketPurchased', jsonb_build_object('n', n), group_id => 'draw-' || n % 100)) FROM generate_series(1, 10000) AS n"
+  {psql} {database} -c "SELECT count({schema}.enqueue('{first}', 'TicketPurchased', jsonb_build_object('n', n), group_id => 'draw-' || n % 100)) FROM generate_series(1, 10000) AS n"
 
 For applications, and for every other command of outbox-relay, such as `outbox-relay status`:
 

@@ -20,10 +20,6 @@ use crate::clock::Time;
 use crate::message::{LANES, Lane, TransactionId};
 use crate::reading::{ByLane, ClaimProof, Incarnation};
 
-const CLAIM: &str = include_str!("../../sql/queries/claim.sql");
-const CREATE_LANES: &str = include_str!("../../sql/queries/create_lanes.sql");
-const INCARNATIONS: &str = include_str!("../../sql/queries/incarnations.sql");
-
 /// A connection with an open transaction. Unless the transaction was committed, the last owner closes the connection.
 /// It never returns to the pool, where its next user would find the transaction open.
 #[derive(Debug)]
@@ -76,7 +72,7 @@ impl Outbox {
     ///
     /// When the statement fails.
     pub async fn create_lanes(&self, destination: &str) -> Result<(), OutboxError> {
-        self.execute("create lanes", CREATE_LANES, &[(&destination, Type::TEXT)]).await.map(drop)
+        self.execute("create lanes", &self.sql.create_lanes, &[(&destination, Type::TEXT)]).await.map(drop)
     }
 
     /// The history that each lane of a destination belongs to; `None` for a lane that has to be created.
@@ -87,7 +83,7 @@ impl Outbox {
     pub async fn incarnations(&self, destination: &str) -> Result<ByLane<Option<Incarnation>>, OutboxError> {
         const NAME: &str = "read incarnations";
         let mut incarnations = ByLane::default();
-        for row in &self.query(NAME, INCARNATIONS, &[(&destination, Type::TEXT)]).await? {
+        for row in &self.query(NAME, &self.sql.incarnations, &[(&destination, Type::TEXT)]).await? {
             incarnations[lane(NAME, row, 0)?] = Some(Arc::from(column::<&str>(NAME, row, 1)?));
         }
         Ok(incarnations)
@@ -167,7 +163,10 @@ impl Claim {
         let destination: &str = &self.destination;
         let parameters: [Parameter<'_>; 4] =
             [(&destination, Type::TEXT), (&wanted, Type::INT2_ARRAY), (&max_lanes, Type::INT8), (&first, Type::INT2)];
-        let rows = self.outbox.bounded(NAME, self.connection.object()?.query_typed(CLAIM, &parameters)).await?;
+        let rows = self
+            .outbox
+            .bounded(NAME, self.connection.object()?.query_typed(&self.outbox.sql.claim, &parameters))
+            .await?;
         let (mut lanes, mut proof) = (Vec::with_capacity(rows.len()), None);
         for row in &rows {
             lanes.push((lane(NAME, row, 0)?, Arc::from(column::<&str>(NAME, row, 3)?)));

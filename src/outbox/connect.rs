@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::dial::{self, DialError, Session};
 use super::error::OutboxError;
+use super::statements::Statements;
 use super::{Outbox, password, tls};
 use crate::config::{DatabaseConfig, HostOrder, Server, TlsMode};
 
@@ -265,8 +266,18 @@ impl Outbox {
             .build()
             .map_err(|error| OutboxError::Setup(error.to_string()))?;
         let version = Arc::new(AtomicI32::new(0));
-        let (place, login) = (config.place().into(), config.user.as_str().into());
-        Ok(Self { pool, forgotten_at, claims: Arc::default(), version, rest_millis, place, login })
+        Ok(Self {
+            pool,
+            forgotten_at,
+            claims: Arc::default(),
+            version,
+            rest_millis,
+            schema: config.schema.clone(),
+            sql: Arc::new(Statements::of(&config.schema)),
+            relays_are_called: config.relays_are_called().into(),
+            place: config.place_of_outbox().into(),
+            login: config.user.as_str().into(),
+        })
     }
 
     /// Discards all connections: idle ones now, those in use when they are returned. A fault met by one of them would

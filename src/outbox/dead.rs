@@ -9,12 +9,6 @@ use super::row::{Said, message};
 use super::{Outbox, OutboxError, Parameter, column};
 use crate::message::Message;
 
-const DEAD_COUNT: &str = include_str!("../../sql/queries/dead_count.sql");
-const DEAD_LIST: &str = include_str!("../../sql/queries/dead_list.sql");
-const DEAD_SHOW: &str = include_str!("../../sql/queries/dead_show.sql");
-const DEAD_REDRIVE: &str = include_str!("../../sql/queries/dead_redrive.sql");
-const DEAD_DISCARD: &str = include_str!("../../sql/queries/dead_discard.sql");
-
 /// The earliest time of death.
 #[derive(Clone, Copy, Debug)]
 pub enum Since {
@@ -118,7 +112,7 @@ impl Outbox {
         let mut parameters = filter.parameters(&ids).to_vec();
         parameters.push((&time, Type::TIMESTAMPTZ));
         parameters.push((&seconds, Type::FLOAT8));
-        let row = self.query_one(NAME, DEAD_COUNT, &parameters).await?;
+        let row = self.query_one(NAME, &self.sql.dead_count, &parameters).await?;
         Ok(DeadCount {
             messages: column(NAME, &row, 0)?,
             recent: column(NAME, &row, 1)?,
@@ -144,7 +138,7 @@ impl Outbox {
         parameters.push((&counted.since, Type::TIMESTAMPTZ));
         parameters.push((&counted.upto, Type::TIMESTAMPTZ));
         parameters.push((&limit, Type::INT8));
-        let rows = self.query(NAME, DEAD_LIST, &parameters).await?;
+        let rows = self.query(NAME, &self.sql.dead_list, &parameters).await?;
         let line = |row: &tokio_postgres::Row| {
             Ok(DeadLine {
                 json: column(NAME, row, 0)?,
@@ -167,7 +161,7 @@ impl Outbox {
     /// When the statement fails.
     pub async fn dead_show(&self, id: i64) -> Result<Option<DeadMessage>, OutboxError> {
         const NAME: &str = "show a dead message";
-        let rows = self.query(NAME, DEAD_SHOW, &[(&id, Type::INT8)]).await?;
+        let rows = self.query(NAME, &self.sql.dead_show, &[(&id, Type::INT8)]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         Ok(Some(DeadMessage {
             message: message(NAME, row, Said::of(NAME, row, &mut None)?)?,
@@ -194,8 +188,8 @@ impl Outbox {
         actor: &str,
     ) -> Result<i64, OutboxError> {
         let (name, sql) = match action {
-            DeadAction::Redrive => ("redrive dead messages", DEAD_REDRIVE),
-            DeadAction::Discard => ("discard dead messages", DEAD_DISCARD),
+            DeadAction::Redrive => ("redrive dead messages", &self.sql.dead_redrive),
+            DeadAction::Discard => ("discard dead messages", &self.sql.dead_discard),
         };
         let ids = filter.ids();
         let mut parameters = filter.parameters(&ids).to_vec();

@@ -2,8 +2,6 @@
 
 use super::{Outbox, OutboxError, column};
 
-const HORIZON: &str = include_str!("../../sql/queries/horizon.sql");
-
 /// The state of the horizon.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Horizon {
@@ -34,7 +32,7 @@ impl Outbox {
     pub async fn horizon(&self) -> Result<Horizon, OutboxError> {
         const NAME: &str = "read the horizon";
         let mut horizon = Horizon::default();
-        for row in &self.query(NAME, HORIZON, &[]).await? {
+        for row in &self.query(NAME, &self.sql.horizon, &[]).await? {
             horizon.sees_all_sessions = column(NAME, row, 0)?;
             if let Some(kind) = column(NAME, row, 1)? {
                 let (seconds, transaction_id) = (column(NAME, row, 2)?, column(NAME, row, 3)?);

@@ -4,8 +4,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Outbox, OutboxError, column};
 
-const INSPECT: &str = include_str!("../../sql/queries/inspect.sql");
-
 /// The state of the server.
 #[derive(Clone, Debug)]
 pub struct Inspected {
@@ -42,7 +40,7 @@ impl Outbox {
     pub async fn inspect(&self) -> Result<Inspected, OutboxError> {
         const NAME: &str = "inspect the server";
         let asked_at = SystemTime::now();
-        let row = self.query_one(NAME, INSPECT, &[]).await?;
+        let row = self.query_one(NAME, &self.sql.inspect, &[]).await?;
         // The server read its clock somewhere between the question and the answer.
         let half = asked_at.elapsed().unwrap_or(Duration::ZERO) / 2;
         let here = (asked_at + half).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();

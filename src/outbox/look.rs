@@ -13,14 +13,6 @@ use crate::reading::{
     Chunk, ClaimProof, Found, HeldGroup, Look, Order, Rescan, Rescanned, Snapshot, Walk, Watch, Writers,
 };
 
-const WATCH: &str = include_str!("../../sql/queries/watch.sql");
-const LOOK: &str = include_str!("../../sql/queries/look.sql");
-const WRITERS: &str = include_str!("../../sql/queries/writers.sql");
-const PENDING: &str = include_str!("../../sql/queries/pending.sql");
-const SNAPSHOT: &str = include_str!("../../sql/queries/snapshot.sql");
-const RESCAN: &str = include_str!("../../sql/queries/rescan.sql");
-const HELD_GROUPS: &str = include_str!("../../sql/queries/held_groups.sql");
-
 /// What is left of a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pending {
@@ -62,7 +54,7 @@ impl Outbox {
     ///
     /// When the statement fails.
     pub async fn watch(&self, destinations: &[&str]) -> Result<(Watch, Vec<Option<Duration>>), OutboxError> {
-        let row = self.query_one("watch", WATCH, &[(&destinations, Type::TEXT_ARRAY)]).await?;
+        let row = self.query_one("watch", &self.sql.watch, &[(&destinations, Type::TEXT_ARRAY)]).await?;
         let watch = Watch {
             last_id: MessageId(column("watch", &row, 0)?),
             latest_due: column("watch", &row, 1)?,
@@ -98,7 +90,7 @@ impl Outbox {
             (&seconds, Type::FLOAT8),
             (&is_ordered, Type::BOOL),
         ];
-        let row = self.probe_one(NAME, LOOK, &parameters).await?;
+        let row = self.probe_one(NAME, &self.sql.look, &parameters).await?;
         Ok(Look {
             snapshot: self.snapshot(NAME, column(NAME, &row, 0)?)?,
             next_xid: TransactionId(column(NAME, &row, 1)?),
@@ -115,7 +107,7 @@ impl Outbox {
     /// When the statement fails.
     pub async fn writers(&self) -> Result<Writers, OutboxError> {
         const NAME: &str = "look for writers";
-        let row = self.query_one(NAME, WRITERS, &[]).await?;
+        let row = self.query_one(NAME, &self.sql.writers, &[]).await?;
         let next_xid: i64 = column(NAME, &row, 0)?;
         let ids: Vec<i64> = column(NAME, &row, 1)?;
         let transaction_ids = ids.into_iter().map(|id| TransactionId(with_epoch(id, next_xid))).collect();
@@ -143,7 +135,7 @@ impl Outbox {
     /// Which transactions have ended by now.
     pub(super) async fn snapshot_on(&self, connection: &Object) -> Result<Snapshot, OutboxError> {
         const NAME: &str = "look at transactions";
-        let rows = self.bounded(NAME, connection.query_typed(SNAPSHOT, &[])).await?;
+        let rows = self.bounded(NAME, connection.query_typed(&self.sql.snapshot, &[])).await?;
         self.snapshot(NAME, column(NAME, &super::one(NAME, rows)?, 0)?)
     }
 
@@ -180,7 +172,7 @@ impl Outbox {
             (&server, Type::TEXT),
             (&known, Type::TEXT_ARRAY),
         ];
-        let rows = self.bounded(NAME, connection.query_typed(RESCAN, &parameters)).await?;
+        let rows = self.bounded(NAME, connection.query_typed(&self.sql.rescan, &parameters)).await?;
         let (mut seen, mut found, mut took) = (None, Vec::with_capacity(rows.len()), Duration::ZERO);
         for row in &rows {
             match (column::<Option<&str>>(NAME, row, 0)?, column::<Option<f64>>(NAME, row, 5)?) {
@@ -222,7 +214,7 @@ impl Outbox {
                 head: head.map(|head| (MessageId(head), wait)),
             })
         };
-        self.probe(NAME, HELD_GROUPS, &parameters).await?.iter().map(held).collect()
+        self.probe(NAME, &self.sql.held_groups, &parameters).await?.iter().map(held).collect()
     }
 
     /// What is pending of the destination, including deferred messages.
@@ -268,7 +260,7 @@ impl Outbox {
             (&chunk.upto.0, Type::INT8),
         ];
         let connection = self.connection().await?;
-        let rows = self.bounded(NAME, connection.query_typed(PENDING, &parameters));
+        let rows = self.bounded(NAME, connection.query_typed(&self.sql.pending, &parameters));
         let rows = self.cut_short_after(chunk.timeout, NAME, &connection, rows).await;
         let Some(rows) = self.keep_if_ok(connection, rows).await? else { return Ok(None) };
         let row = super::one(NAME, rows)?;

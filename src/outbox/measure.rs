@@ -9,11 +9,6 @@ use super::{Outbox, OutboxError, Parameter, column};
 use crate::message::{Lane, MessageId};
 use crate::reading::{ByLane, COUNT_LIMIT, FloorWalk, Order};
 
-const BACKLOG: &str = include_str!("../../sql/queries/backlog.sql");
-const RATE: &str = include_str!("../../sql/queries/rate.sql");
-const LONGEST_GROUPS: &str = include_str!("../../sql/queries/longest_groups.sql");
-const PRUNE: &str = include_str!("../../sql/queries/prune.sql");
-
 /// Planner settings while pruning, for `BEGIN`; see `sql/queries/prune.sql`.
 pub const PRUNING: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
     SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
@@ -110,7 +105,7 @@ impl Outbox {
             (&is_blocked, Type::BOOL),
         ];
         let connection = self.connection().await?;
-        let rows = async { self.bounded(NAME, connection.query_typed(BACKLOG, &parameters)).await };
+        let rows = async { self.bounded(NAME, connection.query_typed(&self.sql.backlog, &parameters)).await };
         let result = self.transaction(NAME, &connection, super::READING, rows).await;
         let rows = self.keep_if_ok(connection, result).await?;
         let row = rows.first().ok_or(OutboxError::Answer { statement: NAME, problem: "no row".to_owned() })?;
@@ -149,7 +144,7 @@ impl Outbox {
             (&LOOKED_AT, Type::INT8),
             (&most, Type::INT8),
         ];
-        let rows = self.probe(NAME, LONGEST_GROUPS, &parameters).await?;
+        let rows = self.probe(NAME, &self.sql.longest_groups, &parameters).await?;
         rows.iter().map(|row| Ok((column(NAME, row, 0)?, column(NAME, row, 1)?))).collect()
     }
 
@@ -162,7 +157,7 @@ impl Outbox {
         const NAME: &str = "measure the rate";
         let parameters: [Parameter<'_>; 3] =
             [(&destination, Type::TEXT), (&RATE_SECONDS, Type::FLOAT8), (&LATEST, Type::INT8)];
-        let row = self.query_one(NAME, RATE, &parameters).await?;
+        let row = self.query_one(NAME, &self.sql.rate, &parameters).await?;
         let messages: i64 = column(NAME, &row, 0)?;
         let is_capped = column::<Option<bool>>(NAME, &row, 1)?.unwrap_or(false);
         Ok(Rate { per_second: messages as f64 / RATE_SECONDS, is_capped })
@@ -192,7 +187,7 @@ impl Outbox {
             (&chunk, Type::INT8),
         ];
         let connection = self.connection().await?;
-        let rows = async { self.bounded("prune", connection.query_typed(PRUNE, &parameters)).await };
+        let rows = async { self.bounded("prune", connection.query_typed(&self.sql.prune, &parameters)).await };
         let result = self.transaction("prune", &connection, PRUNING, rows).await;
         let rows = self.keep_if_ok(connection, result).await?;
         let row = rows.first().ok_or(OutboxError::Answer { statement: "prune", problem: "no row".to_owned() })?;

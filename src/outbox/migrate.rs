@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::transaction::{COMMIT, begin};
 use super::{Outbox, OutboxError, column};
 use crate::retry::Delays;
+use crate::schema::Schema;
 
 /// One step of the schema.
 #[derive(Clone, Copy, Debug)]
@@ -16,7 +17,7 @@ pub struct Migration {
     pub version: i32,
     /// The file name without number and extension.
     pub name: &'static str,
-    /// The SQL to run.
+    /// The SQL to run, for the schema `outbox`.
     pub sql: &'static str,
     /// The oldest schema version whose relays work with the database after it. A migration that only adds leaves it as
     /// it is; one that takes something away names the version that stopped using it (docs/upgrading.md).
@@ -24,7 +25,7 @@ pub struct Migration {
 }
 
 impl Migration {
-    /// SHA-256 of the text, in hexadecimal digits.
+    /// SHA-256 of the text, in hexadecimal digits; the same whatever the name of the schema is.
     pub fn checksum(&self) -> String {
         Sha256::digest(self.sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -57,8 +58,27 @@ const fn first(version: i32, name: &'static str, sql: &'static str) -> Migration
 }
 
 /// Not IF NOT EXISTS, which needs the privilege to create schemas even when there is nothing to create.
+///
+/// Of the schema's hash 16 bits are in the key of a fence (`outbox.fence()`). Two outboxes that share them, one in 65,536
+/// pairs of names, would take each other's fences for their own, so the second is refused.
 const SCHEMA: &str = "\
-DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'outbox') THEN CREATE SCHEMA outbox; END IF; END $$;
+DO $$
+DECLARE
+    other text := (
+        SELECT n.nspname
+        FROM pg_namespace AS n
+        WHERE n.nspname <> 'outbox' AND (hashtext(n.nspname::text) & 65535) = (hashtext('outbox') & 65535)
+            AND EXISTS (SELECT FROM pg_proc AS p WHERE p.pronamespace = n.oid AND p.proname = 'safe_position')
+        LIMIT 1
+    );
+BEGIN
+    IF other IS NOT NULL THEN
+        RAISE EXCEPTION 'this name of a schema has the same hash as %, in which there is an outbox; use another name', other;
+    ELSIF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'outbox') THEN
+        CREATE SCHEMA outbox;
+    END IF;
+END
+$$;
 ";
 
 /// The table that records migrations; it is created before the first of them.
@@ -109,17 +129,17 @@ const LOCK_TIMEOUT: &str = "DO $$ BEGIN EXECUTE (\
 /// First and longest pause before a migration is retried because another session held a lock.
 const LOCK_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
-/// One lock for all migrations. It belongs to the transaction, so it works behind PgBouncer and is always released. Its
-/// key is listed at the top of `sql/migrations/0001_events.sql`.
-const LOCK: &str = "SELECT pg_advisory_xact_lock(x'6F75FFFFFFFFFF01'::bigint)";
-const TRY_LOCK: &str = "SELECT pg_try_advisory_xact_lock(x'6F75FFFFFFFFFF01'::bigint)";
+/// One lock for all migrations of a schema. It belongs to the transaction, so it works behind PgBouncer and is always
+/// released. Its key is listed at the top of `sql/migrations/0001_events.sql`.
+const LOCK: &str = "SELECT pg_advisory_xact_lock(x'6F750004'::int, hashtext('outbox'))";
+const TRY_LOCK: &str = "SELECT pg_try_advisory_xact_lock(x'6F750004'::int, hashtext('outbox'))";
 
 /// A note for the person who runs the script.
 const HINT: &str = "-- It waits for the lock of a table that is in use for half of deadlock_timeout, so that no writer waits longer \
     behind\n-- it. Run it again after \"canceling statement due to lock timeout\"; nothing has changed then.\n";
 
 /// The whole schema as one script, for teams that run SQL themselves.
-pub fn script() -> String {
+pub fn script(schema: &Schema) -> String {
     let mut script = format!("{HINT}BEGIN;\n{LIMITS};\n{LOCK};\n{LOCK_TIMEOUT};\n{SCHEMA}{RECORDS}");
     for migration in MIGRATIONS {
         script.push_str(&format!("\n-- Migration {}: {}\n", migration.version, migration.name));
@@ -127,7 +147,7 @@ pub fn script() -> String {
         script.push_str(&migration.record());
     }
     script.push_str("COMMIT;\n");
-    script
+    schema.sql(&script).into_owned()
 }
 
 impl Outbox {
@@ -178,22 +198,23 @@ impl Outbox {
         // invisible.
         let begin = begin(&[LIMITS, self.no_transaction_timeout()]);
         self.bounded(MIGRATE, connection.batch_execute(&begin)).await?;
-        let tried = self.bounded(MIGRATE, connection.query_typed(TRY_LOCK, &[])).await?;
+        let tried = self.bounded(MIGRATE, connection.query_typed(&self.schema.sql(TRY_LOCK), &[])).await?;
         if !tried.first().map_or(Ok(false), |row| column::<bool>(MIGRATE, row, 0))? {
             tracing::info!(database = %self.place, "another outbox-relay is migrating; waiting for it");
-            self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(LOCK)).await?;
+            self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(&self.schema.sql(LOCK))).await?;
         }
         self.bounded(MIGRATE, connection.batch_execute(LOCK_TIMEOUT)).await?;
         let recorded = self.recorded(connection, migrations).await?;
         if recorded.is_none() {
             let records = format!("{SCHEMA}{RECORDS}");
-            self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(&records)).await?;
+            self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(&self.schema.sql(&records))).await?;
         }
         let missing: Vec<Migration> =
             migrations.iter().copied().filter(|migration| Some(migration.version) > recorded).collect();
         for migration in &missing {
-            self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(migration.sql)).await?;
-            self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(&migration.record())).await?;
+            self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(&self.schema.sql(migration.sql))).await?;
+            self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(&self.schema.sql(&migration.record())))
+                .await?;
         }
         self.within(MIGRATION_TIMEOUT, MIGRATE, connection.batch_execute(COMMIT)).await?;
         Ok(missing)
@@ -201,11 +222,11 @@ impl Outbox {
 
     /// The recorded version, or `None` when there are no records yet.
     async fn recorded(&self, connection: &Object, migrations: &[Migration]) -> Result<Option<i32>, OutboxError> {
-        let exists = self.bounded(MIGRATE, connection.query_typed(HAS_RECORDS, &[])).await?;
+        let exists = self.bounded(MIGRATE, connection.query_typed(&self.schema.sql(HAS_RECORDS), &[])).await?;
         if !exists.first().map_or(Ok(false), |row| column::<bool>(MIGRATE, row, 0))? {
             return Ok(None);
         }
-        let rows = self.bounded(MIGRATE, connection.query_typed(RECORDED, &[])).await?;
+        let rows = self.bounded(MIGRATE, connection.query_typed(&self.schema.sql(RECORDED), &[])).await?;
         let recorded = self.compare(MIGRATE, &rows, migrations)?;
         if let Some(version) = recorded.newer {
             let known = recorded.known;
@@ -223,11 +244,11 @@ impl Outbox {
     #[cfg(feature = "dev")]
     pub async fn schema_version(&self) -> Result<Option<i32>, OutboxError> {
         const NAME: &str = "look for a schema";
-        if !column::<bool>(NAME, &self.query_one(NAME, HAS_RECORDS, &[]).await?, 0)? {
+        if !column::<bool>(NAME, &self.query_one(NAME, &self.schema.sql(HAS_RECORDS), &[]).await?, 0)? {
             return Ok(None);
         }
         let newest = "SELECT coalesce(max(version), 0) FROM outbox.migrations";
-        column(NAME, &self.query_one(NAME, newest, &[]).await?, 0).map(Some)
+        column(NAME, &self.query_one(NAME, &self.schema.sql(newest), &[]).await?, 0).map(Some)
     }
 
     /// Whether this program can work with the schema, and with the database at all.
@@ -240,7 +261,7 @@ impl Outbox {
     pub async fn check_schema(&self) -> Result<(), OutboxError> {
         self.check_suitable().await?;
         const NAME: &str = "check the schema";
-        let rows = self.query(NAME, RECORDED, &[]).await?;
+        let rows = self.query(NAME, &self.schema.sql(RECORDED), &[]).await?;
         let found = self.compare(NAME, &rows, &MIGRATIONS)?.known;
         let needed = MIGRATIONS.last().map_or(0, |migration| migration.version);
         if found < needed {

@@ -1,8 +1,8 @@
 //! The outbox in PostgreSQL: look, claim, read, settle, measure, prune, migrate. The only module that uses the
 //! database.
 //!
-//! There is one method per statement; the statements are `sql/queries/*.sql`. [`crate::relay`] decides what to do with
-//! the rows. Every statement is unnamed and none needs a session, so the relay runs behind PgBouncer in transaction
+//! There is one method per statement; the statements are `sql/queries/*.sql`, which `statements.rs` rewrites for the schema
+//! of the outbox. [`crate::relay`] decides what to do with the rows. Every statement is unnamed and none needs a session, so the relay runs behind PgBouncer in transaction
 //! mode. Every wait is bounded; a connection on which a statement failed is discarded.
 
 mod claim;
@@ -24,6 +24,7 @@ mod replay;
 mod row;
 mod scheduled;
 mod settle;
+mod statements;
 mod steer;
 mod suitable;
 mod tls;
@@ -39,9 +40,11 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
 use connect::{Manager, Object};
+use statements::Statements;
 
 use crate::message::TransactionId;
 use crate::reading::Snapshot;
+use crate::schema::Schema;
 
 pub use claim::{Claim, Claimed};
 pub use dead::{DeadAction, DeadCount, DeadFilter, DeadLine, DeadMessage, Since};
@@ -68,7 +71,7 @@ pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A parameter and its type: with the types given, unnamed statements need not ask the server for them.
 type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 
-/// Access to one database; cheap to clone.
+/// Access to one outbox; cheap to clone.
 #[derive(Clone)]
 pub struct Outbox {
     pool: deadpool::managed::Pool<Manager>,
@@ -81,6 +84,10 @@ pub struct Outbox {
     /// How long the server lets a session stay idle before it ends the session, in milliseconds, as last seen; 0 means
     /// no limit.
     rest_millis: Arc<AtomicU64>,
+    schema: Schema,
+    sql: Arc<Statements>,
+    /// What the application names of its relays begin with.
+    relays_are_called: Arc<str>,
     place: Arc<str>,
     login: Arc<str>,
 }
@@ -92,6 +99,11 @@ impl std::fmt::Debug for Outbox {
 }
 
 impl Outbox {
+    /// Its schema.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
     /// The role that logs in to the database.
     pub fn login(&self) -> &str {
         &self.login

@@ -11,13 +11,6 @@ use crate::message::{
     EventPosition, FaultKind, MessageId, MessageKey, Origin, Outcome, Quarantined, SequenceNumber, Settlement,
 };
 
-const QUARANTINE: &str = include_str!("../../sql/queries/quarantine.sql");
-const QUARANTINED: &str = include_str!("../../sql/queries/quarantined.sql");
-const UNRECORDED: &str = include_str!("../../sql/queries/unrecorded.sql");
-const UNQUARANTINE: &str = include_str!("../../sql/queries/unquarantine.sql");
-const UNQUARANTINE_GONE: &str = include_str!("../../sql/queries/unquarantine_gone.sql");
-const RELEASE: &str = include_str!("../../sql/queries/release.sql");
-
 /// A message in quarantine, for display.
 #[derive(Clone, Debug)]
 pub struct QuarantinedLine {
@@ -111,7 +104,7 @@ impl Outbox {
             (&reasons, Type::TEXT_ARRAY),
             (&numbers, Type::TEXT_ARRAY),
         ];
-        self.execute("quarantine", QUARANTINE, &parameters).await.map(drop)
+        self.execute("quarantine", &self.sql.quarantine, &parameters).await.map(drop)
     }
 
     /// Messages in quarantine, oldest first, of one destination or of all.
@@ -130,7 +123,7 @@ impl Outbox {
             let line = QuarantinedLine { message: message(NAME, row)?, since: column(NAME, row, 12)? };
             Ok((column(NAME, row, 0)?, line))
         };
-        self.query(NAME, QUARANTINED, &parameters).await?.iter().map(line).collect()
+        self.query(NAME, &self.sql.quarantined, &parameters).await?.iter().map(line).collect()
     }
 
     /// Messages in quarantine whose outcome could not be recorded, in the order of lanes and ids; only those after the
@@ -149,7 +142,7 @@ impl Outbox {
         let (lane, id) = after.map_or((i16::MIN, i64::MIN), |key| (key.lane.number(), key.id.0));
         let parameters: [Parameter<'_>; 4] =
             [(&destination, Type::TEXT), (&lane, Type::INT2), (&id, Type::INT8), (&limit, Type::INT8)];
-        self.query(NAME, UNRECORDED, &parameters).await?.iter().map(|row| message(NAME, row)).collect()
+        self.query(NAME, &self.sql.unrecorded, &parameters).await?.iter().map(|row| message(NAME, row)).collect()
     }
 
     /// Tries again to record the outcome of a message in quarantine; returns whether it is recorded and has left the
@@ -178,7 +171,7 @@ impl Outbox {
             (&id, Type::INT8),
             (&origin.event_position.0, Type::INT8),
         ];
-        self.execute("end the quarantine", UNQUARANTINE, &parameters).await.map(|rows| rows > 0)
+        self.execute("end the quarantine", &self.sql.unquarantine, &parameters).await.map(|rows| rows > 0)
     }
 
     /// Ends the quarantine of messages that were delivered after all; returns how many they were.
@@ -187,7 +180,8 @@ impl Outbox {
     ///
     /// When the statement fails.
     pub async fn unquarantine_gone(&self, destination: &str) -> Result<u64, OutboxError> {
-        self.execute("end the quarantine of what is gone", UNQUARANTINE_GONE, &[(&destination, Type::TEXT)]).await
+        self.execute("end the quarantine of what is gone", &self.sql.unquarantine_gone, &[(&destination, Type::TEXT)])
+            .await
     }
 
     /// Returns a message in quarantine to the relays, which send it.
@@ -197,6 +191,6 @@ impl Outbox {
     /// When the statement fails.
     pub async fn release(&self, destination: &str, id: i64) -> Result<i64, OutboxError> {
         let parameters: [Parameter<'_>; 2] = [(&destination, Type::TEXT), (&id, Type::INT8)];
-        column("release", &self.query_one("release", RELEASE, &parameters).await?, 0)
+        column("release", &self.query_one("release", &self.sql.release, &parameters).await?, 0)
     }
 }

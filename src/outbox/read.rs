@@ -9,10 +9,6 @@ use super::row::{Said, part, take_row};
 use super::{Outbox, OutboxError, Parameter, STATEMENT_TIMEOUT};
 use crate::reading::{Batch, ClaimProof, DueRequest, Lookup, ReadAnswer, ReadRequest};
 
-const READ: &str = include_str!("../../sql/queries/read.sql");
-const READ_GROUPS: &str = include_str!("../../sql/queries/read_groups.sql");
-const READ_DUE: &str = include_str!("../../sql/queries/read_due.sql");
-
 /// Planner settings while reading, for `BEGIN`.
 ///
 /// PostgreSQL does not know how many messages a read may return and assumes a tenth of each lane. So with half a
@@ -119,7 +115,7 @@ impl Outbox {
             (&common.server, Type::TEXT),
             (&common.is_one_by_one, Type::BOOL),
         ];
-        let mut batches = self.batches(connection, "read", READ, &parameters, 1, request.bytes).await?;
+        let mut batches = self.batches(connection, "read", &self.sql.read, &parameters, 1, request.bytes).await?;
         Ok(batches.pop().unwrap_or_default())
     }
 
@@ -152,7 +148,7 @@ impl Outbox {
             (&upto, Type::INT8_ARRAY),
         ];
         let parts = request.groups.len();
-        self.batches(connection, "read groups", READ_GROUPS, &parameters, parts, request.bytes).await
+        self.batches(connection, "read groups", &self.sql.read_groups, &parameters, parts, request.bytes).await
     }
 
     /// The deferred messages of claimed lanes that are due.
@@ -187,7 +183,7 @@ impl Outbox {
             (&is_ordered, Type::BOOL),
         ];
         let connection = self.connection().await?;
-        let batches = self.batches(&connection, "read due", READ_DUE, &parameters, 1, request.bytes);
+        let batches = self.batches(&connection, "read due", &self.sql.read_due, &parameters, 1, request.bytes);
         let result = self.transaction("read due", &connection, READING, batches).await;
         let mut batches = self.keep_if_ok(connection, result).await?;
         Ok(batches.pop().unwrap_or_default())

@@ -7,8 +7,6 @@ use tokio_postgres::types::Type;
 
 use super::{Outbox, OutboxError, column};
 
-const RECORDED: &str = include_str!("../../sql/queries/recorded.sql");
-
 /// When an event was recorded, by the database's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
@@ -26,7 +24,7 @@ impl Outbox {
     /// When the statement fails.
     pub async fn events_recorded(&self, event_ids: &[&str]) -> Result<HashMap<String, Recorded>, OutboxError> {
         const NAME: &str = "ask when events were recorded";
-        let rows = self.query(NAME, RECORDED, &[(&event_ids, Type::TEXT_ARRAY)]).await?;
+        let rows = self.query(NAME, &self.sql.recorded, &[(&event_ids, Type::TEXT_ARRAY)]).await?;
         let recorded = |row: &tokio_postgres::Row| {
             let committed: Option<SystemTime> = column(NAME, row, 1)?;
             let written = column(NAME, row, 2)?;

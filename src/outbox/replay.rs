@@ -10,14 +10,6 @@ use tokio_postgres::types::Type;
 use super::{Outbox, OutboxError, Parameter, column};
 use crate::reading::Replay;
 
-const REPLAY_COUNT: &str = include_str!("../../sql/queries/replay_count.sql");
-const REPLAY_UNFINISHED: &str = include_str!("../../sql/queries/replay_unfinished.sql");
-const REPLAY_BEGIN: &str = include_str!("../../sql/queries/replay_begin.sql");
-const REPLAY_STEP: &str = include_str!("../../sql/queries/replay_step.sql");
-const REPLAY_END: &str = include_str!("../../sql/queries/replay_end.sql");
-const REPLAYS: &str = include_str!("../../sql/queries/replays.sql");
-const REPLAYS_VISIBLE: &str = include_str!("../../sql/queries/replays_visible.sql");
-
 /// Which events are published again, and to which destination.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplayOf {
@@ -81,7 +73,7 @@ impl Outbox {
         const NAME: &str = "count events";
         let mut parameters = of.parameters().to_vec();
         parameters.push((&limit, Type::INT8));
-        let rows = self.query(NAME, REPLAY_COUNT, &parameters).await?;
+        let rows = self.query(NAME, &self.sql.replay_count, &parameters).await?;
         let may_be_more = rows.first().map_or(Ok(false), |row| column(NAME, row, 3))?;
         let mut counts = Vec::new();
         for row in &rows {
@@ -99,7 +91,7 @@ impl Outbox {
     /// When the statement fails.
     pub async fn replay_unfinished(&self, of: &ReplayOf) -> Result<Option<i64>, OutboxError> {
         const NAME: &str = "look for a replay";
-        column(NAME, &self.query_one(NAME, REPLAY_UNFINISHED, &of.parameters()).await?, 0)
+        column(NAME, &self.query_one(NAME, &self.sql.replay_unfinished, &of.parameters()).await?, 0)
     }
 
     /// Starts a replay, or finds the unfinished one with the same arguments; returns its id.
@@ -111,7 +103,7 @@ impl Outbox {
         const NAME: &str = "begin a replay";
         let mut parameters = of.parameters().to_vec();
         parameters.push((&actor, Type::TEXT));
-        column(NAME, &self.query_one(NAME, REPLAY_BEGIN, &parameters).await?, 0)
+        column(NAME, &self.query_one(NAME, &self.sql.replay_begin, &parameters).await?, 0)
     }
 
     /// Runs a step of a replay: writes at most `limit` messages for the next matching events. With `skip_running` it
@@ -124,7 +116,7 @@ impl Outbox {
         const NAME: &str = "continue a replay";
         let parameters: [Parameter<'_>; 3] = [(&id, Type::INT8), (&limit, Type::INT8), (&skip_running, Type::BOOL)];
         let connection = self.connection().await?;
-        let rows = self.bounded(NAME, connection.query_typed(REPLAY_STEP, &parameters));
+        let rows = self.bounded(NAME, connection.query_typed(&self.sql.replay_step, &parameters));
         let result = self.transaction(NAME, &connection, "", rows).await;
         let rows = self.keep_if_ok(connection, result).await?;
         let row = rows.first().ok_or(OutboxError::Answer { statement: NAME, problem: "no row".to_owned() })?;
@@ -147,7 +139,7 @@ impl Outbox {
     pub async fn replay_end(&self, id: i64, actor: &str) -> Result<bool, OutboxError> {
         const NAME: &str = "end a replay";
         let parameters: [Parameter<'_>; 2] = [(&id, Type::INT8), (&actor, Type::TEXT)];
-        column(NAME, &self.query_one(NAME, REPLAY_END, &parameters).await?, 0)
+        column(NAME, &self.query_one(NAME, &self.sql.replay_end, &parameters).await?, 0)
     }
 
     /// Whether this role may list replays. A list that is refused leaves a line in the server's log each time.
@@ -157,7 +149,7 @@ impl Outbox {
     /// When the statement fails.
     pub async fn may_list_replays(&self) -> Result<bool, OutboxError> {
         const NAME: &str = "ask for the privilege to list replays";
-        column(NAME, &self.query_one(NAME, REPLAYS_VISIBLE, &[]).await?, 0)
+        column(NAME, &self.query_one(NAME, &self.sql.replays_visible, &[]).await?, 0)
     }
 
     /// The unfinished replays.
@@ -180,7 +172,7 @@ impl Outbox {
                 idle: Duration::try_from_secs_f64(column(NAME, row, 8)?).unwrap_or(Duration::MAX),
             })
         };
-        self.query(NAME, REPLAYS, &[]).await?.iter().map(replay).collect()
+        self.query(NAME, &self.sql.replays, &[]).await?.iter().map(replay).collect()
     }
 }
 

@@ -192,7 +192,7 @@ fn without_text(statement: &'static str, row: &Row, said: Said) -> Result<Conten
         false => Ok(Content::Missing),
         true => Err(OutboxError::Answer {
             statement,
-            problem: "an event is missing while row level security is in force on outbox.events".to_owned(),
+            problem: "an event is missing while row level security is in force on the table of events".to_owned(),
         }),
     }
 }

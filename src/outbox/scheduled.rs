@@ -5,9 +5,6 @@ use tokio_postgres::types::Type;
 use super::{Outbox, OutboxError, Parameter, column};
 use crate::reading::COUNT_LIMIT;
 
-const ENQUEUE_DUE: &str = include_str!("../../sql/queries/enqueue_due.sql");
-const SCHEDULED: &str = include_str!("../../sql/queries/scheduled.sql");
-
 /// The scheduled messages of a destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Scheduled {
@@ -29,7 +26,7 @@ impl Outbox {
         let parameters: [Parameter<'_>; 3] =
             [(&destination, Type::TEXT), (&limit, Type::INT8), (&passed_over, Type::INT8)];
         let connection = self.connection().await?;
-        let rows = async { self.bounded(NAME, connection.query_typed(ENQUEUE_DUE, &parameters)).await };
+        let rows = async { self.bounded(NAME, connection.query_typed(&self.sql.enqueue_due, &parameters)).await };
         let result = self.transaction(NAME, &connection, "", rows).await;
         let rows = self.keep_if_ok(connection, result).await?;
         let row = rows.first().ok_or(OutboxError::Answer { statement: NAME, problem: "no row".to_owned() })?;
@@ -44,7 +41,7 @@ impl Outbox {
     pub async fn scheduled(&self, destination: &str) -> Result<Scheduled, OutboxError> {
         const NAME: &str = "count scheduled messages";
         let parameters: [Parameter<'_>; 2] = [(&destination, Type::TEXT), (&COUNT_LIMIT, Type::INT8)];
-        let row = self.query_one(NAME, SCHEDULED, &parameters).await?;
+        let row = self.query_one(NAME, &self.sql.scheduled, &parameters).await?;
         Ok(Scheduled { messages: column(NAME, &row, 0)?, next: column(NAME, &row, 1)? })
     }
 }

@@ -11,14 +11,6 @@ use super::{Outbox, OutboxError, Parameter, READING, column, lane};
 use crate::message::{MessageId, MessageKey, Origin, Outcome, Settlement};
 use crate::reading::ClaimProof;
 
-const DELIVER: &str = include_str!("../../sql/queries/deliver.sql");
-const DELETE_DELIVERED: &str = include_str!("../../sql/queries/delete_delivered.sql");
-const SUPERSEDE: &str = include_str!("../../sql/queries/supersede.sql");
-const DEFER: &str = include_str!("../../sql/queries/defer.sql");
-const DEAD_LETTER: &str = include_str!("../../sql/queries/dead_letter.sql");
-const REPLACE: &str = include_str!("../../sql/queries/replace.sql");
-const UNMATCHED: &str = include_str!("../../sql/queries/unmatched.sql");
-
 /// Planner settings while settling, for `BEGIN`.
 ///
 /// Under a long transaction the pending partition holds few rows and many dead ones, and for hundreds of keys the
@@ -244,7 +236,7 @@ impl Outbox {
         replaces: bool,
     ) -> Result<u64, OutboxError> {
         match replaces {
-            true => self.write(connection, "replace", REPLACE, rows, &rows.which(&destination)).await,
+            true => self.write(connection, "replace", &self.sql.replace, rows, &rows.which(&destination)).await,
             false => Ok(0),
         }
     }
@@ -276,16 +268,18 @@ impl Outbox {
             Keep::Delivered => {
                 parameters.push((&rows.texts, Type::TEXT_ARRAY));
                 parameters.push((&rows.numbers, Type::TEXT_ARRAY));
-                self.write(connection, "deliver", DELIVER, rows, &parameters).await
+                self.write(connection, "deliver", &self.sql.deliver, rows, &parameters).await
             }
-            Keep::Nothing => self.write(connection, "delete delivered", DELETE_DELIVERED, rows, &parameters).await,
+            Keep::Nothing => {
+                self.write(connection, "delete delivered", &self.sql.delete_delivered, rows, &parameters).await
+            }
         }
     }
 
     async fn supersede(&self, connection: &Object, destination: &str, rows: &Columns<'_>) -> Result<u64, OutboxError> {
         let mut parameters = rows.which(&destination).to_vec();
         parameters.push((&rows.numbers, Type::TEXT_ARRAY));
-        self.write(connection, "supersede", SUPERSEDE, rows, &parameters).await
+        self.write(connection, "supersede", &self.sql.supersede, rows, &parameters).await
     }
 
     async fn defer(
@@ -303,7 +297,7 @@ impl Outbox {
         parameters.push((&rows.texts, Type::TEXT_ARRAY));
         parameters.push((&transaction_id, Type::TEXT));
         parameters.push((&server, Type::TEXT));
-        self.write(connection, "defer", DEFER, rows, &parameters).await
+        self.write(connection, "defer", &self.sql.defer, rows, &parameters).await
     }
 
     async fn dead_letter(
@@ -320,7 +314,7 @@ impl Outbox {
         parameters.push((&rows.texts, Type::TEXT_ARRAY));
         parameters.push((&transaction_id, Type::TEXT));
         parameters.push((&server, Type::TEXT));
-        self.write(connection, "dead-letter", DEAD_LETTER, rows, &parameters).await
+        self.write(connection, "dead-letter", &self.sql.dead_letter, rows, &parameters).await
     }
 
     /// Finds out why some delivered messages matched no pending row.
@@ -333,7 +327,7 @@ impl Outbox {
         const NAME: &str = "look at unmatched messages";
         let mut parameters = rows.which(&destination).to_vec();
         parameters.push((&rows.texts, Type::TEXT_ARRAY));
-        let found = self.bounded(NAME, connection.query_typed(UNMATCHED, &parameters));
+        let found = self.bounded(NAME, connection.query_typed(&self.sql.unmatched, &parameters));
         let found = self.transaction(NAME, connection, READING, found).await?;
         let mut settled = Settled::default();
         for row in &found {

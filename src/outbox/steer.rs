@@ -7,13 +7,6 @@ use tokio_postgres::types::Type;
 use super::{Outbox, OutboxError, Parameter, column};
 use crate::reading::{Pause, Setting, Steering};
 
-const STEERING: &str = include_str!("../../sql/queries/steering.sql");
-const PAUSE: &str = include_str!("../../sql/queries/pause.sql");
-const RESUME: &str = include_str!("../../sql/queries/resume.sql");
-const DESTINATIONS: &str = include_str!("../../sql/queries/destinations.sql");
-const RELAYS: &str = include_str!("../../sql/queries/relays.sql");
-const SET: &str = include_str!("../../sql/queries/set.sql");
-
 /// A destination that the database knows of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
@@ -32,7 +25,7 @@ impl Outbox {
     pub async fn steering(&self) -> Result<Steering, OutboxError> {
         const NAME: &str = "read the steering";
         let mut steering = Steering::default();
-        for row in &self.query(NAME, STEERING, &[]).await? {
+        for row in &self.query(NAME, &self.sql.steering, &[]).await? {
             let (destination, value, actor) = (column(NAME, row, 0)?, column(NAME, row, 2)?, column(NAME, row, 3)?);
             match column::<Option<String>>(NAME, row, 1)? {
                 Some(name) => steering.settings.push(Setting { destination, name, value, actor }),
@@ -56,17 +49,22 @@ impl Outbox {
         let destination = |row: &tokio_postgres::Row| {
             Ok(Destination { name: column(NAME, row, 0)?, is_served: column(NAME, row, 1)? })
         };
-        self.query(NAME, DESTINATIONS, &[]).await?.iter().map(destination).collect()
+        self.query(NAME, &self.sql.destinations, &[]).await?.iter().map(destination).collect()
     }
 
-    /// The relays that are connected to the database, as HOST/PID.
+    /// The relays of this outbox that are connected to the database, as HOST/PID.
     ///
     /// # Errors
     ///
     /// When the statement fails.
     pub async fn relays(&self) -> Result<Vec<String>, OutboxError> {
         const NAME: &str = "list relays";
-        self.query(NAME, RELAYS, &[]).await?.iter().map(|row| column(NAME, row, 0)).collect()
+        let prefix: &str = &self.relays_are_called;
+        self.query(NAME, &self.sql.relays, &[(&prefix, Type::TEXT)])
+            .await?
+            .iter()
+            .map(|row| column(NAME, row, 0))
+            .collect()
     }
 
     /// Pauses a destination, or all, for a time or until resumed.
@@ -84,7 +82,7 @@ impl Outbox {
         let lasting = lasting.map(|lasting| lasting.as_secs_f64());
         let parameters: [Parameter<'_>; 4] =
             [(&destination, Type::TEXT), (&lasting, Type::FLOAT8), (&reason, Type::TEXT), (&actor, Type::TEXT)];
-        self.execute("pause", PAUSE, &parameters).await.map(drop)
+        self.execute("pause", &self.sql.pause, &parameters).await.map(drop)
     }
 
     /// Ends the pause of a destination, or all pauses; returns how many were in force.
@@ -94,7 +92,7 @@ impl Outbox {
     /// When the statement fails.
     pub async fn resume(&self, destination: &str, actor: &str) -> Result<i64, OutboxError> {
         let parameters: [Parameter<'_>; 2] = [(&destination, Type::TEXT), (&actor, Type::TEXT)];
-        column("resume", &self.query_one("resume", RESUME, &parameters).await?, 0)
+        column("resume", &self.query_one("resume", &self.sql.resume, &parameters).await?, 0)
     }
 
     /// Sets a setting that overrides the environment; `None` removes it. The value is not checked here.
@@ -111,7 +109,7 @@ impl Outbox {
     ) -> Result<(), OutboxError> {
         let parameters: [Parameter<'_>; 4] =
             [(&name, Type::TEXT), (&value, Type::TEXT), (&destination, Type::TEXT), (&actor, Type::TEXT)];
-        self.execute("set", SET, &parameters).await.map(drop)
+        self.execute("set", &self.sql.set, &parameters).await.map(drop)
     }
 }
 

@@ -5,8 +5,6 @@ use std::sync::atomic::Ordering;
 
 use super::{Outbox, OutboxError, column};
 
-const SUITABLE: &str = include_str!("../../sql/queries/suitable.sql");
-
 /// The oldest PostgreSQL version that supports everything the schema uses.
 const OLDEST: i32 = 130_000;
 
@@ -18,7 +16,7 @@ impl Outbox {
     /// [`OutboxError::Unsuitable`] with the first reason and its remedy, or when the statement fails.
     pub async fn check_suitable(&self) -> Result<(), OutboxError> {
         const NAME: &str = "check the database";
-        let row = self.query_one(NAME, SUITABLE, &[]).await?;
+        let row = self.query_one(NAME, &self.sql.suitable, &[]).await?;
         let version: i32 = column(NAME, &row, 0)?;
         self.version.store(version, Ordering::Relaxed);
         let rest: Option<i64> = column(NAME, &row, 6)?;
@@ -49,15 +47,16 @@ impl Outbox {
         }
         if let Some(table) = odd.first() {
             return unsuitable(
-                format!("outbox.{table} is no table"),
+                format!("{}.{table} is no table", self.schema),
                 "restore the schema that `outbox-relay migrate` made".to_owned(),
             );
         }
         if let Some(table) = hidden.first() {
+            let table = format!("{}.{table}", self.schema);
             return unsuitable(
-                format!("row level security may hide rows of outbox.{table} from {role}"),
+                format!("row level security may hide rows of {table} from {role}"),
                 format!(
-                    "ALTER TABLE outbox.{table} DISABLE ROW LEVEL SECURITY, or CREATE POLICY relay ON outbox.{table} TO {role} USING (true)"
+                    "ALTER TABLE {table} DISABLE ROW LEVEL SECURITY, or CREATE POLICY relay ON {table} TO {role} USING (true)"
                 ),
             );
         }

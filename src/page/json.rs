@@ -16,6 +16,7 @@ pub(super) fn text(view: &View) -> String {
         "started_at": words::stamp(view.started),
         "database": {
             "place": view.database.place,
+            "schema": view.database.schema,
             "server": view.database.server,
             "state": view.database.word,
         },

@@ -40,6 +40,7 @@ pub(super) struct Measured {
 #[derive(Clone, Debug)]
 pub(super) struct Database {
     pub(super) place: String,
+    pub(super) schema: String,
     /// The server to which the last connection was made.
     pub(super) server: Option<String>,
     pub(super) has_answered: bool,

@@ -31,6 +31,7 @@ use crate::health::{Dependency, Health, Heartbeat};
 use crate::message::{DestinationKind, FaultKind};
 use crate::metrics::{DestinationMetrics, Metrics};
 use crate::reading::{Pause, Steering};
+use crate::schema::Schema;
 use crate::settings::{self, Known};
 
 use history::{History, Point};
@@ -71,8 +72,10 @@ pub struct Watched {
 pub struct Given {
     /// The relay's name at PostgreSQL.
     pub relay: String,
-    /// The servers and the database.
+    /// The servers and the database, with the schema if it is not the usual one.
     pub database: String,
+    /// The schema of the outbox.
+    pub schema: Schema,
     /// Every setting, as it was given.
     pub settings: Vec<Shown>,
     /// The connection to PostgreSQL and the environment.
@@ -113,7 +116,7 @@ impl Page {
     /// A page whose history begins now.
     pub fn new(sources: Sources) -> Self {
         let (html, json) = (Mutex::default(), Mutex::default());
-        let runbook = html::runbook().into();
+        let runbook = html::runbook(&sources.given.schema.roles(runbook::TEXT)).into();
         Self { sources, started: Time::now(), history: Mutex::default(), runbook, html, json }
     }
 
@@ -127,7 +130,7 @@ impl Page {
         self.kept(&self.json, |view| json::text(view).into())
     }
 
-    /// The runbook as it was when the relay was built.
+    /// The runbook as it was when the relay was built, with the name of the schema.
     pub fn runbook(&self) -> Bytes {
         self.runbook.clone()
     }
@@ -188,6 +191,7 @@ impl Page {
             relay: given.relay.clone(),
             database: Database {
                 place: given.database.clone(),
+                schema: given.schema.to_string(),
                 server: board.server(),
                 has_answered: database.is_up(),
                 outage: ongoing(database, now),

@@ -98,6 +98,7 @@ pub(super) struct Row {
 #[derive(Clone, Debug)]
 pub(super) struct DatabaseView {
     pub(super) place: String,
+    pub(super) schema: String,
     pub(super) server: Option<String>,
     pub(super) word: &'static str,
     pub(super) tone: &'static str,
@@ -175,6 +176,7 @@ fn database(measured: &Measured) -> DatabaseView {
     let server = database.server.clone().filter(|server| !database.place.starts_with(&format!("{server}/")));
     DatabaseView {
         place: database.place.clone(),
+        schema: database.schema.clone(),
         server,
         word,
         tone,

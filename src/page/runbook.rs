@@ -1,7 +1,7 @@
 //! The runbook, as it was when this relay was built: the page links to its sections, and serves it if this repository has
 //! no address of its own (`repository` in `Cargo.toml`). It is shown as it is written, section by section.
 
-/// The text, in Markdown.
+/// The text, in Markdown, for the schema `outbox`.
 pub(super) const TEXT: &str = include_str!("../../docs/operations.md");
 
 /// Where it is in the repository; the path under which it is served as well.
@@ -22,10 +22,14 @@ pub(super) fn anchor(heading: &str) -> String {
 }
 
 /// Heading and text of each section; what comes before the first one belongs to the title.
-pub(super) fn sections() -> Vec<(&'static str, &'static str)> {
-    let body = TEXT.strip_prefix("# ").unwrap_or(TEXT);
-    let split = |section: &'static str| section.split_once('\n').unwrap_or((section, ""));
-    body.split("\n## ").map(split).map(|(heading, text)| (heading, text.trim())).collect()
+pub(super) fn sections(runbook: &str) -> Vec<(&str, &str)> {
+    let body = runbook.strip_prefix("# ").unwrap_or(runbook);
+    body.split("\n## ").map(section).collect()
+}
+
+fn section(section: &str) -> (&str, &str) {
+    let (heading, text) = section.split_once('\n').unwrap_or((section, ""));
+    (heading, text.trim())
 }
 
 #[cfg(test)]
@@ -34,7 +38,7 @@ mod tests {
 
     #[test]
     fn the_sections_together_are_the_whole_runbook() {
-        let sections = sections();
+        let sections = sections(TEXT);
         assert_eq!(sections[0].0, "Operations");
         assert!(sections.len() > 20, "{}", sections.len());
         let letters = |text: &str| text.chars().filter(|c| !c.is_whitespace()).count();

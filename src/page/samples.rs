@@ -103,6 +103,7 @@ pub(super) fn healthy(destinations: Vec<Destination>) -> Measured {
         relay: "outbox-relay host/17".to_owned(),
         database: Database {
             place: "db1:5432,db2:5432/lottery".to_owned(),
+            schema: "outbox".to_owned(),
             server: Some("db1:5432".to_owned()),
             has_answered: true,
             outage: None,

@@ -179,7 +179,7 @@ impl ControlHandle {
         let by_name = settings.iter().map(|setting| (setting.name.as_str(), setting.value.as_str()));
         let (tuning, wrong) = self.baseline.adjusted(by_name);
         for sentence in wrong.iter().filter(|sentence| !self.logged.contains(sentence)) {
-            tracing::warn!(destination = %self.destination, "a setting in outbox.settings is not followed: {sentence}");
+            tracing::warn!(destination = %self.destination, "a setting in the database is not followed: {sentence}");
         }
         self.logged = wrong;
         self.followed = settings;

@@ -24,10 +24,11 @@ async fn a_healthy_outbox_passes_and_nothing_reaches_the_queues() -> Result<()> 
     let bed = TestBed::new().await?;
     let (tickets, audit) = (bed.fifo("tickets").await?, bed.standard("audit").await?);
     let checked = bed.relay().output(&["check"]).await?;
+    let schema = format!("✓ schema: {} is up to date", bed.schema()?);
     let sentences = [
         "✓ configuration: 2 destination(s)",
         "✓ PostgreSQL: ",
-        "✓ schema: up to date",
+        &schema,
         "✓ server: takes writes",
         "✓ clocks: ",
         "✓ rights: ",
@@ -58,8 +59,12 @@ async fn missing_rights_broken_indexes_and_a_table_without_autovacuum_are_named(
     );
     bed.client.batch_execute(&change).await?;
     let checked = bed.relay().env("DATABASE_URL", &roles.relay_url).output(&["check"]).await?;
+    let lacks = match bed.schema()? {
+        "outbox" => "lacks DELETE on outbox.messages\n    → run deploy/roles.sql".to_owned(),
+        other => format!("lacks DELETE on {other}.messages\n    → run the SQL of `outbox-relay generate roles"),
+    };
     let sentences = [
-        "lacks DELETE on outbox.messages\n    → run deploy/roles.sql",
+        &*lacks,
         "✗ indexes and partitions: missing or invalid: messages_pending_deferred",
         "! autovacuum: turned off for messages_pending",
         "sees its own sessions only\n    → GRANT pg_read_all_stats",

@@ -57,7 +57,7 @@ async fn impossible_messages_are_refused_by_the_table() -> Result<()> {
             "group_id = repeat('x', 1025), lane = outbox.lane(repeat('x', 1025), event_position)",
             "a group of 1025 bytes",
         ),
-        ("group_id = 'draw-2'", "lane = outbox.lane("),
+        ("group_id = 'draw-2'", ".lane('draw-7', event_position)"),
         ("enqueued_at = 'infinity'", "enqueued_at is infinity"),
         ("status = 'delivered'", delivered),
     ];

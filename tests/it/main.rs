@@ -69,6 +69,7 @@ mod retention;
 mod retries;
 mod scale;
 mod scheduled;
+mod schemas;
 mod search_path;
 mod settings;
 mod sharing;

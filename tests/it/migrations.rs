@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use outbox_relay::config::Flags;
 use outbox_relay::outbox::{MIGRATIONS, Migration, Outbox, STATEMENT_TIMEOUT, script};
+use outbox_relay::schema::Schema;
 
 use support::eventually;
 use support::postgres::PASSWORD;
@@ -89,7 +90,7 @@ async fn ten_migrations_at_once_apply_each_one_once() -> Result<()> {
     let bed = TestBed::empty().await?;
     // Every migration waits until this transaction ends, so that all ten run when it does.
     let start = bed.connect().await?;
-    start.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(x'6F75FFFFFFFFFF01'::bigint)").await?;
+    start.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(x'6F750004'::int, hashtext('outbox'))").await?;
     let all_wait = async {
         let waiting = "SELECT count(*) FROM pg_stat_activity
             WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -210,7 +211,7 @@ async fn a_role_that_owns_the_schema_needs_no_right_on_the_database() -> Result<
     ensure!(schema(&bed).await? == schema(&TestBed::new().await?).await?);
     // Nor does the printed script.
     bed.client.batch_execute("DROP SCHEMA outbox CASCADE; CREATE SCHEMA outbox AUTHORIZATION owns_the_schema").await?;
-    connect(&url).await?.batch_execute(&script()).await?;
+    connect(&url).await?.batch_execute(&script(&Schema::OUTBOX)).await?;
     ensure!(schema(&bed).await? == schema(&TestBed::new().await?).await?);
     Ok(())
 }
@@ -225,7 +226,7 @@ async fn until_one_waits(bed: &TestBed) -> Result<()> {
 async fn a_migration_waits_for_another_one_that_takes_long() -> Result<()> {
     let bed = TestBed::empty().await?;
     let other = bed.connect().await?;
-    other.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(x'6F75FFFFFFFFFF01'::bigint)").await?;
+    other.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(x'6F750004'::int, hashtext('outbox'))").await?;
     let waiting = async {
         until_one_waits(&bed).await?;
         // Time is the subject: longer than any statement of the relay may take.
@@ -247,7 +248,7 @@ async fn a_migration_sees_what_another_one_did_at_any_isolation() -> Result<()> 
     let level = format!("ALTER DATABASE {database} SET default_transaction_isolation = 'repeatable read'");
     bed.client.batch_execute(&level).await?;
     let other = bed.connect().await?;
-    let open = script().replace("COMMIT;", "");
+    let open = script(&Schema::OUTBOX).replace("COMMIT;", "");
     other.batch_execute(&open).await?;
     let waiting = async {
         until_one_waits(&bed).await?;
@@ -299,7 +300,7 @@ async fn a_migration_never_holds_writers_up_while_it_waits_for_a_table() -> Resu
     // A long-running report holds locks on the tables it reads.
     let report = bed.connect().await?;
     report.batch_execute("BEGIN; SELECT count(*) FROM outbox.events").await?;
-    let flags = Flags::default().with("database-url", bed.url());
+    let flags = Flags::default().with("database-url", bed.url()).with("schema", bed.schema()?);
     let outbox = Outbox::new(&flags.database()?, 1)?;
     let migrations = [&MIGRATIONS[..], &[LATER]].concat();
     let writing = async {
@@ -327,19 +328,22 @@ async fn every_advisory_lock_has_a_key_of_the_documented_range() -> Result<()> {
     let documented = MIGRATIONS[0].sql;
     let client = bed.connect().await?;
     let all = "BEGIN;
-        SELECT pg_advisory_xact_lock(x'6F75FFFFFFFFFF01'::bigint);
+        SELECT pg_advisory_xact_lock(x'6F750004'::int, hashtext('outbox'));
         SELECT outbox.append('draw-1', 0, '[{\"event_type\": \"T\", \"payload\": 1}]', '{tickets}');
+        SELECT outbox.enqueue_due('tickets', 1);
         SELECT outbox.replay_begin('tickets')";
     client.batch_execute(all).await?;
-    let keys =
-        "SELECT to_hex(classid::bigint) || CASE WHEN objsubid = 2 THEN '' ELSE lpad(to_hex(objid::bigint), 8, '0') END
+    let keys = "SELECT CASE
+            WHEN objsubid = 2 THEN '0x' || upper(to_hex(classid::bigint))
+            WHEN classid::bigint >> 16 = hashtext('outbox') & 65535 THEN 'above ' || objid
+        END
         FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() ORDER BY 1";
-    let keys: Vec<String> =
-        client.query(keys, &[]).await?.iter().map(|row| row.get::<_, String>(0).to_uppercase()).collect();
-    // The fence is above position 0.
-    ensure!(keys == ["6F75000000000000", "6F750001", "6F75FFFFFFFFFF01", "6F75FFFFFFFFFF02"], "{keys:?}");
-    for key in ["6F750001", "6F75FFFFFFFFFF01", "6F75FFFFFFFFFF02"] {
-        ensure!(documented.contains(&format!("0x{key}")), "{key} is not documented");
+    let keys: Vec<Option<String>> = client.query(keys, &[]).await?.iter().map(|row| row.get(0)).collect();
+    let keys: Vec<String> = keys.into_iter().map(|key| key.context("a key of no range")).collect::<Result<_>>()?;
+    let [two_numbers @ .., fence] = &keys[..] else { anyhow::bail!("no keys") };
+    ensure!(fence == "above 0" && two_numbers.len() == 4, "{keys:?}");
+    for key in two_numbers {
+        ensure!(documented.contains(&format!("({key}, hash of ")), "{key} is not documented");
     }
     Ok(())
 }
@@ -379,7 +383,7 @@ const OF_TWO_TABLES: Migration = Migration {
 #[tokio::test]
 async fn a_session_that_uses_tables_in_the_other_order_is_never_the_victim_of_a_migration() -> Result<()> {
     let bed = TestBed::new().await?;
-    let flags = Flags::default().with("database-url", bed.url());
+    let flags = Flags::default().with("database-url", bed.url()).with("schema", bed.schema()?);
     let outbox = Outbox::new(&flags.database()?, 1)?;
     let migrations = [&MIGRATIONS[..], &[OF_TWO_TABLES]].concat();
     let reader = bed.connect().await?;

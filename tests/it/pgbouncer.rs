@@ -92,7 +92,7 @@ fn statements_of_the_relay(log: &str) -> Vec<String> {
     for line in log.lines() {
         // Continuation lines begin with a tab.
         if let Some((head, statement)) = line.split_once("LOG:  ").filter(|_| !line.starts_with('\t')) {
-            is_ours = head.contains(" outbox-relay ");
+            is_ours = head.contains(" outbox-relay ") || head.contains(" outbox-relay.");
             if is_ours {
                 statements.push(statement.to_owned());
             }

@@ -235,7 +235,7 @@ async fn a_chunk_of_too_many_dead_rows_is_cut_short_and_a_narrower_one_comes_bac
     enqueue_range(&bed.client, "tickets", 1..=200_000, 100).await?;
     bed.client.batch_execute("DELETE FROM outbox.messages").await?;
     let id = enqueue(&bed.client, "tickets", "{}", Some("g")).await?;
-    let flags = Flags::default().with("database-url", bed.url());
+    let flags = Flags::default().with("database-url", bed.url()).with("schema", bed.schema()?);
     let outbox = Outbox::new(&flags.database()?, 1)?;
     let all = |above, upto, timeout| {
         let range = |lane| Range::new(lane, MessageId(above), MessageId(upto));
@@ -265,7 +265,7 @@ async fn a_rescan_that_leaves_out_held_up_messages_still_shows_those_of_known_gr
     bed.client
         .batch_execute("UPDATE outbox.messages SET available_at = now() + interval '1 hour' WHERE id IN (1, 3)")
         .await?;
-    let flags = Flags::default().with("database-url", bed.url());
+    let flags = Flags::default().with("database-url", bed.url()).with("schema", bed.schema()?);
     let outbox = Outbox::new(&flags.database()?, 1)?;
     let rescan = async |ready_upto: MessageId, known: &[&str]| {
         let range = |lane| Range { ready_upto, ..Range::new(lane, MessageId::NONE, MessageId(100)) };

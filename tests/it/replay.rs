@@ -1,14 +1,13 @@
 //! Past events are published again as new messages: all of them, in order, once, whatever interrupts the replay.
 
 use std::collections::HashSet;
-use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tokio_postgres::Client;
 
 use support::eventually;
-use support::relay::{Command, Finished, binary};
+use support::relay::{Command, Finished};
 use support::roles::Roles;
 use support::test_bed::{TestBed, enqueue, ensure_each_once, ensure_order_in_groups, numbers};
 
@@ -105,14 +104,7 @@ async fn a_killed_replay_continues_where_it_stopped() -> Result<()> {
     write(&bed, "tickets", 1..=4000, 3).await?;
     bed.client.batch_execute("DELETE FROM outbox.messages").await?;
     let arguments = ["replay", "--destination", "tickets", "--yes", "--rate", "500/s"];
-    let mut child = tokio::process::Command::new(binary())
-        .args(arguments)
-        .env_clear()
-        .env("DATABASE_URL", bed.url())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
+    let mut child = operator(&bed).spawn(&arguments)?;
     eventually("some are written", || async { Ok(bed.pending().await? > 0) }).await?;
     child.kill().await?;
     let written = bed.pending().await?;

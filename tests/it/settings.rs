@@ -40,7 +40,7 @@ async fn no_timeout_of_the_role_gets_in_the_way() -> Result<()> {
     let relay = bed.relay().env("DATABASE_URL", &url);
     // Another migration takes longer than that.
     let other = bed.connect().await?;
-    other.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(x'6F75FFFFFFFFFF01'::bigint)").await?;
+    other.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(x'6F750004'::int, hashtext('outbox'))").await?;
     let waiting = async {
         // Time is the subject, here and below: longer than any of these timeouts.
         tokio::time::sleep(Duration::from_secs(3)).await;

@@ -59,7 +59,7 @@ async fn a_message_that_may_go_is_measured_however_many_of_its_lane_are_held_up_
     bed.client.batch_execute(only_held_and_one_behind).await?;
     ensure!(bed.count("SELECT count(DISTINCT lane) FROM outbox.messages").await? == 1);
     ensure!(bed.count("SELECT count(*) FROM outbox.messages WHERE group_id <> 'held'").await? > 0);
-    let flags = Flags::default().with("database-url", bed.url());
+    let flags = Flags::default().with("database-url", bed.url()).with("schema", bed.schema()?);
     let outbox = Outbox::new(&flags.database()?, 1)?;
     let floors = ByLane::all(MessageId::NONE);
     let ready_lag = outbox.backlog("tickets", &floors, Order::GroupsBlockedByDead).await?.ready_lag;

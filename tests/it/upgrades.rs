@@ -24,7 +24,7 @@ const CONTRACT: Migration =
 
 /// What `outbox-relay migrate` of another release does.
 async fn migrate_to(bed: &TestBed, migrations: &[Migration]) -> Result<usize> {
-    let flags = Flags::default().with("database-url", bed.url());
+    let flags = Flags::default().with("database-url", bed.url()).with("schema", bed.schema()?);
     Ok(Outbox::new(&flags.database()?, 1)?.migrate_to(migrations).await?.len())
 }
 

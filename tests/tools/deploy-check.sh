@@ -86,6 +86,8 @@ refuse "terminationGracePeriodSeconds is 61, too short for drainTimeoutSeconds 6
     --set terminationGracePeriodSeconds=61
 refuse "OUTBOX_RELAY_DRAIN_TIMEOUT is set in env or extraEnv; set drainTimeoutSeconds instead" \
     --set env.OUTBOX_RELAY_DRAIN_TIMEOUT=5s
+refuse "OUTBOX_RELAY_SCHEMA is set in env or extraEnv; set schema instead" --set env.OUTBOX_RELAY_SCHEMA=lottery_outbox
+refuse "does not match pattern" --set schema=Lottery
 refuse "AWS_REGION is set in env or extraEnv; set awsRegion instead" --set env.AWS_REGION=eu-west-2
 refuse "OUTBOX_RELAY_HTTP_LISTEN is 127.0.0.1:9595" --set env.OUTBOX_RELAY_HTTP_LISTEN=127.0.0.1:9595
 refuse "HTTPS_PROXY is in env and in extraEnv; leave one of them out" --set env.HTTPS_PROXY=http://proxy:3128

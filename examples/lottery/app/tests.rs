@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use outbox_relay::outbox::script;
+use outbox_relay::schema::Schema;
 use serde_json::json;
 use tokio_postgres::Client;
 
@@ -16,7 +17,7 @@ async fn database() -> Result<(Cluster, String, Client)> {
     let cluster = tokio::task::spawn_blocking(|| Cluster::start(&Options::default())).await??;
     let url = cluster.url("postgres");
     let client = connect(&url).await?;
-    client.batch_execute(&script()).await?;
+    client.batch_execute(&script(&Schema::OUTBOX)).await?;
     client.batch_execute(views::TABLES).await?;
     Ok((cluster, url, client))
 }

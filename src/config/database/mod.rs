@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::problems::Problems;
+use crate::schema::Schema;
 
 pub use servers::{Host, Server};
 pub use sources::ShownParameter;
@@ -129,6 +130,8 @@ pub struct DatabaseConfig {
     pub timeouts: Timeouts,
     /// Connections older than this are replaced.
     pub connection_max_age: Duration,
+    /// The schema of the outbox.
+    pub schema: Schema,
     parameters: Vec<ShownParameter>,
     given: Given,
 }
@@ -136,14 +139,24 @@ pub struct DatabaseConfig {
 /// The application name of sessions, unless `DATABASE_URL` sets one.
 const APPLICATION: &str = "outbox-relay";
 
+/// The longest application name: PostgreSQL truncates names to 63 bytes (NAMEDATALEN).
+const MOST_BYTES: usize = 63;
+
 impl DatabaseConfig {
-    /// Sets the application name of a relay's sessions to `outbox-relay HOST/PID`, so that `outbox-relay status` can
-    /// count relays. PostgreSQL truncates names to 63 bytes (NAMEDATALEN).
+    /// Sets the application name of a relay's sessions, so that `outbox-relay status` can count the relays of this outbox.
     pub(super) fn name_relay(&mut self) {
         if self.application_name == APPLICATION {
             let host = gethostname::gethostname();
-            let host: String = host.to_string_lossy().chars().take(40).collect();
-            self.application_name = format!("{APPLICATION} {host}/{}", std::process::id());
+            self.application_name =
+                session_name(&self.relays_are_called(), &host.to_string_lossy(), std::process::id());
+        }
+    }
+
+    /// What the application names of this outbox's relays begin with; HOST/PID follows.
+    pub fn relays_are_called(&self) -> String {
+        match self.schema.is_renamed() {
+            false => format!("{APPLICATION} "),
+            true => format!("{APPLICATION}.{} ", self.schema),
         }
     }
 
@@ -164,6 +177,14 @@ impl DatabaseConfig {
         format!("{}/{}", servers.join(","), self.database)
     }
 
+    /// The same, with the schema if it is not the usual one: a database may have several outboxes.
+    pub fn place_of_outbox(&self) -> String {
+        match self.schema.is_renamed() {
+            false => self.place(),
+            true => format!("{} (schema {})", self.place(), self.schema),
+        }
+    }
+
     /// Where the password comes from, for people to read.
     pub fn password_origin(&self) -> String {
         match &self.password {
@@ -181,6 +202,15 @@ impl DatabaseConfig {
     pub fn shown(&self) -> &[ShownParameter] {
         &self.parameters
     }
+}
+
+/// `prefix`, host and process. Of a long host the end stays, which differs between the pods of a Deployment.
+fn session_name(prefix: &str, host: &str, process: u32) -> String {
+    let process = process.to_string();
+    let room = MOST_BYTES.saturating_sub(prefix.len() + process.len() + 1);
+    let is_cut = |(at, _): &(usize, char)| host.len() - at <= room;
+    let host = host.char_indices().find(is_cut).map_or("", |(at, _)| &host[at..]);
+    format!("{prefix}{host}/{process}")
 }
 
 /// `None` if there is a problem; it is added to `problems`.
@@ -237,6 +267,7 @@ fn values(given: &Given, gathered: &Gathered) -> Result<DatabaseConfig, String> 
         channel_binding,
         timeouts: timeouts(gathered)?,
         connection_max_age: given.connection_max_age,
+        schema: given.schema.clone(),
         parameters: gathered.shown(),
         given: given.clone(),
         servers,
@@ -336,5 +367,22 @@ fn wrong(keyword: &'static str, text: &str, remedy: &str) -> String {
     match keywords::variable_of(keyword) {
         Some(variable) => format!("{keyword}={text:?} (in DATABASE_URL or as {variable}) is not allowed{remedy}"),
         None => format!("{keyword}={text:?} (in DATABASE_URL) is not allowed{remedy}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_named_after_the_end_of_a_long_host_and_its_process() {
+        assert_eq!(session_name("outbox-relay ", "db-1", 17), "outbox-relay db-1/17");
+        let pod = "lottery-backend-with-a-long-name-for-the-region-6f9c8dd5b4-x7k2p";
+        for prefix in ["outbox-relay ", &format!("outbox-relay.{} ", "a".repeat(40))] {
+            let name = session_name(prefix, pod, 1_234_567);
+            assert_eq!(name.len(), 63, "{name}");
+            assert!(name.starts_with(prefix) && name.ends_with("p/1234567"), "{name}");
+        }
+        assert_eq!(session_name("outbox-relay ", &"ä".repeat(40), 1).len(), 63);
     }
 }

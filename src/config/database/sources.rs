@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::keywords::{self, Parameters};
 use super::{DatabaseAuth, conninfo, options};
 use crate::config::setting::present;
+use crate::schema::Schema;
 
 /// The settings of the relay about the connection, as text; kept, so that files can be read again.
 #[derive(Clone, Default)]
@@ -24,6 +25,8 @@ pub(in crate::config) struct Given {
     pub(in crate::config) ca_bundle: Option<Vec<u8>>,
     /// `OUTBOX_RELAY_DATABASE_CONNECTION_MAX_AGE`.
     pub(in crate::config) connection_max_age: Duration,
+    /// `OUTBOX_RELAY_SCHEMA`.
+    pub(in crate::config) schema: Schema,
 }
 
 impl std::fmt::Debug for Given {

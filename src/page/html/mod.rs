@@ -55,10 +55,10 @@ pub(super) fn page(view: &View) -> String {
 }
 
 /// The runbook, as it is written.
-pub(super) fn runbook() -> String {
+pub(super) fn runbook(text: &str) -> String {
     let body = html! {
         main .runbook {
-            @for (index, (heading, text)) in runbook::sections().into_iter().enumerate() {
+            @for (index, (heading, text)) in runbook::sections(text).into_iter().enumerate() {
                 section id=(runbook::anchor(heading)) {
                     @if index == 0 { h1 { (heading) } p { a href="../" { "Status of this relay" } } } @else { h2 { (heading) } }
                     pre { (text) }

@@ -16,7 +16,12 @@ pub mod prometheus;
 pub mod proxy;
 pub mod rds;
 pub mod relay;
+mod rewriting;
 pub mod roles;
+/// The relay's own file: it rewrites SQL for a schema of another name. It is included, because a dependency on the relay
+/// would compile the relay once more for each run of its unit tests.
+#[path = "../../../src/schema.rs"]
+pub mod schema;
 mod server_home;
 pub mod test_bed;
 pub mod tls_front;
@@ -32,6 +37,7 @@ use anyhow::{Result, anyhow, bail};
 use emulator::{Emulator, Product};
 use pgbouncer::PgBouncer;
 use postgres::{Cluster, Options};
+use schema::Schema;
 
 /// The root of the repository.
 pub fn repository() -> &'static Path {
@@ -66,6 +72,19 @@ pub fn pgbouncer() -> Result<Option<&'static PgBouncer>> {
 /// The version that `PG_MAJOR` asks for, for tests that start a cluster of their own.
 pub fn chosen_major() -> Option<String> {
     std::env::var("PG_MAJOR").ok().filter(|major| !major.is_empty())
+}
+
+/// The schema of the outbox in all tests; `TEST_SCHEMA` names another one than `outbox`. Then relays and commands are given
+/// that name, and the sessions of tests rewrite their SQL for it, so that tests are written for the schema `outbox`.
+pub fn chosen_schema() -> Result<&'static Schema> {
+    static SCHEMA: OnceLock<Result<Schema, String>> = OnceLock::new();
+    let read = || match std::env::var("TEST_SCHEMA") {
+        Ok(name) if !name.is_empty() => {
+            Schema::parse(&name).map_err(|why| format!("TEST_SCHEMA={name:?} is not {why}"))
+        }
+        _ => Ok(Schema::OUTBOX),
+    };
+    SCHEMA.get_or_init(read).as_ref().map_err(|error| anyhow!("{error}"))
 }
 
 /// The emulator that all tests share.

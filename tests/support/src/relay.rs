@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::emulator::Product;
-use super::eventually;
 use super::test_bed::locked;
+use super::{chosen_schema, eventually};
 
 /// How long a command may run, on the usual emulator, and how long a test waits for a log line.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -158,7 +158,12 @@ impl Command {
                 shell
             }
         };
-        command.args(arguments).env_clear().envs(&self.env);
+        command.args(arguments).env_clear();
+        // A name that cannot be used fails at the first session of the test.
+        if let Some(schema) = chosen_schema().ok().filter(|schema| schema.is_renamed()) {
+            command.env("OUTBOX_RELAY_SCHEMA", schema.name());
+        }
+        command.envs(&self.env);
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.kill_on_drop(true);

@@ -31,6 +31,7 @@ impl Roles {
     pub async fn create(bed: &TestBed) -> Result<Roles> {
         let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
         let words = ["application", "relay", "operator", "reader", "consumer"];
+        // The session of the test rewrites the name of the schema.
         let roles = words.iter().fold(ROLES.to_owned(), |roles, word| {
             roles.replace(&format!("outbox_{word}"), &format!("rights_of_{word}_{database}"))
         });

@@ -15,7 +15,7 @@ use super::pgbouncer::PgBouncer;
 use super::postgres::Cluster;
 use super::proxy::Proxy;
 use super::relay::{Command, binary};
-use super::{cluster, emulator, eventually, pgbouncer};
+use super::{chosen_schema, cluster, emulator, eventually, pgbouncer, rewriting};
 
 /// Everything that one test works with.
 #[derive(Debug)]
@@ -158,6 +158,11 @@ impl TestBed {
             .env("AWS_ACCESS_KEY_ID", "test")
             .env("AWS_SECRET_ACCESS_KEY", "the-secret-of-aws")
             .env("AWS_EC2_METADATA_DISABLED", "true")
+    }
+
+    /// The schema of the outbox.
+    pub fn schema(&self) -> Result<&'static str> {
+        Ok(chosen_schema()?.name())
     }
 
     /// The URL of the database, password included; never through PgBouncer.
@@ -324,6 +329,10 @@ pub fn ensure_order_in_groups(messages: &[Received]) -> Result<()> {
 
 /// Opens a session. The test's runtime drives its connection.
 pub async fn connect(url: &str) -> Result<Client> {
+    let schema = chosen_schema()?;
+    if schema.is_renamed() {
+        return rewriting::connect(url, schema).await;
+    }
     let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
     tokio::spawn(connection);
     Ok(client)

@@ -80,7 +80,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if or (hasPrefix "127." $listen) (hasPrefix "[::1]" $listen) }}
 {{- $problems = append $problems (printf "OUTBOX_RELAY_HTTP_LISTEN is %s, where the probes of Kubernetes reach nothing; leave it out, and restrict the port by a NetworkPolicy" $listen) }}
 {{- end }}
-{{- $instead := dict "OUTBOX_RELAY_DESTINATIONS" "destinations" "OUTBOX_RELAY_DRAIN_TIMEOUT" "drainTimeoutSeconds" }}
+{{- $instead := dict "OUTBOX_RELAY_DESTINATIONS" "destinations" "OUTBOX_RELAY_DRAIN_TIMEOUT" "drainTimeoutSeconds" "OUTBOX_RELAY_SCHEMA" "schema" }}
 {{- if .Values.awsRegion }}{{ $_ := set $instead "AWS_REGION" "awsRegion" }}{{ end }}
 {{- range $variable, $value := $instead }}
 {{- if has $variable $named }}
