@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use super::MAX_BYTES;
-use crate::message::{Content, DestinationKind, Event, Message, MessageId, MessageKey, SequenceNumber};
+use crate::message::{BodyForm, Content, DestinationKind, Event, Message, MessageId, MessageKey, SequenceNumber};
 use crate::message::{Fault, FaultKind};
 
 /// The most attributes of a message.
@@ -158,7 +158,12 @@ pub fn compose(message: Message, kind: DestinationKind) -> Result<Composed, Faul
     let fair_group =
         message.group.filter(|_| kind == DestinationKind::Fair).map(|group| group_id(Some(&group), key.id));
     let (attributes, trace_header, dropped_attributes) = attributes(&event);
-    let body = printable(event.payload);
+    let body = match event.form {
+        BodyForm::Json => printable(event.body),
+        BodyForm::Text | BodyForm::Base64 if is_text(&event.body) => event.body,
+        // The trigger of the table refuses them, if it has not been turned off.
+        BodyForm::Text | BodyForm::Base64 => return Err(permanent("InvalidMessageContents", not_text(&event.body))),
+    };
     let bytes = body.len() + attributes.iter().map(attribute_bytes).sum::<usize>();
     if bytes > MAX_BYTES {
         return Err(permanent("MessageTooLong", too_long(bytes as u64)));
@@ -168,6 +173,14 @@ pub fn compose(message: Message, kind: DestinationKind) -> Result<Composed, Faul
 
 fn too_long(bytes: u64) -> String {
     format!("{bytes} bytes with attributes, SQS takes {MAX_BYTES}")
+}
+
+/// Why a body is no text for SQS.
+fn not_text(body: &str) -> String {
+    match body.chars().zip(1..).find(|(c, _)| !is_allowed(*c)) {
+        Some((c, place)) => format!("the body has U+{:04X} at character {place}", u32::from(c)),
+        None => "the body is empty".to_owned(),
+    }
 }
 
 fn attribute_bytes(attribute: &Attribute) -> usize {
@@ -189,12 +202,12 @@ fn group_id(group: Option<&str>, id: MessageId) -> String {
 
 /// JSON text from PostgreSQL escapes control characters but not U+FFFE and U+FFFF, which SQS refuses. They can only
 /// occur inside strings, where the escape has the same meaning.
-fn printable(payload: String) -> String {
+fn printable(json: String) -> String {
     // Both begin with this byte, and searching for a byte costs a tenth of searching for characters.
-    if memchr::memchr(0xef, payload.as_bytes()).is_some() && payload.contains(['\u{fffe}', '\u{ffff}']) {
-        payload.replace('\u{fffe}', "\\ufffe").replace('\u{ffff}', "\\uffff")
+    if memchr::memchr(0xef, json.as_bytes()).is_some() && json.contains(['\u{fffe}', '\u{ffff}']) {
+        json.replace('\u{fffe}', "\\ufffe").replace('\u{ffff}', "\\uffff")
     } else {
-        payload
+        json
     }
 }
 
@@ -218,6 +231,9 @@ fn attributes(event: &Event) -> (Vec<Attribute>, Option<String>, usize) {
             &mut attributes,
             Attribute { name: Cow::Borrowed("stream_version"), kind: "Number", value: version.to_string() },
         );
+    }
+    if event.form == BodyForm::Base64 {
+        add(&mut attributes, string("content-encoding", "base64"));
     }
     if event.metadata == "{}" {
         return (attributes, None, dropped_attributes);
@@ -296,10 +312,13 @@ fn is_name(name: &str) -> bool {
         && !begins("amazon.")
 }
 
-/// SQS: #x9 #xA #xD #x20 to #xD7FF #xE000 to #xFFFD #x10000 to #x10FFFF, at least one.
+/// SQS: #x9 #xA #xD #x20 to #xD7FF #xE000 to #xFFFD #x10000 to #x10FFFF.
+fn is_allowed(c: char) -> bool {
+    matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
+}
+
+/// Whether SQS takes a text as a body or as the value of an attribute: allowed characters, at least one.
 fn is_text(value: &str) -> bool {
-    let is_allowed =
-        |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
     // Covers nearly all values and is quick to check.
     let is_plain = || value.bytes().all(|byte| matches!(byte, b' '..=b'~'));
     !value.is_empty() && (is_plain() || value.chars().all(is_allowed))

@@ -14,7 +14,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::*;
-use crate::message::{Content, DestinationKind, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin};
+use crate::message::{
+    BodyForm, Content, DestinationKind, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin,
+};
 use crate::publisher::access::{Access, Parts, Source};
 use crate::publisher::compose;
 use crate::publisher::endpoint::Route;
@@ -26,7 +28,8 @@ fn entry(id: i64) -> Entry {
         event_id: format!("e{id}"),
         event_type: "T".to_owned(),
         stream: None,
-        payload: "{}".to_owned(),
+        body: "{}".to_owned(),
+        form: BodyForm::Json,
         metadata: "{}".to_owned(),
     };
     let message = Message {
