@@ -17,8 +17,8 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use outbox_relay::clock::Time;
 use outbox_relay::config::Flags;
 use outbox_relay::message::{
-    Accepts, Content, DestinationKind, Event, EventPosition, LANES, Lane, Message, MessageId, MessageKey, Origin,
-    Outcome, Settlement,
+    Accepts, BodyForm, Content, DestinationKind, Event, EventPosition, LANES, Lane, Message, MessageId, MessageKey,
+    Origin, Outcome, Settlement,
 };
 use outbox_relay::outbox::{Keep, Outbox};
 use outbox_relay::publisher::{self, compose};
@@ -208,7 +208,8 @@ fn made_up(number: u64) -> Option<Message> {
             event_id: format!("0190b7c4-5b5a-7000-8000-{number:012x}"),
             event_type: "TicketPurchased".to_owned(),
             stream: None,
-            payload,
+            body: payload,
+            form: BodyForm::Json,
             metadata: trace.to_owned(),
         }),
         superseded: None,

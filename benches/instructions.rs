@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use outbox_relay::clock::Time;
 use outbox_relay::message::{
-    Content, DestinationKind, Event, EventPosition, LANES, Lane, Message, MessageId, MessageKey, Origin,
+    BodyForm, Content, DestinationKind, Event, EventPosition, LANES, Lane, Message, MessageId, MessageKey, Origin,
 };
 use outbox_relay::relay::dry_run::dry_run;
 
@@ -83,7 +83,8 @@ fn message(number: u64) -> Option<Message> {
             event_id: format!("0190b7c4-5b5a-7000-8000-{number:012x}"),
             event_type: "TicketPurchased".to_owned(),
             stream: Some((format!("ticket-{number}"), 1)),
-            payload: format!("{{\"n\": {number}, \"ticket\": \"{}\"}}", "x".repeat(420)),
+            body: format!("{{\"n\": {number}, \"ticket\": \"{}\"}}", "x".repeat(420)),
+            form: BodyForm::Json,
             metadata: r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#.to_owned(),
         }),
     })

@@ -45,14 +45,14 @@ GRANT USAGE ON SCHEMA outbox TO outbox_application, outbox_relay, outbox_operato
 -- The application only appends. It decides neither when an event was recorded nor the state of a message. It can read
 -- what identifies an event, never its content: RETURNING, ON CONFLICT and the next version of a stream need that.
 -- Privileges on the parent apply to the partitions, and identity columns need none on their sequence.
-GRANT INSERT (event_id, stream_id, stream_version, event_type, payload, metadata, destinations),
+GRANT INSERT (event_id, stream_id, stream_version, event_type, payload, metadata, destinations, body, body_bytes),
     SELECT (position, event_id, stream_id, stream_version) ON outbox.events TO outbox_application;
 GRANT INSERT (destination, event_position, group_id, status, deliver_at), SELECT (id) ON outbox.messages TO outbox_application;
 -- It may cancel and move what it has scheduled. No other state of a message can be written with these columns alone.
 GRANT SELECT, DELETE, UPDATE (deliver_at) ON outbox.messages_scheduled TO outbox_application;
 -- The trigger outbox.fence looks at the last position that was handed out.
 GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_application;
-GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue, outbox.enqueue_many, outbox.check_stream, outbox.check_max_count,
+GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.refused_character, outbox.event_problem, outbox.enqueue, outbox.enqueue_many, outbox.check_stream, outbox.check_max_count,
     outbox.message_bytes, outbox.check_size, outbox.check_append, outbox.append, outbox.stream_version, outbox.read_stream TO outbox_application;
 -- If outbox.events is also the event store, from which the application reads its streams with outbox.read_stream, make
 -- its user a member of outbox_reader as well.
@@ -101,7 +101,7 @@ GRANT EXECUTE ON FUNCTION outbox.position_at, outbox.safe_position, outbox.repla
     outbox.replay_count, outbox.replay_group, outbox.replay_unfinished, outbox.replay_begin,
     outbox.replay_step, outbox.replay_end TO outbox_operator;
 
--- The reader sees everything, payloads included, and changes nothing.
+-- The reader sees everything, bodies included, and changes nothing.
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_reader;
 GRANT SELECT ON ALL SEQUENCES IN SCHEMA outbox TO outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.find_message, outbox.dead_find, outbox.dead_list, outbox.dead_show, outbox.position_at,

@@ -210,10 +210,23 @@ pub struct Event {
     pub event_type: String,
     /// Stream and version, when the event belongs to one.
     pub stream: Option<(String, i64)>,
-    /// `payload::text`, never parsed: a JSON library would change numbers and key order.
-    pub payload: String,
+    /// What is sent, never parsed: a JSON library would change numbers and key order.
+    pub body: String,
+    /// What the body is.
+    pub form: BodyForm,
     /// `metadata::text`, a JSON object.
     pub metadata: String,
+}
+
+/// What a body is, by the column of `outbox.events` that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyForm {
+    /// `payload`, as PostgreSQL prints it.
+    Json,
+    /// `body`, as it was written.
+    Text,
+    /// `body_bytes`, in base64 without line breaks.
+    Base64,
 }
 
 /// The outcome of a message, which has to be written back.

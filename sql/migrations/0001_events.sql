@@ -54,16 +54,19 @@ CREATE TABLE outbox.events (
     event_id       uuid NOT NULL DEFAULT outbox.time_ordered_uuid() UNIQUE,
     stream_id      text COLLATE "C",
     event_type     text NOT NULL,
-    payload        jsonb NOT NULL,
+    payload        jsonb,
     metadata       jsonb NOT NULL DEFAULT '{}',
-    destinations   jsonb
+    destinations   jsonb,
+    body           text,
+    body_bytes     bytea
 );
 
 -- An event without a stream takes no space in this index.
 CREATE UNIQUE INDEX events_stream ON outbox.events (stream_id, stream_version) WHERE stream_id IS NOT NULL;
 
 COMMENT ON TABLE outbox.events IS
-    'Immutable events. Never updated; a payload is stored here once, whatever the number of destinations.';
+    'Immutable events. Never updated; a body is stored here once, whatever the number of destinations. It is in one of the '
+    'columns payload, body and body_bytes.';
 COMMENT ON COLUMN outbox.events.position IS
     'Order of insertion. CACHE 1, so that writers that wait for each other get their positions in that order.';
 COMMENT ON COLUMN outbox.events.recorded_at IS 'When the row was written (clock_timestamp, not the start of the transaction).';
@@ -73,12 +76,37 @@ COMMENT ON COLUMN outbox.events.event_id IS
     'Id of the event for consumers, sent as the attribute event_id; time-ordered unless the application sets it.';
 COMMENT ON COLUMN outbox.events.stream_id IS 'The aggregate the event belongs to, if any.';
 COMMENT ON COLUMN outbox.events.event_type IS 'Type of the event, for example TicketPurchased; sent as an attribute.';
-COMMENT ON COLUMN outbox.events.payload IS 'The body of the published message, sent as payload::text byte for byte.';
+COMMENT ON COLUMN outbox.events.payload IS
+    'A body of JSON, sent as payload::text byte for byte; null if the event has another body.';
 COMMENT ON COLUMN outbox.events.metadata IS
     'A flat object; its members are sent as message attributes (traceparent, correlation_id and the like).';
 COMMENT ON COLUMN outbox.events.destinations IS
     'Where the event was sent when it was written: an object of destination and group (or null). Messages are pruned, so a '
     'replay uses this. Null when the application did not set it.';
+COMMENT ON COLUMN outbox.events.body IS
+    'A body of any text (XML, signed JSON, plain text), sent byte for byte. At least one character, and none that SQS refuses.';
+COMMENT ON COLUMN outbox.events.body_bytes IS
+    'A body of bytes (protobuf, Avro, compressed), sent in base64 with the attribute content-encoding = base64. At least one byte.';
+
+-- SQS takes #x9 | #xA | #xD | #x20 to #xD7FF | #xE000 to #xFFFD | #x10000 to #x10FFFF (SendMessage, MessageBody). These are
+-- the others that a text of PostgreSQL in UTF-8 can hold: neither zero nor half of a surrogate pair.
+CREATE FUNCTION outbox.refused_character(body text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+AS $$
+DECLARE
+    place integer;
+BEGIN
+    IF body COLLATE "C" !~ '[\x01-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]' THEN
+        RETURN NULL;
+    END IF;
+    place := length(substring(body COLLATE "C" FROM '^[^\x01-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]*')) + 1;
+    RETURN pg_catalog.format('U+%s at character %s', pg_catalog.upper(lpad(to_hex(ascii(substr(body, place, 1))), 4, '0')), place);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.refused_character(text) IS
+    'The first character of a text that SQS takes in no body, and its place, counted from 1: U+0001 at character 17. Null if there '
+    'is none.';
 
 -- Not CHECK constraints: PostgreSQL parses the stored text of each again for every statement, which cost as much as all
 -- else that the statement does (docs/benchmarks/notes.md). The function's plans are kept. Like every trigger it does not
@@ -90,9 +118,10 @@ DECLARE
     problem text;
     hint    text;
 BEGIN
-    -- One expression for the usual case.
+    -- One expression for the usual case, an event with a payload. A body of another kind is looked at more closely.
     IF NEW.event_type = '' OR jsonb_typeof(NEW.metadata) <> 'object' OR jsonb_typeof(NEW.destinations) <> 'object'
-        OR (NEW.stream_id IS NULL) <> (NEW.stream_version IS NULL) OR NEW.stream_id = '' OR NEW.stream_version < 1 THEN
+        OR (NEW.stream_id IS NULL) <> (NEW.stream_version IS NULL) OR NEW.stream_id = '' OR NEW.stream_version < 1
+        OR NEW.payload IS NULL OR NEW.body IS NOT NULL OR NEW.body_bytes IS NOT NULL THEN
         CASE
             WHEN NEW.event_type = '' THEN
                 problem := 'event_type is empty';
@@ -109,15 +138,32 @@ BEGIN
             WHEN NEW.stream_version < 1 THEN
                 problem := pg_catalog.format('stream_version is %s', NEW.stream_version);
                 hint := 'Versions of a stream begin at 1.';
-            ELSE
+            WHEN (NEW.stream_id IS NULL) <> (NEW.stream_version IS NULL) THEN
                 problem := pg_catalog.format(
                     'stream_id is %s and stream_version is %s',
                     coalesce(pg_catalog.quote_literal(NEW.stream_id), 'null'), coalesce(NEW.stream_version::text, 'null')
                 );
                 hint := 'An event of a stream has both, an event without a stream has neither.';
+            WHEN pg_catalog.num_nonnulls(NEW.payload, NEW.body, NEW.body_bytes) <> 1 THEN
+                problem := CASE
+                    WHEN NEW.payload IS NULL AND NEW.body IS NULL THEN 'payload, body and body_bytes are null'
+                    ELSE 'more than one of payload, body and body_bytes is not null'
+                END;
+                hint := 'Set one of them: payload for JSON, body for any other text, body_bytes for bytes, which are sent in base64.';
+            WHEN NEW.body = '' OR octet_length(NEW.body_bytes) = 0 THEN
+                problem := CASE WHEN NEW.body = '' THEN 'body is empty' ELSE 'body_bytes is empty' END;
+                hint := 'SQS takes a message of at least one character. An event that has nothing to say may have the payload {}.';
+            WHEN outbox.refused_character(NEW.body) IS NOT NULL THEN
+                problem := pg_catalog.format('body has %s, which SQS refuses', outbox.refused_character(NEW.body));
+                hint := 'SQS takes tab, line feed, carriage return, and all characters from U+0020 on but U+FFFE and U+FFFF. Send '
+                    'anything else as body_bytes.';
+            ELSE
+                problem := NULL;
         END CASE;
-        RAISE EXCEPTION 'impossible event: %', problem
-            USING ERRCODE = 'check_violation', HINT = hint, SCHEMA = TG_TABLE_SCHEMA, TABLE = TG_TABLE_NAME;
+        IF problem IS NOT NULL THEN
+            RAISE EXCEPTION 'impossible event: %', problem
+                USING ERRCODE = 'check_violation', HINT = hint, SCHEMA = TG_TABLE_SCHEMA, TABLE = TG_TABLE_NAME;
+        END IF;
     END IF;
     RETURN NEW;
 END

@@ -257,14 +257,17 @@ $$;
 COMMENT ON FUNCTION outbox.find_message(text, bigint) IS
     'A message by its id, whatever its status. Keys begin with the lane, so every lane is probed: 16 index probes.';
 
--- In PL/pgSQL, which keeps the plans; PostgreSQL plans a function in SQL again at every call.
+-- In PL/pgSQL, which keeps the plans; PostgreSQL plans a function in SQL again at every call. One function for all bodies: of
+-- two with a third argument of jsonb and of text, PostgreSQL would take the one with text for a literal.
 CREATE FUNCTION outbox.enqueue(
     destination text,
     event_type  text,
-    payload     jsonb,
+    payload     jsonb DEFAULT NULL,
     group_id    text DEFAULT NULL,
     metadata    jsonb DEFAULT '{}',
-    deliver_at  timestamptz DEFAULT NULL
+    deliver_at  timestamptz DEFAULT NULL,
+    body        text DEFAULT NULL,
+    body_bytes  bytea DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -273,8 +276,8 @@ DECLARE
     event bigint;
     id    bigint;
 BEGIN
-    INSERT INTO outbox.events (event_type, payload, metadata, destinations)
-    VALUES ($2, $3, coalesce($5, '{}'), pg_catalog.jsonb_build_object($1, $4))
+    INSERT INTO outbox.events (event_type, payload, metadata, destinations, body, body_bytes)
+    VALUES ($2, $3, coalesce($5, '{}'), pg_catalog.jsonb_build_object($1, $4), $7, $8)
     RETURNING events.position INTO event;
     IF $6 > clock_timestamp() THEN
         INSERT INTO outbox.messages (destination, event_position, group_id, status, deliver_at)
@@ -288,9 +291,10 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION outbox.enqueue(text, text, jsonb, text, jsonb, timestamptz) IS
-    'Records an event and one message that carries it to the destination, in the caller''s transaction; not before the last '
-    'argument, if there is one. Returns the message id. That of a scheduled message is its own until it falls due.';
+COMMENT ON FUNCTION outbox.enqueue(text, text, jsonb, text, jsonb, timestamptz, text, bytea) IS
+    'Records an event and one message that carries it to the destination, in the caller''s transaction; not before deliver_at, if '
+    'it is given. The body is the payload (JSON), or body => (any text), or body_bytes => (sent in base64). Returns the message id. '
+    'That of a scheduled message is its own until it falls due.';
 
 -- With the privileges of its owner: a relay writes no messages but these. Its plans are kept, and the table may have been
 -- empty when they were made.
@@ -334,6 +338,34 @@ COMMENT ON FUNCTION outbox.enqueue_due(text, bigint, bigint) IS
     'Makes scheduled messages of a destination pending that have fallen due, at most so many, the earliest first, after passing '
     'over some; returns how many. Relays call it.';
 
+-- Only for an event that has a body other than a payload, or a member that is not known: the others are not slowed down.
+CREATE FUNCTION outbox.event_problem(event jsonb, known text[]) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    others  CONSTANT jsonb := event - known - '{payload,body,body_base64}'::text[];
+    bodies  CONSTANT integer := (event ? 'payload')::integer + (event ->> 'body' IS NOT NULL)::integer
+        + (event ->> 'body_base64' IS NOT NULL)::integer;
+    encoded CONSTANT text := translate(event ->> 'body_base64', E' \t\r\n', '');
+BEGIN
+    RETURN CASE
+        WHEN others <> '{}' THEN pg_catalog.format('has members that are not known: %s', others)
+        WHEN bodies = 0 THEN 'has no payload, body or body_base64'
+        WHEN bodies > 1 THEN 'has more than one of payload, body and body_base64'
+        WHEN jsonb_typeof(event -> 'body') NOT IN ('string', 'null') THEN 'has a body that is no string'
+        WHEN event ->> 'body' = '' THEN 'has an empty body'
+        WHEN outbox.refused_character(event ->> 'body') IS NOT NULL
+            THEN pg_catalog.format('has a body with %s, which SQS refuses', outbox.refused_character(event ->> 'body'))
+        WHEN jsonb_typeof(event -> 'body_base64') NOT IN ('string', 'null') THEN 'has a body_base64 that is no string'
+        WHEN encoded = '' THEN 'has an empty body_base64'
+        WHEN encoded !~ '^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$' THEN 'has a body_base64 that is no base64'
+    END;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.event_problem(jsonb, text[]) IS
+    'What is wrong with the body of an event in JSON, or with its members besides those that are known and the body; null if nothing is.';
+
 CREATE FUNCTION outbox.enqueue_many(destination text, events jsonb) RETURNS SETOF bigint
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -341,7 +373,8 @@ AS $$
 DECLARE
     now     CONSTANT timestamptz := clock_timestamp();
     example CONSTANT text :=
-        'An event is {"event_type": "TicketPurchased", "payload": ...} and may have group_id, metadata and deliver_at.';
+        'An event is {"event_type": "TicketPurchased", "payload": ...} and may have group_id, metadata and deliver_at. Instead of a '
+        'payload it may have a body (text) or a body_base64.';
     wrong   record;
 BEGIN
     IF jsonb_typeof($2) IS DISTINCT FROM 'array' THEN
@@ -353,13 +386,11 @@ BEGIN
             WHEN jsonb_typeof(e.event) <> 'object' THEN 'is not an object'
             WHEN jsonb_typeof(e.event -> 'event_type') IS DISTINCT FROM 'string' OR e.event ->> 'event_type' = ''
                 THEN 'has no event_type'
-            WHEN NOT e.event ? 'payload' THEN 'has no payload'
             WHEN jsonb_typeof(e.event -> 'group_id') NOT IN ('string', 'null') THEN 'has a group_id that is no string'
             WHEN jsonb_typeof(e.event -> 'metadata') NOT IN ('object', 'null') THEN 'has metadata that are no object'
             WHEN jsonb_typeof(e.event -> 'deliver_at') NOT IN ('string', 'null') THEN 'has a deliver_at that is no string'
-            WHEN e.event - '{event_type,payload,group_id,metadata,deliver_at}'::text[] <> '{}' THEN pg_catalog.format(
-                'has members that are not known: %s', e.event - '{event_type,payload,group_id,metadata,deliver_at}'::text[]
-            )
+            WHEN NOT e.event ? 'payload' OR e.event - '{event_type,payload,group_id,metadata,deliver_at}'::text[] <> '{}'
+                THEN outbox.event_problem(e.event, '{event_type,group_id,metadata,deliver_at}')
         END AS problem
         FROM jsonb_array_elements($2) WITH ORDINALITY AS e (event, n)
     ) AS w
@@ -372,10 +403,11 @@ BEGIN
     END IF;
     RETURN QUERY
         WITH event AS (
-            INSERT INTO outbox.events (event_type, payload, metadata, destinations)
+            INSERT INTO outbox.events (event_type, payload, metadata, destinations, body, body_bytes)
             SELECT
                 e.event ->> 'event_type', e.event -> 'payload', coalesce(nullif(e.event -> 'metadata', 'null'), '{}'),
-                pg_catalog.jsonb_build_object($1, e.event -> 'group_id')
+                pg_catalog.jsonb_build_object($1, e.event -> 'group_id'), e.event ->> 'body',
+                decode(e.event ->> 'body_base64', 'base64')
             FROM jsonb_array_elements($2) WITH ORDINALITY AS e (event, n)
             ORDER BY e.n
             RETURNING events.position
@@ -400,4 +432,5 @@ $$;
 
 COMMENT ON FUNCTION outbox.enqueue_many(text, jsonb) IS
     'The same for a JSON array of events, in its order: [{"event_type": ..., "payload": ..., "group_id": ..., "metadata": ..., '
-    '"deliver_at": ...}]. The last three may be left out. Returns the message ids.';
+    '"deliver_at": ...}]. The last three may be left out; instead of "payload" there may be "body", a string, or "body_base64". '
+    'Returns the message ids.';

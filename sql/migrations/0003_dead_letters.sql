@@ -70,8 +70,7 @@ COMMENT ON COLUMN outbox.quarantine.reason IS 'The error of PostgreSQL.';
 -- For reads that failed on a row: reads one event at a time and returns an error as text instead of failing the
 -- statement.
 CREATE FUNCTION outbox.read_event(event_position bigint, max_bytes bigint) RETURNS TABLE (
-    event_id uuid, event_type text, stream_id text, stream_version bigint, payload text, metadata text, bytes bigint,
-    unreadable text
+    event_id uuid, event_type text, stream_id text, stream_version bigint, body text, metadata text, bytes bigint, form text
 )
 LANGUAGE plpgsql STABLE
 AS $$
@@ -79,24 +78,31 @@ BEGIN
     RETURN QUERY
         SELECT
             e.event_id, e.event_type, e.stream_id, e.stream_version,
-            CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= max_bytes THEN t.payload END,
-            CASE WHEN octet_length(t.payload) + octet_length(t.metadata) <= max_bytes THEN t.metadata END,
-            (octet_length(t.payload) + octet_length(t.metadata))::bigint,
-            NULL::text
+            CASE WHEN octet_length(t.body) + octet_length(t.metadata) <= max_bytes THEN t.body END,
+            CASE WHEN octet_length(t.body) + octet_length(t.metadata) <= max_bytes THEN t.metadata END,
+            (octet_length(t.body) + octet_length(t.metadata))::bigint,
+            CASE WHEN e.body IS NOT NULL THEN 'text' WHEN e.body_bytes IS NOT NULL THEN 'base64' END
         FROM outbox.events AS e
-        CROSS JOIN LATERAL (SELECT e.payload::text AS payload, e.metadata::text AS metadata OFFSET 0) AS t
+        CROSS JOIN LATERAL (
+            -- The empty text makes PostgreSQL read the body here: otherwise it returns where the body is stored, and whoever
+            -- looks there fails.
+            SELECT
+                coalesce(e.payload::text, e.body || '', replace(encode(e.body_bytes, 'base64'), E'\n', '')) AS body,
+                e.metadata::text AS metadata
+            OFFSET 0
+        ) AS t
         WHERE e.position = event_position;
 EXCEPTION
     WHEN OTHERS THEN
         RETURN QUERY SELECT
-            NULL::uuid, NULL::text, NULL::text, NULL::bigint, NULL::text, NULL::text, 0::bigint,
-            pg_catalog.format('%s (SQLSTATE %s)', SQLERRM, SQLSTATE);
+            NULL::uuid, NULL::text, NULL::text, NULL::bigint, pg_catalog.format('%s (SQLSTATE %s)', SQLERRM, SQLSTATE), '{}', 0::bigint,
+            'unreadable';
 END
 $$;
 
 COMMENT ON FUNCTION outbox.read_event(bigint, bigint) IS
-    'One event as a relay reads it; "unreadable" says why PostgreSQL cannot read it, and an event larger than max_bytes comes '
-    'without its text.';
+    'One event as a relay reads it: the body as it is sent, and its form, which is null for JSON, text, or base64. An event that '
+    'PostgreSQL cannot read has the form unreadable, and its error as body; one larger than max_bytes comes without its text.';
 
 CREATE FUNCTION outbox.release(destination text, message_id bigint) RETURNS bigint
 LANGUAGE sql VOLATILE
@@ -183,13 +189,13 @@ COMMENT ON FUNCTION outbox.dead_list(bigint[], text, text, text, text, timestamp
 CREATE FUNCTION outbox.dead_show(id bigint) RETURNS TABLE (
     id bigint, destination text, lane smallint, group_id text, attempts smallint, enqueued_at timestamptz,
     dead_at timestamptz, reason text, event_position bigint, event_id uuid, event_type text, stream_id text,
-    stream_version bigint, payload jsonb, metadata jsonb
+    stream_version bigint, payload jsonb, metadata jsonb, body text, body_bytes bytea
 )
 LANGUAGE sql STABLE
 AS $$
     SELECT
         m.id, m.destination, m.lane, m.group_id, m.attempts, m.enqueued_at, m.dead_at, m.last_error, m.event_position,
-        e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata
+        e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata, e.body, e.body_bytes
     FROM outbox.messages_dead AS m
     LEFT JOIN outbox.events AS e ON e.position = m.event_position
     WHERE m.id = dead_show.id

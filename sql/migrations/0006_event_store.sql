@@ -31,22 +31,35 @@ COMMENT ON FUNCTION outbox.stream_version(text) IS 'The version of a stream''s l
 -- Counts as the relay does, but includes attributes that the relay leaves out: those are few, so the result is at most
 -- a little higher.
 CREATE FUNCTION outbox.message_bytes(stream_id text, stream_version bigint, event jsonb) RETURNS bigint
-LANGUAGE sql IMMUTABLE
+LANGUAGE plpgsql IMMUTABLE
 AS $$
-    SELECT octet_length(b.body)::bigint
+DECLARE
+    payload text := event -> 'payload';
+    bytes   bigint := octet_length(payload);
+BEGIN
+    IF payload IS NULL THEN
+        bytes := coalesce(
+            octet_length(event ->> 'body'),
+            octet_length(translate(event ->> 'body_base64', E' \t\r\n', '')) + octet_length('content-encodingStringbase64')
+        );
+    ELSIF bytes > 500000 THEN
         -- SQS refuses U+FFFE and U+FFFF, so the relay writes each as six characters of JSON. Each is three bytes here,
         -- which cannot make a small payload too large.
-        + CASE WHEN octet_length(b.body) > 500000 THEN 3 * (length(b.body) - length(translate(b.body, chr(65534) || chr(65535), ''))) ELSE 0 END
+        bytes := bytes + 3 * (length(payload) - length(translate(payload, chr(65534) || chr(65535), '')));
+    END IF;
+    IF event ? 'metadata' THEN
+        bytes := bytes + (
+            SELECT coalesce(sum(octet_length(m.key) + octet_length('String') + octet_length(m.value)), 0)
+            FROM jsonb_each_text(event -> 'metadata') AS m
+            WHERE m.key <> 'AWSTraceHeader'
+        );
+    END IF;
+    RETURN bytes
         + octet_length('event_idString') + 36
         + octet_length('event_typeString') + octet_length(event ->> 'event_type')
         + octet_length('stream_idString') + octet_length(stream_id)
-        + octet_length('stream_versionNumber') + octet_length(stream_version::text)
-        + (
-            SELECT coalesce(sum(octet_length(m.key) + octet_length('String') + octet_length(m.value)), 0)
-            FROM jsonb_each_text(coalesce(event -> 'metadata', '{}')) AS m
-            WHERE m.key <> 'AWSTraceHeader'
-        )
-    FROM (SELECT (event -> 'payload')::text AS body) AS b
+        + octet_length('stream_versionNumber') + octet_length(stream_version::text);
+END
 $$;
 
 COMMENT ON FUNCTION outbox.message_bytes(text, bigint, jsonb) IS 'Bytes of the SQS message that an event becomes.';
@@ -86,7 +99,8 @@ DECLARE
     uuid_form       CONSTANT text := '^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$';
     item    record;
     problem text;
-    hint    text := 'An event is {"event_type": "TicketPurchased", "payload": ...} and may have event_id and metadata.';
+    hint    text := 'An event is {"event_type": "TicketPurchased", "payload": ...} and may have event_id and metadata. Instead of a '
+        'payload it may have a body (text) or a body_base64.';
 BEGIN
     PERFORM outbox.check_stream(stream_id);
     IF expected_version < 0 THEN
@@ -111,14 +125,13 @@ BEGIN
                 WHEN jsonb_typeof(item.event) <> 'object' THEN 'is not an object'
                 WHEN jsonb_typeof(item.event -> 'event_type') IS DISTINCT FROM 'string' OR item.event ->> 'event_type' = ''
                     THEN 'has no event_type'
-                WHEN NOT item.event ? 'payload' THEN 'has no payload'
                 WHEN jsonb_typeof(coalesce(item.event -> 'metadata', '{}')) <> 'object' THEN 'has metadata that are no object'
                 WHEN is_sent AND item.event ->> 'event_type' ~ control
                     THEN 'has a control character in its event_type, which SQS takes in no attribute'
                 WHEN item.event ? 'event_id' AND coalesce(item.event ->> 'event_id', '') !~* uuid_form
                     THEN pg_catalog.format('has an event_id that is no UUID: %s', item.event -> 'event_id')
-                WHEN item.event - '{event_id,event_type,payload,metadata}'::text[] <> '{}'
-                    THEN pg_catalog.format('has members that are not known: %s', item.event - '{event_id,event_type,payload,metadata}'::text[])
+                WHEN NOT item.event ? 'payload' OR item.event - '{event_id,event_type,payload,metadata}'::text[] <> '{}'
+                    THEN outbox.event_problem(item.event, '{event_id,event_type,metadata}')
             END;
             IF problem IS NOT NULL THEN
                 problem := pg_catalog.format('event %s of the array %s', item.n, problem);
@@ -205,11 +218,12 @@ BEGIN
     END IF;
     RETURN QUERY
         WITH event AS (
-            INSERT INTO outbox.events (event_id, stream_id, stream_version, event_type, payload, metadata, destinations)
+            INSERT INTO outbox.events
+                (event_id, stream_id, stream_version, event_type, payload, metadata, destinations, body, body_bytes)
             SELECT
                 coalesce((e.event ->> 'event_id')::uuid, outbox.time_ordered_uuid()), $1, current + e.n,
-                e.event ->> 'event_type', e.event -> 'payload', coalesce(e.event -> 'metadata', '{}'),
-                routes
+                e.event ->> 'event_type', e.event -> 'payload', coalesce(e.event -> 'metadata', '{}'), routes,
+                e.event ->> 'body', decode(e.event ->> 'body_base64', 'base64')
             FROM jsonb_array_elements($3) WITH ORDINALITY AS e (event, n)
             ORDER BY e.n
             -- Another session that inserts without this function may be first.
@@ -219,7 +233,8 @@ BEGIN
             INSERT INTO outbox.messages (destination, event_position, group_id, status, deliver_at)
             SELECT d.name, e.position, $1, CASE WHEN later IS NULL THEN 'pending' ELSE 'scheduled' END, later
             FROM event AS e
-            CROSS JOIN pg_catalog.unnest($4) AS d (name)
+            -- Not $4 itself: with its length known PostgreSQL would think a new plan at each call worth while.
+            CROSS JOIN pg_catalog.unnest((SELECT $4)) AS d (name)
             ORDER BY e.position
         )
         SELECT e.event_id, e.stream_version, e.position, false FROM event AS e ORDER BY e.stream_version;
@@ -258,7 +273,7 @@ COMMENT ON FUNCTION outbox.check_max_count(bigint) IS 'Refuses an invalid limit;
 CREATE FUNCTION outbox.read_stream(stream_id text, from_version bigint DEFAULT 1, max_count integer DEFAULT 1000)
 RETURNS TABLE (
     event_position bigint, event_id uuid, stream_version bigint, event_type text, payload jsonb, metadata jsonb,
-    recorded_at timestamptz
+    recorded_at timestamptz, body text, body_bytes bytea
 )
 LANGUAGE plpgsql STABLE
 AS $$
@@ -270,7 +285,8 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Versions begin at 1.';
     END IF;
     RETURN QUERY
-        SELECT e.position, e.event_id, e.stream_version, e.event_type, e.payload, e.metadata, e.recorded_at
+        SELECT
+            e.position, e.event_id, e.stream_version, e.event_type, e.payload, e.metadata, e.recorded_at, e.body, e.body_bytes
         FROM outbox.events AS e
         WHERE e.stream_id = $1 AND e.stream_version >= $2
         ORDER BY e.stream_version
@@ -283,7 +299,7 @@ COMMENT ON FUNCTION outbox.read_stream(text, bigint, integer) IS 'A stream''s ev
 CREATE FUNCTION outbox.read_all(after bigint DEFAULT 0, max_count integer DEFAULT 1000)
 RETURNS TABLE (
     event_position bigint, event_id uuid, stream_id text, stream_version bigint, event_type text, payload jsonb,
-    metadata jsonb, recorded_at timestamptz
+    metadata jsonb, recorded_at timestamptz, body text, body_bytes bytea
 )
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -299,7 +315,8 @@ BEGIN
     upto := outbox.safe_position();
     RETURN QUERY
         SELECT
-            e.position, e.event_id, e.stream_id, e.stream_version, e.event_type, e.payload, e.metadata, e.recorded_at
+            e.position, e.event_id, e.stream_id, e.stream_version, e.event_type, e.payload, e.metadata, e.recorded_at, e.body,
+            e.body_bytes
         FROM outbox.events AS e
         WHERE e.position > after AND e.position <= upto
         ORDER BY e.position

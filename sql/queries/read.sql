@@ -8,6 +8,8 @@
 -- except messages in quarantine. "has_more", in the last row of a lane, says that $4 would have allowed more. Bytes are
 -- counted as PostgreSQL stores them, so that nothing is unpacked that is not sent; the first message always comes. A
 -- message larger than $6 comes without its text, with "bytes" instead.
+-- "body" is what is sent. "form" says what that is: null for JSON, as is the case for nearly all; text; base64; unreadable, if
+-- PostgreSQL cannot read the event (with $11) and the body is its error.
 -- "holds" is null for a message that nothing holds up, as is the case for nearly all. Otherwise it has "held_by",
 -- "behind", "behind_wait", "behind_last" and "wait"; the last is always null here. "held_by" is the lowest dead message
 -- (with $8) or message in quarantine of the group: nothing of the group may go, and the message comes without its text.
@@ -43,10 +45,10 @@ SELECT
     ] END AS holds,
     m.has_more,
     m.event_id::text, m.event_type, m.stream_id, m.stream_version,
-    CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $6 THEN m.payload_sent END AS payload,
-    CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $6 THEN m.metadata_sent END AS metadata,
-    coalesce(m.bytes, octet_length(m.payload_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
-    m.unreadable,
+    CASE WHEN octet_length(m.body_sent) + octet_length(m.metadata_sent) <= $6 THEN m.body_sent END AS body,
+    CASE WHEN octet_length(m.body_sent) + octet_length(m.metadata_sent) <= $6 THEN m.metadata_sent END AS metadata,
+    coalesce(m.bytes, octet_length(m.body_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
+    m.form,
     0 AS part,
     m.sqs_sequence_number::text AS superseded
 FROM (
@@ -81,12 +83,13 @@ CROSS JOIN LATERAL (
     -- unpacked.
     SELECT
         w.*,
-        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $6 THEN coalesce(w.payload_text, w.payload::text) END AS payload_sent,
-        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $6 THEN coalesce(w.metadata_text, w.metadata::text) END AS metadata_sent
+        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $6
+            THEN coalesce(w.payload::text, w.body, replace(encode(w.body_bytes, 'base64'), E'\n', '')) END AS body_sent,
+        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $6 THEN w.metadata::text END AS metadata_sent
     FROM (
         SELECT
-            p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata, e.payload_text,
-            e.metadata_text, e.bytes, e.stored, e.unreadable,
+            p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.body, e.body_bytes, e.metadata,
+            e.bytes, e.stored, e.form,
             -- Inside a CASE, so that nothing runs per message if there are no such messages at all. $7 and $8 are in
             -- the condition because the planner knows them: for a queue without order the part is not even planned,
             -- which would take as long as the read.
@@ -129,15 +132,17 @@ CROSS JOIN LATERAL (
         ) AS p
         LEFT JOIN LATERAL (
             SELECT
-                f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.metadata,
-                NULL::text AS payload_text, NULL::text AS metadata_text, NULL::bigint AS bytes,
-                pg_column_size(f.payload) + pg_column_size(f.metadata) AS stored, NULL::text AS unreadable
+                f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.body, f.body_bytes, f.metadata,
+                NULL::bigint AS bytes,
+                coalesce(pg_column_size(f.payload), pg_column_size(f.body), pg_column_size(f.body_bytes))
+                    + pg_column_size(f.metadata) AS stored,
+                CASE WHEN f.payload IS NULL THEN CASE WHEN f.body IS NULL THEN 'base64' ELSE 'text' END END AS form
             FROM outbox.events AS f
             WHERE NOT $11 AND f.position = p.event_position
             UNION ALL
             SELECT
-                r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, NULL, r.payload, r.metadata, r.bytes,
-                least(r.bytes, 2147483647)::integer, r.unreadable
+                r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, r.body, NULL, r.metadata::jsonb, r.bytes,
+                least(r.bytes, 2147483647)::integer, r.form
             FROM outbox.read_event(p.event_position, $6) AS r
             WHERE $11
             OFFSET 0

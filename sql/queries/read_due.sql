@@ -16,10 +16,10 @@ SELECT
     m.lane, m.id, m.event_position, m.enqueued_at, m.attempts, m.group_id,
     NULL::bigint[] AS holds, m.has_more,
     m.event_id::text, m.event_type, m.stream_id, m.stream_version,
-    CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $6 THEN m.payload_sent END AS payload,
-    CASE WHEN octet_length(m.payload_sent) + octet_length(m.metadata_sent) <= $6 THEN m.metadata_sent END AS metadata,
-    coalesce(m.bytes, octet_length(m.payload_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
-    m.unreadable,
+    CASE WHEN octet_length(m.body_sent) + octet_length(m.metadata_sent) <= $6 THEN m.body_sent END AS body,
+    CASE WHEN octet_length(m.body_sent) + octet_length(m.metadata_sent) <= $6 THEN m.metadata_sent END AS metadata,
+    coalesce(m.bytes, octet_length(m.body_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
+    m.form,
     0 AS part,
     m.sqs_sequence_number::text AS superseded
 FROM (
@@ -50,12 +50,13 @@ CROSS JOIN LATERAL (
     -- unpacked.
     SELECT
         w.*,
-        CASE WHEN w.stored <= 8 * $6 THEN coalesce(w.payload_text, w.payload::text) END AS payload_sent,
-        CASE WHEN w.stored <= 8 * $6 THEN coalesce(w.metadata_text, w.metadata::text) END AS metadata_sent
+        CASE WHEN w.stored <= 8 * $6
+            THEN coalesce(w.payload::text, w.body, replace(encode(w.body_bytes, 'base64'), E'\n', '')) END AS body_sent,
+        CASE WHEN w.stored <= 8 * $6 THEN w.metadata::text END AS metadata_sent
     FROM (
         SELECT
-            p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.metadata, e.payload_text, e.metadata_text,
-            e.bytes, e.stored, e.unreadable,
+            p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.body, e.body_bytes, e.metadata,
+            e.bytes, e.stored, e.form,
             sum(coalesce(e.stored, 0)) OVER times - coalesce(e.stored, 0) AS bytes_before,
             lead(p.id) OVER times IS NOT NULL AS has_more
         FROM (
@@ -116,15 +117,17 @@ CROSS JOIN LATERAL (
         ) AS p
         LEFT JOIN LATERAL (
             SELECT
-                f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.metadata,
-                NULL::text AS payload_text, NULL::text AS metadata_text, NULL::bigint AS bytes,
-                pg_column_size(f.payload) + pg_column_size(f.metadata) AS stored, NULL::text AS unreadable
+                f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.body, f.body_bytes, f.metadata,
+                NULL::bigint AS bytes,
+                coalesce(pg_column_size(f.payload), pg_column_size(f.body), pg_column_size(f.body_bytes))
+                    + pg_column_size(f.metadata) AS stored,
+                CASE WHEN f.payload IS NULL THEN CASE WHEN f.body IS NULL THEN 'base64' ELSE 'text' END END AS form
             FROM outbox.events AS f
             WHERE NOT $11 AND f.position = p.event_position
             UNION ALL
             SELECT
-                r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, NULL, r.payload, r.metadata, r.bytes,
-                least(r.bytes, 2147483647)::integer, r.unreadable
+                r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, r.body, NULL, r.metadata::jsonb, r.bytes,
+                least(r.bytes, 2147483647)::integer, r.form
             FROM outbox.read_event(p.event_position, $6) AS r
             WHERE $11
             OFFSET 0

@@ -12,7 +12,7 @@ use super::consent::{ask, messages, moment, rate};
 use super::steer::Who;
 use super::{Failure, complain, say};
 use crate::config::{ConfigError, Flags};
-use crate::message::{Accepts, Content, DestinationKind};
+use crate::message::{Accepts, BodyForm, Content, DestinationKind};
 use crate::outbox::{DeadAction, DeadCount, DeadFilter, DeadLine, DeadMessage, Outbox, Since};
 use crate::publisher::compose;
 
@@ -37,7 +37,7 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Show one dead message with its reason, attributes and payload
+    /// Show one dead message with its reason, attributes and body
     #[command(after_help = "Examples:\n  outbox-relay dead show 4711\n  outbox-relay dead show 4711 --json")]
     Show {
         /// The message's id
@@ -216,7 +216,12 @@ fn description(dead: DeadMessage) -> String {
     }
     let mut text: String = lines.iter().map(|(name, value)| format!("{name:<18} {value}\n")).collect();
     if let Some(event) = event {
-        text.push_str(&format!("{:<18} {}\n{:<18}\n{}\n", "metadata", event.metadata, "payload", event.payload));
+        let name = match event.form {
+            BodyForm::Json => "payload",
+            BodyForm::Text => "body",
+            BodyForm::Base64 => "body in base64",
+        };
+        text.push_str(&format!("{:<18} {}\n{name}\n{}\n", "metadata", event.metadata, event.body));
     }
     text
 }

@@ -9,7 +9,8 @@ use tokio_postgres::Row;
 use super::{OutboxError, column, lane};
 use crate::clock::Time;
 use crate::message::{
-    Content, Event, EventPosition, Hold, Message, MessageId, MessageKey, Origin, SequenceNumber, TransactionId,
+    BodyForm, Content, Event, EventPosition, Hold, Message, MessageId, MessageKey, Origin, SequenceNumber,
+    TransactionId,
 };
 use crate::reading::Batch;
 
@@ -28,10 +29,10 @@ mod at {
     pub(super) const EVENT_TYPE: usize = 10;
     pub(super) const STREAM_ID: usize = 11;
     pub(super) const STREAM_VERSION: usize = 12;
-    pub(super) const PAYLOAD: usize = 13;
+    pub(super) const BODY: usize = 13;
     pub(super) const METADATA: usize = 14;
     pub(super) const BYTES: usize = 15;
-    pub(super) const UNREADABLE: usize = 16;
+    pub(super) const FORM: usize = 16;
     pub(super) const PART: usize = 17;
     pub(super) const SUPERSEDED: usize = 18;
 }
@@ -106,7 +107,7 @@ pub(super) fn take_row(
 ) -> Result<usize, OutboxError> {
     let message = message(statement, row, said)?;
     let own = match &message.content {
-        Content::Event(event) => event.payload.len() + event.metadata.len(),
+        Content::Event(event) => event.body.len() + event.metadata.len(),
         _ => 0,
     };
     let of_lane = message.key.lane;
@@ -165,25 +166,32 @@ fn content(statement: &'static str, row: &Row, hold: Option<Hold>, said: Said) -
     if matches!(hold, Some(Hold::Group { .. })) {
         return Ok(Content::Held);
     }
-    let payload: Option<String> = column(statement, row, at::PAYLOAD)?;
+    let body: Option<String> = column(statement, row, at::BODY)?;
     let metadata: Option<String> = column(statement, row, at::METADATA)?;
-    let Some((payload, metadata)) = payload.zip(metadata) else { return without_text(statement, row, said) };
+    let Some((body, metadata)) = body.zip(metadata) else { return without_text(statement, row, said) };
+    let form = match column::<Option<&str>>(statement, row, at::FORM)? {
+        None => BodyForm::Json,
+        Some("text") => BodyForm::Text,
+        Some("base64") => BodyForm::Base64,
+        Some("unreadable") => return Ok(Content::Unreadable { reason: body }),
+        Some(other) => {
+            return Err(OutboxError::Answer { statement, problem: format!("a body of the form {other:?}") });
+        }
+    };
     let stream_id: Option<String> = column(statement, row, at::STREAM_ID)?;
     let stream_version: Option<i64> = column(statement, row, at::STREAM_VERSION)?;
     Ok(Content::Event(Event {
         event_id: column(statement, row, at::EVENT_ID)?,
         event_type: column(statement, row, at::EVENT_TYPE)?,
         stream: stream_id.zip(stream_version),
-        payload,
+        body,
+        form,
         metadata,
     }))
 }
 
 /// Why a message that nothing holds up came without its text.
 fn without_text(statement: &'static str, row: &Row, said: Said) -> Result<Content, OutboxError> {
-    if let Some(reason) = column::<Option<String>>(statement, row, at::UNREADABLE)? {
-        return Ok(Content::Unreadable { reason });
-    }
     if column::<Option<&str>>(statement, row, at::EVENT_ID)?.is_some() {
         let bytes: Option<i64> = column(statement, row, at::BYTES)?;
         return Ok(Content::TooLarge { bytes: bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0) });

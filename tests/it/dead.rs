@@ -120,6 +120,33 @@ async fn a_dead_message_is_shown_with_payload_and_attributes() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_dead_message_of_text_is_shown_as_it_is_and_one_of_bytes_in_base64() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let ids = "SELECT outbox.enqueue('tickets', 'T', body => E'<a>\\n\\t\"ü\"</a>'),
+        outbox.enqueue('tickets', 'T', body_bytes => decode(repeat('00ff', 40), 'hex'))";
+    let row = bed.client.query_one(ids, &[]).await?;
+    let (text, bytes): (i64, i64) = (row.get(0), row.get(1));
+    bury(&bed, "tickets", "true", "refused").await?;
+    let shown = succeeds(&bed, &format!("show {text}")).await?;
+    ensure!(shown.ends_with("\nbody\n<a>\n\t\"ü\"</a>\n"), "{shown}");
+    let shown = succeeds(&bed, &format!("show {bytes}")).await?;
+    ensure!(
+        shown.contains("\nbody in base64\nAP8A/wD/AP8A") && shown.contains("content-encoding = base64 (String)"),
+        "{shown}"
+    );
+    let line = shown.lines().last().context("no line")?;
+    ensure!(line.len() == 108, "{} characters instead of those of 80 bytes: {line}", line.len());
+    let json = async |id: i64| -> Result<serde_json::Value> {
+        Ok(serde_json::from_str(&succeeds(&bed, &format!("show {id} --json")).await?)?)
+    };
+    let (of_text, of_bytes) = (json(text).await?, json(bytes).await?);
+    ensure!(of_text["body"] == "<a>\n\t\"ü\"</a>" && of_text["payload"].is_null(), "{of_text}");
+    ensure!(of_text["body_base64"].is_null() && of_bytes["body"].is_null(), "{of_text} {of_bytes}");
+    ensure!(of_bytes["body_base64"] == line && of_bytes.get("body_bytes").is_none(), "{of_bytes}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_redriven_message_is_delivered_by_a_running_relay() -> Result<()> {
     let bed = graveyard().await?;
     let (tickets, _) = (bed.fifo("tickets").await?, bed.standard("audit").await?);

@@ -36,6 +36,42 @@ async fn group_and_metadata_may_be_left_out_and_an_empty_array_writes_nothing() 
     ensure!(bed.count(plain).await? == 3);
     ensure!(bed.count("SELECT count(*) FROM outbox.enqueue_many('audit', '[]')").await? == 0);
     ensure!(bed.pending().await? == 3);
+    let others = r#"[{"event_type": "T", "body": "<a/>"}, {"event_type": "T", "body_base64": "AP8Q\n"},
+        {"event_type": "T", "payload": 1, "body": null, "body_base64": null}, {"event_type": "T", "body_base64": "AA=="}]"#;
+    ensure!(bed.count(&format!("SELECT count(*) FROM outbox.enqueue_many('audit', '{others}')")).await? == 4);
+    let written = "SELECT string_agg(coalesce(payload::text, body, encode(body_bytes, 'hex')), ' ' ORDER BY position)
+        FROM outbox.events WHERE position > 3";
+    let written: String = bed.client.query_one(written, &[]).await?.get(0);
+    ensure!(written == "<a/> 00ff10 1 00", "{written}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_call_takes_a_payload_by_its_place_and_any_other_body_by_its_name() -> Result<()> {
+    let bed = TestBed::new().await?;
+    for arguments in [
+        "'{\"n\": 1}'",
+        "'{\"n\": 1}', 'g', '{\"a\": 1}', NULL",
+        "payload => '{\"n\": 1}', group_id => 'g'",
+        "body => '<n/>', group_id => 'g'",
+        "NULL, 'g', body => '<n/>'",
+        "body_bytes => '\\x00', deliver_at => now() + interval '1 day'",
+    ] {
+        let call = format!("SELECT outbox.enqueue('tickets', 'T', {arguments})");
+        bed.client.batch_execute(&call).await.with_context(|| call.clone())?;
+    }
+    let count = "SELECT count(payload) * 100 + count(body) * 10 + count(body_bytes) FROM outbox.events";
+    ensure!(bed.count(count).await? == 321);
+    // A text where JSON belongs is an error, not a body.
+    for (arguments, expected) in [
+        ("'<n/>'", "invalid input syntax for type json"),
+        ("'1', body => '1'", "more than one of"),
+        ("NULL", "are null"),
+    ] {
+        let call = format!("SELECT outbox.enqueue('tickets', 'T', {arguments})");
+        let Err(error) = bed.client.batch_execute(&call).await else { bail!("accepted: {call}") };
+        ensure!(format!("{error:?}").contains(expected), "{call}: {error:?}");
+    }
     Ok(())
 }
 
@@ -47,7 +83,21 @@ async fn one_wrong_event_of_an_array_refuses_all_and_is_named() -> Result<()> {
         ("1", "event 2 of the array is not an object"),
         (r#"{"payload": 1}"#, "event 2 of the array has no event_type"),
         (r#"{"event_type": "", "payload": 1}"#, "event 2 of the array has no event_type"),
-        (r#"{"event_type": "T"}"#, "event 2 of the array has no payload"),
+        (r#"{"event_type": "T"}"#, "event 2 of the array has no payload, body or body_base64"),
+        (r#"{"event_type": "T", "body": null}"#, "event 2 of the array has no payload, body or body_base64"),
+        (r#"{"event_type": "T", "payload": null, "body": "b"}"#, "has more than one of payload, body and body_base64"),
+        (
+            r#"{"event_type": "T", "body": "b", "body_base64": "AA=="}"#,
+            "has more than one of payload, body and body_base64",
+        ),
+        (r#"{"event_type": "T", "body": {"a": 1}}"#, "event 2 of the array has a body that is no string"),
+        (r#"{"event_type": "T", "body": ""}"#, "event 2 of the array has an empty body"),
+        (r#"{"event_type": "T", "body": "a\u000b"}"#, "event 2 of the array has a body with U+000B at character 2"),
+        (r#"{"event_type": "T", "body_base64": 7}"#, "event 2 of the array has a body_base64 that is no string"),
+        (r#"{"event_type": "T", "body_base64": " "}"#, "event 2 of the array has an empty body_base64"),
+        (r#"{"event_type": "T", "body_base64": "AP8"}"#, "event 2 of the array has a body_base64 that is no base64"),
+        (r#"{"event_type": "T", "body_base64": "AP-_"}"#, "event 2 of the array has a body_base64 that is no base64"),
+        (r#"{"event_type": "T", "body": "b", "group": "g"}"#, r#"has members that are not known: {"group": "g"}"#),
         (
             r#"{"event_type": "T", "payload": 1, "group_id": 7}"#,
             "event 2 of the array has a group_id that is no string",

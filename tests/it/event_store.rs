@@ -247,7 +247,14 @@ async fn invalid_arguments_are_refused_with_the_reason() -> Result<()> {
             "'s', 0, '[{\"event_type\": \"T\", \"payload\": 1}, {\"payload\": 1}]'",
             "event 2 of the array has no event_type",
         ),
-        ("'s', 0, '[{\"event_type\": \"T\"}]'", "has no payload"),
+        ("'s', 0, '[{\"event_type\": \"T\"}]'", "event 1 of the array has no payload, body or body_base64"),
+        ("'s', 0, '[{\"event_type\": \"T\", \"payload\": 1, \"body\": \"b\"}]'", "has more than one of payload, body"),
+        ("'s', 0, '[{\"event_type\": \"T\", \"body\": 7}]'", "event 1 of the array has a body that is no string"),
+        ("'s', 0, '[{\"event_type\": \"T\", \"body_base64\": \"?\"}]'", "has a body_base64 that is no base64"),
+        (
+            "'s', 0, '[{\"event_type\": \"T\", \"body\": \"b\", \"group_id\": \"g\"}]'",
+            "not known: {\"group_id\": \"g\"}",
+        ),
         ("'s', 0, '[{\"event_type\": \"T\", \"payload\": 1, \"metadata\": 1}]'", "metadata"),
         ("'s', 0, '[{\"event_type\": \"T\", \"payload\": 1, \"version\": 1}]'", "\"version\": 1"),
         ("'s', 0, '[{\"event_type\": \"T\", \"payload\": 1}]', ARRAY[NULL]", "a destination is empty"),
@@ -270,13 +277,26 @@ async fn append_refuses_exactly_the_events_that_are_too_large_for_sqs() -> Resul
     };
     // Attributes take 104 bytes, up to version 9, and the quotes of the text two.
     let letters = |missing: i64| format!("repeat('x', {})", 1_048_576 - 104 - 2 - missing);
-    let cases: [&dyn Fn(i64) -> String; 4] = [
+    let other = |body: &str| {
+        format!(
+            "SELECT outbox.append('s', NULL, jsonb_build_array(jsonb_build_object('event_type', 'T', {body})), '{{tickets}}')"
+        )
+    };
+    let cases: [&dyn Fn(i64) -> String; 6] = [
         &|missing| append(&letters(missing), "'{}'"),
         // The relay escapes this character, so each takes six bytes.
         &|missing| append(&format!("repeat(chr(65535), 100000) || {}", letters(600_000 + missing)), "'{}'"),
         // Name, type and value of an attribute.
         &|missing| append(&letters(1 + 6 + 3 + missing), r#"'{"a": "123"}'"#),
         &|missing| append(&letters(1 + 6 + 3 + missing), r#"'{"a": 123, "AWSTraceHeader": "Root=1"}'"#),
+        // A text has no quotes, and bytes are counted.
+        &|missing| other(&format!("'body', 'ä' || repeat('x', {})", 1_048_576 - 104 - 2 - missing)),
+        // Four characters for three bytes, and an attribute of 28; the line breaks are not sent.
+        &|missing| {
+            let event_type = "T".repeat(usize::try_from(1 - missing).unwrap_or(0));
+            let bytes = "encode(decode(repeat('00', (1048576 - 104 - 28) / 4 * 3), 'hex'), 'base64')";
+            other(&format!("'event_type', '{event_type}', 'body_base64', {bytes}"))
+        },
     ];
     for case in cases {
         let error = refused(&bed.client, &case(-1)).await?;
@@ -290,7 +310,7 @@ async fn append_refuses_exactly_the_events_that_are_too_large_for_sqs() -> Resul
     // The relay counts in the same way: SQS accepts whatever append accepts.
     bed.standard("tickets").await?;
     let ended = bed.relay().until_empty().await?;
-    ensure!(ended.code == Some(0) && bed.delivered().await? == 4, "{ended:?}");
+    ensure!(ended.code == Some(0) && bed.delivered().await? == 6, "{ended:?}");
     Ok(())
 }
 

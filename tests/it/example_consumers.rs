@@ -26,8 +26,8 @@ fn built() -> Result<PathBuf> {
     Ok(test.parent().and_then(Path::parent).context("a test lies in a folder of a folder")?.to_owned())
 }
 
-/// Runs a command to its end, in bounded time; fails with its output if it did not succeed.
-async fn finish(mut command: Command) -> Result<()> {
+/// Runs a command to its end, in bounded time, and returns what it printed; fails with its complaints if it did not succeed.
+pub(crate) async fn finish(mut command: Command) -> Result<String> {
     command.stdin(Stdio::null()).kill_on_drop(true);
     let program = command.as_std().get_program().to_string_lossy().into_owned();
     let output = tokio::time::timeout(PATIENCE, command.output());
@@ -35,7 +35,7 @@ async fn finish(mut command: Command) -> Result<()> {
     let output = output.with_context(|| format!("cannot start {program}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{program} ended with {}:\n{said}", output.status);
-    Ok(())
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// Tickets that a relay has delivered to a standard queue, and every tenth of them twice, as SQS may do.
@@ -185,8 +185,8 @@ async fn ensure_each_ticket_counted_once(bed: &TestBed, queue: &str) -> Result<(
     Ok(())
 }
 
-/// Python with the consumer's requirements; the first test that needs it creates it.
-async fn python(folder: &Path) -> Result<&'static PathBuf> {
+/// Python with the consumers' requirements; the first test that needs it creates it.
+pub(crate) async fn python(folder: &Path) -> Result<&'static PathBuf> {
     static PYTHON: OnceCell<PathBuf> = OnceCell::const_new();
     PYTHON.get_or_try_init(|| make_python(folder)).await
 }

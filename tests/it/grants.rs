@@ -81,6 +81,32 @@ async fn a_relay_that_may_not_see_other_sessions_shows_no_age_of_the_horizon_ins
 }
 
 #[tokio::test]
+async fn an_application_writes_bodies_of_every_kind_where_nobody_may_call_functions_by_default() -> Result<()> {
+    let bed = TestBed::new().await?;
+    bed.client.batch_execute("REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC").await?;
+    let roles = Roles::create(&bed).await?;
+    let queue = bed.standard("audit").await?;
+    let application = connect(&roles.application_url).await?;
+    for statement in [
+        "SELECT outbox.enqueue('audit', 'T', body => '<a/>'), outbox.enqueue('audit', 'T', body_bytes => '\\x00')",
+        "SELECT outbox.enqueue_many('audit', '[{\"event_type\": \"T\", \"body\": \"<a/>\"}, {\"event_type\": \"T\", \"body_base64\": \"AA==\"}]')",
+        "SELECT outbox.append('s', 0, '[{\"event_type\": \"T\", \"body\": \"<a/>\"}, {\"event_type\": \"T\", \"body_base64\": \"AA==\"}]', '{audit}')",
+        "WITH event AS (INSERT INTO outbox.events (event_type, body) VALUES ('T', '<a/>') RETURNING position)
+            INSERT INTO outbox.messages (destination, event_position) SELECT 'audit', position FROM event",
+    ] {
+        application.batch_execute(statement).await.with_context(|| statement.to_owned())?;
+    }
+    ensure_denied(&application, "SELECT body FROM outbox.events").await?;
+    ensure_denied(&application, "SELECT body_bytes FROM outbox.events").await?;
+    bed.relay().env("DATABASE_URL", &roles.relay_url).deliver_all().await?;
+    let arrived = bed.queues.contents(&queue).await?;
+    let texts = arrived.iter().filter(|message| message.body == "<a/>").count();
+    let bytes = arrived.iter().filter(|message| message.body == "AA==").count();
+    ensure!((texts, bytes) == (4, 3), "{texts} and {bytes}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_relay_without_retention_has_enough_privileges_too() -> Result<()> {
     let bed = TestBed::new().await?;
     let roles = Roles::create(&bed).await?;

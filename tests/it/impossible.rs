@@ -82,13 +82,35 @@ async fn impossible_events_are_refused_by_the_table() -> Result<()> {
         ("(event_type, payload, stream_id) VALUES ('T', '1', 's')", "stream_id is 's' and stream_version is null"),
         ("(event_type, payload, stream_version) VALUES ('T', '1', 1)", "stream_id is null and stream_version is 1"),
         ("(event_type, payload) VALUES (NULL, '1')", "\"event_type\""),
-        ("(event_type, payload) VALUES ('T', NULL)", "\"payload\""),
+        ("(event_type, payload) VALUES ('T', NULL)", "payload, body and body_bytes are null Set one of them"),
+        ("(event_type) VALUES ('T')", "payload, body and body_bytes are null"),
+        (
+            "(event_type, payload, body) VALUES ('T', '1', '1')",
+            "more than one of payload, body and body_bytes is not null Set one",
+        ),
+        ("(event_type, payload, body_bytes) VALUES ('T', 'null', '\\x00')", "more than one of"),
+        ("(event_type, body, body_bytes) VALUES ('T', '1', '\\x00')", "more than one of"),
+        ("(event_type, body) VALUES ('T', '')", "body is empty SQS takes"),
+        ("(event_type, body_bytes) VALUES ('T', '')", "body_bytes is empty SQS takes"),
+        ("(event_type, body) VALUES ('T', 'a' || chr(1))", "body has U+0001 at character 2, which SQS refuses"),
+        ("(event_type, body) VALUES ('', 'a')", "event_type is empty"),
+        ("(event_type, body, metadata) VALUES ('T', 'a', '1')", "metadata is a JSON number"),
+        (
+            "(event_type, body_bytes, stream_id) VALUES ('T', '\\x00', 's')",
+            "stream_id is 's' and stream_version is null",
+        ),
     ];
     for (row, expected) in wrong {
         let said = refused(&bed, &format!("INSERT INTO outbox.events {row}")).await?;
         ensure!(said.contains(expected), "{row}: {said}");
     }
-    bed.client.batch_execute("INSERT INTO outbox.events (event_type, payload) VALUES ('T', '1')").await?;
+    for row in [
+        "(event_type, payload) VALUES ('T', '1')",
+        "(event_type, body) VALUES ('T', '1')",
+        "(event_type, body_bytes, stream_id, stream_version) VALUES ('T', '\\x00', 's', 1)",
+    ] {
+        bed.client.batch_execute(&format!("INSERT INTO outbox.events {row}")).await.context(row)?;
+    }
     let change = "BEGIN; SET LOCAL outbox.maintenance = 'on'; UPDATE outbox.events SET event_type = ''";
     let said = refused(&bed, change).await?;
     ensure!(said.contains("event_type is empty"), "{said}");

@@ -83,7 +83,7 @@ async fn the_statements_of_the_page_on_writing_write() -> Result<()> {
     bed.client.batch_execute("CREATE TABLE accounts (player text, balance int)").await?;
     let page = page("docs/writing.md")?;
     let statements = blocks(&page, "sql");
-    let [transaction, call, batch, later, plain, cancel, _event_sourcing] = &statements[..] else {
+    let [transaction, call, batch, others, many_others, later, plain, cancel, _event_sourcing] = &statements[..] else {
         anyhow::bail!("{} blocks", statements.len())
     };
     bed.client.batch_execute(transaction).await?;
@@ -92,6 +92,13 @@ async fn the_statements_of_the_page_on_writing_write() -> Result<()> {
     let targets = "SELECT count(*) FROM outbox.messages_pending WHERE destination = 'tickets' AND group_id IN ('draw-7', 'draw-8')
         OR (destination = 'audit' AND group_id IS NULL)";
     ensure!(bed.count(targets).await? == 5);
+    bed.client.batch_execute(others).await?;
+    bed.client.batch_execute(many_others).await?;
+    let bodies = "SELECT string_agg(coalesce(e.body, encode(e.body_bytes, 'base64')), ' ' ORDER BY m.id)
+        FROM outbox.messages_pending AS m JOIN outbox.events AS e ON e.position = m.event_position
+        WHERE m.destination = 'invoices'";
+    let bodies: String = bed.client.query_one(bodies, &[]).await?.get(0);
+    ensure!(bodies == "<invoice id=\"c-7\">Grüße</invoice> CgNjLTc= <invoice id=\"c-8\"/> CgNjLTg=", "{bodies}");
     let scheduled = "SELECT count(*) FROM outbox.messages WHERE destination = 'mails' AND status = 'scheduled'";
     let id: i64 = bed.client.query_one(*later, &[]).await?.get(0);
     bed.client.batch_execute(plain).await?;

@@ -127,6 +127,49 @@ async fn an_unreadable_message_stops_only_its_group_and_goes_once_it_is_released
     Ok(())
 }
 
+/// PostgreSQL hands out where a long text is stored, and fails only when somebody looks there: that must be the function that
+/// reads one event, not the statement for all.
+#[tokio::test]
+async fn unreadable_text_and_bytes_stop_only_their_groups_too() -> Result<()> {
+    let cluster = Cluster::start(&Options { major: chosen_major(), ..Options::default() })?;
+    let mut bed = TestBed::on(&cluster).await?;
+    let queue = bed.fifo("tickets").await?;
+    let random = "(SELECT string_agg(md5(random()::text || i), '') FROM generate_series(1, 2000) AS i)";
+    for body in [format!("body => {random}"), format!("body_bytes => decode({random}, 'hex')")] {
+        let insert = format!("SELECT outbox.enqueue('tickets', 'T', {body}, group_id => 'odd-{}')", body.len());
+        bed.client.batch_execute(&insert).await?;
+    }
+    bed.enqueue_many("tickets", 200, 20).await?;
+    let toast = "SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE oid = 'outbox.events'::regclass";
+    let toast: String = bed.client.query_one(toast, &[]).await?.try_get(0)?;
+    cluster.stop(StopMode::Fast)?;
+    let kept = cluster.blank(&toast)?;
+    cluster.start_again()?;
+    bed.client = bed.connect().await?;
+    let relay = bed.relay().start().await?;
+    let others = "SELECT count(*) FROM outbox.messages_pending WHERE group_id NOT LIKE 'odd%'";
+    eventually("the others are delivered", || async { Ok(bed.count(others).await? == 0) }).await?;
+    let reasons = "SELECT count(*) FROM outbox.quarantine WHERE outcome IS NULL AND reason LIKE '%missing chunk%'";
+    eventually("both are in quarantine", || async { Ok(bed.count(reasons).await? == 2) }).await?;
+    cluster.stop(StopMode::Fast)?;
+    cluster.put_back(&toast, &kept)?;
+    cluster.start_again()?;
+    bed.client = bed.connect().await?;
+    bed.client.batch_execute("REINDEX TABLE outbox.events").await?;
+    bed.client.batch_execute("SELECT outbox.release(destination, message_id) FROM outbox.quarantine").await?;
+    bed.until_nothing_is_pending().await?;
+    relay.stop().await?;
+    let arrived = bed.queues.contents(&queue).await?;
+    let large: Vec<_> = arrived.iter().filter(|message| message.body.len() > 1000).collect();
+    ensure!(arrived.len() == 202 && large.len() == 2, "{} messages", arrived.len());
+    let intact =
+        "SELECT count(*) FROM outbox.events WHERE body = $1 OR replace(encode(body_bytes, 'base64'), E'\\n', '') = $1";
+    for message in large {
+        ensure!(bed.client.query_one(intact, &[&message.body]).await?.get::<_, i64>(0) == 1, "another body arrived");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_whole_batch_that_postgresql_refuses_to_record_stops_no_others_and_is_sent_once() -> Result<()> {
     let bed = TestBed::new().await?;

@@ -23,6 +23,8 @@ async fn functions_that_a_caller_has_on_the_path_are_not_called_instead_of_those
     ensure!(bed.client.batch_execute("SELECT jsonb_build_object('a'::text, 'b'::text)").await.is_err());
     for call in [
         "SELECT outbox.enqueue('tickets', 'T', '1', 'g')",
+        "SELECT outbox.enqueue('tickets', 'T', body => 'text', group_id => 'g')",
+        r#"SELECT outbox.enqueue_many('tickets', '[{"event_type": "T", "body_base64": "AA=="}]')"#,
         r#"SELECT outbox.enqueue_many('tickets', '[{"event_type": "T", "payload": 1, "group_id": "g"}]')"#,
         r#"SELECT outbox.append('s', 0, '[{"event_type": "T", "payload": 1}]', '{tickets}')"#,
         "SELECT outbox.release('tickets', 1)",
@@ -32,7 +34,7 @@ async fn functions_that_a_caller_has_on_the_path_are_not_called_instead_of_those
     ] {
         bed.client.batch_execute(call).await.map_err(|error| anyhow::anyhow!("{call}: {error:?}"))?;
     }
-    ensure!(bed.pending().await? == 3);
+    ensure!(bed.pending().await? == 5);
     Ok(())
 }
 

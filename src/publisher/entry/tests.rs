@@ -20,10 +20,20 @@ fn message(payload: &str, metadata: &str) -> Message {
             event_id: "0190a0b0-0000-7000-8000-000000000001".to_owned(),
             event_type: "TicketPurchased".to_owned(),
             stream: Some(("draw-7".to_owned(), 5)),
-            payload: payload.to_owned(),
+            body: payload.to_owned(),
+            form: BodyForm::Json,
             metadata: metadata.to_owned(),
         }),
     }
+}
+
+/// The same with a body of another form.
+fn other(body: &str, form: BodyForm, metadata: &str) -> Message {
+    let mut message = message(body, metadata);
+    if let Content::Event(event) = &mut message.content {
+        event.form = form;
+    }
+    message
 }
 
 fn entry(payload: &str, metadata: &str) -> Composed {
@@ -44,6 +54,37 @@ fn the_body_is_the_payload_byte_for_byte() {
 #[test]
 fn the_two_characters_that_json_text_may_hold_and_sqs_refuses_are_escaped() {
     assert_eq!(entry("\"a\u{ffff}b\u{fffe}\"", "{}").entry.body, "\"a\\uffffb\\ufffe\"");
+}
+
+#[test]
+fn a_body_of_text_is_sent_as_it_is_or_not_at_all() {
+    for body in ["<a b='c' >\r\n\t</a>", "\\ufffe {\"b\": 1,  \"a\": 2}", "\u{7f}\u{fffd}\u{10ffff}"] {
+        let composed = compose(other(body, BodyForm::Text, "{}"), &Accepts::queue(DestinationKind::Standard)).unwrap();
+        assert_eq!(composed.entry.body, body);
+        assert_eq!(names(&composed), ["event_id", "event_type", "stream_id", "stream_version"]);
+    }
+    for (body, detail) in [
+        ("", "the body is empty"),
+        ("ä\u{0}", "the body has U+0000 at character 2"),
+        ("a\u{ffff}\u{1}", "the body has U+FFFF at character 2"),
+    ] {
+        let fault = compose(other(body, BodyForm::Text, "{}"), &Accepts::queue(DestinationKind::Standard)).unwrap_err();
+        assert_eq!((fault.kind, fault.code.as_str()), (FaultKind::MessagePermanent, "InvalidMessageContents"));
+        assert_eq!(fault.detail, detail);
+    }
+}
+
+#[test]
+fn bytes_have_an_attribute_that_says_so_before_any_of_metadata() {
+    let metadata = r#"{"a":1,"b":1,"c":1,"d":1,"e":1,"f":1,"content-encoding":"gzip"}"#;
+    let composed =
+        compose(other("AP8=", BodyForm::Base64, metadata), &Accepts::queue(DestinationKind::Standard)).unwrap();
+    assert_eq!(names(&composed)[4..], ["content-encoding", "a", "b", "c", "d", "e"]);
+    assert_eq!(composed.entry.attributes[4].value, "base64");
+    assert_eq!(composed.dropped_attributes, 2, "f is the eleventh, and the other encoding is not that of this body");
+    let text = compose(other("AP8=", BodyForm::Text, "{}"), &Accepts::queue(DestinationKind::Standard)).unwrap();
+    let bytes = compose(other("AP8=", BodyForm::Base64, "{}"), &Accepts::queue(DestinationKind::Standard)).unwrap();
+    assert_eq!(bytes.entry.bytes() - text.entry.bytes(), "content-encodingStringbase64".len());
 }
 
 #[test]

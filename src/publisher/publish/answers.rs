@@ -16,7 +16,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use super::*;
 use crate::config::Target;
 use crate::message::{
-    Accepts, Content, DestinationKind, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin, Service,
+    Accepts, BodyForm, Content, DestinationKind, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin,
+    Service,
 };
 use crate::publisher::access::{Access, Parts, Source, maker};
 use crate::publisher::endpoint::Route;
@@ -38,7 +39,8 @@ fn message(id: i64, payload: &str, metadata: &str) -> Message {
         event_id: format!("e{id}"),
         event_type: "T".to_owned(),
         stream: None,
-        payload: payload.to_owned(),
+        body: payload.to_owned(),
+        form: BodyForm::Json,
         metadata: metadata.to_owned(),
     };
     Message {

@@ -170,7 +170,7 @@ mod tests {
     use super::super::limits::MemoryBudget;
     use super::*;
     use crate::message::{
-        Accepts, Content, DestinationKind, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin,
+        Accepts, BodyForm, Content, DestinationKind, Event, EventPosition, Lane, Message, MessageId, MessageKey, Origin,
     };
 
     fn item(id: i64) -> Item {
@@ -178,7 +178,8 @@ mod tests {
             event_id: "e".to_owned(),
             event_type: "T".to_owned(),
             stream: None,
-            payload: "{}".to_owned(),
+            body: "{}".to_owned(),
+            form: BodyForm::Json,
             metadata: "{}".to_owned(),
         };
         let message = Message {

@@ -10,7 +10,7 @@ use super::super::watermark::Watermarks;
 use super::super::work::Baseline;
 use super::*;
 use crate::config::Tuning;
-use crate::message::{Accepts, Event, EventPosition, Origin, TransactionId};
+use crate::message::{Accepts, BodyForm, Event, EventPosition, Origin, TransactionId};
 use crate::reading::{ByLane, ReadRequest, Writers};
 
 /// The read position when a test begins.
@@ -28,7 +28,8 @@ fn message(id: i64) -> Message {
         event_id: id.to_string(),
         event_type: "T".to_owned(),
         stream: None,
-        payload: "{}".to_owned(),
+        body: "{}".to_owned(),
+        form: BodyForm::Json,
         metadata: "{}".to_owned(),
     };
     Message {

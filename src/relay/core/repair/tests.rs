@@ -9,8 +9,8 @@ use super::super::limits::MemoryBudget;
 use super::*;
 use crate::clock::Time;
 use crate::message::{
-    Accepts, Content, DestinationKind, Event, EventPosition, Fault, FaultKind, Lane, Message, MessageId, Origin,
-    SequenceNumber,
+    Accepts, BodyForm, Content, DestinationKind, Event, EventPosition, Fault, FaultKind, Lane, Message, MessageId,
+    Origin, SequenceNumber,
 };
 use crate::publisher::{Accepted, build_request};
 
@@ -19,7 +19,8 @@ fn item(id: i64, group: Option<&str>) -> Item {
         event_id: "e".to_owned(),
         event_type: "T".to_owned(),
         stream: None,
-        payload: "{}".to_owned(),
+        body: "{}".to_owned(),
+        form: BodyForm::Json,
         metadata: "{}".to_owned(),
     };
     let message = Message {

@@ -8,7 +8,7 @@ use super::super::limits::MemoryBudget;
 use super::super::parked::ReadOnAnswer;
 use super::super::work::ReadOn;
 use super::*;
-use crate::message::{Accepts, Content, DestinationKind, Event, EventPosition, Hold, Lane, Message, Origin};
+use crate::message::{Accepts, BodyForm, Content, DestinationKind, Event, EventPosition, Hold, Lane, Message, Origin};
 use crate::reading::{HeldGroup, Range};
 use crate::relay::core::admit::compose_item;
 
@@ -26,7 +26,8 @@ fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
         event_id: "e".to_owned(),
         event_type: "T".to_owned(),
         stream: None,
-        payload: "x".repeat(bytes),
+        body: "x".repeat(bytes),
+        form: BodyForm::Json,
         metadata: "{}".to_owned(),
     };
     let message = Message {

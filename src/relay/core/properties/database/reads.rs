@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Available, Database, Row};
 use crate::clock::Time;
-use crate::message::{Content, Event, Hold, Lane, Message, MessageId, MessageKey, TransactionId};
+use crate::message::{BodyForm, Content, Event, Hold, Lane, Message, MessageId, MessageKey, TransactionId};
 use crate::outbox::{OutboxError, Pending};
 use crate::reading::{
     Batch, DueRequest, Found, GroupPosition, HeldGroup, Look, Order, ReadRequest, Rescan, Rescanned, Watch, Writers,
@@ -150,7 +150,8 @@ impl Database {
                 event_id: row.uid.to_string(),
                 event_type: "T".to_owned(),
                 stream: None,
-                payload: row.uid.to_string(),
+                body: row.uid.to_string(),
+                form: BodyForm::Json,
                 metadata: "{}".to_owned(),
             }),
         };
