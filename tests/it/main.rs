@@ -48,6 +48,7 @@ mod metrics_page;
 mod migrations;
 mod mistakes;
 mod moves;
+mod one_table;
 mod order;
 mod outages;
 mod pages;
