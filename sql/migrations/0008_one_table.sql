@@ -38,24 +38,25 @@ $$;
 COMMENT ON FUNCTION outbox.written_above() IS
     'All events that the current transaction has written by outbox.outboxevent have positions above this one.';
 
-CREATE FUNCTION outbox.is_own(event_position bigint, writer xid) RETURNS boolean
+CREATE FUNCTION outbox.is_own(event_position bigint, written_above bigint, writer xid) RETURNS boolean
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     own   CONSTANT bigint := pg_current_xact_id_if_assigned()::text::bigint;
     -- How far the writer's transaction id is ahead; an id in a row has only the lower 32 bits.
-    ahead CONSTANT bigint := ($2::text::bigint - own) & 4294967295;
+    ahead CONSTANT bigint := ($3::text::bigint - own) & 4294967295;
 BEGIN
     -- Rows above that position are younger than this transaction, so these ids are not from an earlier turn of 32 bits.
     -- What is seen although its writer has not committed is one's own, also if a subtransaction wrote it: those have
     -- later ids.
-    RETURN $1 > outbox.written_above() AND CASE
-        WHEN ahead < 2147483648 THEN pg_xact_status((own + ahead)::text::xid8) = 'in progress' ELSE false
+    RETURN CASE
+        WHEN $1 > $2 AND ahead < 2147483648 THEN pg_xact_status((own + ahead)::text::xid8) = 'in progress'
+        ELSE false
     END;
 END
 $$;
 
-COMMENT ON FUNCTION outbox.is_own(bigint, xid) IS
+COMMENT ON FUNCTION outbox.is_own(bigint, bigint, xid) IS
     'Whether the current transaction has written this row of outbox.events by outbox.outboxevent.';
 
 -- A barrier: conditions of a query must not see the rows that are left out. The position is asked for in a subquery, so that
@@ -70,7 +71,8 @@ SELECT
     e.metadata - '{aggregatetype,aggregateid}'::text[] AS metadata,
     (SELECT min(m.deliver_at) FROM outbox.messages_scheduled AS m WHERE m.event_position = e.position) AS deliver_at
 FROM outbox.events AS e
-WHERE e.position > (SELECT outbox.written_above()) AND outbox.is_own(e.position, e.xmin) AND e.metadata ? 'aggregatetype';
+WHERE e.position > (SELECT outbox.written_above()) AND outbox.is_own(e.position, (SELECT outbox.written_above()), e.xmin)
+    AND e.metadata ? 'aggregatetype';
 
 COMMENT ON VIEW outbox.outboxevent IS
     'The outbox as one table, in Debezium''s layout. INSERT writes an event and its messages; DELETE is accepted and changes '
