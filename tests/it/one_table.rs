@@ -336,3 +336,32 @@ async fn looking_at_the_view_walks_no_events_of_others_and_finds_each_by_its_id(
     ensure!(each <= 4, "{each} events were read for each row");
     Ok(())
 }
+
+#[tokio::test]
+async fn the_statements_of_the_page_write_and_grant() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/one-table.md"))?;
+    let blocks: Vec<&str> = page.split("```sql\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let [first, routes, grants] = blocks[..] else { anyhow::bail!("{} blocks", blocks.len()) };
+    bed.client.batch_execute(first).await?;
+    let written = format!(
+        "SELECT count(*) FROM outbox.messages AS m JOIN outbox.events AS e ON e.position = m.event_position
+        WHERE e.event_id = '{ID}' AND m.destination = 'orders' AND m.group_id = '7'"
+    );
+    ensure!(bed.count(&written).await? == 1);
+    bed.client.batch_execute(routes).await?;
+    ensure!(bed.count("SELECT count(*) FROM outbox.routes").await? == 3);
+    let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
+    let login = format!("CREATE ROLE writes_in_{database} LOGIN PASSWORD '{PASSWORD}'");
+    bed.client.batch_execute(&login).await?;
+    bed.client.batch_execute(&grants.replace("TO shop", &format!("TO writes_in_{database}"))).await?;
+    let writer = connect(&bed.url().replace("//postgres:", &format!("//writes_in_{database}:"))).await?;
+    writer.batch_execute(&insert("Ticket", "1")).await?;
+    ensure!(bed.count("SELECT count(*) FROM outbox.messages WHERE destination = 'everything-else'").await? == 1);
+    // What the page says of COPY.
+    let copy = "COPY outbox.outboxevent (aggregatetype, aggregateid, type, payload)
+        FROM PROGRAM 'echo Order,1,T,1' WITH (FORMAT csv)";
+    bed.client.batch_execute(copy).await?;
+    ensure!(bed.pending().await? == 4);
+    Ok(())
+}

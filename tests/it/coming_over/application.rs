@@ -1,10 +1,11 @@
-//! An application that goes on to write whatever happens to its table, and an old way that sends.
+//! An application that writes whatever happens to its table, and an old way that sends.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use support::emulator::Queues;
@@ -15,55 +16,62 @@ use super::Ground;
 /// Aggregates, each of which has one writer.
 const AGGREGATES: usize = 4;
 
-/// Between two rows of a writer: the old ways send one message at a time, and must keep up.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Between two rows of a writer, so that a switch comes between them.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Writes numbers from 1, each in a transaction of its own, those of an aggregate in their order.
 pub(super) struct Application {
-    statement: fn(i64, &str) -> String,
-    last: Arc<AtomicI64>,
-    stops: Arc<AtomicBool>,
+    /// Rows that may be written.
+    orders: Arc<Semaphore>,
+    ordered: i64,
+    written: Arc<AtomicI64>,
     writers: JoinSet<Result<()>>,
 }
 
 impl Application {
-    /// The statement writes a number for an aggregate.
-    pub(super) fn new(statement: fn(i64, &str) -> String) -> Application {
-        Application { statement, last: Arc::default(), stops: Arc::default(), writers: JoinSet::new() }
-    }
-
-    /// Starts writing, from the number that is next.
-    pub(super) async fn start(&mut self, ground: &Ground) -> Result<()> {
-        self.stops.store(false, Ordering::Relaxed);
+    /// Starts the writers; the statement writes a number for an aggregate.
+    pub(super) async fn start(ground: &Ground, statement: fn(i64, &str) -> String) -> Result<Application> {
+        let (orders, written, last) = (Arc::new(Semaphore::new(0)), Arc::default(), Arc::new(AtomicI64::new(0)));
+        let mut application = Application { orders, ordered: 0, written, writers: JoinSet::new() };
         for aggregate in 0..AGGREGATES {
-            let client = ground.shop().await?;
-            let (statement, last, stops) = (self.statement, Arc::clone(&self.last), Arc::clone(&self.stops));
-            self.writers.spawn(async move {
-                while !stops.load(Ordering::Relaxed) {
+            let (client, last) = (ground.shop().await?, Arc::clone(&last));
+            let (orders, written) = (Arc::clone(&application.orders), Arc::clone(&application.written));
+            application.writers.spawn(async move {
+                while let Ok(order) = orders.acquire().await {
+                    order.forget();
                     let statement = statement(last.fetch_add(1, Ordering::Relaxed) + 1, &format!("g{aggregate}"));
                     client.batch_execute(&statement).await.with_context(|| statement)?;
+                    written.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(PAUSE).await;
                 }
                 Ok(())
             });
         }
-        Ok(())
+        Ok(application)
     }
 
-    /// Waits until so many more rows are written.
-    pub(super) async fn goes_on(&self, rows: i64) -> Result<()> {
-        let from = self.last.load(Ordering::Relaxed);
-        let wrote = || async { Ok(self.last.load(Ordering::Relaxed) >= from + rows) };
-        eventually("the application writes", wrote).await
+    /// Has so many more rows written, meanwhile.
+    pub(super) fn begin(&mut self, rows: u16) {
+        self.ordered += i64::from(rows);
+        self.orders.add_permits(rows.into());
     }
 
-    /// Stops writing; returns how many rows were written in all. Fails if the application had an error.
-    pub(super) async fn stop(&mut self) -> Result<i64> {
-        self.stops.store(true, Ordering::Relaxed);
+    /// Waits until all are written, and so many more.
+    pub(super) async fn write(&mut self, rows: u16) -> Result<()> {
+        self.begin(rows);
+        let all = || async { Ok(self.written.load(Ordering::Relaxed) == self.ordered) };
+        eventually("the application has written", all).await
+    }
+
+    /// Writes what is left and ends; returns how many rows were written in all. Fails if the application had an error.
+    pub(super) async fn stop(mut self) -> Result<i64> {
+        let written = self.write(0).await;
+        self.orders.close();
         while let Some(ended) = self.writers.join_next().await {
             ended??;
         }
-        Ok(self.last.load(Ordering::Relaxed))
+        written?;
+        Ok(self.ordered)
     }
 }
 
