@@ -1,4 +1,5 @@
-# The tasks of this repository. It needs Rust, a C compiler, patch and Node.js >= 20; the rest is installed as needed.
+# The tasks of this repository. It needs Rust, a C compiler, patch and Node.js >= 20, and some tests Python, a JDK and Maven
+# (CONTRIBUTING.md); the rest is installed as needed.
 
 CARGO  ?= cargo
 FLAGS  := --locked
@@ -40,7 +41,7 @@ DELIVERIES := $(addsuffix ::,delivery bodies requests order failures outages sha
 # What depends on neither PostgreSQL's version nor the name of the schema: settings, ways to AWS, documents, alerts, the looks
 # of pages, the example.
 UNRELATED := $(addprefix --skip ,$(addsuffix ::,alerts architecture check_way configuration credential_kinds credentials dashboard \
-	destination_roles dev documents emulators example_consumers generate latency lottery metrics_page mistakes proxies rds_iam status_page_looks))
+	destination_roles dev documents emulators example_consumers generate latency lottery metrics_page mistakes object_mappers proxies rds_iam status_page_looks))
 
 # Tests that name schemas themselves, so they are the same whatever SCHEMA is.
 OWN_SCHEMAS := --skip schemas::

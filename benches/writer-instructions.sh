@@ -28,6 +28,7 @@ CREATE TABLE fat_outbox (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, aggregate_type text NOT NULL, aggregate_id text NOT NULL,
     event_type text NOT NULL, payload jsonb NOT NULL, created_at timestamptz NOT NULL DEFAULT now()
 );
+INSERT INTO outbox.routes VALUES ('ticket', 'tickets');
 SQL
 as_postgres "$bin/pg_ctl -D $folder/data -w -l $folder/log start" >/dev/null
 as_postgres "psql -q --set ON_ERROR_STOP=1 -h $folder -U postgres -f $folder/schema.sql postgres" >/dev/null
@@ -73,3 +74,5 @@ tell "and event and message, INSERT" "WITH event AS (INSERT INTO outbox.events (
     VALUES ('TicketPurchased', $payload) RETURNING position) INSERT INTO outbox.messages
     (destination, event_position, group_id) SELECT 'tickets', position, $group FROM event"
 tell "and event and message, function" "SELECT outbox.enqueue('tickets', 'TicketPurchased', $payload, $group)"
+tell "and event and message, view" "INSERT INTO outbox.outboxevent (id, aggregatetype, aggregateid, type, payload)
+    VALUES (outbox.time_ordered_uuid(), 'ticket', $group, 'TicketPurchased', $payload)"

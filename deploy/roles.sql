@@ -54,6 +54,11 @@ GRANT SELECT, DELETE, UPDATE (deliver_at) ON outbox.messages_scheduled TO outbox
 GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_application;
 GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.refused_character, outbox.event_problem, outbox.enqueue, outbox.enqueue_many, outbox.check_stream, outbox.check_max_count,
     outbox.message_bytes, outbox.check_size, outbox.check_append, outbox.append, outbox.stream_version, outbox.read_stream TO outbox_application;
+-- The outbox as one table. An INSERT there has its owner's privileges, so these rights alone are enough for a login that
+-- writes no other way: GRANT USAGE ON SCHEMA outbox, and these. They let it send where outbox.routes leads, and see what
+-- its own transaction has written. UPDATE is refused with a hint.
+GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.outboxevent TO outbox_application;
+GRANT EXECUTE ON FUNCTION outbox.written_above, outbox.is_own TO outbox_application;
 -- If outbox.events is also the event store, from which the application reads its streams with outbox.read_stream, make
 -- its user a member of outbox_reader as well.
 
@@ -65,6 +70,8 @@ GRANT SELECT ON outbox.events, outbox.messages, outbox.messages_pending, outbox.
     outbox.migrations TO outbox_relay;
 -- Scheduled messages become pending by this function, which has its owner's privileges.
 GRANT EXECUTE ON FUNCTION outbox.enqueue_due TO outbox_relay;
+-- `outbox-relay check` compares them with the relay's destinations.
+GRANT SELECT ON outbox.routes TO outbox_relay;
 -- What operators have decided, and the replays that the status page shows.
 GRANT SELECT ON outbox.pauses, outbox.settings, outbox.replays TO outbox_relay;
 GRANT UPDATE (status, attempts, available_at, delivered_at, dead_at, sqs_message_id, sqs_sequence_number, last_error), DELETE

@@ -3,6 +3,7 @@
 //! It changes nothing and sends nothing that a queue would keep. Something that works but is unwise is a warning and
 //! does not affect the exit code.
 
+mod routes;
 mod targets;
 
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{Failure, say};
-use crate::config::{ConfigError, DatabaseConfig, Flags};
+use crate::config::{ConfigError, DatabaseConfig, DestinationConfig, Flags};
 use crate::outbox::{self, Inspected, Outbox};
 use crate::schema::Schema;
 use crate::way::Step;
@@ -110,7 +111,7 @@ pub(super) async fn run(flags: &Flags, json: bool, asks_identity: bool) -> Resul
     match flags.relay() {
         Ok(config) => {
             findings.good("configuration", format!("{} destination(s)", config.destinations.len()));
-            check_database(&config.database, &mut findings).await;
+            check_database(&config.database, Some(&config.destinations), &mut findings).await;
             targets::check(&config, asks_identity, &mut findings).await;
         }
         Err(ConfigError(problems)) => {
@@ -120,7 +121,7 @@ pub(super) async fn run(flags: &Flags, json: bool, asks_identity: bool) -> Resul
             }
             // The database comes first when one sets things up.
             if let Ok(database) = flags.database() {
-                check_database(&database, &mut findings).await;
+                check_database(&database, None, &mut findings).await;
             }
         }
     }
@@ -133,7 +134,8 @@ pub(super) async fn run(flags: &Flags, json: bool, asks_identity: bool) -> Resul
     }
 }
 
-async fn check_database(config: &DatabaseConfig, findings: &mut Findings) {
+/// Checks the database; without valid destinations, nothing is said about routes to others.
+async fn check_database(config: &DatabaseConfig, destinations: Option<&[DestinationConfig]>, findings: &mut Findings) {
     let outbox = match Outbox::new(config, 1) {
         Ok(outbox) => outbox,
         Err(error) => return findings.add("PostgreSQL", Verdict::Bad, error.to_string(), ""),
@@ -160,6 +162,14 @@ async fn check_database(config: &DatabaseConfig, findings: &mut Findings) {
     findings.good("schema", format!("{} is up to date", config.schema));
     judge_server(&found, findings);
     judge_tables(&found, &config.schema, findings);
+    if let Some(destinations) = destinations {
+        routes::check(&outbox, &config.schema, destinations, findings).await;
+    }
+    judge_horizon(&outbox, &found, findings).await;
+}
+
+/// What holds vacuum back.
+async fn judge_horizon(outbox: &Outbox, found: &Inspected, findings: &mut Findings) {
     match outbox.horizon().await {
         Ok(horizon) => {
             let old = |seconds: f64| seconds > HORIZON_ODD.as_secs_f64();

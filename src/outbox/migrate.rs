@@ -41,8 +41,8 @@ impl Migration {
     }
 }
 
-/// All migrations, in order. A released one is never changed. These seven are the schema of the first release, by topic.
-pub const MIGRATIONS: [Migration; 7] = [
+/// All migrations, in order. A released one is never changed. These eight are the schema of the first release, by topic.
+pub const MIGRATIONS: [Migration; 8] = [
     first(1, "events", include_str!("../../sql/migrations/0001_events.sql")),
     first(2, "messages", include_str!("../../sql/migrations/0002_messages.sql")),
     first(3, "dead_letters", include_str!("../../sql/migrations/0003_dead_letters.sql")),
@@ -50,6 +50,7 @@ pub const MIGRATIONS: [Migration; 7] = [
     first(5, "replay", include_str!("../../sql/migrations/0005_replay.sql")),
     first(6, "event_store", include_str!("../../sql/migrations/0006_event_store.sql")),
     first(7, "consumers", include_str!("../../sql/migrations/0007_consumers.sql")),
+    first(8, "one_table", include_str!("../../sql/migrations/0008_one_table.sql")),
 ];
 
 /// A migration of the first release.

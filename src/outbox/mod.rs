@@ -21,6 +21,7 @@ mod read;
 #[cfg(feature = "dev")]
 mod recorded;
 mod replay;
+mod routes;
 mod row;
 mod scheduled;
 mod settle;
@@ -59,6 +60,7 @@ pub use read::READING;
 #[cfg(feature = "dev")]
 pub use recorded::Recorded;
 pub use replay::{ReplayCount, ReplayOf, ReplayStep};
+pub use routes::RoutedTo;
 pub use scheduled::Scheduled;
 pub use settle::{Keep, SETTLING, SettlePlan, Settled};
 pub use steer::Destination;

@@ -83,6 +83,7 @@ statements! {
     unquarantine
     unquarantine_gone
     unrecorded
+    unserved_routes
     watch
     writers
 }

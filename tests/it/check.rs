@@ -147,3 +147,26 @@ async fn every_mistake_of_the_configuration_is_reported() -> Result<()> {
         &["✗ configuration: OUTBOX_RELAY_BATCH_SIZE=\"0\"", "did you mean OUTBOX_RELAY_MAX_ATTEMPTS"],
     )
 }
+
+#[tokio::test]
+async fn routes_that_lead_to_no_destination_of_this_relay_are_named_with_their_types() -> Result<()> {
+    let bed = TestBed::new().await?;
+    bed.standard("audit").await?;
+    let roles = Roles::create(&bed).await?;
+    let check = bed.relay().env("DATABASE_URL", &roles.relay_url);
+    let sentence = "✓ routes: lead to destinations of this relay only";
+    ensure_says(&check.output(&["check"]).await?, 0, &[sentence])?;
+    let routes =
+        "INSERT INTO outbox.routes VALUES ('Order', 'audit'), ('Order', 'mails'), ('*', 'mails'), ('Ticket', 'stock')";
+    bed.client.batch_execute(routes).await?;
+    let sentences = [
+        "! routes: *, Order lead to mails, which this relay does not serve\n    → add mails to OUTBOX_RELAY_DESTINATIONS",
+        "! routes: Ticket lead to stock, which this relay does not serve",
+    ];
+    ensure_says(&check.output(&["check"]).await?, 0, &sentences)?;
+    // A relay does not need it.
+    let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
+    bed.client.batch_execute(&format!("REVOKE SELECT ON outbox.routes FROM rights_of_relay_{database}")).await?;
+    let denied = check.output(&["check"]).await?;
+    ensure_says(&denied, 0, &["! routes: ", "permission denied", "    → run deploy/roles.sql"])
+}

@@ -21,12 +21,16 @@ async fn functions_that_a_caller_has_on_the_path_are_not_called_instead_of_those
     bed.client.batch_execute(IN_FRONT).await?;
     bed.client.batch_execute("SET search_path = public").await?;
     ensure!(bed.client.batch_execute("SELECT jsonb_build_object('a'::text, 'b'::text)").await.is_err());
+    bed.client.batch_execute("INSERT INTO outbox.routes VALUES ('Order', 'tickets')").await?;
     for call in [
         "SELECT outbox.enqueue('tickets', 'T', '1', 'g')",
         "SELECT outbox.enqueue('tickets', 'T', body => 'text', group_id => 'g')",
         r#"SELECT outbox.enqueue_many('tickets', '[{"event_type": "T", "body_base64": "AA=="}]')"#,
         r#"SELECT outbox.enqueue_many('tickets', '[{"event_type": "T", "payload": 1, "group_id": "g"}]')"#,
         r#"SELECT outbox.append('s', 0, '[{"event_type": "T", "payload": 1}]', '{tickets}')"#,
+        "INSERT INTO outbox.outboxevent (aggregatetype, aggregateid, type, payload) VALUES ('Order', '7', 'T', '1')",
+        "BEGIN; INSERT INTO outbox.outboxevent (aggregatetype, aggregateid, type) VALUES ('Order', '7', 'T');
+            DO $$ BEGIN ASSERT (SELECT count(*) FROM outbox.outboxevent) = 1; END $$; DELETE FROM outbox.outboxevent; COMMIT",
         "SELECT outbox.release('tickets', 1)",
         "SELECT outbox.pause('tickets', reason => 'why')",
         "SELECT outbox.resume('tickets')",

@@ -8,9 +8,12 @@ use outbox_relay::outbox::{MIGRATIONS, Migration, Outbox};
 use support::eventually;
 use support::test_bed::{TestBed, ensure_each_once, numbers};
 
+/// The schema version of this release.
+const NOW: i32 = MIGRATIONS.len() as i32;
+
 /// What the next release adds. Programs that do not know it go on.
 const EXPAND: Migration = Migration {
-    version: 8,
+    version: NOW + 1,
     name: "expand",
     sql: "ALTER TABLE outbox.events ADD COLUMN later jsonb NOT NULL DEFAULT '{}';
         ALTER TABLE outbox.messages ADD COLUMN later text;
@@ -19,8 +22,12 @@ const EXPAND: Migration = Migration {
 };
 
 /// What the release after it takes away. Programs that know nothing of the replacement must be gone by then.
-const CONTRACT: Migration =
-    Migration { version: 9, name: "contract", sql: "ALTER TABLE outbox.events DROP COLUMN later;", needs: 8 };
+const CONTRACT: Migration = Migration {
+    version: NOW + 2,
+    name: "contract",
+    sql: "ALTER TABLE outbox.events DROP COLUMN later;",
+    needs: NOW + 1,
+};
 
 /// What `outbox-relay migrate` of another release does.
 async fn migrate_to(bed: &TestBed, migrations: &[Migration]) -> Result<usize> {
@@ -61,7 +68,7 @@ async fn a_relay_that_comes_before_its_schema_says_so_and_delivers_once_it_is_th
     bed.enqueue_many("audit", 20, 0).await?;
     let relay = bed.relay().start().await?;
     let log = relay.wait_for_log("run `outbox-relay migrate`").await?;
-    ensure!(log.contains("schema version 6, 7 is needed"), "{log}");
+    ensure!(log.contains(&format!("schema version {}, {NOW} is needed", NOW - 1)), "{log}");
     // It waits, so a pod is not restarted again and again.
     ensure!(relay.get("/livez").await?.0 == 200);
     ensure!(bed.pending().await? == 20);
@@ -79,7 +86,7 @@ async fn a_relay_that_is_too_old_for_the_schema_is_refused_with_the_remedy_and_l
     bed.enqueue_many("audit", 20, 0).await?;
     let refused = bed.relay().until_empty().await?;
     ensure!(refused.code == Some(1), "{refused:?}");
-    ensure!(refused.stderr.contains("schema version 8 or newer"), "{refused:?}");
+    ensure!(refused.stderr.contains(&format!("schema version {} or newer", NOW + 1)), "{refused:?}");
     ensure!(refused.stderr.contains("install a newer outbox-relay"), "{refused:?}");
     ensure!(bed.pending().await? == 20);
     Ok(())
