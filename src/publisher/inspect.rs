@@ -6,10 +6,11 @@ use aws_sdk_sqs::config::endpoint::{DefaultResolver, Params, ResolveEndpoint as 
 use aws_sdk_sqs::error::ProvideErrorMetadata as _;
 use aws_sdk_sqs::types::{QueueAttributeName, SendMessageBatchRequestEntry};
 
+use super::endpoint::address_of;
 use super::{MAX_BYTES, Publisher, classify, http};
 use crate::causes::sentence;
 use crate::message::{Fault, FaultKind};
-use crate::way::Trouble;
+use crate::way::{Address, Trouble};
 
 /// The attributes of a queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,6 +88,11 @@ impl Publisher {
         let parameters = parameters.map_err(|error| failed(&error))?;
         let endpoint = DefaultResolver::new().resolve_endpoint(&parameters).await;
         endpoint.map(|endpoint| endpoint.url().to_owned()).map_err(|error| failed(error.as_ref()))
+    }
+
+    /// Host and port that requests for the queue go to.
+    pub async fn server(&self) -> Address {
+        address_of(self.endpoint().await.as_deref().unwrap_or(&self.url))
     }
 
     /// Asks the queue for its attributes (`sqs:GetQueueAttributes`).

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use aws_sdk_sqs::error::BuildError;
+use aws_sdk_sqs::operation::RequestId as _;
 use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchOutput;
 use aws_sdk_sqs::types::{
     MessageAttributeValue, MessageSystemAttributeNameForSends, MessageSystemAttributeValue,
@@ -34,11 +35,13 @@ pub struct Published {
     pub request_fault: Option<Fault>,
     /// The time from sending to the answer.
     pub duration: Duration,
+    /// AWS's id of the request, if there was an answer with one.
+    pub request_id: Option<String>,
 }
 
 impl Published {
     fn failed(entries: usize, fault: Fault, duration: Duration) -> Self {
-        Self { results: vec![Err(fault.clone()); entries], request_fault: Some(fault), duration }
+        Self { results: vec![Err(fault.clone()); entries], request_fault: Some(fault), duration, request_id: None }
     }
 }
 
@@ -90,9 +93,13 @@ impl Publisher {
         match answer {
             Ok(output) => {
                 current.worked();
-                Published { results: reconcile(entries.len(), &output), request_fault: None, duration }
+                let request_id = output.request_id().map(str::to_owned);
+                Published { results: reconcile(entries.len(), &output), request_fault: None, duration, request_id }
             }
-            Err(error) => Published::failed(entries.len(), classify::request(&error, writing.has_begun()), duration),
+            Err(error) => Published {
+                request_id: error.request_id().map(str::to_owned),
+                ..Published::failed(entries.len(), classify::request(&error, writing.has_begun()), duration)
+            },
         }
     }
 }

@@ -81,4 +81,5 @@ mod status_page_looks;
 mod steering;
 mod suitable;
 mod tls;
+mod traces;
 mod upgrades;
