@@ -11,6 +11,7 @@ mod certificates;
 mod check;
 mod check_database;
 mod check_way;
+mod collector;
 mod configuration;
 mod connection_strings;
 mod consumers;

@@ -9,7 +9,9 @@ use anyhow::{Context, Result};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{Response, StatusCode};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
+use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
@@ -32,6 +34,8 @@ pub enum Manner {
     /// Takes all spans.
     #[default]
     Takes,
+    /// Takes all spans, and keeps none: for measurements.
+    Discards,
     /// Never answers.
     Hangs,
     /// Answers with this status and this message, and wants to be left alone for so many seconds if that is not 0.
@@ -135,44 +139,20 @@ pub fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
 
 async fn take(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
     let manner = locked(&shared.manner).clone();
-    let (parts, body) = request.into_parts();
-    let body = to_bytes(body, MAX_BODY).await;
+    let (head, body) = request.into_parts();
+    let body = to_bytes(body, MAX_BODY).await.unwrap_or_default();
     shared.seen.send_modify(|seen| *seen += 1);
-    let is_probe = body.as_ref().is_ok_and(|body| body.is_empty());
-    let (status, answer, quiet) =
-        match (manner, body.ok().and_then(|body| ExportTraceServiceRequest::decode(body).ok())) {
-            (Manner::Hangs, _) => std::future::pending().await,
-            (Manner::Answers(status, message, quiet), _) => {
-                // `google.rpc.Status`: its second field is the message.
-                (status, tonic_status(message), quiet)
-            }
-            (_, None) => (400, tonic_status("not an ExportTraceServiceRequest"), 0),
-            (manner, Some(request)) => {
-                let headers = parts.headers.iter();
-                let headers =
-                    headers.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into()));
-                let (mut resource, mut spans) = (HashMap::new(), Vec::new());
-                for of_resource in request.resource_spans {
-                    let attributes = of_resource.resource.unwrap_or_default().attributes;
-                    let text =
-                        |pair: &KeyValue| (pair.key.clone(), attribute(&attributes, &pair.key).unwrap_or_default());
-                    resource.extend(attributes.iter().map(text));
-                    spans.extend(of_resource.scope_spans.into_iter().flat_map(|of_scope| of_scope.spans));
-                }
-                let path = parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
-                let export = Export { path, headers: headers.collect(), resource, spans, at: SystemTime::now() };
-                if !is_probe {
-                    locked(&shared.exports).push(export);
-                }
-                let partial_success = match manner {
-                    Manner::Rejects(rejected_spans, message) => {
-                        Some(ExportTracePartialSuccess { rejected_spans, error_message: message.to_owned() })
-                    }
-                    _ => None,
-                };
-                (200, ExportTraceServiceResponse { partial_success }.encode_to_vec(), 0)
-            }
-        };
+    let (status, answer, quiet) = match manner {
+        Manner::Hangs => std::future::pending().await,
+        Manner::Discards => (200, Vec::new(), 0),
+        Manner::Answers(status, message, quiet) => (status, rpc_status(message), quiet),
+        Manner::Takes => shared.keep(&head, body, None),
+        Manner::Rejects(rejected_spans, message) => shared.keep(
+            &head,
+            body,
+            Some(ExportTracePartialSuccess { rejected_spans, error_message: message.to_owned() }),
+        ),
+    };
     let mut response = Response::new(Body::from(answer));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
     if quiet > 0 {
@@ -181,8 +161,39 @@ async fn take(State(shared): State<Arc<Shared>>, request: Request) -> Response<B
     response
 }
 
+impl Shared {
+    /// Reads and keeps a request; status, body and quiet time of the answer. One without a body is only a question.
+    fn keep(
+        &self,
+        head: &Parts,
+        body: Bytes,
+        partial_success: Option<ExportTracePartialSuccess>,
+    ) -> (u16, Vec<u8>, u64) {
+        let is_question = body.is_empty();
+        let Ok(request) = ExportTraceServiceRequest::decode(body) else {
+            return (400, rpc_status("not an ExportTraceServiceRequest"), 0);
+        };
+        let header = |(name, value): (&HeaderName, &HeaderValue)| {
+            (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
+        let (mut resource, mut spans) = (HashMap::new(), Vec::new());
+        for of_resource in request.resource_spans {
+            let attributes = of_resource.resource.unwrap_or_default().attributes;
+            let text = |pair: &KeyValue| (pair.key.clone(), attribute(&attributes, &pair.key).unwrap_or_default());
+            resource.extend(attributes.iter().map(text));
+            spans.extend(of_resource.scope_spans.into_iter().flat_map(|of_scope| of_scope.spans));
+        }
+        let path = head.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
+        let headers = head.headers.iter().map(header).collect();
+        if !is_question {
+            locked(&self.exports).push(Export { path, headers, resource, spans, at: SystemTime::now() });
+        }
+        (200, ExportTraceServiceResponse { partial_success }.encode_to_vec(), 0)
+    }
+}
+
 /// A `google.rpc.Status` with this message.
-fn tonic_status(message: &str) -> Vec<u8> {
+fn rpc_status(message: &str) -> Vec<u8> {
     let mut bytes = vec![2 << 3 | 2];
     prost::encoding::encode_varint(message.len() as u64, &mut bytes);
     bytes.extend_from_slice(message.as_bytes());
