@@ -172,6 +172,8 @@ impl Ground {
             // By their keys the stand-in tells relays from each other.
             command.env("AWS_ACCESS_KEY_ID", format!("relay{number}"));
             command.envs(how.settings.iter().copied());
+            let endpoint = |port| ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://127.0.0.1:{port}"));
+            command.envs(how.collector.map(endpoint));
             relays.push(self.start(command.args(["run", "--until-empty"]))?);
         }
         let started = Instant::now();
@@ -216,12 +218,21 @@ pub struct How {
     pub median: Duration,
     pub relays: usize,
     pub settings: &'static [(&'static str, &'static str)],
+    /// The port of this host where a collector of spans listens.
+    pub collector: Option<u16>,
 }
 
 impl How {
     /// One relay with its defaults and a standard queue, by TLS.
     pub fn at(median_ms: u64) -> How {
-        How { queue: "tickets", wire: Wire::Https, median: Duration::from_millis(median_ms), relays: 1, settings: &[] }
+        How {
+            queue: "tickets",
+            wire: Wire::Https,
+            median: Duration::from_millis(median_ms),
+            relays: 1,
+            settings: &[],
+            collector: None,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The daemon: builds everything from the configuration, supervises it, and shuts it down in order.
 //!
 //! Shutdown: the relays take no more messages, finish the requests in flight and record the outcomes; then the janitor
-//! and the HTTP server stop. The drain timeout or a second signal cuts this short. Nothing is lost then, but messages
+//! and the HTTP server stop. The last spans are exported in between, for two seconds at most. The drain timeout or a second signal cuts this short. Nothing is lost then, but messages
 //! in flight are published again.
 
 use std::sync::Arc;
@@ -23,9 +23,10 @@ use crate::outbox::{Keep, Outbox};
 use crate::page::{Given, Page, Sources, Watched};
 use crate::publisher;
 use crate::relay::{
-    ControlPoller, Destination, MemoryBudget, Poller, Relay, RelayError, Reports, RunSummary, Timer, Until,
+    self, ControlPoller, Destination, MemoryBudget, Poller, Relay, RelayError, Reports, RunSummary, Timer, Until,
 };
 use crate::shutdown::{self, Shutdown, Signals};
+use crate::traces::{Spans, Tracer};
 
 /// How the daemon ended, for the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,7 @@ struct Assembly {
     shown: Shown,
     /// The heartbeat of the page's memory.
     memory: Arc<Heartbeat>,
+    spans: Spans,
 }
 
 /// Every setting, for people to read, without secrets.
@@ -101,19 +103,31 @@ pub async fn run(config: RelayConfig, settings: Settings, until: Until, metrics:
         timer.await;
         "the timer ended".to_owned()
     });
+    let exporting = assembly.spans.start();
     let mut relays = JoinSet::new();
     for relay in assembly.relays {
         relays.spawn(relay.run(until, shutdown.drain.clone()));
     }
+    let mut deadline = std::pin::pin!(deadline(&shutdown, drain_timeout));
     let outcome = tokio::select! {
         ended = join_relays(&mut relays, &shutdown.drain) => ended.map(Outcome::Done),
-        () = deadline(&shutdown, drain_timeout) => Ok(Outcome::Aborted),
+        () = &mut deadline => Ok(Outcome::Aborted),
         // None of these ends on its own while the relays run.
         problem = first_to_end(&mut vital) => Err(problem),
         ended = &mut signals => Err(anyhow::anyhow!("signals cannot be received: {ended:?}")),
     };
-    stop.cancel();
     relays.shutdown().await;
+    match outcome {
+        Ok(Outcome::Aborted) => {
+            if !shutdown.abort.is_cancelled() {
+                tracing::warn!(?drain_timeout, "not drained in time; what is in flight may be published again");
+            }
+            exporting.finish(std::future::ready(())).await;
+        }
+        // Once everything is delivered, spans alone must not make the end late.
+        Ok(Outcome::Done(_)) | Err(_) => exporting.finish(deadline).await,
+    }
+    stop.cancel();
     signals.abort();
     // These stop at once when told; a scraper that holds its connection open must not keep the process alive.
     let all_ended = async { while vital.join_next().await.is_some() {} };
@@ -156,6 +170,7 @@ async fn assemble(config: &RelayConfig, settings: Settings, metrics: Metrics) ->
     let control =
         ControlPoller::new(outbox.clone(), series.clone(), Arc::clone(&metrics), Arc::clone(&board), heartbeat);
     let memory = MemoryBudget::new(config.memory_for_messages());
+    let spans = Spans::new(config.traces.as_ref(), &metrics).map_err(anyhow::Error::msg)?;
     let (mut relays, mut served, mut watched) = (Vec::new(), Vec::new(), Vec::new());
     for (((name, own), publisher), configured) in series.iter().cloned().zip(publishers).zip(&config.destinations) {
         own.up.set(1);
@@ -176,8 +191,13 @@ async fn assemble(config: &RelayConfig, settings: Settings, metrics: Metrics) ->
             relay: Arc::clone(&reports.heartbeat),
             queue: Arc::clone(&reports.queue),
         });
+        let tracer = if spans.are_wanted() {
+            spans.tracer(&relay::target(configured, &publisher).await)
+        } else {
+            Tracer::default()
+        };
         let (outbox, memory) = (outbox.clone(), memory.share());
-        let parts = Destination { name, outbox, publisher, metrics: own, tuning: config.tuning, keep, memory };
+        let parts = Destination { name, outbox, publisher, metrics: own, tracer, tuning: config.tuning, keep, memory };
         relays.push(Relay::new(parts, reports, poller.signal(), handle));
     }
     let listener = TcpListener::bind(config.http_listen)
@@ -195,7 +215,7 @@ async fn assemble(config: &RelayConfig, settings: Settings, metrics: Metrics) ->
     let janitor = janitor(config, &outbox, served, (&metrics, &board), &health);
     let memory = health.heartbeat("memory of the status page");
     let shown = Shown { metrics, health, page: Arc::new(page) };
-    Ok(Assembly { relays, poller, timer, control, janitor, listener, shown, memory })
+    Ok(Assembly { relays, poller, timer, control, janitor, listener, shown, memory, spans })
 }
 
 /// What the page shows of the configuration.
@@ -282,9 +302,7 @@ async fn join_relays(
 async fn deadline(shutdown: &Shutdown, drain_timeout: Duration) {
     shutdown.drain.cancelled().await;
     tokio::select! {
-        () = tokio::time::sleep(drain_timeout) => {
-            tracing::warn!(?drain_timeout, "not drained in time; what is in flight may be published again");
-        }
+        () = tokio::time::sleep(drain_timeout) => {}
         () = shutdown.abort.cancelled() => {}
     }
 }

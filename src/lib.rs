@@ -14,6 +14,7 @@
 //! | 3 | [`retry`], [`metrics`], [`health`], [`board`], [`settings`], [`shutdown`], [`logging`], [`aws`] | rules and records; the way to AWS |
 //! | 4 | [`outbox`], [`publisher`] | the only PostgreSQL, the only AWS services that take messages; they never see each other |
 //! | 4 | [`page`] | what the status page shows |
+//! | 4 | [`traces`] | spans for an OpenTelemetry collector |
 //! | 5 | [`relay`], [`janitor`], [`http`] | the heart, the periodic duties, the probes |
 //! | 6 | [`daemon`] | assembly, supervision, drain |
 //! | 6 | `dev` | everything for a first message on one machine; only with the feature `dev` |
@@ -58,6 +59,8 @@ pub mod outbox;
 pub mod publisher;
 
 pub mod page;
+
+pub mod traces;
 
 pub mod relay;
 

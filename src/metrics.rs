@@ -57,6 +57,9 @@ const ENTRIES: [f64; 10] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
 /// Levels of log lines.
 pub const LOG_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
+/// Where a span can be dropped: it finds the queue full, or the collector does not take it.
+pub const SPAN_STAGES: [&str; 2] = ["queue", "export"];
+
 /// What can hold the vacuum horizon back, as named in `sql/queries/horizon.sql`.
 pub const HORIZON_KINDS: [&str; 4] = ["transaction", "prepared_transaction", "replication_slot", "standby"];
 
@@ -78,6 +81,9 @@ pub struct Metrics {
     pub connections_max: IntGauge,
     connections: IntGaugeVec,
     log_lines: IntCounterVec,
+    /// Spans that the collector took.
+    pub spans_exported: IntCounter,
+    spans_dropped: IntCounterVec,
     by_destination: ByDestination,
 }
 
@@ -203,6 +209,12 @@ impl Metrics {
             connections: new.gauges("database_connections", "Connections to PostgreSQL, by state.", ["state"])?,
             connections_max: new.gauge("database_connections_max", "Connections to PostgreSQL that may be open.")?,
             log_lines: new.counters("log_lines_total", "Lines logged, by level.", &["level"])?,
+            spans_exported: new.counter("spans_exported_total", "Spans that the OpenTelemetry collector took.")?,
+            spans_dropped: new.counters(
+                "spans_dropped_total",
+                "Spans that were dropped, by stage: queue if it was full, export if the collector did not take them.",
+                &["stage"],
+            )?,
             registry: registry.clone(),
         };
         metrics.register_process()?;
@@ -215,6 +227,7 @@ impl Metrics {
         HORIZON_KINDS.iter().for_each(|kind| self.horizon_age(kind).set(0.0));
         self.set_connections(0, 0);
         LOG_LEVELS.iter().for_each(|level| self.log_lines(level).reset());
+        SPAN_STAGES.iter().for_each(|stage| self.spans_dropped(stage).reset());
     }
 
     /// Age of the oldest holder of a kind, one of [`HORIZON_KINDS`].
@@ -247,6 +260,11 @@ impl Metrics {
     /// Lines of a level, one of [`LOG_LEVELS`].
     pub fn log_lines(&self, level: &str) -> IntCounter {
         self.log_lines.with_label_values(&[level])
+    }
+
+    /// Spans dropped at a stage, one of [`SPAN_STAGES`].
+    pub fn spans_dropped(&self, stage: &str) -> IntCounter {
+        self.spans_dropped.with_label_values(&[stage])
     }
 
     fn register_process(&self) -> Result<(), prometheus::Error> {

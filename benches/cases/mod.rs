@@ -9,6 +9,7 @@ mod idle;
 mod latency;
 mod peer;
 mod replicas;
+mod traces;
 mod write_side;
 
 use anyhow::{Result, bail};
@@ -17,8 +18,8 @@ use crate::ground::Ground;
 use crate::report::{Aim, Outcome};
 
 /// Their names, in the order of the table.
-pub const NAMES: [&str; 10] =
-    ["drain", "latency", "horizon", "dead-rows", "backlog", "replicas", "fifo", "write-side", "peer", "idle"];
+pub const NAMES: [&str; 11] =
+    ["drain", "latency", "horizon", "dead-rows", "backlog", "replicas", "fifo", "write-side", "traces", "peer", "idle"];
 
 /// Runs one of them.
 pub async fn run(name: &str, ground: &Ground, scale: f64) -> Result<Outcome> {
@@ -39,6 +40,7 @@ async fn measure(name: &str, ground: &Ground, scale: f64) -> Result<Outcome> {
         "replicas" => replicas::run(ground, scale).await,
         "fifo" => fifo::run(ground, scale).await,
         "write-side" => write_side::run(ground, scale).await,
+        "traces" => traces::run(ground, scale).await,
         "peer" => peer::run(ground, scale).await,
         "idle" => idle::run(ground, scale).await,
         other => bail!("there is no case {other}"),

@@ -36,36 +36,53 @@ const CRYPTO: CryptoMode = CryptoMode::AwsLcFips;
 ///
 /// When TLS cannot be set up.
 pub fn client(ca_bundle: Option<&[u8]>) -> Result<SharedHttpClient, String> {
-    let trusted = ca_bundle.map_or_else(TrustStore::default, |pem| TrustStore::empty().with_pem_certificate(pem));
-    let context = TlsContext::builder().with_trust_store(trusted).build().map_err(|error| error.to_string())?;
-    let connector = move |settings: &HttpConnectorSettings, proxy: ProxyConfig| {
-        let connector = Connector::builder()
-            .connector_settings(settings.clone())
-            .sleep_impl(TokioSleep::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .proxy_config(proxy)
-            .tls_provider(Provider::Rustls(CRYPTO))
-            .tls_context(context.clone())
-            .build();
-        SharedHttpConnector::new(connector)
-    };
-    // A connector that nobody needs would hold all trusted certificates once more.
-    let has_proxy = has_proxy();
+    let ways = Ways::new(ca_bundle)?;
     // The SDK asks for a connector for each request. SQS, STS and the metadata services have different timeouts, and for each
     // pair of them there is one connector with its connections.
     let connectors = Mutex::new(HashMap::<_, SharedHttpConnector>::new());
     Ok(http_client_fn(move |settings, _| {
         let key = (settings.connect_timeout(), settings.read_timeout());
         let mut connectors = connectors.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || {
-            let direct = connector(settings, ProxyConfig::disabled());
-            if !has_proxy {
-                return direct;
-            }
-            SharedHttpConnector::new(Routed { direct, proxied: connector(settings, ProxyConfig::from_env()) })
-        };
-        connectors.entry(key).or_insert_with(new).clone()
+        connectors.entry(key).or_insert_with(|| ways.connector(settings)).clone()
     }))
+}
+
+/// How connectors are made.
+pub(super) struct Ways {
+    context: TlsContext,
+    /// Whether any request would go through a proxy. A connector that nobody needs would hold all trusted certificates once
+    /// more.
+    has_proxy: bool,
+}
+
+impl Ways {
+    /// Trusts the certificates of this bundle, or the system's.
+    pub(super) fn new(ca_bundle: Option<&[u8]>) -> Result<Self, String> {
+        let trusted = ca_bundle.map_or_else(TrustStore::default, |pem| TrustStore::empty().with_pem_certificate(pem));
+        let context = TlsContext::builder().with_trust_store(trusted).build().map_err(|error| error.to_string())?;
+        Ok(Self { context, has_proxy: has_proxy() })
+    }
+
+    /// A connector that reaches each server directly or through the proxy, as the variables say.
+    pub(super) fn connector(&self, settings: &HttpConnectorSettings) -> SharedHttpConnector {
+        let direct = self.with_proxy(settings, ProxyConfig::disabled());
+        if !self.has_proxy {
+            return direct;
+        }
+        SharedHttpConnector::new(Routed { direct, proxied: self.with_proxy(settings, ProxyConfig::from_env()) })
+    }
+
+    fn with_proxy(&self, settings: &HttpConnectorSettings, proxy: ProxyConfig) -> SharedHttpConnector {
+        let connector = Connector::builder()
+            .connector_settings(settings.clone())
+            .sleep_impl(TokioSleep::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .proxy_config(proxy)
+            .tls_provider(Provider::Rustls(CRYPTO))
+            .tls_context(self.context.clone())
+            .build();
+        SharedHttpConnector::new(connector)
+    }
 }
 
 /// An HTTP proxy. Not `Debug`, because it may hold a password.

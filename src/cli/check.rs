@@ -3,6 +3,7 @@
 //! It changes nothing and sends nothing that a queue would keep. Something that works but is unwise is a warning and
 //! does not affect the exit code.
 
+mod collector;
 mod routes;
 mod targets;
 
@@ -113,6 +114,7 @@ pub(super) async fn run(flags: &Flags, json: bool, asks_identity: bool) -> Resul
             findings.good("configuration", format!("{} destination(s)", config.destinations.len()));
             check_database(&config.database, Some(&config.destinations), &mut findings).await;
             targets::check(&config, asks_identity, &mut findings).await;
+            collector::check(config.traces.as_ref(), &mut findings).await;
         }
         Err(ConfigError(problems)) => {
             is_misconfigured = true;

@@ -1,5 +1,6 @@
-//! The variables that the AWS SDK, its HTTP client and TLS read by themselves, as they are set, for people to read. Of a secret
-//! only that it is set is shown, of a key its end, and of a URL neither user nor password.
+//! The variables that are nobody's settings alone, as they are set, for people to read: those that the AWS SDK, its HTTP client
+//! and TLS read by themselves, and those of OpenTelemetry. Of a secret only that it is set is shown, of a key its end, and of a
+//! URL neither user nor password.
 
 use super::shown::{Origin, Shown};
 
@@ -17,7 +18,7 @@ enum Part {
 }
 
 /// The variables, what is shown of each, and the variable that counts instead if it is set.
-const VARIABLES: [(&str, Part, Option<&str>); 35] = [
+const VARIABLES: [(&str, Part, Option<&str>); 55] = [
     ("AWS_REGION", Part::All, None),
     ("AWS_DEFAULT_REGION", Part::All, Some("AWS_REGION")),
     ("AWS_PROFILE", Part::All, None),
@@ -53,6 +54,26 @@ const VARIABLES: [(&str, Part, Option<&str>); 35] = [
     ("all_proxy", Part::Place, Some("ALL_PROXY")),
     ("NO_PROXY", Part::All, None),
     ("no_proxy", Part::All, Some("NO_PROXY")),
+    ("OTEL_SDK_DISABLED", Part::All, None),
+    ("OTEL_TRACES_EXPORTER", Part::All, None),
+    ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", Part::Place, None),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", Part::Place, Some("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")),
+    ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", Part::Nothing, None),
+    ("OTEL_EXPORTER_OTLP_HEADERS", Part::Nothing, Some("OTEL_EXPORTER_OTLP_TRACES_HEADERS")),
+    ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", Part::All, None),
+    ("OTEL_EXPORTER_OTLP_PROTOCOL", Part::All, Some("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")),
+    ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", Part::All, None),
+    ("OTEL_EXPORTER_OTLP_TIMEOUT", Part::All, Some("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT")),
+    ("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", Part::All, None),
+    ("OTEL_EXPORTER_OTLP_CERTIFICATE", Part::All, Some("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE")),
+    ("OTEL_SERVICE_NAME", Part::All, None),
+    ("OTEL_RESOURCE_ATTRIBUTES", Part::All, None),
+    ("OTEL_TRACES_SAMPLER", Part::All, None),
+    ("OTEL_TRACES_SAMPLER_ARG", Part::All, None),
+    ("OTEL_BSP_SCHEDULE_DELAY", Part::All, None),
+    ("OTEL_BSP_EXPORT_TIMEOUT", Part::All, None),
+    ("OTEL_BSP_MAX_QUEUE_SIZE", Part::All, None),
+    ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", Part::All, None),
 ];
 
 /// Each of these variables that is set and not empty.

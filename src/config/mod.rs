@@ -3,7 +3,7 @@
 //! [`Flags`] holds the text that was given for each setting, by flag or environment variable. [`RelayConfig`] and its
 //! neighbours hold the values. Every mistake is found before anything starts, and all of them are reported at once.
 //! This is the only reader of the environment besides the AWS SDK and its HTTP client, which read `AWS_*` and the variables
-//! for proxies by themselves; `network.rs` checks these, and `environment.rs` shows them.
+//! for proxies by themselves; `network.rs` checks these, and `environment.rs` shows them. `traces/` reads OpenTelemetry's.
 
 mod check;
 mod claim_check;
@@ -17,6 +17,7 @@ mod problems;
 mod setting;
 mod shown;
 mod target;
+mod traces;
 mod tuning;
 
 use std::net::SocketAddr;
@@ -35,6 +36,7 @@ pub use problems::ConfigError;
 pub use shown::{Origin, Shown};
 pub use target::Target;
 pub(crate) use target::region_of_topic;
+pub use traces::{Batching, Header, Sampling, TracesConfig};
 pub use tuning::{Adjustable, Tuning};
 
 use crate::schema::Schema;
@@ -107,12 +109,15 @@ pub struct RelayConfig {
     pub memory: u64,
     /// Where the probes listen.
     pub http_listen: SocketAddr,
+    /// Where spans go; `None` if none are wanted.
+    pub traces: Option<TracesConfig>,
 }
 
 impl RelayConfig {
     /// Bytes of messages that all destinations together may have in memory.
     pub fn memory_for_messages(&self) -> usize {
-        memory::for_messages(self.memory)
+        let spans = self.traces.as_ref().map_or(0, |traces| traces.batching.memory());
+        memory::for_messages(self.memory.saturating_sub(spans as u64))
     }
 }
 
@@ -195,6 +200,7 @@ impl Flags {
         claim_checks.for_each(|claim_check| claim_check.fit(memory::for_messages(memory)));
         let http_listen = problems.read(self, &setting::HTTP_LISTEN);
         problems.read(self, &setting::LOG_FORMAT);
+        let traces = traces::read(&mut problems);
         let Some(mut database) = database else {
             return Err(problems.into_error());
         };
@@ -208,6 +214,7 @@ impl Flags {
             drain_timeout,
             memory,
             http_listen,
+            traces,
         })
     }
 

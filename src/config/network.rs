@@ -44,19 +44,24 @@ pub(super) fn read(problems: &mut Problems) -> Option<Vec<u8>> {
         }
     }
     let path = std::env::var(BUNDLE).ok().filter(|path| !path.is_empty())?;
+    certificates_in(BUNDLE, &path, problems)
+}
+
+/// The certificates in the file that a variable names, in PEM. If they cannot be used, that is a mistake.
+pub(super) fn certificates_in(variable: &str, path: &str, problems: &mut Problems) -> Option<Vec<u8>> {
     let remedy = "name a file of certificates in PEM";
-    let pem = match std::fs::read(&path) {
+    let pem = match std::fs::read(path) {
         Ok(pem) => pem,
         Err(error) => {
-            problems.add(format!("{BUNDLE}={path:?} cannot be read: {error}; {remedy}"));
+            problems.add(format!("{variable}={path:?} cannot be read: {error}; {remedy}"));
             return None;
         }
     };
     match certificates(&pem) {
-        Ok(0) => problems.add(format!("{BUNDLE}={path:?} holds no certificate; {remedy}")),
+        Ok(0) => problems.add(format!("{variable}={path:?} holds no certificate; {remedy}")),
         Ok(_) => return Some(pem),
         Err(error) => {
-            problems.add(format!("{BUNDLE}={path:?} holds a certificate that cannot be used: {error}; {remedy}"))
+            problems.add(format!("{variable}={path:?} holds a certificate that cannot be used: {error}; {remedy}"))
         }
     }
     None

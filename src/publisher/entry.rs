@@ -95,6 +95,11 @@ impl Entry {
         number
     }
 
+    /// The value of a message attribute, if it has one of this name.
+    pub fn attribute(&self, name: &str) -> Option<&str> {
+        self.attributes.iter().find(|attribute| attribute.name == name).map(|attribute| attribute.value.as_str())
+    }
+
     /// Group, deduplication id and attributes as text.
     pub fn described(&self) -> Vec<(&'static str, String)> {
         let mut lines = Vec::new();

@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
+use aws_types::request_id::RequestId;
+
 use super::access::{Client, Current};
 use super::answer::{Accepted, reconcile};
 use super::writing::{Writing, watched};
@@ -19,11 +21,13 @@ pub struct Published {
     pub request_fault: Option<Fault>,
     /// The time from sending to the answer.
     pub duration: Duration,
+    /// AWS's id of the request, if there was an answer with one.
+    pub request_id: Option<String>,
 }
 
 impl Published {
     fn failed(entries: usize, fault: Fault, duration: Duration) -> Self {
-        Self { results: vec![Err(fault.clone()); entries], request_fault: Some(fault), duration }
+        Self { results: vec![Err(fault.clone()); entries], request_fault: Some(fault), duration, request_id: None }
     }
 }
 
@@ -69,43 +73,66 @@ impl Publisher {
             return Published::failed(entries.len(), fault, started.elapsed());
         }
         let writing = Writing::new(until);
-        let answer = match &current.client {
+        let Answer { results, request_id } = self.send(&current.client, entries, &writing).await;
+        if let Some(bucket) = self.bucket.as_ref().filter(|_| writing.has_begun()) {
+            bucket.written(entries);
+        }
+        let duration = started.elapsed();
+        match results {
+            Ok(results) => {
+                current.worked();
+                Published { results, request_fault: None, duration, request_id }
+            }
+            Err(fault) => Published { request_id, ..Published::failed(entries.len(), fault, duration) },
+        }
+    }
+
+    async fn send(&self, client: &Client, entries: &[&Entry], writing: &Writing) -> Answer {
+        match client {
             Client::Sqs(client) => match sqs::build_request(entries) {
                 Ok(items) => {
                     let request = client.send_message_batch().queue_url(self.target.as_str()).set_entries(Some(items));
-                    let answer = watched(writing.clone(), request.send()).await;
-                    let results = answer.map(|output| reconcile(entries.len(), sqs::said(&output)));
-                    results.map_err(|error| classify::request(&error, writing.has_begun()))
+                    match watched(writing.clone(), request.send()).await {
+                        Ok(output) => Answer::of(&output, reconcile(entries.len(), sqs::said(&output))),
+                        Err(error) => Answer::failed(&error, classify::request(&error, writing.has_begun())),
+                    }
                 }
-                Err(error) => Err(not_built(error)),
+                Err(error) => Answer::not_built(error),
             },
             Client::Sns(client) => match sns::build_request(entries) {
                 Ok(items) => {
                     let request = client.publish_batch().topic_arn(self.target.as_str());
                     let request = request.set_publish_batch_request_entries(Some(items));
-                    let answer = watched(writing.clone(), request.send()).await;
-                    let results = answer.map(|output| reconcile(entries.len(), sns::said(&output)));
-                    results.map_err(|error| classify::request(&error, writing.has_begun()))
+                    match watched(writing.clone(), request.send()).await {
+                        Ok(output) => Answer::of(&output, reconcile(entries.len(), sns::said(&output))),
+                        Err(error) => Answer::failed(&error, classify::request(&error, writing.has_begun())),
+                    }
                 }
-                Err(error) => Err(not_built(error)),
+                Err(error) => Answer::not_built(error),
             },
-        };
-        if let Some(bucket) = self.bucket.as_ref().filter(|_| writing.has_begun()) {
-            bucket.written(entries);
-        }
-        let duration = started.elapsed();
-        match answer {
-            Ok(results) => {
-                current.worked();
-                Published { results, request_fault: None, duration }
-            }
-            Err(fault) => Published::failed(entries.len(), fault, duration),
         }
     }
 }
 
-fn not_built(error: impl Display) -> Fault {
-    Fault::new(FaultKind::Internal, "RequestNotBuilt", error.to_string())
+/// What came of a request, and its id, if AWS gave it one.
+struct Answer {
+    results: Result<Vec<Result<Accepted, Fault>>, Fault>,
+    request_id: Option<String>,
+}
+
+impl Answer {
+    fn of(output: &impl RequestId, results: Vec<Result<Accepted, Fault>>) -> Self {
+        Self { results: Ok(results), request_id: output.request_id().map(str::to_owned) }
+    }
+
+    fn failed(error: &impl RequestId, fault: Fault) -> Self {
+        Self { results: Err(fault), request_id: error.request_id().map(str::to_owned) }
+    }
+
+    fn not_built(error: impl Display) -> Self {
+        let fault = Fault::new(FaultKind::Internal, "RequestNotBuilt", error.to_string());
+        Self { results: Err(fault), request_id: None }
+    }
 }
 
 #[cfg(test)]

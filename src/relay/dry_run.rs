@@ -103,7 +103,7 @@ fn publish(
     let results =
         results.map(|(entry, item)| Ok(Accepted { sqs_message_id: entry.id, sequence_number: number(item) })).collect();
     drop(memory);
-    let published = Published { results, request_fault: None, duration: TURN };
+    let published = Published { results, request_fault: None, duration: TURN, request_id: None };
     Ok(core.apply(Completion::Published { items, published }, now))
 }
 

@@ -10,9 +10,9 @@ use std::time::Instant;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 
-use super::Destination;
 use super::core::Core;
 use super::core::work::{Answer, Baseline, Completion, Work};
+use super::{Destination, spans};
 use crate::clock::Time;
 use crate::message::Settlement;
 use crate::outbox::{Claim, OutboxError};
@@ -129,6 +129,7 @@ impl Executor {
             Work::Publish { items, until, memory } => in_place(move || async move {
                 let entries: Vec<_> = items.iter().map(|item| &item.entry).collect();
                 let published = destination.publisher.publish(&entries, until).await;
+                spans::record(&destination.tracer, &entries, &published);
                 drop(memory);
                 Completion::Published { items, published }.into()
             }),

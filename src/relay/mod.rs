@@ -10,6 +10,7 @@ pub mod dry_run;
 mod executor;
 mod poller;
 mod report;
+mod spans;
 mod timer;
 
 use std::sync::Arc;
@@ -22,11 +23,13 @@ use crate::config::Tuning;
 use crate::metrics::DestinationMetrics;
 use crate::outbox::{Keep, Outbox, OutboxError};
 use crate::publisher::Publisher;
+use crate::traces::Tracer;
 
 pub use self::core::{MemoryBudget, MemoryShare, RunSummary, Until};
 pub use control::{ControlHandle, ControlPoller};
 pub use poller::{Poller, WorkSignal};
 pub use report::Reports;
+pub use spans::target;
 pub use timer::Timer;
 
 use self::core::{Core, GaveUp};
@@ -47,6 +50,8 @@ pub struct Destination {
     pub publisher: Publisher,
     /// Its metrics.
     pub metrics: DestinationMetrics,
+    /// Makes the spans of its requests.
+    pub tracer: Tracer,
     /// The settings that control the flow, as given by the environment.
     pub tuning: Tuning,
     /// What happens to a row at delivery.

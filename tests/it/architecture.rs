@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 /// Each module's floor, as in `src/lib.rs`.
-const FLOORS: [(&str, u8); 26] = [
+const FLOORS: [(&str, u8); 27] = [
     ("files", 3),
     ("aws", 3),
     ("causes", 0),
@@ -28,6 +28,7 @@ const FLOORS: [(&str, u8); 26] = [
     ("outbox", 4),
     ("publisher", 4),
     ("page", 4),
+    ("traces", 4),
     ("relay", 5),
     ("janitor", 5),
     ("http", 5),
@@ -38,7 +39,7 @@ const FLOORS: [(&str, u8); 26] = [
 ];
 
 /// Names that only some files may use.
-const CONFINED: [(&str, &[&str]); 7] = [
+const CONFINED: [(&str, &[&str]); 8] = [
     ("tokio_postgres", &["outbox/"]),
     ("aws_config", &["aws/", "publisher/"]),
     ("aws_credential", &["aws/", "publisher/"]),
@@ -46,6 +47,7 @@ const CONFINED: [(&str, &[&str]); 7] = [
     ("aws_smithy", &["aws/", "publisher/"]),
     ("std::env", &["config/", "dev/host.rs"]),
     ("backoff::", &["retry.rs"]),
+    ("prost", &["traces/"]),
 ];
 
 /// Names that files in a folder may not use: the core of the relay decides and does nothing, so that a simulation can

@@ -7,10 +7,11 @@ use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 
 use super::access::Client;
 use super::bucket::Bucket;
+use super::endpoint::address_of;
 use super::{Publisher, classify, http};
 use crate::causes::sentence;
 use crate::message::{Fault, FaultKind};
-use crate::way::Trouble;
+use crate::way::{Address, Trouble};
 
 /// The attributes of a queue or topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,6 +76,11 @@ impl Publisher {
             Client::Sqs(_) => queue::endpoint(place).await,
             Client::Sns(_) => topic::endpoint(place).await,
         }
+    }
+
+    /// Host and port that requests go to.
+    pub async fn server(&self) -> Address {
+        address_of(self.endpoint().await.as_deref().unwrap_or(self.target.as_str()))
     }
 
     /// Asks the queue or topic for its attributes (`sqs:GetQueueAttributes`, `sns:GetTopicAttributes`).

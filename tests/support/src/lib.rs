@@ -5,6 +5,7 @@
 //! share them without affecting each other: each has its own database and its own queues.
 
 pub mod cgroup;
+pub mod collector;
 pub mod credential_services;
 pub mod emulator;
 pub mod group_batches;

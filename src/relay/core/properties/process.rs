@@ -321,14 +321,15 @@ pub(super) fn sent(work: &Work) -> Vec<Sent> {
 /// The answer of SQS as the client reports it; `None` if there is none.
 pub(super) fn published(answer: Answer, entries: usize, took: Duration) -> Option<Published> {
     match answer {
-        Answer::Entries(results) => Some(Published { results, request_fault: None, duration: took }),
+        Answer::Entries(results) => Some(Published { results, request_fault: None, duration: took, request_id: None }),
         Answer::Failed(fault) => Some(request_failed(fault, entries)),
         Answer::None => None,
     }
 }
 
 pub(super) fn request_failed(fault: Fault, entries: usize) -> Published {
-    Published { results: vec![Err(fault.clone()); entries], request_fault: Some(fault), duration: Duration::ZERO }
+    let results = vec![Err(fault.clone()); entries];
+    Published { results, request_fault: Some(fault), duration: Duration::ZERO, request_id: None }
 }
 
 pub(super) fn timed_out(entries: usize) -> Published {
