@@ -75,7 +75,7 @@ WHERE e.position > (SELECT outbox.written_above()) AND outbox.is_own(e.position,
     AND e.metadata ? 'aggregatetype';
 
 COMMENT ON VIEW outbox.outboxevent IS
-    'The outbox as one table, in Debezium''s layout. INSERT writes an event and its messages; DELETE is accepted and changes '
+    'Events and messages as one table, in Debezium''s layout. INSERT writes an event and its messages; DELETE is accepted and changes '
     'nothing; UPDATE is refused. It shows what the current transaction has written through it.';
 COMMENT ON COLUMN outbox.outboxevent.id IS 'outbox.events.event_id; generated if it is null.';
 COMMENT ON COLUMN outbox.outboxevent.aggregatetype IS 'Chooses the routes; sent as an attribute.';

@@ -38,7 +38,7 @@ async fn functions_that_a_caller_has_on_the_path_are_not_called_instead_of_those
     ] {
         bed.client.batch_execute(call).await.map_err(|error| anyhow::anyhow!("{call}: {error:?}"))?;
     }
-    ensure!(bed.pending().await? == 5);
+    ensure!(bed.pending().await? == 7);
     Ok(())
 }
 
