@@ -63,7 +63,9 @@ GRANT SELECT ON outbox.events, outbox.messages, outbox.messages_pending, outbox.
 -- Scheduled messages become pending by this function, which has its owner's privileges.
 GRANT EXECUTE ON FUNCTION outbox.enqueue_due TO outbox_relay;
 -- What operators have decided, and the replays that the status page shows.
-GRANT SELECT ON outbox.pauses, outbox.settings, outbox.replays TO outbox_relay;
+GRANT SELECT ON outbox.pauses, outbox.settings, outbox.destinations, outbox.replays TO outbox_relay;
+-- Which destinations it serves, so that messages which nobody serves can be told.
+GRANT SELECT, INSERT, UPDATE (seen_at) ON outbox.served TO outbox_relay;
 GRANT UPDATE (status, attempts, available_at, delivered_at, dead_at, sqs_message_id, sqs_sequence_number, last_error), DELETE
     ON outbox.messages TO outbox_relay;
 -- The sequences show whether there is anything new: messages, and what operators have done to them.
@@ -88,8 +90,9 @@ GRANT INSERT (action, actor, filter, messages, message_ids) ON outbox.audit_log 
 GRANT DELETE ON outbox.quarantine TO outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.find_message, outbox.dead_find, outbox.dead_list, outbox.dead_show, outbox.dead_filter,
     outbox.dead_choose,
-    outbox.dead_redrive, outbox.dead_discard, outbox.release, outbox.pause, outbox.resume, outbox.set_setting TO outbox_operator;
-GRANT INSERT, UPDATE, DELETE ON outbox.pauses, outbox.settings TO outbox_operator;
+    outbox.dead_redrive, outbox.dead_discard, outbox.release, outbox.pause, outbox.resume, outbox.set_setting,
+    outbox.set_destination, outbox.remove_destination TO outbox_operator;
+GRANT INSERT, UPDATE, DELETE ON outbox.pauses, outbox.settings, outbox.destinations TO outbox_operator;
 -- A replay writes new messages for existing events; the operator writes no events.
 GRANT INSERT (destination, event_position, group_id) ON outbox.messages TO outbox_operator;
 GRANT INSERT (actor, source, destination, all_events, event_types, stream_id, since, until, first_position, stop_position,

@@ -16,6 +16,7 @@ mod network;
 mod problems;
 mod setting;
 mod shown;
+mod table;
 mod target;
 mod tuning;
 
@@ -33,6 +34,7 @@ pub use flags::Flags;
 pub use network::profile;
 pub use problems::ConfigError;
 pub use shown::{Origin, Shown};
+pub use table::{ConfiguredDestinations, DestinationRow, Difference, RefusedRow};
 pub use target::Target;
 pub(crate) use target::region_of_topic;
 pub use tuning::{Adjustable, Tuning};
@@ -92,7 +94,7 @@ pub enum LogFormat {
 pub struct RelayConfig {
     /// The database.
     pub database: DatabaseConfig,
-    /// At least one destination, names distinct.
+    /// The destinations that the environment names, names distinct; none if those in `outbox.destinations` are served.
     pub destinations: Vec<DestinationConfig>,
     /// Certificates to trust for AWS instead of the system's, in PEM.
     pub ca_bundle: Option<Vec<u8>>,
@@ -179,8 +181,7 @@ impl Flags {
         let drain_timeout = problems.read(self, &setting::DRAIN_TIMEOUT);
         let memory = problems.read(self, &setting::MEMORY);
         let memory = if memory > 0 { memory } else { memory::default() };
-        let claim_checks = destinations.iter_mut().filter_map(|destination| destination.claim_check.as_mut());
-        claim_checks.for_each(|claim_check| claim_check.fit(memory::for_messages(memory)));
+        memory::fit(&mut destinations, memory);
         let http_listen = problems.read(self, &setting::HTTP_LISTEN);
         problems.read(self, &setting::LOG_FORMAT);
         let Some(mut database) = database else {

@@ -6,6 +6,7 @@
 //! mode. Every wait is bounded; a connection on which a statement failed is discarded.
 
 mod claim;
+mod configured;
 mod connect;
 mod dead;
 mod dial;
@@ -44,6 +45,7 @@ use crate::message::TransactionId;
 use crate::reading::Snapshot;
 
 pub use claim::{Claim, Claimed};
+pub use configured::Configured;
 pub use dead::{DeadAction, DeadCount, DeadFilter, DeadLine, DeadMessage, Since};
 pub use error::OutboxError;
 pub use horizon::{Connections, Horizon, HorizonHolder};
