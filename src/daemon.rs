@@ -21,13 +21,14 @@ use tokio_util::sync::CancellationToken;
 
 pub use assembly::Settings;
 use assembly::{Assembly, Process, assemble};
+use table::Source;
 
 use crate::clock::Time;
 use crate::config::{ConfiguredDestinations, RelayConfig};
 use crate::files::{self, TooFew};
 use crate::http;
 use crate::metrics::Metrics;
-use crate::relay::{Relay, RelayError, RunSummary, Until};
+use crate::relay::{RelayError, RunSummary, Until};
 use crate::shutdown::{self, Shutdown, Signals};
 
 /// How the daemon ended, for the exit code.
@@ -103,7 +104,10 @@ async fn serve(
                 assembly = assemble(process, Some(table)).await?;
                 shown.send_replace(assembly.shown.clone());
                 // Not before: the old page would start the series again.
-                names.iter().filter(|name| !assembly.names.contains(name)).for_each(|name| process.metrics.forget(name));
+                names
+                    .iter()
+                    .filter(|name| !assembly.names.contains(name))
+                    .for_each(|name| process.metrics.forget(name));
             }
         }
     }
@@ -137,41 +141,20 @@ async fn work(process: &Process, assembly: Assembly, frame: &mut Frame) -> anyho
         timer.await;
         "the timer ended".to_owned()
     });
+    let drain = frame.shutdown.drain.child_token();
+    let mut running = JoinSet::new();
     // With nothing to serve, `--until-empty` is done as soon as it knows that.
     let waits = relays.is_empty() && !(is_known && process.until == Until::Empty);
-    let mut running = JoinSet::new();
-    let drain = frame.shutdown.drain.child_token();
-    start(relays, process.until, &drain, &mut running);
-    let changed = source.changed();
-    tokio::pin!(changed);
-    let mut next = None;
-    let ended = loop {
-        tokio::select! {
-            ended = join_relays(&mut running, &drain), if !waits => {
-                break ended.map(|summary| ended_with(frame, summary, next));
-            }
-            () = drain.cancelled(), if waits => {
-                break Ok(ended_with(frame, RunSummary::default(), next));
-            }
-            () = deadline(&drain, &frame.shutdown.abort, process.config.drain_timeout) => {
-                break Ok(match next {
-                    Some(table) if !frame.shutdown.drain.is_cancelled() => Ended::Changed(RunSummary::default(), table),
-                    _ => Ended::Finally(Outcome::Aborted),
-                });
-            }
-            table = &mut changed, if next.is_none() => match table {
-                Ok(table) => {
-                    next = Some(table);
-                    drain.cancel();
-                }
-                Err(error) => break Err(error.into()),
-            },
-            // None of these ends on its own while the relays run.
-            problem = first_to_end(&mut vital) => break Err(problem),
-            ended = &mut frame.signals => break Err(anyhow::anyhow!("signals cannot be received: {ended:?}")),
-            ended = &mut frame.server => break Err(anyhow::anyhow!("the HTTP server ended: {ended:?}")),
+    for relay in relays {
+        running.spawn(relay.run(process.until, drain.clone()));
+    }
+    let joined = async {
+        if waits {
+            drain.cancelled().await;
         }
+        join_relays(&mut running, &drain).await
     };
+    let ended = until_ended(joined, source, (&mut vital, frame), (&drain, process.config.drain_timeout)).await;
     stop.cancel();
     running.shutdown().await;
     // These stop at once when told.
@@ -181,14 +164,34 @@ async fn work(process: &Process, assembly: Assembly, frame: &mut Frame) -> anyho
     ended
 }
 
-fn start(
-    relays: Vec<Relay>,
-    until: Until,
-    drain: &CancellationToken,
-    running: &mut JoinSet<Result<RunSummary, RelayError>>,
-) {
-    for relay in relays {
-        running.spawn(relay.run(until, drain.clone()));
+/// Waits until the relays have ended, and tells them to drain when other destinations are to be served.
+async fn until_ended(
+    joined: impl Future<Output = anyhow::Result<RunSummary>>,
+    source: Source,
+    (vital, frame): (&mut Vital, &mut Frame),
+    (drain, drain_timeout): (&CancellationToken, Duration),
+) -> anyhow::Result<Ended> {
+    let changed = source.changed();
+    tokio::pin!(joined, changed);
+    let mut next = None;
+    loop {
+        tokio::select! {
+            ended = &mut joined => return ended.map(|summary| ended_with(frame, summary, next)),
+            () = deadline(drain, &frame.shutdown.abort, drain_timeout) => {
+                return Ok(match next {
+                    Some(table) if !frame.shutdown.drain.is_cancelled() => Ended::Changed(RunSummary::default(), table),
+                    _ => Ended::Finally(Outcome::Aborted),
+                });
+            }
+            table = &mut changed, if next.is_none() => {
+                next = Some(table?);
+                drain.cancel();
+            }
+            // None of these ends on its own while the relays run.
+            problem = first_to_end(vital) => return Err(problem),
+            ended = &mut frame.signals => return Err(anyhow::anyhow!("signals cannot be received: {ended:?}")),
+            ended = &mut frame.server => return Err(anyhow::anyhow!("the HTTP server ended: {ended:?}")),
+        }
     }
 }
 

@@ -139,7 +139,7 @@ CREATE UNLOGGED TABLE outbox.served (
 
 COMMENT ON TABLE outbox.served IS 'When a running relay last said that it serves a destination. Written by relays.';
 COMMENT ON COLUMN outbox.served.destination IS 'The destination.';
-COMMENT ON COLUMN outbox.served.seen_at IS 'When; relays say it about twice a minute.';
+COMMENT ON COLUMN outbox.served.seen_at IS 'When; relays say it about once a minute.';
 
 CREATE FUNCTION outbox.set_destination(
     name              text,

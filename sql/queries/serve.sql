@@ -1,6 +1,6 @@
 -- Notes that a relay serves these destinations.
 --
--- $1 destinations. Guarantees: many relays that say the same write about once in fifteen seconds; none waits for another, so
+-- $1 destinations. Guarantees: many relays that say the same write about once a minute; none waits for another, so
 -- a row that another relay is writing is passed over.
 -- Index: the primary key, once a destination.
 WITH held AS (
@@ -13,7 +13,7 @@ WITH held AS (
     UPDATE outbox.served AS s
     SET seen_at = clock_timestamp()
     FROM held AS h
-    WHERE s.destination = h.destination AND h.seen_at < clock_timestamp() - interval '15 seconds'
+    WHERE s.destination = h.destination AND h.seen_at < clock_timestamp() - interval '1 minute'
 )
 INSERT INTO outbox.served (destination, seen_at)
 SELECT n.name, clock_timestamp()

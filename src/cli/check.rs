@@ -3,6 +3,7 @@
 //! It changes nothing and sends nothing that a queue would keep. Something that works but is unwise is a warning and
 //! does not affect the exit code.
 
+mod table;
 mod targets;
 
 use std::time::Duration;
@@ -102,8 +103,16 @@ pub(super) async fn run(flags: &Flags, json: bool, asks_identity: bool) -> Resul
     let mut is_misconfigured = false;
     match flags.relay() {
         Ok(config) => {
-            findings.good("configuration", format!("{} destination(s)", config.destinations.len()));
+            findings.good(
+                "configuration",
+                if config.follows_the_table() {
+                    "the destinations are those in outbox.destinations".to_owned()
+                } else {
+                    format!("{} destination(s)", config.destinations.len())
+                },
+            );
             check_database(&config.database, &mut findings).await;
+            let config = table::check(config, &mut findings).await;
             targets::check(&config, asks_identity, &mut findings).await;
         }
         Err(ConfigError(problems)) => {

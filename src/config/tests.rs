@@ -50,10 +50,7 @@ const REFUSED: [(&str, &[&str]); 19] = [
     ("database-auth", &["iam", "Password", "rds-iam"]),
     ("database-connection-max-age", &["30", "0s", "2days"]),
     ("database-password-command", &["cat /run/password"]),
-    (
-        "destinations",
-        &["tickets", "tickets=", "=https://h/q", "t=ftp://h/q", "t=https://h", "a b=https://h/q", ","],
-    ),
+    ("destinations", &["tickets", "tickets=", "=https://h/q", "t=ftp://h/q", "t=https://h", "a b=https://h/q", ","]),
 ];
 
 #[test]

@@ -62,18 +62,14 @@ fn connections(destinations: usize) -> usize {
 /// # Errors
 ///
 /// When something cannot be set up.
-pub(super) async fn assemble(
-    process: &Process,
-    mut table: Option<ConfiguredDestinations>,
-) -> anyhow::Result<Assembly> {
+pub(super) async fn assemble(process: &Process, mut table: Option<ConfiguredDestinations>) -> anyhow::Result<Assembly> {
     let (metrics, board, health) = (Arc::clone(&process.metrics), Arc::new(Board::default()), Health::default());
     let health = Arc::new(health);
     let follows_the_table = process.config.follows_the_table();
     let source_known = table.clone();
-    let config = table.as_ref().map_or_else(
-        || process.config.clone(),
-        |table| process.config.with_destinations(table.served.clone()),
-    );
+    let config = table
+        .as_ref()
+        .map_or_else(|| process.config.clone(), |table| process.config.with_destinations(table.served.clone()));
     let (config, publishers) = connect(config, table.as_mut()).await?;
     board.set_refused(table.iter().flat_map(|table| &table.refused).map(|row| row.name.clone()).collect());
     let database = health.dependency("database", Expectation::Answered);
@@ -177,7 +173,11 @@ impl Parts<'_> {
                 heartbeat: health.heartbeat(format!("relay of {name}")),
             };
             let handle = control.handle(&name, config.tuning);
-            served.push(Served { name: Arc::clone(&name), metrics: own.clone(), relay: Arc::clone(&reports.heartbeat) });
+            served.push(Served {
+                name: Arc::clone(&name),
+                metrics: own.clone(),
+                relay: Arc::clone(&reports.heartbeat),
+            });
             watched.push(Watched {
                 name: Arc::clone(&name),
                 target: configured.target.as_str().to_owned(),

@@ -23,10 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) enum Source {
     /// `OUTBOX_RELAY_DESTINATIONS`.
-    Environment {
-        outbox: Outbox,
-        destinations: Vec<DestinationConfig>,
-    },
+    Environment { outbox: Outbox, destinations: Vec<DestinationConfig> },
     /// `outbox.destinations`.
     Table(Table),
 }

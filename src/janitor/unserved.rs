@@ -9,7 +9,7 @@ use crate::board::Board;
 use crate::metrics::Metrics;
 use crate::outbox::{Outbox, OutboxError};
 
-/// How often.
+/// How often. What a relay serves is written less often, about once a minute: an idle relay should write next to nothing.
 const EVERY: Duration = Duration::from_secs(30);
 
 /// The most names in a log line.

@@ -40,11 +40,7 @@ impl ByDestination {
         ] {
             drop(family.remove_label_values(&[name]));
         }
-        for family in [
-            &gauges.lag,
-            &gauges.next_scheduled,
-            &gauges.hot_group_rate,
-        ] {
+        for family in [&gauges.lag, &gauges.next_scheduled, &gauges.hot_group_rate] {
             drop(family.remove_label_values(&[name]));
         }
         for family in [

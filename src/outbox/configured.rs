@@ -12,8 +12,8 @@ const REMOVE_DESTINATION: &str = include_str!("../../sql/queries/remove_destinat
 const SERVE: &str = include_str!("../../sql/queries/serve.sql");
 const UNSERVED: &str = include_str!("../../sql/queries/unserved.sql");
 
-/// A relay that has not said for this long that it serves a destination does not count; it says so twice a minute.
-const SILENT_SECONDS: f64 = 90.0;
+/// A relay that has not said for this long that it serves a destination does not count; it says so once a minute.
+const SILENT_SECONDS: f64 = 180.0;
 
 /// A row of the table, and who wrote it.
 #[derive(Clone, Debug, PartialEq)]
