@@ -47,6 +47,8 @@ GRANT INSERT (event_id, stream_id, stream_version, event_type, payload, metadata
 GRANT INSERT (destination, event_position, group_id, status, deliver_at), SELECT (id) ON outbox.messages TO outbox_application;
 -- It may cancel and move what it has scheduled. No other state of a message can be written with these columns alone.
 GRANT SELECT, DELETE, UPDATE (deliver_at) ON outbox.messages_scheduled TO outbox_application;
+-- outbox.append takes larger events for destinations with a claim check.
+GRANT SELECT (name, claim_check) ON outbox.destinations TO outbox_application;
 -- The trigger outbox.fence looks at the last position that was handed out.
 GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_application;
 GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.enqueue, outbox.enqueue_many, outbox.check_stream, outbox.check_max_count,

@@ -123,8 +123,7 @@ async fn read(outbox: &Outbox) -> Result<ConfiguredDestinations, OutboxError> {
 fn say_what_changed(before: Option<&ConfiguredDestinations>, now: &ConfiguredDestinations) {
     if now.served.is_empty() {
         tracing::warn!(
-            "no destination: OUTBOX_RELAY_DESTINATIONS is not set, and outbox.destinations has no row that can be used; waiting \
-             for one: `outbox-relay destinations set NAME TARGET`"
+            "no destination: OUTBOX_RELAY_DESTINATIONS is not set and outbox.destinations has none; waiting for one"
         );
     }
     let difference = Difference::between(before.map_or(&[], |before| &before.served), &now.served);

@@ -296,3 +296,23 @@ async fn messages_that_no_relay_serves_are_counted_and_those_of_another_relay_ar
     relay.stop().await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn append_takes_larger_events_if_every_destination_of_the_call_has_a_claim_check_in_the_table() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let roles = Roles::create(&bed).await?;
+    let url = "https://sqs.eu-west-1.amazonaws.com/1/audit";
+    say(&bed, &["set", "large", url, "--claim-check", "bodies"]).await?;
+    say(&bed, &["set", "small", url]).await?;
+    let application = connect(&roles.application_url).await?;
+    let append = "SELECT outbox.append('s', NULL, jsonb_build_array(jsonb_build_object(
+        'event_type', 'T', 'payload', repeat('x', 1100000))), $1::text[])";
+    for refused in [&["small"][..], &["large", "small"], &["unknown"]] {
+        let error = application.query(append, &[&refused]).await.err().context("it was taken")?;
+        let said = error.as_db_error().map(|error| error.message().to_owned()).unwrap_or_default();
+        ensure!(said.contains("SQS takes 1048576"), "{refused:?}: {error:?}");
+    }
+    application.query(append, &[&&["large"][..]]).await?;
+    ensure!(bed.pending().await? == 1);
+    Ok(())
+}
