@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::table::{Source, Table};
 use crate::board::Board;
 use crate::clock::Time;
-use crate::config::{ConfiguredDestinations, DestinationConfig, RefusedRow, RelayConfig, Shown as Setting};
+use crate::config::{ConfiguredDestinations, DestinationConfig, RelayConfig, Shown as Setting};
 use crate::health::{Dependency, Expectation, Health, Heartbeat};
 use crate::http::Shown;
 use crate::janitor::{Janitor, Served};
@@ -62,16 +62,14 @@ fn connections(destinations: usize) -> usize {
 /// # Errors
 ///
 /// When something cannot be set up.
-pub(super) async fn assemble(process: &Process, mut table: Option<ConfiguredDestinations>) -> anyhow::Result<Assembly> {
+pub(super) async fn assemble(process: &Process, table: Option<ConfiguredDestinations>) -> anyhow::Result<Assembly> {
     let (metrics, board, health) = (Arc::clone(&process.metrics), Arc::new(Board::default()), Health::default());
     let health = Arc::new(health);
     let follows_the_table = process.config.follows_the_table();
-    let source_known = table.clone();
     let config = table
         .as_ref()
         .map_or_else(|| process.config.clone(), |table| process.config.with_destinations(table.served.clone()));
-    let (config, publishers) = connect(config, table.as_mut()).await?;
-    board.set_refused(table.iter().flat_map(|table| &table.refused).map(|row| row.name.clone()).collect());
+    let (config, publishers, unusable) = connect(config, follows_the_table).await?;
     let database = health.dependency("database", Expectation::Answered);
     let outbox = Outbox::new(&config.database, connections(config.destinations.len()))?;
     let all: Vec<Arc<str>> = config.destinations.iter().map(|one| Arc::from(one.name.as_str())).collect();
@@ -85,10 +83,12 @@ pub(super) async fn assemble(process: &Process, mut table: Option<ConfiguredDest
         ControlPoller::new(outbox.clone(), series.clone(), Arc::clone(&metrics), Arc::clone(&board), heartbeat);
     let parts = Parts { config: &config, outbox: &outbox, metrics: &metrics, health: &health, database: &database };
     let (relays, served, watched) = parts.relays(series, publishers, (&poller, &control));
+    let is_known = !follows_the_table || table.is_some();
     let source = if follows_the_table {
         Source::Table(Table {
             outbox: outbox.clone(),
-            known: source_known,
+            known: table,
+            unusable,
             until: process.until,
             board: Arc::clone(&board),
             metrics: Arc::clone(&metrics),
@@ -110,36 +110,35 @@ pub(super) async fn assemble(process: &Process, mut table: Option<ConfiguredDest
     let janitor = janitor(&config, &outbox, served, (&metrics, &board), &health);
     let memory = health.heartbeat("memory of the status page");
     let shown = Shown { metrics, health, page: Arc::new(page) };
-    let is_known = !follows_the_table || table.is_some();
     Ok(Assembly { names: all, relays, poller, timer, control, janitor, shown, memory, source, is_known })
 }
 
-/// Makes the publishers. A row of the table that contradicts the settings for AWS is left out, so that it stops no other.
+/// Makes the publishers. A row of the table that contradicts the settings for AWS is left out, so that it stops no other;
+/// the names of such rows come last.
 async fn connect(
     config: RelayConfig,
-    table: Option<&mut ConfiguredDestinations>,
-) -> Result<(RelayConfig, Vec<Publisher>), Misconfigured> {
+    follows_the_table: bool,
+) -> Result<(RelayConfig, Vec<Publisher>, Vec<String>), Misconfigured> {
     let connect = async |destinations: &[DestinationConfig]| {
         publisher::connect(destinations, config.ca_bundle.as_deref(), config.tuning.request_timeout).await
     };
-    let table = match (connect(&config.destinations).await, table) {
-        (Ok(publishers), _) => return Ok((config, publishers)),
-        (Err(error), None) => return Err(error),
-        (Err(_), Some(table)) => table,
-    };
-    let mut usable = Vec::new();
+    match connect(&config.destinations).await {
+        Ok(publishers) => return Ok((config, publishers, Vec::new())),
+        Err(error) if !follows_the_table => return Err(error),
+        Err(_) => {}
+    }
+    let (mut usable, mut unusable) = (Vec::new(), Vec::new());
     for destination in &config.destinations {
         match connect(std::slice::from_ref(destination)).await {
             Ok(_) => usable.push(destination.clone()),
             Err(error) => {
-                let name = destination.name.clone();
-                tracing::warn!(destination = name, "a row of outbox.destinations is left out: {error}");
-                table.refused.push(RefusedRow { name, problem: error.to_string() });
+                tracing::warn!(destination = destination.name, "a row of outbox.destinations is left out: {error}");
+                unusable.push(destination.name.clone());
             }
         }
     }
     let publishers = connect(&usable).await?;
-    Ok((config.with_destinations(usable), publishers))
+    Ok((config.with_destinations(usable), publishers, unusable))
 }
 
 /// What the relays of all destinations share.

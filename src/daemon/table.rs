@@ -34,6 +34,8 @@ pub(super) struct Table {
     pub(super) outbox: Outbox,
     /// What it held when this was assembled; `None` if it was never read.
     pub(super) known: Option<ConfiguredDestinations>,
+    /// Names of rows that could be read, and for which no publisher can be made.
+    pub(super) unusable: Vec<String>,
     pub(super) until: Until,
     pub(super) board: Arc<Board>,
     pub(super) metrics: Arc<Metrics>,
@@ -90,7 +92,8 @@ impl Table {
         for RefusedRow { problem, .. } in now.refused.iter().filter(|row| !known.contains(row)) {
             tracing::warn!("a row of outbox.destinations is left out: {problem}");
         }
-        self.board.set_refused(now.refused.iter().map(|row| row.name.clone()).collect());
+        let refused = now.refused.iter().map(|row| row.name.clone());
+        self.board.set_refused(refused.chain(self.unusable.iter().cloned()).collect());
         if before.is_none_or(|before| before.served != now.served) {
             say_what_changed(before, &now);
             return Some(now);
@@ -140,6 +143,8 @@ async fn say_what_is_overridden(outbox: &Outbox, destinations: &[DestinationConf
     let rows = loop {
         match read(outbox).await {
             Ok(rows) => break rows,
+            // The role may lack the privilege, and `check` says so.
+            Err(error) if error.is_denied() => return,
             Err(error) => tracing::debug!(%error, "outbox.destinations cannot be read"),
         }
         tokio::time::sleep(ASK_EVERY).await;
