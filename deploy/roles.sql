@@ -50,6 +50,8 @@ GRANT INSERT (event_id, stream_id, stream_version, event_type, payload, metadata
 GRANT INSERT (destination, event_position, group_id, status, deliver_at), SELECT (id) ON outbox.messages TO outbox_application;
 -- It may cancel and move what it has scheduled. No other state of a message can be written with these columns alone.
 GRANT SELECT, DELETE, UPDATE (deliver_at) ON outbox.messages_scheduled TO outbox_application;
+-- outbox.append takes larger events for destinations with a claim check.
+GRANT SELECT (name, claim_check) ON outbox.destinations TO outbox_application;
 -- The trigger outbox.fence looks at the last position that was handed out.
 GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_application;
 GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.refused_character, outbox.event_problem, outbox.enqueue, outbox.enqueue_many, outbox.check_stream, outbox.check_max_count,
@@ -73,7 +75,9 @@ GRANT EXECUTE ON FUNCTION outbox.enqueue_due TO outbox_relay;
 -- `outbox-relay check` compares them with the relay's destinations.
 GRANT SELECT ON outbox.routes TO outbox_relay;
 -- What operators have decided, and the replays that the status page shows.
-GRANT SELECT ON outbox.pauses, outbox.settings, outbox.replays TO outbox_relay;
+GRANT SELECT ON outbox.pauses, outbox.settings, outbox.destinations, outbox.replays TO outbox_relay;
+-- Which destinations it serves, so that messages which nobody serves can be told.
+GRANT SELECT, INSERT, UPDATE (seen_at) ON outbox.served TO outbox_relay;
 GRANT UPDATE (status, attempts, available_at, delivered_at, dead_at, sqs_message_id, sqs_sequence_number, last_error), DELETE
     ON outbox.messages TO outbox_relay;
 -- The sequences show whether there is anything new: messages, and what operators have done to them.
@@ -98,8 +102,9 @@ GRANT INSERT (action, actor, filter, messages, message_ids) ON outbox.audit_log 
 GRANT DELETE ON outbox.quarantine TO outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.find_message, outbox.dead_find, outbox.dead_list, outbox.dead_show, outbox.dead_filter,
     outbox.dead_choose,
-    outbox.dead_redrive, outbox.dead_discard, outbox.release, outbox.pause, outbox.resume, outbox.set_setting TO outbox_operator;
-GRANT INSERT, UPDATE, DELETE ON outbox.pauses, outbox.settings TO outbox_operator;
+    outbox.dead_redrive, outbox.dead_discard, outbox.release, outbox.pause, outbox.resume, outbox.set_setting,
+    outbox.set_destination, outbox.remove_destination TO outbox_operator;
+GRANT INSERT, UPDATE, DELETE ON outbox.pauses, outbox.settings, outbox.destinations TO outbox_operator;
 -- A replay writes new messages for existing events; the operator writes no events.
 GRANT INSERT (destination, event_position, group_id) ON outbox.messages TO outbox_operator;
 GRANT INSERT (actor, source, destination, all_events, event_types, stream_id, since, until, first_position, stop_position,

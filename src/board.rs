@@ -39,6 +39,8 @@ struct Last {
     neighbours: Option<Heard<Neighbours>>,
     server: Option<String>,
     ready_lags: HashMap<Arc<str>, f64>,
+    refused: Vec<String>,
+    unserved: Vec<String>,
 }
 
 impl Board {
@@ -75,6 +77,26 @@ impl Board {
     /// That server.
     pub fn server(&self) -> Option<String> {
         self.last().server.clone()
+    }
+
+    /// Names of rows of `outbox.destinations` that cannot be used.
+    pub fn set_refused(&self, names: Vec<String>) {
+        self.last().refused = names;
+    }
+
+    /// Those names.
+    pub fn refused(&self) -> Vec<String> {
+        self.last().refused.clone()
+    }
+
+    /// Destinations with messages that no running relay serves.
+    pub fn set_unserved(&self, names: Vec<String>) {
+        self.last().unserved = names;
+    }
+
+    /// Those destinations.
+    pub fn unserved(&self) -> Vec<String> {
+        self.last().unserved.clone()
     }
 
     /// Age in seconds of the oldest message of a destination that nothing holds up.

@@ -5,6 +5,7 @@
 mod check;
 mod consent;
 mod dead;
+mod destinations;
 #[cfg(feature = "dev")]
 mod dev;
 mod generate;
@@ -84,6 +85,11 @@ enum Command {
         /// Also ask STS whose the credentials are: the account and the ARN
         #[arg(long)]
         identity: bool,
+    },
+    /// List, set or remove the destinations in the database, which relays follow whose environment names none
+    Destinations {
+        #[command(subcommand)]
+        verb: destinations::Verb,
     },
     /// Show what is pending, how fast it is delivered, and what is paused
     Status(status::Status),
@@ -203,6 +209,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Quarantine { verb } => runtime.block_on(quarantine::run(&cli.flags, verb)),
         Command::Replay(replay) => runtime.block_on(replay::run(&cli.flags, replay)),
         Command::Check { json, identity } => runtime.block_on(check::run(&cli.flags, json, identity)),
+        Command::Destinations { verb } => runtime.block_on(destinations::run(&cli.flags, verb)),
         Command::Status(status) => runtime.block_on(status::run(&cli.flags, &status)),
         Command::Pause(pause) => runtime.block_on(steer::pause(&cli.flags, pause)),
         Command::Resume(resume) => runtime.block_on(steer::resume(&cli.flags, resume)),

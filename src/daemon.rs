@@ -1,32 +1,37 @@
 //! The daemon: builds everything from the configuration, supervises it, and shuts it down in order.
 //!
 //! Shutdown: the relays take no more messages, finish the requests in flight and record the outcomes; then the janitor
-//! and the HTTP server stop. The last spans are exported in between, for two seconds at most. The drain timeout or a second signal cuts this short. Nothing is lost then, but messages
-//! in flight are published again.
+//! and the HTTP server stop. The last spans are exported in between, for two seconds at most. The drain timeout or a second
+//! signal cuts this short. Nothing is lost then, but messages in flight are published again.
+//!
+//! When `outbox.destinations` changes (`table.rs`), the relays are drained in the same way, everything is assembled again
+//! (`assembly.rs`), and the HTTP server shows the new parts. Metrics stay.
+
+mod assembly;
+mod table;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::board::Board;
-use crate::config::{RelayConfig, Shown as Setting};
+pub use assembly::Settings;
+use assembly::{Assembly, Process, assemble};
+use table::Source;
+
+use crate::clock::Time;
+use crate::config::{ConfiguredDestinations, RelayConfig};
 use crate::files::{self, TooFew};
-use crate::health::{Expectation, Health, Heartbeat};
-use crate::http::{self, Shown};
-use crate::janitor::{Janitor, Served};
-use crate::metrics::{DestinationMetrics, Metrics};
-use crate::outbox::{Keep, Outbox};
-use crate::page::{Given, Page, Sources, Watched};
-use crate::publisher;
-use crate::relay::{
-    self, ControlPoller, Destination, MemoryBudget, Poller, Relay, RelayError, Reports, RunSummary, Timer, Until,
-};
+use crate::http;
+use crate::metrics::Metrics;
+use crate::relay::{RelayError, RunSummary, Until};
 use crate::shutdown::{self, Shutdown, Signals};
-use crate::traces::{Spans, Tracer};
+use crate::traces::{Exporting, Spans};
 
 /// How the daemon ended, for the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,27 +42,12 @@ pub enum Outcome {
     Aborted,
 }
 
-/// All parts that were started, ready to run.
-struct Assembly {
-    relays: Vec<Relay>,
-    poller: Poller,
-    timer: Timer,
-    control: ControlPoller,
-    janitor: Janitor,
-    listener: TcpListener,
-    shown: Shown,
-    /// The heartbeat of the page's memory.
-    memory: Arc<Heartbeat>,
-    spans: Spans,
-}
-
-/// Every setting, for people to read, without secrets.
-#[derive(Debug)]
-pub struct Settings {
-    /// Those of the relay.
-    pub relay: Vec<Setting>,
-    /// The connection to PostgreSQL and the environment.
-    pub surroundings: Vec<Setting>,
+/// How the work on one set of destinations ended.
+enum Ended {
+    /// With the process.
+    Finally(Outcome),
+    /// Other destinations are to be served.
+    Changed(RunSummary, ConfiguredDestinations),
 }
 
 /// Runs until a signal, or until everything is delivered.
@@ -66,27 +56,112 @@ pub struct Settings {
 ///
 /// When something cannot be set up, or a vital task fails.
 pub async fn run(config: RelayConfig, settings: Settings, until: Until, metrics: Metrics) -> anyhow::Result<Outcome> {
-    let drain_timeout = config.drain_timeout;
     let shutdown = Shutdown::default();
     // Installed first: before anybody can see the process and stop it.
     let signals = Signals::install().context("signals cannot be received")?;
-    let mut signals = tokio::spawn(shutdown::watch(signals, shutdown.clone()));
-    let assembly = assemble(&config, settings, metrics).await?;
+    let signals = tokio::spawn(shutdown::watch(signals, shutdown.clone()));
+    let metrics = Arc::new(metrics);
+    let (spans, exporter) = Spans::new(config.traces.as_ref(), &metrics).map_err(anyhow::Error::msg)?;
+    let process = Process { config, settings, until, metrics, spans, started: Time::now() };
+    let assembly = assemble(&process, None).await?;
+    let listener = TcpListener::bind(process.config.http_listen)
+        .await
+        .with_context(|| format!("cannot listen on OUTBOX_RELAY_HTTP_LISTEN={}", process.config.http_listen))?;
+    announce(&process.config, &listener);
+    let (shown, current) = watch::channel(assembly.shown.clone());
     let stop = CancellationToken::new();
+    let server = tokio::spawn(http::serve(listener, current, stop.clone()));
+    let drained_since = AbortOnDropHandle::new(tokio::spawn(noted(shutdown.drain.clone())));
+    let exporting = exporter.start();
+    let mut frame = Frame { shutdown, signals, server };
+    let outcome = serve(&process, assembly, &shown, &mut frame).await;
+    finish(exporting, &outcome, &frame.shutdown, drained_since, process.config.drain_timeout).await;
+    stop.cancel();
+    frame.signals.abort();
+    // It stops at once when told; a scraper that holds its connection open must not keep the process alive.
+    if tokio::time::timeout(Duration::from_secs(1), &mut frame.server).await.is_err() {
+        frame.server.abort();
+    }
+    outcome
+}
+
+/// When the process began to drain.
+async fn noted(drain: CancellationToken) -> Instant {
+    drain.cancelled().await;
+    Instant::now()
+}
+
+/// Exports the last spans. Once everything is delivered, spans alone must not make the end late.
+async fn finish(
+    exporting: Exporting,
+    outcome: &anyhow::Result<Outcome>,
+    shutdown: &Shutdown,
+    drained_since: AbortOnDropHandle<Instant>,
+    drain_timeout: Duration,
+) {
+    let cut = async {
+        if matches!(outcome, Ok(Outcome::Aborted)) {
+            return;
+        }
+        let left = async {
+            let since = drained_since.await.unwrap_or_else(|_| Instant::now());
+            tokio::time::sleep(drain_timeout.saturating_sub(since.elapsed())).await;
+        };
+        tokio::select! {
+            () = left => {}
+            () = shutdown.abort.cancelled() => {}
+        }
+    };
+    exporting.finish(cut).await;
+}
+
+/// The tasks that go on while destinations change.
+struct Frame {
+    shutdown: Shutdown,
+    signals: JoinHandle<()>,
+    server: JoinHandle<()>,
+}
+
+/// Works on one set of destinations after the other.
+async fn serve(
+    process: &Process,
+    mut assembly: Assembly,
+    shown: &watch::Sender<http::Shown>,
+    frame: &mut Frame,
+) -> anyhow::Result<Outcome> {
+    let mut before = RunSummary::default();
+    loop {
+        let names = assembly.names.clone();
+        match work(process, assembly, frame).await? {
+            Ended::Finally(Outcome::Done(summary)) => return Ok(Outcome::Done(both(before, summary))),
+            Ended::Finally(Outcome::Aborted) => return Ok(Outcome::Aborted),
+            Ended::Changed(summary, table) => {
+                // It was cut short by the change, and goes on.
+                before = both(before, RunSummary { is_cut_short: false, is_blocked: false, ..summary });
+                assembly = assemble(process, Some(table)).await?;
+                shown.send_replace(assembly.shown.clone());
+                // Not before: the old page would start the series again.
+                names
+                    .iter()
+                    .filter(|name| !assembly.names.contains(name))
+                    .for_each(|name| process.metrics.forget(name));
+            }
+        }
+    }
+}
+
+/// Runs all parts until the process is to end, or until other destinations are to be served.
+async fn work(process: &Process, assembly: Assembly, frame: &mut Frame) -> anyhow::Result<Ended> {
+    let stop = CancellationToken::new();
+    let Assembly { relays, source, is_known, .. } = assembly;
     let mut vital = Vital::new();
     let page = Arc::clone(&assembly.shown.page).remember(assembly.memory, stop.clone());
-    let server = http::serve(assembly.listener, assembly.shown, stop.clone());
-    vital.spawn(async move {
-        server.await;
-        "the HTTP server ended".to_owned()
-    });
+    let (janitor, poller) = (assembly.janitor.run(stop.clone()), assembly.poller.run(stop.clone()));
+    let (timer, control) = (assembly.timer.run(stop.clone()), assembly.control.run(stop.clone()));
     vital.spawn(async move {
         page.await;
         "the memory of the status page ended".to_owned()
     });
-    let (janitor, poller) = (assembly.janitor.run(stop.clone()), assembly.poller.run(stop.clone()));
-    let timer = assembly.timer.run(stop.clone());
-    let control = assembly.control.run(stop.clone());
     vital.spawn(async move {
         control.await;
         "the control poller ended".to_owned()
@@ -103,37 +178,77 @@ pub async fn run(config: RelayConfig, settings: Settings, until: Until, metrics:
         timer.await;
         "the timer ended".to_owned()
     });
-    let exporting = assembly.spans.start();
-    let mut relays = JoinSet::new();
-    for relay in assembly.relays {
-        relays.spawn(relay.run(until, shutdown.drain.clone()));
+    let drain = frame.shutdown.drain.child_token();
+    let mut running = JoinSet::new();
+    // With nothing to serve, `--until-empty` is done as soon as it knows that.
+    let waits = relays.is_empty() && !(is_known && process.until == Until::Empty);
+    for relay in relays {
+        running.spawn(relay.run(process.until, drain.clone()));
     }
-    let mut deadline = std::pin::pin!(deadline(&shutdown, drain_timeout));
-    let outcome = tokio::select! {
-        ended = join_relays(&mut relays, &shutdown.drain) => ended.map(Outcome::Done),
-        () = &mut deadline => Ok(Outcome::Aborted),
-        // None of these ends on its own while the relays run.
-        problem = first_to_end(&mut vital) => Err(problem),
-        ended = &mut signals => Err(anyhow::anyhow!("signals cannot be received: {ended:?}")),
-    };
-    relays.shutdown().await;
-    match outcome {
-        Ok(Outcome::Aborted) => {
-            if !shutdown.abort.is_cancelled() {
-                tracing::warn!(?drain_timeout, "not drained in time; what is in flight may be published again");
-            }
-            exporting.finish(std::future::ready(())).await;
+    let joined = async {
+        if waits {
+            drain.cancelled().await;
         }
-        // Once everything is delivered, spans alone must not make the end late.
-        Ok(Outcome::Done(_)) | Err(_) => exporting.finish(deadline).await,
-    }
+        join_relays(&mut running, &drain).await
+    };
+    let ended = until_ended(joined, source, (&mut vital, frame), (&drain, process.config.drain_timeout)).await;
     stop.cancel();
-    signals.abort();
-    // These stop at once when told; a scraper that holds its connection open must not keep the process alive.
+    running.shutdown().await;
+    // These stop at once when told.
     let all_ended = async { while vital.join_next().await.is_some() {} };
     tokio::time::timeout(Duration::from_secs(1), all_ended).await.ok();
     vital.shutdown().await;
-    outcome
+    ended
+}
+
+/// Waits until the relays have ended, and tells them to drain when other destinations are to be served.
+async fn until_ended(
+    joined: impl Future<Output = anyhow::Result<RunSummary>>,
+    source: Source,
+    (vital, frame): (&mut Vital, &mut Frame),
+    (drain, drain_timeout): (&CancellationToken, Duration),
+) -> anyhow::Result<Ended> {
+    let changed = source.changed();
+    tokio::pin!(joined, changed);
+    let mut next = None;
+    loop {
+        tokio::select! {
+            ended = &mut joined => return ended.map(|summary| ended_with(frame, summary, next)),
+            () = deadline(drain, &frame.shutdown.abort, drain_timeout) => {
+                return Ok(match next {
+                    Some(table) if !frame.shutdown.drain.is_cancelled() => Ended::Changed(RunSummary::default(), table),
+                    _ => Ended::Finally(Outcome::Aborted),
+                });
+            }
+            table = &mut changed, if next.is_none() => {
+                next = Some(table?);
+                drain.cancel();
+            }
+            // None of these ends on its own while the relays run.
+            problem = first_to_end(vital) => return Err(problem),
+            ended = &mut frame.signals => return Err(anyhow::anyhow!("signals cannot be received: {ended:?}")),
+            ended = &mut frame.server => return Err(anyhow::anyhow!("the HTTP server ended: {ended:?}")),
+        }
+    }
+}
+
+/// A signal that comes while destinations change ends the process all the same.
+fn ended_with(frame: &Frame, summary: RunSummary, next: Option<ConfiguredDestinations>) -> Ended {
+    match next {
+        Some(table) if !frame.shutdown.drain.is_cancelled() => Ended::Changed(summary, table),
+        _ => Ended::Finally(Outcome::Done(summary)),
+    }
+}
+
+/// The sum of two summaries.
+fn both(one: RunSummary, other: RunSummary) -> RunSummary {
+    RunSummary {
+        delivered: one.delivered + other.delivered,
+        dead: one.dead + other.dead,
+        quarantined: one.quarantined + other.quarantined,
+        is_blocked: one.is_blocked || other.is_blocked,
+        is_cut_short: one.is_cut_short || other.is_cut_short,
+    }
 }
 
 /// Tasks that the daemon cannot do without; each returns the message to report when it ends.
@@ -147,95 +262,11 @@ async fn first_to_end(vital: &mut Vital) -> anyhow::Error {
     }
 }
 
-/// One connection per destination for its claim. For all statements one more than that, up to eight: a rescan holds one
-/// of these for a tenth of a second, and no read should wait for it.
-fn connections(destinations: usize) -> usize {
-    destinations + (destinations + 1).min(8)
-}
-
-async fn assemble(config: &RelayConfig, settings: Settings, metrics: Metrics) -> anyhow::Result<Assembly> {
-    let (metrics, board, health) = (Arc::new(metrics), Arc::new(Board::default()), Arc::new(Health::default()));
-    let database = health.dependency("database", Expectation::Answered);
-    let outbox = Outbox::new(&config.database, connections(config.destinations.len()))?;
-    let publishers =
-        publisher::connect(&config.destinations, config.ca_bundle.as_deref(), config.tuning.request_timeout).await?;
-    let all: Vec<Arc<str>> = config.destinations.iter().map(|one| Arc::from(one.name.as_str())).collect();
-    let interval = config.tuning.poll_interval;
-    let poller = Poller::new(outbox.clone(), all.clone(), interval, health.heartbeat("poller"));
-    let timer = poller.timer(health.heartbeat("timer"));
-    let keep = if config.delivered_retention.is_zero() { Keep::Nothing } else { Keep::Delivered };
-    let series: Vec<(Arc<str>, DestinationMetrics)> =
-        all.iter().map(|name| (Arc::clone(name), metrics.destination(name))).collect();
-    let heartbeat = health.heartbeat("control poller");
-    let control =
-        ControlPoller::new(outbox.clone(), series.clone(), Arc::clone(&metrics), Arc::clone(&board), heartbeat);
-    let memory = MemoryBudget::new(config.memory_for_messages());
-    let spans = Spans::new(config.traces.as_ref(), &metrics).map_err(anyhow::Error::msg)?;
-    let (mut relays, mut served, mut watched) = (Vec::new(), Vec::new(), Vec::new());
-    for (((name, own), publisher), configured) in series.iter().cloned().zip(publishers).zip(&config.destinations) {
-        own.up.set(1);
-        own.in_flight_limit.set(config.tuning.max_in_flight as i64);
-        let reports = Reports {
-            database: database.reporter(),
-            database_up: metrics.database_up.clone(),
-            queue: health.dependency(format!("queue of {name}"), Expectation::Failed),
-            heartbeat: health.heartbeat(format!("relay of {name}")),
-        };
-        let handle = control.handle(&name, config.tuning);
-        served.push(Served { name: Arc::clone(&name), metrics: own.clone(), relay: Arc::clone(&reports.heartbeat) });
-        watched.push(Watched {
-            name: Arc::clone(&name),
-            target: configured.target.as_str().to_owned(),
-            kind: configured.kind,
-            metrics: own.clone(),
-            relay: Arc::clone(&reports.heartbeat),
-            queue: Arc::clone(&reports.queue),
-        });
-        let tracer = if spans.are_wanted() {
-            spans.tracer(&relay::target(configured, &publisher).await)
-        } else {
-            Tracer::default()
-        };
-        let (outbox, memory) = (outbox.clone(), memory.share());
-        let parts = Destination { name, outbox, publisher, metrics: own, tracer, tuning: config.tuning, keep, memory };
-        relays.push(Relay::new(parts, reports, poller.signal(), handle));
-    }
-    let listener = TcpListener::bind(config.http_listen)
-        .await
-        .with_context(|| format!("cannot listen on OUTBOX_RELAY_HTTP_LISTEN={}", config.http_listen))?;
-    announce(config, &listener);
-    let page = Page::new(Sources {
-        given: given(config, settings),
-        destinations: watched,
-        metrics: Arc::clone(&metrics),
-        health: Arc::clone(&health),
-        database,
-        board: Arc::clone(&board),
-    });
-    let janitor = janitor(config, &outbox, served, (&metrics, &board), &health);
-    let memory = health.heartbeat("memory of the status page");
-    let shown = Shown { metrics, health, page: Arc::new(page) };
-    Ok(Assembly { relays, poller, timer, control, janitor, listener, shown, memory, spans })
-}
-
-/// What the page shows of the configuration.
-fn given(config: &RelayConfig, settings: Settings) -> Given {
-    Given {
-        relay: config.database.application_name.clone(),
-        database: config.database.place_of_outbox(),
-        schema: config.database.schema.clone(),
-        settings: settings.relay,
-        surroundings: settings.surroundings,
-        tuning: config.tuning,
-    }
-}
-
 /// Says that everything is ready, and whether too few files may be open.
 fn announce(config: &RelayConfig, listener: &TcpListener) {
     tracing::info!(
         version = env!("BUILD_VERSION"),
-        database = %config.database.place(),
-        schema = %config.database.schema,
+        database = %config.database.place_of_outbox(),
         destinations = %names(config),
         listen = %listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string()),
         "outbox-relay starts"
@@ -249,24 +280,10 @@ fn announce(config: &RelayConfig, listener: &TcpListener) {
     }
 }
 
-fn janitor(
-    config: &RelayConfig,
-    outbox: &Outbox,
-    destinations: Vec<Served>,
-    (metrics, board): (&Arc<Metrics>, &Arc<Board>),
-    health: &Health,
-) -> Janitor {
-    Janitor {
-        outbox: outbox.clone(),
-        destinations,
-        metrics: Arc::clone(metrics),
-        board: Arc::clone(board),
-        retention: config.delivered_retention,
-        heartbeat: health.heartbeat("janitor"),
-    }
-}
-
 fn names(config: &RelayConfig) -> String {
+    if config.follows_the_table() {
+        return "outbox.destinations".to_owned();
+    }
     let names: Vec<&str> = config.destinations.iter().map(|destination| destination.name.as_str()).collect();
     names.join(",")
 }
@@ -281,11 +298,7 @@ async fn join_relays(
     while let Some(joined) = relays.join_next().await {
         match joined.context("a relay crashed").and_then(|ended| Ok(ended?)) {
             Ok(ended) => {
-                total.delivered += ended.delivered;
-                total.dead += ended.dead;
-                total.quarantined += ended.quarantined;
-                total.is_blocked |= ended.is_blocked;
-                total.is_cut_short |= ended.is_cut_short;
+                total = both(total, ended);
             }
             Err(error) => {
                 // Logged here as well, because the drain timeout may come before the end that reports it.
@@ -299,11 +312,13 @@ async fn join_relays(
 }
 
 /// Completes when draining took too long, or when the second signal came.
-async fn deadline(shutdown: &Shutdown, drain_timeout: Duration) {
-    shutdown.drain.cancelled().await;
+async fn deadline(drain: &CancellationToken, abort: &CancellationToken, drain_timeout: Duration) {
+    drain.cancelled().await;
     tokio::select! {
-        () = tokio::time::sleep(drain_timeout) => {}
-        () = shutdown.abort.cancelled() => {}
+        () = tokio::time::sleep(drain_timeout) => {
+            tracing::warn!(?drain_timeout, "not drained in time; what is in flight may be published again");
+        }
+        () = abort.cancelled() => {}
     }
 }
 

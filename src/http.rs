@@ -18,6 +18,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use bytes::Bytes;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::health::Health;
@@ -42,8 +43,11 @@ pub struct Shown {
     pub page: Arc<Page>,
 }
 
+/// What the routes show now; it is replaced when destinations change.
+pub type Current = watch::Receiver<Shown>;
+
 /// Serves until told to stop.
-pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, current: Current, stop: CancellationToken) {
     let router = Router::new()
         .route("/", get(page))
         .route("/status.json", get(json))
@@ -54,19 +58,22 @@ pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken)
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
-        .with_state(shown);
+        .with_state(current);
     connections::serve(listener, router, stop).await;
 }
 
-async fn page(State(shown): State<Shown>) -> impl IntoResponse {
+async fn page(State(current): State<Current>) -> impl IntoResponse {
+    let shown = current.borrow().clone();
     answer("text/html; charset=utf-8", shown.page.html())
 }
 
-async fn json(State(shown): State<Shown>) -> impl IntoResponse {
+async fn json(State(current): State<Current>) -> impl IntoResponse {
+    let shown = current.borrow().clone();
     answer("application/json", shown.page.json())
 }
 
-async fn runbook(State(shown): State<Shown>) -> impl IntoResponse {
+async fn runbook(State(current): State<Current>) -> impl IntoResponse {
+    let shown = current.borrow().clone();
     answer("text/html; charset=utf-8", shown.page.runbook())
 }
 
@@ -83,7 +90,8 @@ fn answer(content_type: &'static str, body: impl Into<Bytes>) -> (HeaderMap, Byt
     (headers.into_iter().map(|(name, value)| (name, HeaderValue::from_static(value))).collect(), body.into())
 }
 
-async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
+async fn metrics(State(current): State<Current>) -> impl IntoResponse {
+    let shown = current.borrow().clone();
     match shown.metrics.render() {
         Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, CONTENT_TYPE)], text),
         Err(error) => {
@@ -93,11 +101,13 @@ async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
     }
 }
 
-async fn livez(State(shown): State<Shown>) -> impl IntoResponse {
+async fn livez(State(current): State<Current>) -> impl IntoResponse {
+    let shown = current.borrow().clone();
     verdict(&shown.health.hanging(), "alive", "these loops hang")
 }
 
-async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
+async fn readyz(State(current): State<Current>) -> impl IntoResponse {
+    let shown = current.borrow().clone();
     let stalled = shown.health.stalled();
     // A destination that stands still does not make the process unready: a restart would not help. The text shows it,
     // and an alert reports it.

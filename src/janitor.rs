@@ -7,6 +7,7 @@
 
 mod neighbours;
 mod pruning;
+mod unserved;
 mod watchdog;
 
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ use crate::outbox::{HorizonHolder, Keep, Outbox, OutboxError};
 use crate::reading::{ByLane, Order};
 use neighbours::Neighbourhood;
 use pruning::Pruning;
+use unserved::Unserved;
 use watchdog::{Change, Sight, Watchdog};
 
 /// How often the backlog is measured.
@@ -81,6 +83,7 @@ struct Probes {
     next_scheduled: Instant,
     next_horizon: Instant,
     neighbourhood: Neighbourhood,
+    unserved: Unserved,
     /// Whether it was logged that measuring fails.
     is_logged: bool,
     /// Since when each kind of holder has held the same transaction id.
@@ -100,6 +103,7 @@ impl Probes {
             next_scheduled: now,
             next_horizon: now,
             neighbourhood: Neighbourhood::new(),
+            unserved: Unserved::new(),
             is_logged: false,
             held_since: HashMap::new(),
         }
@@ -195,6 +199,7 @@ impl Janitor {
         match measured {
             Ok(true) => {
                 self.count_scheduled(probes).await;
+                probes.unserved.look(&self.outbox, &self.destinations, (&self.metrics, &self.board)).await;
                 self.metrics.has_measured();
                 probes.is_logged = false;
                 probes.neighbourhood.look(&self.outbox, &self.board).await;

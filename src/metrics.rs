@@ -39,7 +39,7 @@ const STATEMENT_SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0
 const MEASURED_FOR: Duration = Duration::from_secs(60);
 
 /// The metrics that a probe measures.
-const MEASURED: [&str; 7] = [
+const MEASURED: [&str; 8] = [
     "lag_seconds",
     "backlog_messages",
     "dead_messages",
@@ -47,6 +47,7 @@ const MEASURED: [&str; 7] = [
     "scheduled_messages",
     "next_scheduled_timestamp_seconds",
     "horizon_age_seconds",
+    "unserved_messages",
 ];
 
 /// The prefix of every name.
@@ -84,6 +85,8 @@ pub struct Metrics {
     /// Spans that the collector took.
     pub spans_exported: IntCounter,
     spans_dropped: IntCounterVec,
+    /// Pending messages of destinations that no running relay serves.
+    pub unserved: IntGauge,
     by_destination: ByDestination,
 }
 
@@ -208,6 +211,10 @@ impl Metrics {
             )?,
             connections: new.gauges("database_connections", "Connections to PostgreSQL, by state.", ["state"])?,
             connections_max: new.gauge("database_connections_max", "Connections to PostgreSQL that may be open.")?,
+            unserved: new.gauge(
+                "unserved_messages",
+                "Pending messages of destinations that no running relay serves, counted up to 100000 for each.",
+            )?,
             log_lines: new.counters("log_lines_total", "Lines logged, by level.", &["level"])?,
             spans_exported: new.counter("spans_exported_total", "Spans that the OpenTelemetry collector took.")?,
             spans_dropped: new.counters(
@@ -329,6 +336,14 @@ impl Metrics {
         }
     }
 
+    /// The destination is served no more: its series go away.
+    pub fn forget(&self, name: &str) {
+        self.by_destination.forget(name);
+        // An error means that the series is absent already.
+        drop(self.paused.remove_label_values(&[name]));
+        drop(self.paused_since.remove_label_values(&[name]));
+    }
+
     /// The age of the oldest holder of each kind that this role may see.
     pub fn horizon_ages(&self) -> Vec<(&'static str, f64)> {
         // Asking for a series by its label would create it.
@@ -411,11 +426,23 @@ mod tests {
     }
 
     #[test]
+    fn a_destination_that_is_forgotten_leaves_no_series() {
+        let metrics = Metrics::new().unwrap();
+        metrics.destination("tickets");
+        metrics.destination("audit");
+        metrics.set_paused("tickets", Some(Duration::from_secs(1)));
+        metrics.has_measured();
+        metrics.forget("tickets");
+        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        assert!(!text.contains("tickets") && text.contains("audit"), "{text}");
+    }
+
+    #[test]
     fn measured_values_are_shown_only_while_the_last_probe_is_recent() {
         let metrics = Metrics::new().unwrap();
         metrics.destination("tickets").dead.set(5);
         let shows = |name: &str| {
-            String::from_utf8(metrics.render().unwrap()).unwrap().contains(&format!("\noutbox_relay_{name}{{"))
+            String::from_utf8(metrics.render().unwrap()).unwrap().contains(&format!("\n# TYPE outbox_relay_{name} "))
         };
         assert!(MEASURED.iter().all(|name| !shows(name)));
         metrics.has_measured();

@@ -15,7 +15,7 @@ CREATE TABLE outbox.audit_log (
 COMMENT ON TABLE outbox.audit_log IS 'What operators did to messages. Rows are only added; delete old ones as you like.';
 COMMENT ON COLUMN outbox.audit_log.id IS 'Order of the actions.';
 COMMENT ON COLUMN outbox.audit_log.taken_at IS 'When.';
-COMMENT ON COLUMN outbox.audit_log.action IS 'What: redrive, discard, release, pause, resume, set or replay.';
+COMMENT ON COLUMN outbox.audit_log.action IS 'What: redrive, discard, release, pause, resume, set, set destination, remove destination or replay.';
 COMMENT ON COLUMN outbox.audit_log.actor IS 'Who did it, as given to the command; otherwise the role.';
 COMMENT ON COLUMN outbox.audit_log.role IS 'The role of the login.';
 COMMENT ON COLUMN outbox.audit_log.filter IS 'Which messages were selected: the arguments that were not null.';

@@ -1,6 +1,6 @@
--- Steering without a restart: which destinations are paused, and which settings override the environment. Relays look
--- once a second. The functions are the verbs of `outbox-relay pause|resume|set`, so that psql is enough. Each leaves a
--- row in outbox.audit_log.
+-- Steering without a restart: which destinations there are, which are paused, and which settings override the environment.
+-- Relays look every second or two. The functions are the verbs of `outbox-relay destinations|pause|resume|set`, so that
+-- psql is enough. Each leaves a row in outbox.audit_log.
 
 CREATE TABLE outbox.pauses (
     destination text PRIMARY KEY CHECK (destination <> ''),
@@ -103,3 +103,96 @@ $$;
 
 COMMENT ON FUNCTION outbox.set_setting(text, text, text, text) IS
     'Sets a setting that overrides the environment, for a destination or for all (*); null removes it.';
+
+CREATE TABLE outbox.destinations (
+    name              text COLLATE "C" PRIMARY KEY CHECK (name ~ '^[A-Za-z0-9_.-]{1,80}$'),
+    target            text NOT NULL,
+    fair              boolean NOT NULL DEFAULT false,
+    role              text,
+    external_id       text,
+    claim_check       text,
+    claim_check_above bigint,
+    claim_check_key   text,
+    changed_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    changed_by        text NOT NULL DEFAULT session_user
+);
+
+COMMENT ON TABLE outbox.destinations IS
+    'The destinations of every relay whose environment names none. Relays follow a change within seconds.';
+COMMENT ON COLUMN outbox.destinations.name IS 'The destination, as in outbox.messages.destination.';
+COMMENT ON COLUMN outbox.destinations.target IS 'The URL of its queue or the ARN of its topic.';
+COMMENT ON COLUMN outbox.destinations.fair IS 'Whether a standard queue or topic is told the groups.';
+COMMENT ON COLUMN outbox.destinations.role IS 'The ARN of the role under which it is used; null for the relay''s own credentials.';
+COMMENT ON COLUMN outbox.destinations.external_id IS 'The external id that the role asks for, if it does.';
+COMMENT ON COLUMN outbox.destinations.claim_check IS 'BUCKET or BUCKET/PREFIX for large bodies; null if such messages are dead.';
+COMMENT ON COLUMN outbox.destinations.claim_check_above IS 'Messages above this size in bytes go there; null for those that the service could not take.';
+COMMENT ON COLUMN outbox.destinations.claim_check_key IS 'The ARN of the KMS key for them; null for what the bucket does by default.';
+COMMENT ON COLUMN outbox.destinations.changed_at IS 'When the row was written last, for people.';
+COMMENT ON COLUMN outbox.destinations.changed_by IS 'Who wrote it, for people.';
+
+-- Relays note which destinations they serve, so that messages which nobody will deliver can be told. Unlogged: after a crash
+-- they note it again.
+CREATE UNLOGGED TABLE outbox.served (
+    destination text COLLATE "C" PRIMARY KEY CHECK (destination <> ''),
+    seen_at     timestamptz NOT NULL
+);
+
+COMMENT ON TABLE outbox.served IS 'When a running relay last said that it serves a destination. Written by relays.';
+COMMENT ON COLUMN outbox.served.destination IS 'The destination.';
+COMMENT ON COLUMN outbox.served.seen_at IS 'When; relays say it about once a minute.';
+
+CREATE FUNCTION outbox.set_destination(
+    name              text,
+    target            text,
+    fair              boolean DEFAULT false,
+    role              text DEFAULT NULL,
+    external_id       text DEFAULT NULL,
+    claim_check       text DEFAULT NULL,
+    claim_check_above bigint DEFAULT NULL,
+    claim_check_key   text DEFAULT NULL,
+    actor             text DEFAULT session_user
+) RETURNS void
+LANGUAGE sql VOLATILE
+AS $$
+    INSERT INTO outbox.destinations (
+        name, target, fair, role, external_id, claim_check, claim_check_above, claim_check_key, changed_by
+    )
+    VALUES (
+        set_destination.name, set_destination.target, set_destination.fair, set_destination.role, set_destination.external_id,
+        set_destination.claim_check, set_destination.claim_check_above, set_destination.claim_check_key, set_destination.actor
+    )
+    ON CONFLICT ON CONSTRAINT destinations_pkey DO UPDATE
+    SET target = excluded.target, fair = excluded.fair, role = excluded.role, external_id = excluded.external_id,
+        claim_check = excluded.claim_check, claim_check_above = excluded.claim_check_above,
+        claim_check_key = excluded.claim_check_key, changed_at = excluded.changed_at, changed_by = excluded.changed_by;
+    INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
+    VALUES (
+        'set destination', set_destination.actor,
+        jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+            'destination', set_destination.name, 'target', set_destination.target, 'fair', set_destination.fair,
+            'role', set_destination.role, 'external_id', set_destination.external_id,
+            'claim_check', set_destination.claim_check, 'claim_check_above', set_destination.claim_check_above,
+            'claim_check_key', set_destination.claim_check_key
+        )),
+        0, '{}'
+    );
+$$;
+
+COMMENT ON FUNCTION outbox.set_destination(text, text, boolean, text, text, text, bigint, text, text) IS
+    'Adds a destination or changes it as a whole. Relays whose environment names none serve it within seconds.';
+
+CREATE FUNCTION outbox.remove_destination(name text, actor text DEFAULT session_user) RETURNS bigint
+LANGUAGE sql VOLATILE
+AS $$
+    WITH removed AS (
+        DELETE FROM outbox.destinations AS d WHERE d.name = remove_destination.name RETURNING d.name
+    ), action AS (
+        INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
+        SELECT 'remove destination', remove_destination.actor, pg_catalog.jsonb_build_object('destination', r.name), 0, '{}'
+        FROM removed AS r
+    )
+    SELECT count(*) FROM removed
+$$;
+
+COMMENT ON FUNCTION outbox.remove_destination(text, text) IS
+    'Removes a destination; returns how many there were, 0 or 1. Its messages stay and wait.';

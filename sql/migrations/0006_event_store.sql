@@ -64,8 +64,8 @@ $$;
 
 COMMENT ON FUNCTION outbox.message_bytes(text, bigint, jsonb) IS 'Bytes of the SQS message that an event becomes.';
 
-CREATE FUNCTION outbox.check_size(stream_id text, after_version bigint, events jsonb) RETURNS void
-LANGUAGE plpgsql IMMUTABLE
+CREATE FUNCTION outbox.check_size(stream_id text, after_version bigint, events jsonb, destinations text[]) RETURNS void
+LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     -- SQS's limit for a message with its attributes.
@@ -77,15 +77,20 @@ BEGIN
     WHERE outbox.message_bytes($1, $2 + e.n, e.event) > max_bytes
     ORDER BY e.n
     LIMIT 1;
-    IF FOUND THEN
+    -- Bodies of destinations with a claim check go to a bucket. The table is read only if something is too large.
+    IF FOUND AND EXISTS (
+        SELECT FROM pg_catalog.unnest($4) AS n (name)
+        WHERE NOT EXISTS (SELECT FROM outbox.destinations AS d WHERE d.name = n.name AND d.claim_check IS NOT NULL)
+    ) THEN
         RAISE EXCEPTION 'event % of the array becomes a message of % bytes, SQS takes %', found_one.n, found_one.bytes, max_bytes
             USING ERRCODE = 'invalid_parameter_value',
-                HINT = 'Keep large content elsewhere, for example in S3, and its address in the event.';
+                HINT = 'Keep large content elsewhere, for example in S3, and its address in the event; or give each destination a claim check in outbox.destinations.';
     END IF;
 END
 $$;
 
-COMMENT ON FUNCTION outbox.check_size(text, bigint, jsonb) IS 'Refuses events whose messages SQS can never accept.';
+COMMENT ON FUNCTION outbox.check_size(text, bigint, jsonb, text[]) IS
+    'Refuses events whose messages SQS can never accept, unless every destination has a claim check in outbox.destinations.';
 
 CREATE FUNCTION outbox.check_append(stream_id text, expected_version bigint, events jsonb, destinations text[]) RETURNS void
 LANGUAGE plpgsql IMMUTABLE
@@ -214,7 +219,7 @@ BEGIN
                 HINT = 'Somebody else has appended. Read the stream again, decide again, and append with its version.';
     END IF;
     IF pg_catalog.cardinality($4) > 0 THEN
-        PERFORM outbox.check_size($1, current, $3);
+        PERFORM outbox.check_size($1, current, $3, $4);
     END IF;
     RETURN QUERY
         WITH event AS (

@@ -5,6 +5,7 @@
 
 mod collector;
 mod routes;
+mod table;
 mod targets;
 
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{Failure, say};
-use crate::config::{ConfigError, DatabaseConfig, DestinationConfig, Flags};
+use crate::config::{ConfigError, DatabaseConfig, Flags};
 use crate::outbox::{self, Inspected, Outbox};
 use crate::schema::Schema;
 use crate::way::Step;
@@ -111,8 +112,17 @@ pub(super) async fn run(flags: &Flags, json: bool, asks_identity: bool) -> Resul
     let mut is_misconfigured = false;
     match flags.relay() {
         Ok(config) => {
-            findings.good("configuration", format!("{} destination(s)", config.destinations.len()));
-            check_database(&config.database, Some(&config.destinations), &mut findings).await;
+            findings.good(
+                "configuration",
+                if config.follows_the_table() {
+                    "the destinations are those in outbox.destinations".to_owned()
+                } else {
+                    format!("{} destination(s)", config.destinations.len())
+                },
+            );
+            check_database(&config.database, &mut findings).await;
+            let config = table::check(config, &mut findings).await;
+            routes::check(&config, &mut findings).await;
             targets::check(&config, asks_identity, &mut findings).await;
             collector::check(config.traces.as_ref(), &mut findings).await;
         }
@@ -123,7 +133,7 @@ pub(super) async fn run(flags: &Flags, json: bool, asks_identity: bool) -> Resul
             }
             // The database comes first when one sets things up.
             if let Ok(database) = flags.database() {
-                check_database(&database, None, &mut findings).await;
+                check_database(&database, &mut findings).await;
             }
         }
     }
@@ -137,7 +147,7 @@ pub(super) async fn run(flags: &Flags, json: bool, asks_identity: bool) -> Resul
 }
 
 /// Checks the database; without valid destinations, nothing is said about routes to others.
-async fn check_database(config: &DatabaseConfig, destinations: Option<&[DestinationConfig]>, findings: &mut Findings) {
+async fn check_database(config: &DatabaseConfig, findings: &mut Findings) {
     let outbox = match Outbox::new(config, 1) {
         Ok(outbox) => outbox,
         Err(error) => return findings.add("PostgreSQL", Verdict::Bad, error.to_string(), ""),
@@ -164,9 +174,6 @@ async fn check_database(config: &DatabaseConfig, destinations: Option<&[Destinat
     findings.good("schema", format!("{} is up to date", config.schema));
     judge_server(&found, findings);
     judge_tables(&found, &config.schema, findings);
-    if let Some(destinations) = destinations {
-        routes::check(&outbox, &config.schema, destinations, findings).await;
-    }
     judge_horizon(&outbox, &found, findings).await;
 }
 

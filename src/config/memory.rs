@@ -4,6 +4,8 @@
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
 
+use super::DestinationConfig;
+
 const MIB: u64 = 1024 * 1024;
 
 /// The limit if none is configured and the control group has none.
@@ -28,6 +30,12 @@ const MOST: u64 = 1024 * MIB;
 pub(super) fn for_messages(process: u64) -> usize {
     let share = process.saturating_sub(BASE) / SHARE.1 * SHARE.0;
     usize::try_from(share.clamp(LEAST, MOST)).unwrap_or(usize::MAX)
+}
+
+/// Limits what destinations may send to buckets to what fits into the memory for messages.
+pub(super) fn fit(destinations: &mut [DestinationConfig], process: u64) {
+    let claim_checks = destinations.iter_mut().filter_map(|destination| destination.claim_check.as_mut());
+    claim_checks.for_each(|claim_check| claim_check.fit(for_messages(process)));
 }
 
 /// Bytes that the process may use if nothing is configured.

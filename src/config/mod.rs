@@ -16,6 +16,7 @@ mod network;
 mod problems;
 mod setting;
 mod shown;
+mod table;
 mod target;
 mod traces;
 mod tuning;
@@ -34,6 +35,7 @@ pub use flags::Flags;
 pub use network::profile;
 pub use problems::ConfigError;
 pub use shown::{Origin, Shown};
+pub use table::{ConfiguredDestinations, DestinationRow, Difference, RefusedRow};
 pub use target::Target;
 pub(crate) use target::region_of_topic;
 pub use traces::{Batching, Header, Sampling, TracesConfig};
@@ -95,7 +97,7 @@ pub enum LogFormat {
 pub struct RelayConfig {
     /// The database.
     pub database: DatabaseConfig,
-    /// At least one destination, names distinct.
+    /// The destinations that the environment names, names distinct; none if those in `outbox.destinations` are served.
     pub destinations: Vec<DestinationConfig>,
     /// Certificates to trust for AWS instead of the system's, in PEM.
     pub ca_bundle: Option<Vec<u8>>,
@@ -196,8 +198,7 @@ impl Flags {
         let drain_timeout = problems.read(self, &setting::DRAIN_TIMEOUT);
         let memory = problems.read(self, &setting::MEMORY);
         let memory = if memory > 0 { memory } else { memory::default() };
-        let claim_checks = destinations.iter_mut().filter_map(|destination| destination.claim_check.as_mut());
-        claim_checks.for_each(|claim_check| claim_check.fit(memory::for_messages(memory)));
+        memory::fit(&mut destinations, memory);
         let http_listen = problems.read(self, &setting::HTTP_LISTEN);
         problems.read(self, &setting::LOG_FORMAT);
         let traces = traces::read(&mut problems);

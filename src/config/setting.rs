@@ -212,7 +212,7 @@ settings! {
     DESTINATIONS: &'static str = text(info(
         "destinations", "OUTBOX_RELAY_DESTINATIONS", "NAME=URL,…",
         "The destinations and their queues or topics: NAME=QUEUE_URL or NAME=TOPIC_ARN, separated by commas; with \
-         ;role=ARN;external-id=ID for one that is used under a role of its own; required",
+         ;role=ARN;external-id=ID for one that is used under a role of its own; without it, those in outbox.destinations",
     ), "");
     BATCH_SIZE: usize =
         number(info("batch-size", "OUTBOX_RELAY_BATCH_SIZE", "N", "Messages read at once"), (1, 10_000), 2000);

@@ -2,7 +2,7 @@
 
 use super::problems::{ConfigError, Problems};
 use super::setting::{self, Info, Setting};
-use super::{Adjustable, Flags, Tuning};
+use super::{Adjustable, DestinationConfig, Flags, Tuning};
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +63,6 @@ impl Flags {
         let tuning = config.tuning;
         let has_file = self.text(&setting::DATABASE_URL_FILE.info).is_some();
         let database = if has_file { &setting::DATABASE_URL_FILE } else { &setting::DATABASE_URL };
-        let destinations: Vec<String> = config.destinations.iter().map(ToString::to_string).collect();
         let filter = self.text(&setting::LOG_FILTER.info).unwrap_or(default_filter).to_owned();
         let mut all = vec![
             self.line(&database.info, config.database.place()),
@@ -71,7 +70,7 @@ impl Flags {
             self.row(&setting::DATABASE_AUTH, &Problems::default().read(self, &setting::DATABASE_AUTH)),
             self.row(&setting::DATABASE_CONNECTION_MAX_AGE, &config.database.connection_max_age),
             self.row(&setting::SCHEMA, &config.database.schema),
-            self.line(&setting::DESTINATIONS.info, destinations.join(",")),
+            self.line(&setting::DESTINATIONS.info, typed(&config.destinations)),
         ];
         all.extend(Adjustable::ALL.iter().map(|one| self.line(one.info, tuning.shown(*one))));
         all.extend([
@@ -98,10 +97,9 @@ impl Flags {
         for external_id in roles.filter_map(|role| role.external_id.as_mut()) {
             "(not shown)".clone_into(external_id);
         }
-        let destinations: Vec<String> = destinations.iter().map(ToString::to_string).collect();
         let mut all = self.shown(default_filter)?;
         for line in all.iter_mut().filter(|line| line.name == setting::DESTINATIONS.info.name) {
-            line.value = destinations.join(",");
+            line.value = typed(&destinations);
         }
         Ok(all)
     }
@@ -143,4 +141,13 @@ impl Flags {
         };
         Shown { name: info.name.to_owned(), destination: None, value, origin }
     }
+}
+
+/// Destinations as they would be typed.
+fn typed(destinations: &[DestinationConfig]) -> String {
+    if destinations.is_empty() {
+        return "(those in outbox.destinations)".to_owned();
+    }
+    let destinations: Vec<String> = destinations.iter().map(ToString::to_string).collect();
+    destinations.join(",")
 }

@@ -4,6 +4,7 @@ use prometheus::{GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec};
 
 use super::declare::Declare;
 use super::{ENTRIES, LATENCY_SECONDS, REQUEST_SECONDS, STATEMENT_SECONDS};
+use crate::message::FaultKind;
 
 /// All of them.
 #[derive(Debug)]
@@ -20,6 +21,58 @@ impl ByDestination {
             counters: Counters::declare(new)?,
             histograms: Histograms::declare(new)?,
         })
+    }
+
+    /// Removes the series of a destination. An error means that one is absent already.
+    pub(super) fn forget(&self, name: &str) {
+        let Self { gauges, counters, histograms } = self;
+        for family in [
+            &gauges.backlog,
+            &gauges.dead,
+            &gauges.quarantined,
+            &gauges.scheduled,
+            &gauges.stalled,
+            &gauges.destination_up,
+            &gauges.in_flight_limit,
+            &gauges.in_flight,
+            &gauges.lanes_held,
+            &gauges.hot_groups,
+        ] {
+            drop(family.remove_label_values(&[name]));
+        }
+        for family in [&gauges.lag, &gauges.next_scheduled, &gauges.hot_group_rate] {
+            drop(family.remove_label_values(&[name]));
+        }
+        for family in [
+            &counters.delivered,
+            &counters.quarantined_total,
+            &counters.unmatched,
+            &counters.repaired,
+            &counters.order_breaks,
+            &counters.possible_duplicates,
+            &counters.requests,
+            &counters.late,
+            &counters.pruned,
+            &counters.attributes_left_out,
+            &counters.claim_checks,
+            &counters.claim_check_bytes,
+        ] {
+            drop(family.remove_label_values(&[name]));
+        }
+        for family in [
+            &histograms.request_duration,
+            &histograms.request_entries,
+            &histograms.latency,
+            &histograms.read_duration,
+            &histograms.settle_duration,
+        ] {
+            drop(family.remove_label_values(&[name]));
+        }
+        for family in [&counters.retries, &counters.dead_lettered, &counters.request_failures] {
+            for kind in FaultKind::ALL {
+                drop(family.remove_label_values(&[name, kind.reason()]));
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! mode. Every wait is bounded; a connection on which a statement failed is discarded.
 
 mod claim;
+mod configured;
 mod connect;
 mod dead;
 mod dial;
@@ -48,6 +49,7 @@ use crate::reading::Snapshot;
 use crate::schema::Schema;
 
 pub use claim::{Claim, Claimed};
+pub use configured::Configured;
 pub use dead::{DeadAction, DeadCount, DeadFilter, DeadLine, DeadMessage, Since};
 pub use error::OutboxError;
 pub use horizon::{Connections, Horizon, HorizonHolder};

@@ -30,6 +30,11 @@ macro_rules! statements {
 }
 
 statements! {
+    unserved
+    serve
+    remove_destination
+    set_destination
+    configured
     backlog
     claim
     create_lanes

@@ -27,6 +27,12 @@ pub(super) struct Measured {
     pub(super) neighbours_age: Duration,
     /// Loops that do not tick.
     pub(super) hanging: Vec<String>,
+    /// Whether it has nothing to serve, because the table of destinations holds nothing.
+    pub(super) lacks_destinations: bool,
+    /// Names of rows of the table that cannot be used.
+    pub(super) refused_rows: Vec<String>,
+    /// Destinations with messages that no running relay serves.
+    pub(super) unserved: Vec<String>,
     /// Age in seconds of the oldest holder of the vacuum horizon, by kind.
     pub(super) horizon: Vec<(&'static str, f64)>,
     pub(super) settings: Vec<Shown>,

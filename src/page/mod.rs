@@ -72,6 +72,8 @@ pub struct Watched {
 pub struct Given {
     /// The relay's name at PostgreSQL.
     pub relay: String,
+    /// When the process started.
+    pub started: Time,
     /// The servers and the database, with the schema if it is not the usual one.
     pub database: String,
     /// The schema of the outbox.
@@ -99,13 +101,14 @@ pub struct Sources {
     pub database: Arc<Dependency>,
     /// What was heard from PostgreSQL.
     pub board: Arc<Board>,
+    /// Whether the destinations are those of `outbox.destinations`.
+    pub follows_the_table: bool,
 }
 
 /// The status page.
 #[derive(Debug)]
 pub struct Page {
     sources: Sources,
-    started: Time,
     history: Mutex<History>,
     runbook: Bytes,
     html: Mutex<Option<(Time, Bytes)>>,
@@ -117,7 +120,7 @@ impl Page {
     pub fn new(sources: Sources) -> Self {
         let (html, json) = (Mutex::default(), Mutex::default());
         let runbook = html::runbook(&sources.given.schema.roles(runbook::TEXT)).into();
-        Self { sources, started: Time::now(), history: Mutex::default(), runbook, html, json }
+        Self { sources, history: Mutex::default(), runbook, html, json }
     }
 
     /// The page, at most a second old.
@@ -176,7 +179,7 @@ impl Page {
 
     /// Copies the state of everything.
     fn measure(&self, now: Time) -> Measured {
-        let Sources { given, destinations, metrics, health, database, board } = &self.sources;
+        let Sources { given, destinations, metrics, health, database, board, follows_the_table } = &self.sources;
         let steering = board.steering();
         let neighbours = board.neighbours();
         let (idle, in_use) = metrics.connections();
@@ -187,7 +190,7 @@ impl Page {
         let each = destinations.iter().enumerate();
         Measured {
             now: SystemTime::now(),
-            running_for: now.since(self.started),
+            running_for: now.since(given.started),
             relay: given.relay.clone(),
             database: Database {
                 place: given.database.clone(),
@@ -207,6 +210,9 @@ impl Page {
             replays: neighbours.as_ref().and_then(|heard| heard.what.replays.clone()),
             neighbours_age: neighbours.as_ref().map_or(Duration::ZERO, |heard| now.since(heard.at)),
             hanging: health.hanging(),
+            lacks_destinations: *follows_the_table && destinations.is_empty(),
+            refused_rows: board.refused(),
+            unserved: metrics.measured_ago().map(|_| board.unserved()).unwrap_or_default(),
             horizon: metrics.measured_ago().map(|_| metrics.horizon_ages()).unwrap_or_default(),
             settings,
             more_settings,

@@ -67,11 +67,13 @@ const GROUP: Section = section("A group stands still", "a-group-stands-still");
 const HOT: Section = section("Groups are hot", "groups-are-hot");
 const FAILING_SECTION: Section = section("Many requests fail", "many-requests-fail");
 const THROTTLED: Section = section("SQS throttles", "sqs-throttles");
+const TABLE: Section = section("A destination in the table is not served", "a-destination-in-the-table-is-not-served");
+const UNSERVED: Section = section("Nobody serves a destination", "nobody-serves-a-destination");
 const LOG: Section = section("Log lines", "log-lines");
 
 /// All sections that a problem can lead to.
 #[cfg(test)]
-const SECTIONS: [Section; 15] = [
+const SECTIONS: [Section; 17] = [
     DATABASE,
     UNMEASURED,
     HANGING,
@@ -86,6 +88,8 @@ const SECTIONS: [Section; 15] = [
     HOT,
     FAILING_SECTION,
     THROTTLED,
+    TABLE,
+    UNSERVED,
     LOG,
 ];
 
@@ -138,6 +142,8 @@ fn of_the_process(measured: &Measured) -> Vec<Problem> {
             HANGING,
         );
     }
+    found.extend(of_the_destinations(measured));
+    let mut add = |severity, text, section| found.push(Problem { severity, about: None, text, section });
     let is_new = measured.running_for < Duration::from_secs(60);
     if measured.measured_ago.is_none() && measured.database.outage.is_none() && !is_new {
         let text = "Lag, backlog and dead messages could not be measured for a minute.".to_owned();
@@ -154,6 +160,28 @@ fn of_the_process(measured: &Measured) -> Vec<Problem> {
     for refused in measured.settings.iter().filter(|setting| setting.value.ends_with("(not followed)")) {
         let text = format!("The setting {}={} is refused.", words::short(&refused.name), words::short(&refused.value));
         add(Severity::Warning, text, LOG);
+    }
+    found
+}
+
+/// Destinations that this relay, or no relay, serves.
+fn of_the_destinations(measured: &Measured) -> Vec<Problem> {
+    let mut found = Vec::new();
+    let mut add = |text, section| found.push(Problem { severity: Severity::Warning, about: None, text, section });
+    if measured.lacks_destinations {
+        let text = "There is no destination: outbox.destinations has no row that can be used. The relay waits for one.";
+        add(text.to_owned(), TABLE);
+    }
+    if !measured.refused_rows.is_empty() {
+        let names = words::short(&measured.refused_rows.join(", "));
+        add(
+            format!("Rows of outbox.destinations cannot be used: {names}. The log and outbox-relay check say why."),
+            TABLE,
+        );
+    }
+    if !measured.unserved.is_empty() {
+        let names = words::short(&measured.unserved.join(", "));
+        add(format!("Messages wait for destinations that no running relay serves: {names}."), UNSERVED);
     }
     found
 }

@@ -1,7 +1,7 @@
 //! Traces: a span for each request, with links to the traces of its events, for an OpenTelemetry collector.
 //!
 //! Delivery never waits for this. A relay puts a finished span into a bounded [`queue`](self), and one task exports what
-//! is there ([`Spans::start`]); a span that finds no place, or that the collector does not take, is dropped and counted. Which
+//! is there ([`Unstarted::start`]); a span that finds no place, or that the collector does not take, is dropped and counted. Which
 //! settings there are is in [`crate::config`]; docs/decisions/0006-traces.md says why no SDK of OpenTelemetry is used.
 //!
 //! `context.rs` reads what events carry, `span.rs` writes spans, `otlp.rs` has their messages, `collector.rs` one request to
@@ -35,16 +35,13 @@ use span::Ids;
 /// How long the end of the process waits for spans that were not exported yet.
 const LAST_EXPORT: Duration = Duration::from_secs(2);
 
-/// The spans of this process, before they are exported.
+/// The spans of this process, if they are wanted.
 #[derive(Debug, Default)]
-pub struct Spans(Option<Wanted>);
+pub struct Spans(Option<Arc<Shared>>);
 
-/// What there is if spans are wanted.
-#[derive(Debug)]
-struct Wanted {
-    shared: Arc<Shared>,
-    exporter: Exporter,
-}
+/// What exports them, before it runs.
+#[derive(Debug, Default)]
+pub struct Unstarted(Option<(Arc<Queue>, Exporter)>);
 
 /// What the tracers of all destinations share.
 #[derive(Debug)]
@@ -63,14 +60,15 @@ impl Spans {
     /// # Errors
     ///
     /// When TLS cannot be set up.
-    pub fn new(config: Option<&TracesConfig>, metrics: &Metrics) -> Result<Self, String> {
-        let Some(config) = config else { return Ok(Self::default()) };
+    pub fn new(config: Option<&TracesConfig>, metrics: &Metrics) -> Result<(Self, Unstarted), String> {
+        let Some(config) = config else { return Ok(Default::default()) };
         let queue = Arc::new(Queue::new(config.batching, metrics.spans_dropped("queue")));
         let counters = (metrics.spans_exported.clone(), metrics.spans_dropped("export"));
         let exporter = Exporter::new(Collector::new(config)?, Arc::clone(&queue), config.batching, counters);
         let (random, counter) = (RandomState::new(), AtomicU64::new(0));
+        let unstarted = Unstarted(Some((Arc::clone(&queue), exporter)));
         let shared = Arc::new(Shared { queue, sampling: config.sampling, random, counter });
-        Ok(Self(Some(Wanted { shared, exporter })))
+        Ok((Self(Some(shared)), unstarted))
     }
 
     /// Whether spans are wanted.
@@ -80,16 +78,16 @@ impl Spans {
 
     /// Makes the spans of a destination.
     pub fn tracer(&self, target: &Target) -> Tracer {
-        let of_destination = |Wanted { shared, .. }: &Wanted| OfDestination {
-            shared: Arc::clone(shared),
-            template: span::template(target),
-        };
+        let of_destination =
+            |shared: &Arc<Shared>| OfDestination { shared: Arc::clone(shared), template: span::template(target) };
         Tracer(self.0.as_ref().map(of_destination).map(Arc::new))
     }
+}
 
+impl Unstarted {
     /// Starts to export.
     pub fn start(self) -> Exporting {
-        Exporting(self.0.map(|Wanted { shared, exporter }| {
+        Exporting(self.0.map(|(queue, exporter)| {
             let stop = CancellationToken::new();
             let task = AbortOnDropHandle::new(tokio::spawn(exporter.run(stop.clone())));
             let task = AbortOnDropHandle::new(tokio::spawn(async move {
@@ -97,7 +95,7 @@ impl Spans {
                     tracing::error!(%crash, "spans are no longer exported, please report this; delivery goes on");
                 }
             }));
-            Running { queue: Arc::clone(&shared.queue), stop, task }
+            Running { queue, stop, task }
         }))
     }
 }

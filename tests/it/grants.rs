@@ -160,7 +160,18 @@ async fn a_reader_sees_everything_and_changes_nothing() -> Result<()> {
     let roles = Roles::create(&bed).await?;
     bed.enqueue("audit", "{}", None).await?;
     let reader = connect(&roles.reader_url).await?;
-    for table in ["events", "messages", "lanes", "audit_log", "migrations", "pauses", "settings", "replays"] {
+    for table in [
+        "events",
+        "messages",
+        "lanes",
+        "audit_log",
+        "migrations",
+        "pauses",
+        "settings",
+        "destinations",
+        "served",
+        "replays",
+    ] {
         reader
             .batch_execute(&format!("SELECT count(*) FROM outbox.{table}"))
             .await
@@ -209,6 +220,8 @@ async fn no_role_may_do_more_than_its_task() -> Result<()> {
         "UPDATE outbox.messages SET event_position = 1",
         "SELECT outbox.pause()",
         "SELECT FROM outbox.audit_log",
+        "DELETE FROM outbox.destinations",
+        "DELETE FROM outbox.served",
         "DROP TABLE outbox.messages",
     ] {
         ensure_denied(&relay, statement).await?;

@@ -26,6 +26,7 @@ mod dead;
 mod dead_groups;
 mod delivery;
 mod destination_roles;
+mod destinations_table;
 #[cfg(not(feature = "dev"))]
 mod dev;
 mod documents;

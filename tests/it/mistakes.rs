@@ -76,7 +76,6 @@ const MISTAKES: &[Mistake] = &[
             ("OUTBOX_RELAY_DATABASE_PASSWORD_COMMAND", "cat /missing"),
         ],
     ),
-    ("no destination", &[(DESTINATIONS, "")]),
     ("a destination without a URL", &[(DESTINATIONS, "audit")]),
     (
         "a destination named twice",

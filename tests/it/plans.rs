@@ -41,7 +41,8 @@ async fn plan(client: &Client, statement: &Planned) -> Result<Vec<Scan>> {
     let arguments = written_out(arguments);
     let settings = match *name {
         "deliver" | "supersede" | "delete_delivered" | "defer" | "dead_letter" | "replace" => SETTLING,
-        "read" | "read_groups" | "read_due" | "rescan" | "look" | "held_groups" | "pending" | "unmatched" => READING,
+        "read" | "read_groups" | "read_due" | "rescan" | "look" | "held_groups" | "pending" | "unmatched"
+        | "unserved" => READING,
         "prune" => PRUNING,
         // These statements run without a transaction.
         _ => "SET LOCAL jit = off",

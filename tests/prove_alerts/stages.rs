@@ -27,12 +27,13 @@ enum Act {
     Poison,
     HoldTheHorizon,
     Pause,
+    Misspell,
     SlowAnswers,
     TurnTheNumbers,
 }
 
 /// Alert, job, fault as text, and fault. The first alert only knows the job of its rule.
-const ACTS: [(&str, &str, &str, Act); 14] = [
+const ACTS: [(&str, &str, &str, Act); 15] = [
     ("OutboxRelayDown", "outbox-relay", "the relay is killed", Act::KillTheRelay),
     (
         "OutboxRelayDeliveryDelayed",
@@ -51,6 +52,7 @@ const ACTS: [(&str, &str, &str, Act); 14] = [
     ("OutboxRelayOrderBroken", "order", "the queue's sequence numbers fall", Act::TurnTheNumbers),
     ("OutboxRelayHorizonHeld", "horizon", "a transaction stays open", Act::HoldTheHorizon),
     ("OutboxRelayPausedTooLong", "paused", "an operator pauses and forgets", Act::Pause),
+    ("OutboxRelayUnserved", "unserved", "messages name a destination that nobody serves", Act::Misspell),
     ("OutboxRelayLatencyBudgetBurning", "latency", "SQS answers after a second and a half", Act::SlowAnswers),
 ];
 
@@ -203,6 +205,7 @@ impl Stage {
                 let paused = self.bed.relay().output(&["pause", "tickets", "--reason", "lunch"]).await?;
                 paused.ensure_success()?;
             }
+            Act::Misspell => enqueue_range(&self.bed.client, "tikets", 1..=2, 0).await?,
             Act::TurnTheNumbers => {
                 self.proxy.set(Fault::FallingNumbers);
                 enqueue_range(&self.bed.client, "tickets", 1..=2, 1).await?;

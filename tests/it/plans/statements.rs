@@ -40,13 +40,16 @@ const ABOVE: Way = (PKEY, &["destination =", "lane =", "id >"]);
 const ONE: Way = (PKEY, &["destination =", "lane =", "id ="]);
 const DUE: Way = (DEFERRED, &["available_at <="]);
 const AHEAD: Way = (DEFERRED, &["available_at >"]);
+/// The first destination, and then the next one.
+const FIRST: Way = (PKEY, &[]);
 const HELD_BACK: Way = (DEFERRED, &["available_at ="]);
 const ANY_DEFERRED: Way = (DEFERRED, &["destination ="]);
 const ANY_DEFERRED_GROUP: Way = (GROUPS, &["destination ="]);
 const OF_GROUP: Way = (GROUPS, &["destination =", "group_id ="]);
 
 /// How other tables and partitions may be reached.
-pub(super) const OTHERS: [(&str, Way); 10] = [
+pub(super) const OTHERS: [(&str, Way); 11] = [
+    ("served", ("served_pkey", &["destination ="])),
     ("messages_dead", ("messages_dead_groups", &["destination ="])),
     ("messages_dead", ("messages_dead_pkey", &["destination ="])),
     ("messages_delivered", ("messages_delivered_pkey", &["destination =", "lane =", "id ="])),
@@ -60,7 +63,7 @@ pub(super) const OTHERS: [(&str, Way); 10] = [
 ];
 
 /// Words in capitals stand for the arrays above.
-pub(super) const STATEMENTS: [Planned; 16] = [
+pub(super) const STATEMENTS: [Planned; 17] = [
     Planned { name: "watch", sql: query!("watch"), types: "text[]", arguments: "'{audit,tickets}'", pending: &[DUE] },
     Planned {
         name: "look",
@@ -119,6 +122,13 @@ pub(super) const STATEMENTS: [Planned; 16] = [
         types: "text, smallint[], bigint[], bigint, bigint",
         arguments: "'audit', LANES, CURSORS, 10000, 3",
         pending: &[ABOVE],
+    },
+    Planned {
+        name: "unserved",
+        sql: query!("unserved"),
+        types: "text[], float8, bigint",
+        arguments: "'{tickets}', 180, 100000",
+        pending: &[FIRST],
     },
     Planned {
         name: "deliver",
