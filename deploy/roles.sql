@@ -49,7 +49,8 @@ GRANT INSERT (destination, event_position, group_id, status, deliver_at), SELECT
 GRANT SELECT, DELETE, UPDATE (deliver_at) ON outbox.messages_scheduled TO outbox_application;
 -- The trigger outbox.fence looks at the last position that was handed out.
 GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_application;
-GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.refused_character, outbox.event_problem, outbox.enqueue, outbox.enqueue_many, outbox.check_stream, outbox.check_max_count,
+GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.refused_character, outbox.event_problem, outbox.enqueue,
+    outbox.enqueue_many, outbox.check_stream, outbox.check_max_count,
     outbox.message_bytes, outbox.check_size, outbox.check_append, outbox.append, outbox.stream_version, outbox.read_stream TO outbox_application;
 -- If outbox.events is also the event store, from which the application reads its streams with outbox.read_stream, make
 -- its user a member of outbox_reader as well.
