@@ -68,7 +68,7 @@ else
 	THROUGH_PGBOUNCER=1 $(CARGO) test $(FLAGS) --test it -- $(DELIVERIES)
 endif
 
-# What depends on how SQS answers, on other emulators (docs/emulators.md).
+# What depends on how SQS answers, on other emulators (docs/emulators.md); `bodies::` is also in `text_bodies::`.
 EMULATED := $(addsuffix ::,delivery bodies requests order failures emulators)
 
 # Left out with moto, which takes a hundred messages a second or fewer: tests of 300 to 3000 messages, and tests that need a
@@ -76,11 +76,15 @@ EMULATED := $(addsuffix ::,delivery bodies requests order failures emulators)
 TOO_MANY_FOR_MOTO := $(addprefix --skip ,one_event_reaches_every_destination_it_is_for are_filled_to_ten \
 	messages_of_a_group_arrive_in_the_order_of_their_ids connections_cut_after_sending_leave_each_message_once_in_a_fifo_queue \
 	a_failing_message_holds_up_its_group_and_nobody_else \
-	a_message_that_keeps_failing_is_dead_with_its_reason attempts_are_counted_over_restarts)
+	a_message_that_keeps_failing_is_dead_with_its_reason attempts_are_counted_over_restarts \
+	whatever_text_the_table_accepts_the_relay_sends_and_sqs_takes_and_they_refuse_the_same)
 
 # Left out with moto, whose sequence numbers are random, so that messages of FIFO queues get copies (docs/emulators.md).
 NUMBERED := $(addprefix --skip ,unreadable_answers_lose_nothing a_group_keeps_its_order_when the_first_messages_of_an_outbox_keep \
-	a_late_commit_behind_a_deferred_message_goes strict_mode_never_sends_two_entries batched_mode_sends_up_to_ten)
+	a_late_commit_behind_a_deferred_message_goes strict_mode_never_sends_two_entries batched_mode_sends_up_to_ten \
+	all_kinds_of_bodies_keep_the_order_of_a_group_that_is_longer_than_a_read \
+	bytes_arrive_in_base64_without_line_breaks_and_decode_to_the_same \
+	other_bodies_are_scheduled_retried_redriven_and_replayed_as_they_were_written)
 
 test-elasticmq: needed ## The tests of delivery, bodies, requests, order and failures on ElasticMQ; needs Java and Maven
 	@sh tests/tools/postgres.sh >/dev/null

@@ -54,7 +54,8 @@ GRANT SELECT, DELETE, UPDATE (deliver_at) ON outbox.messages_scheduled TO outbox
 GRANT SELECT (name, claim_check) ON outbox.destinations TO outbox_application;
 -- The trigger outbox.fence looks at the last position that was handed out.
 GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_application;
-GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.refused_character, outbox.event_problem, outbox.enqueue, outbox.enqueue_many, outbox.check_stream, outbox.check_max_count,
+GRANT EXECUTE ON FUNCTION outbox.time_ordered_uuid, outbox.refused_character, outbox.event_problem, outbox.enqueue,
+    outbox.enqueue_many, outbox.check_stream, outbox.check_max_count,
     outbox.message_bytes, outbox.check_size, outbox.check_append, outbox.append, outbox.stream_version, outbox.read_stream TO outbox_application;
 -- The outbox as one table. An INSERT there has its owner's privileges, so these rights alone are enough for a login that
 -- writes no other way: GRANT USAGE ON SCHEMA outbox, and these. They let it send where outbox.routes leads, and see what

@@ -81,13 +81,13 @@ BEGIN
             CASE WHEN octet_length(t.body) + octet_length(t.metadata) <= max_bytes THEN t.body END,
             CASE WHEN octet_length(t.body) + octet_length(t.metadata) <= max_bytes THEN t.metadata END,
             (octet_length(t.body) + octet_length(t.metadata))::bigint,
-            CASE WHEN e.body IS NOT NULL THEN 'text' WHEN e.body_bytes IS NOT NULL THEN 'base64' END
+            CASE WHEN e.payload IS NULL THEN CASE WHEN e.body IS NULL THEN 'base64' ELSE 'text' END END
         FROM outbox.events AS e
         CROSS JOIN LATERAL (
             -- The empty text makes PostgreSQL read the body here: otherwise it returns where the body is stored, and whoever
             -- looks there fails.
             SELECT
-                coalesce(e.payload::text, e.body || '', replace(encode(e.body_bytes, 'base64'), E'\n', '')) AS body,
+                coalesce(e.payload::text, e.body || '', replace(encode(e.body_bytes, 'base64'), E'\n', ''), '') AS body,
                 e.metadata::text AS metadata
             OFFSET 0
         ) AS t

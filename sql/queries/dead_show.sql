@@ -7,12 +7,12 @@ SELECT
     d.lane, d.id, d.event_position, d.enqueued_at, d.attempts, d.group_id, NULL::bigint[] AS holds, false AS has_more,
     d.event_id::text, d.event_type, d.stream_id, d.stream_version, b.body, d.metadata::text,
     (octet_length(b.body) + octet_length(d.metadata::text))::bigint AS bytes,
-    CASE WHEN d.body IS NOT NULL THEN 'text' WHEN d.body_bytes IS NOT NULL THEN 'base64' END AS form, 0 AS part,
+    CASE WHEN d.payload IS NULL THEN CASE WHEN d.body IS NULL THEN 'base64' ELSE 'text' END END AS form, 0 AS part,
     (to_jsonb(d) - 'body_bytes' || jsonb_build_object('body_base64', CASE WHEN d.body_bytes IS NOT NULL THEN b.body END))::text,
     d.destination, d.reason,
     to_char(d.dead_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
     to_char(d.enqueued_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
 FROM outbox.dead_show($1) AS d
 CROSS JOIN LATERAL (
-    SELECT coalesce(d.payload::text, d.body, replace(encode(d.body_bytes, 'base64'), E'\n', '')) AS body
+    SELECT coalesce(d.payload::text, d.body, replace(encode(d.body_bytes, 'base64'), E'\n', ''), '') AS body
 ) AS b

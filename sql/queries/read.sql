@@ -84,7 +84,7 @@ CROSS JOIN LATERAL (
     SELECT
         w.*,
         CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $6
-            THEN coalesce(w.payload::text, w.body, replace(encode(w.body_bytes, 'base64'), E'\n', '')) END AS body_sent,
+            THEN coalesce(w.payload::text, w.body, replace(encode(w.body_bytes, 'base64'), E'\n', ''), '') END AS body_sent,
         CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $6 THEN w.metadata::text END AS metadata_sent
     FROM (
         SELECT
@@ -134,7 +134,7 @@ CROSS JOIN LATERAL (
             SELECT
                 f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.body, f.body_bytes, f.metadata,
                 NULL::bigint AS bytes,
-                coalesce(pg_column_size(f.payload), pg_column_size(f.body), pg_column_size(f.body_bytes))
+                coalesce(pg_column_size(f.payload), pg_column_size(f.body), pg_column_size(f.body_bytes), 0)
                     + pg_column_size(f.metadata) AS stored,
                 CASE WHEN f.payload IS NULL THEN CASE WHEN f.body IS NULL THEN 'base64' ELSE 'text' END END AS form
             FROM outbox.events AS f
