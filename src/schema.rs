@@ -144,11 +144,11 @@ fn names_schema(before: &str, after: &str) -> bool {
 
 /// Whether the word between these texts begins the name of a role.
 fn names_role(before: &str, after: &str) -> bool {
-    let is_task = |task: &&str| {
-        let rest = after.strip_prefix('_').and_then(|after| after.strip_prefix(*task));
+    let is_task = |task: &str| {
+        let rest = after.strip_prefix('_').and_then(|after| after.strip_prefix(task));
         rest.is_some_and(|rest| !rest.starts_with(is_of_a_name))
     };
-    !before.ends_with(is_of_a_name) && TASKS.iter().any(|task| is_task(&task))
+    !before.ends_with(is_of_a_name) && TASKS.iter().any(|task| is_task(task))
 }
 
 /// Whether a character can be inside a name.

@@ -357,8 +357,8 @@ mod tests {
 
     #[test]
     fn a_state_is_read_from_the_page_of_a_relay_and_another_page_is_passed_over() {
-        let page = r#"{"database": {"schema": "outbox"}, "destinations": [{"destination": "a", "state": "halted", "since": "2026-01-01T00:00:00Z",
-            "detail": "NoQueue\u001b[2J"}, {"destination": "b", "state": "idle", "since": null, "detail": ""}, {"x": 1}]}"#;
+        let page = r#"{"database": {"schema": "outbox"}, "destinations": [
+            {"destination": "a", "state": "halted", "since": "2026-01-01T00:00:00Z", "detail": "NoQueue\u001b[2J"}, {"destination": "b", "state": "idle", "since": null, "detail": ""}, {"x": 1}]}"#;
         let Page { schema, told } = Page::read(page);
         assert_eq!(schema.as_deref(), Some("outbox"));
         assert_eq!(told.len(), 2);

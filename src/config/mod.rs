@@ -143,9 +143,10 @@ impl Flags {
     ///
     /// # Errors
     ///
-    /// When it cannot have this name.
+    /// When it cannot have this name, or a variable is misspelt.
     pub fn schema(&self) -> Result<Schema, ConfigError> {
         let mut problems = Problems::default();
+        problems.unknown_variables();
         let schema = problems.read(self, &setting::SCHEMA);
         problems.finish(schema)
     }

@@ -205,6 +205,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_to_be_typed_names_the_schema() {
+        let schema = Schema::parse("lottery_outbox").unwrap();
+        let text = instructions(&Setting { schema, ..Setting::default() });
+        assert_eq!(text.matches("lottery_outbox.enqueue(").count(), 2, "{text}");
+        assert_eq!(instructions(&Setting::default()).matches(" outbox.enqueue(").count(), 1);
+    }
+
+    #[test]
     fn tallies_name_only_what_there_was() {
         let one = Tally { messages: 1, ..Tally::default() };
         let two = Tally { messages: 2, dropped: 3, again: 4 };

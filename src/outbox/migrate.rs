@@ -64,17 +64,13 @@ const fn first(version: i32, name: &'static str, sql: &'static str) -> Migration
 /// pairs of names, would take each other's fences for their own, so the second is refused.
 const SCHEMA: &str = "\
 DO $$
-DECLARE
-    other text := (
-        SELECT n.nspname
-        FROM pg_namespace AS n
+BEGIN
+    IF EXISTS (
+        SELECT FROM pg_namespace AS n
         WHERE n.nspname <> 'outbox' AND (hashtext(n.nspname::text) & 65535) = (hashtext('outbox') & 65535)
             AND EXISTS (SELECT FROM pg_proc AS p WHERE p.pronamespace = n.oid AND p.proname = 'safe_position')
-        LIMIT 1
-    );
-BEGIN
-    IF other IS NOT NULL THEN
-        RAISE EXCEPTION 'this name of a schema has the same hash as %, in which there is an outbox; use another name', other;
+    ) THEN
+        RAISE EXCEPTION 'locks of this schema would be those of another outbox in this database; use another name for it';
     ELSIF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'outbox') THEN
         CREATE SCHEMA outbox;
     END IF;

@@ -351,7 +351,7 @@ async fn the_page_on_configuration_has_every_variable_with_its_default() -> Resu
         }
         count += 1;
     }
-    ensure!(count == 19, "only {count} variables were found");
+    ensure!(count == 20, "only {count} variables were found");
     Ok(())
 }
 

@@ -36,8 +36,11 @@ async fn a_folder_that_cannot_be_made_is_named() -> Result<()> {
 async fn bash_completes_commands_and_settings() -> Result<()> {
     let ended = Command::new().output(&["generate", "completions", "bash"]).await?;
     ensure!(ended.code == Some(0), "{ended:?}");
+    // It is longer than an argument may be.
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), &ended.stdout)?;
     let script = r#"
-        source "$1"
+        . "$1"
         complete -p outbox-relay >/dev/null
         COMP_WORDS=(outbox-relay run --batch); COMP_CWORD=2
         _outbox__relay outbox-relay --batch run
@@ -45,9 +48,6 @@ async fn bash_completes_commands_and_settings() -> Result<()> {
         COMP_WORDS=(outbox-relay mi); COMP_CWORD=1; COMPREPLY=()
         _outbox__relay outbox-relay mi outbox-relay
         echo "${COMPREPLY[@]}""#;
-    // In a file: it is longer than an argument may be.
-    let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(&file, &ended.stdout)?;
     let shell = Process::new("bash").args(["-euc", script, "bash"]).arg(file.path()).stdin(Stdio::null()).output()?;
     let completed = String::from_utf8(shell.stdout)?;
     ensure!(completed == "--batch-size\nmigrate\n", "{completed:?} {}", String::from_utf8_lossy(&shell.stderr));

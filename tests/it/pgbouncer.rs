@@ -159,13 +159,14 @@ async fn no_statement_of_the_relay_needs_a_session() -> Result<()> {
     let bed = TestBed::on(&cluster).await?;
     do_everything(&bed).await?;
     let statements = statements_of_the_relay(&std::fs::read_to_string(cluster.log_path())?);
+    let pruned = format!("DELETE FROM {}.MESSAGES", bed.schema()?.to_uppercase());
     for part in [
         "FOR UPDATE SKIP LOCKED",
         "PG_CURRENT_SNAPSHOT()",
         "SET STATUS = 'DELIVERED'",
         "SET STATUS = 'DEAD'",
         "CLOCK_TIMESTAMP() + D.WAIT",
-        "DELETE FROM OUTBOX.MESSAGES",
+        &pruned,
         "SET LOCAL IDLE_IN_TRANSACTION_SESSION_TIMEOUT",
     ] {
         ensure!(statements.iter().any(|statement| statement.contains(part)), "{part} was never said");

@@ -68,7 +68,7 @@ fn roles_are_named_after_the_schema_and_metrics_are_not() {
 }
 
 /// What follows the word where it is prose in a literal, or the name of the program.
-const NO_NAME: [&str; 3] = ["-relay", " run empty before", "; use another name"];
+const NO_NAME: [&str; 3] = ["-relay", " run empty before", " in this database"];
 
 /// The word, wherever it stands alone outside of comments and is a name. This knows nothing of the rules by
 /// which texts are rewritten.
