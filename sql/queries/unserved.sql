@@ -22,7 +22,7 @@ SELECT u.destination, counted.messages
 FROM (
     SELECT w.destination
     FROM waiting AS w
-    WHERE w.destination <> ALL ($1::text[])
+    WHERE w.destination IS NOT NULL AND w.destination <> ALL ($1::text[])
         AND NOT EXISTS (
             SELECT FROM outbox.served AS s
             WHERE s.destination = w.destination AND s.seen_at > clock_timestamp() - make_interval(secs => $2)

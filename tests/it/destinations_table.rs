@@ -105,7 +105,6 @@ async fn a_destination_whose_target_changed_in_the_table_is_delivered_to_the_new
     until_delivered(&relay, "audit", 10.0).await?;
     say(&bed, &["set", "audit", &new]).await?;
     relay.wait_for_log("changed=\"audit\"").await?;
-    eventually("the page shows it", || async { Ok(relay.get("/status.json").await?.1.contains(&new)) }).await?;
     enqueue_range(&bed.client, "audit", 11..=30, 0).await?;
     until_delivered(&relay, "audit", 30.0).await?;
     relay.stop().await?;
