@@ -40,8 +40,8 @@ DELIVERIES := $(addsuffix ::,delivery bodies requests order failures outages sha
 
 # What depends on neither PostgreSQL's version nor the name of the schema: settings, ways to AWS, documents, alerts, the looks
 # of pages, the example.
-UNRELATED := $(addprefix --skip ,$(addsuffix ::,alerts architecture check_way configuration credential_kinds credentials dashboard \
-	destination_roles dev documents emulators example_consumers generate latency lottery metrics_page mistakes object_mappers proxies rds_iam status_page_looks))
+UNRELATED := $(addprefix --skip ,$(addsuffix ::,alerts architecture check_way collector configuration credential_kinds credentials dashboard \
+	destination_roles dev documents emulators example_consumers generate latency lottery metrics_page mistakes object_mappers proxies rds_iam status_page_looks traces))
 
 # Tests that name schemas themselves, so they are the same whatever SCHEMA is.
 OWN_SCHEMAS := --skip schemas::

@@ -162,7 +162,8 @@ impl Log {
     /// So many were dropped so far because the queue was full.
     fn full(&mut self, dropped: u64) {
         let spans = dropped - self.dropped;
-        if spans > 0 && is_time(&mut self.full) {
+        // While it fails, that is what is said.
+        if spans > 0 && self.failing.is_none() && is_time(&mut self.full) {
             self.dropped = dropped;
             tracing::warn!(spans, "spans were dropped, because they come faster than the collector takes them");
         }

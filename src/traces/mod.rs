@@ -1,7 +1,7 @@
 //! Traces: a span for each request, with links to the traces of its events, for an OpenTelemetry collector.
 //!
-//! Delivery never waits for this. A relay puts a finished span into a bounded [`queue`](self), and one task exports what
-//! is there ([`Unstarted::start`]); a span that finds no place, or that the collector does not take, is dropped and counted. Which
+//! Delivery never waits for this. A relay puts a finished span into a bounded queue, and one task exports what is
+//! there ([`Unstarted::start`]); a span that finds no place, or that the collector does not take, is dropped and counted. Which
 //! settings there are is in [`crate::config`]; docs/decisions/0006-traces.md says why no SDK of OpenTelemetry is used.
 //!
 //! `context.rs` reads what events carry, `span.rs` writes spans, `otlp.rs` has their messages, `collector.rs` one request to

@@ -28,6 +28,13 @@ struct Waiting {
     taken: usize,
 }
 
+impl Waiting {
+    /// Whether there is enough for a request.
+    fn fills(&self, limits: Batching) -> bool {
+        self.spans.len() >= limits.max_batch || self.bytes >= limits.batch_bytes()
+    }
+}
+
 impl Queue {
     pub(super) fn new(limits: Batching, dropped: IntCounter) -> Self {
         Self { limits, waiting: Mutex::default(), changed: Notify::new(), dropped }
@@ -42,11 +49,12 @@ impl Queue {
             drop(waiting);
             return self.dropped.inc();
         }
+        let was_full = waiting.fills(self.limits);
         waiting.bytes += span.len();
         waiting.spans.push_back((now, span));
-        let count = waiting.spans.len();
+        let is_news = waiting.spans.len() == 1 || (waiting.fills(self.limits) && !was_full);
         drop(waiting);
-        if count == 1 || count == self.limits.max_batch {
+        if is_news {
             self.changed.notify_one();
         }
     }
@@ -63,8 +71,7 @@ impl Queue {
 
     /// Whether so many wait that no more fit into one request.
     pub(super) fn has_batch(&self) -> bool {
-        let waiting = self.lock();
-        waiting.spans.len() >= self.limits.max_batch || waiting.bytes >= self.limits.batch_bytes()
+        self.lock().fills(self.limits)
     }
 
     /// Takes the oldest spans, as many as fit into one request. Call [`Queue::done`] with their number.
@@ -147,6 +154,15 @@ mod tests {
         queue.push(vec![4; limit], now);
         assert!(queue.has_batch());
         assert_eq!(queue.take().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_is_full_by_its_bytes_is_told_as_well() {
+        let (queue, now) = (queue(4, 4), Instant::now());
+        queue.push(vec![0; 1], now);
+        queue.changed().await;
+        queue.push(vec![0; queue.limits.batch_bytes() - 1], now);
+        tokio::time::timeout(Duration::ZERO, queue.changed()).await.unwrap();
     }
 
     #[tokio::test]

@@ -148,7 +148,7 @@ async fn an_outage_makes_error_spans_with_its_code() -> Result<()> {
         let status = span.status.clone().unwrap_or_default();
         let code = attribute(&span.attributes, "error.type").context("no error.type")?;
         ensure!(status.code() == StatusCode::Error && status.message.contains("from the fault proxy"), "{span:?}");
-        ensure!(code.contains("NonExistentQueue"), "{code}");
+        ensure!(code.contains("NonExistentQueue") && status.message.starts_with(&code), "{code}: {status:?}");
     }
     proxy.clear();
     bed.until_nothing_is_pending().await?;
@@ -190,7 +190,8 @@ async fn a_collector_that_hangs_delays_neither_messages_nor_the_end() -> Result<
     let (bed, collector) = (TestBed::new().await?, Collector::start().await?);
     let queue = bed.fifo("tickets").await?;
     collector.set(Manner::Hangs);
-    let relay = exporting(&bed, &collector).env("OTEL_EXPORTER_OTLP_TIMEOUT", "60000").start().await?;
+    let relay = exporting(&bed, &collector).env("OTEL_EXPORTER_OTLP_TIMEOUT", "60000");
+    let relay = relay.env("OTEL_BSP_MAX_QUEUE_SIZE", "3").start().await?;
     bed.enqueue_many("tickets", 500, 500).await?;
     collector.wait_for_requests(1).await?;
     bed.until_nothing_is_pending().await?;

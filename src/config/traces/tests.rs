@@ -125,6 +125,20 @@ fn the_memory_for_spans_follows_from_the_queue() {
     assert_eq!((batching.max_queue, batching.max_batch), (100, 100));
 }
 
+#[test]
+fn spans_take_their_memory_from_the_messages() {
+    let flags = crate::config::Flags::default()
+        .with("database-url", "postgres://app:secret@db:5432/lottery")
+        .with("destinations", "audit=https://sqs.eu-west-1.amazonaws.com/1/audit")
+        .with("memory", "160MiB");
+    let mut config = flags.relay().unwrap();
+    config.traces = None;
+    let without = config.memory_for_messages();
+    config.traces = Some(good(&[ENDPOINT]));
+    // Six tenths of 12 MiB.
+    assert_eq!((without - config.memory_for_messages()) >> 20, 7);
+}
+
 /// Variables with values that they must refuse.
 const REFUSED: [(&str, &[&str]); 14] = [
     (
