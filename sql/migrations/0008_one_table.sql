@@ -110,14 +110,14 @@ BEGIN
         FROM outbox.routes AS r
         WHERE r.aggregatetype = '*';
     END IF;
-    IF targets IS NULL OR NEW.aggregatetype IS NULL OR NEW.aggregateid IS NULL OR coalesce(NEW.type, '') = '' THEN
+    IF targets IS NULL OR coalesce(NEW.aggregatetype, '') = '' OR NEW.aggregateid IS NULL OR coalesce(NEW.type, '') = '' THEN
         CASE
             WHEN coalesce(NEW.aggregatetype, '') = '' THEN
                 problem := 'aggregatetype is empty';
                 hint := 'It names the kind of aggregate, for example Order, and chooses the destinations.';
             WHEN NEW.aggregateid IS NULL THEN
                 problem := 'aggregateid is null';
-                hint := 'It names the aggregate. If no order is needed, set is_grouped = false in outbox.routes.';
+                hint := 'It names the aggregate, for example 7, and is the group unless the route has is_grouped = false.';
             WHEN coalesce(NEW.type, '') = '' THEN
                 problem := 'type is empty';
                 hint := 'It names what has happened, for example OrderCreated.';

@@ -111,10 +111,12 @@ async fn a_type_without_a_route_is_refused_unless_there_is_one_for_all() -> Resu
 #[tokio::test]
 async fn what_a_row_lacks_is_named_with_the_remedy_and_nothing_is_written() -> Result<()> {
     let bed = routed().await?;
+    bed.client.batch_execute("INSERT INTO outbox.routes VALUES ('*', 'rest')").await?;
     let all = "id, aggregatetype, aggregateid, type, payload, metadata";
     let long = "x".repeat(256);
     for (values, code, part, has_hint) in [
         ("NULL, NULL, '1', 'T', '1', NULL", "23514", "aggregatetype is empty", true),
+        ("NULL, '', '1', 'T', '1', NULL", "23514", "aggregatetype is empty", true),
         ("NULL, 'Order', NULL, 'T', '1', NULL", "23514", "aggregateid is null", true),
         ("NULL, 'Order', '', 'T', '1', NULL", "23514", "a group of 0 bytes", true),
         ("NULL, 'Order', '1', '', '1', NULL", "23514", "type is empty", true),
