@@ -266,7 +266,8 @@ async fn first_to_end(vital: &mut Vital) -> anyhow::Error {
 fn announce(config: &RelayConfig, listener: &TcpListener) {
     tracing::info!(
         version = env!("BUILD_VERSION"),
-        database = %config.database.place_of_outbox(),
+        database = %config.database.place(),
+        schema = %config.database.schema,
         destinations = %names(config),
         listen = %listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string()),
         "outbox-relay starts"

@@ -160,7 +160,7 @@ async fn routes_that_lead_to_no_destination_of_this_relay_are_named_with_their_t
         "INSERT INTO outbox.routes VALUES ('Order', 'audit'), ('Order', 'mails'), ('*', 'mails'), ('Ticket', 'stock')";
     bed.client.batch_execute(routes).await?;
     let sentences = [
-        "! routes: *, Order lead to mails, which this relay does not serve\n    → add mails to OUTBOX_RELAY_DESTINATIONS",
+        "! routes: *, Order lead to mails, which this relay does not serve\n    → add mails to the destinations of this relay",
         "! routes: Ticket lead to stock, which this relay does not serve",
     ];
     ensure_says(&check.output(&["check"]).await?, 0, &sentences)?;

@@ -70,6 +70,8 @@ impl Ground {
             Ok(self.bed.relay().output(&["pause", "orders"]).await?.code == Some(0))
         })
         .await?;
+        // It looks every second or two.
+        relay.wait_for_log("paused; its messages wait").await?;
         Ok(relay)
     }
 

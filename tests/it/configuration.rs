@@ -113,8 +113,7 @@ async fn a_misspelt_variable_is_refused_with_the_right_one() -> Result<()> {
 
 #[tokio::test]
 async fn missing_required_settings_are_named() -> Result<()> {
-    for (name, argument) in [("DATABASE_URL", "run"), ("OUTBOX_RELAY_DESTINATIONS", "run"), ("DATABASE_URL", "migrate")]
-    {
+    for (name, argument) in [("DATABASE_URL", "run"), ("DATABASE_URL", "migrate")] {
         for command in [configured().without(name), configured().env(name, "")] {
             let ended = command.output(&[argument]).await?;
             ensure_refused(&ended)?;

@@ -136,7 +136,8 @@ async fn rows_for_debezium_arrive_once_and_in_order_when_it_is_left_and_when_it_
         Ok(before.replace(now) == now)
     })
     .await?;
-    ensure!(bed.pending().await? >= 40 && bed.delivered().await? == 0, "the relay has sent");
+    let (pending, delivered) = (bed.pending().await?, bed.delivered().await?);
+    ensure!(pending >= 40 && delivered == 0, "{pending} are pending, the relay has sent {delivered}");
     ground.resume().await?;
     eventually("the relay sends", || async { Ok(bed.delivered().await? >= 40) }).await?;
 
