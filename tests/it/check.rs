@@ -168,5 +168,5 @@ async fn routes_that_lead_to_no_destination_of_this_relay_are_named_with_their_t
     let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
     bed.client.batch_execute(&format!("REVOKE SELECT ON outbox.routes FROM rights_of_relay_{database}")).await?;
     let denied = check.output(&["check"]).await?;
-    ensure_says(&denied, 0, &["! routes: ", "permission denied", "    → run deploy/roles.sql"])
+    ensure_says(&denied, 0, &["! routes: ", "permission denied", "    → run "])
 }

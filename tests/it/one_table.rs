@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use tokio_postgres::Client;
 use tokio_postgres::error::DbError;
 
+use support::chosen_schema;
 use support::postgres::PASSWORD;
 use support::roles::Roles;
 use support::test_bed::{TestBed, connect};
@@ -93,8 +94,8 @@ async fn a_type_without_a_route_is_refused_unless_there_is_one_for_all() -> Resu
     let error = refused(&bed.client, &insert("Customer", "1")).await?;
     ensure!(error.message() == "impossible row: aggregatetype 'Customer' has no route", "{error:?}");
     let hint = error.hint().unwrap_or_default();
-    let remedy = "INSERT INTO outbox.routes (aggregatetype, destination) VALUES ('Customer', ";
-    ensure!(hint.starts_with(remedy) && error.code().code() == "23514", "{error:?}");
+    let remedy = chosen_schema()?.sql("INSERT INTO outbox.routes (aggregatetype, destination) VALUES ('Customer', ");
+    ensure!(hint.starts_with(&*remedy) && error.code().code() == "23514", "{error:?}");
     ensure!(bed.pending().await? == 0 && bed.count("SELECT count(*) FROM outbox.events").await? == 0);
     bed.client.batch_execute("INSERT INTO outbox.routes VALUES ('*', 'rest')").await?;
     bed.client.batch_execute(&insert("Customer", "1")).await?;
