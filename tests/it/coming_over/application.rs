@@ -42,6 +42,7 @@ impl Application {
                     let statement = statement(last.fetch_add(1, Ordering::Relaxed) + 1, &format!("g{aggregate}"));
                     client.batch_execute(&statement).await.with_context(|| statement)?;
                     written.fetch_add(1, Ordering::Relaxed);
+                    // Time is the subject: it writes at a pace, while the switch is made.
                     tokio::time::sleep(PAUSE).await;
                 }
                 Ok(())
@@ -92,6 +93,7 @@ impl OldWay {
         work.spawn(async move {
             while !stop.load(Ordering::Relaxed) {
                 step().await?;
+                // The pace of the old way; there is no state to wait for.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             Ok(())
