@@ -289,8 +289,9 @@ async function report(context, where, what, check, isThere, otherwise) {
   } catch (error) {
     [verdict, why] = ["error", `  (${error.cause?.message ?? error.message})`];
   }
-  context.verdicts.push(verdict);
-  console.log(`${verdict.padEnd(7)}  ${where}  ${what}${why}`);
+  const line = `${verdict.padEnd(7)}  ${where}  ${what}${why}`;
+  context.verdicts.push({ verdict, line });
+  console.log(line);
   return result;
 }
 
@@ -324,9 +325,11 @@ async function main() {
     panels.push(drawPanel(panel, series, context));
   }
   writeFileSync(output, drawPage(dashboard, panels, context));
-  const bad = context.verdicts.filter((verdict) => verdict !== "ok").length;
-  console.log(`${context.verdicts.length} asked, ${bad} without an answer to draw; ${output}`);
-  process.exitCode = bad > 0 || context.verdicts.length === 0 ? 1 : 0;
+  const bad = context.verdicts.filter(({ verdict }) => verdict !== "ok");
+  // Once more at the end, where whoever reads a long log looks.
+  bad.forEach(({ line }) => console.log(line));
+  console.log(`${context.verdicts.length} asked, ${bad.length} without an answer to draw; ${output}`);
+  process.exitCode = bad.length > 0 || context.verdicts.length === 0 ? 1 : 0;
 }
 
 await main().catch((error) => {
