@@ -89,7 +89,7 @@ impl Ceiling {
             let queue =
                 publisher::connect(&config.destinations, config.ca_bundle.as_deref(), config.tuning.request_timeout)
                     .await?
-                    .remove(0);
+                    .remove(0)?;
             let started = Instant::now();
             let mut requests = FuturesUnordered::new();
             let mut next = 1;

@@ -19,10 +19,10 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{ConfigError, Flags};
+use crate::config::{ConfigError, DatabaseConfig, Flags};
 use crate::daemon;
 use crate::http;
-use crate::metrics::{LOG_LEVELS, Metrics};
+use crate::metrics::{LOG_LEVELS, ProcessMetrics};
 use crate::outbox::{Outbox, OutboxError, script};
 use crate::publisher::Misconfigured;
 use crate::relay::Until;
@@ -204,7 +204,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Migrate { print: true } => {
             cli.flags.schema().map_err(Failure::from).map(|schema| say(&script(&schema)))
         }
-        Command::Migrate { print: false } => runtime.block_on(migrate(&cli.flags)),
+        Command::Migrate { print: false } => runtime.block_on(migrate_all(&cli.flags)),
         Command::Dead { verb } => runtime.block_on(dead::run(&cli.flags, verb)),
         Command::Quarantine { verb } => runtime.block_on(quarantine::run(&cli.flags, verb)),
         Command::Replay(replay) => runtime.block_on(replay::run(&cli.flags, replay)),
@@ -228,8 +228,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
 }
 
 async fn run(flags: &Flags, until: Until) -> Result<(), Failure> {
-    let config = flags.relay()?;
-    let metrics = Metrics::new().map_err(anyhow::Error::from)?;
+    let databases = wanted(flags)?;
+    let metrics = ProcessMetrics::new().map_err(anyhow::Error::from)?;
     let lines = LOG_LEVELS.map(|level| metrics.log_lines(level));
     install_logging(flags, move |level| {
         let is_level = |name: &&&str| name.eq_ignore_ascii_case(level.as_str());
@@ -237,11 +237,7 @@ async fn run(flags: &Flags, until: Until) -> Result<(), Failure> {
             lines[at].inc();
         }
     })?;
-    let settings = daemon::Settings {
-        relay: flags.shown_to_everybody(crate::logging::DEFAULT_FILTER)?,
-        surroundings: flags.connection()?.into_iter().chain(crate::config::surroundings()).collect(),
-    };
-    match daemon::run(config, settings, until, metrics).await? {
+    match daemon::run(databases, until, metrics).await? {
         daemon::Outcome::Done(ended) => {
             tracing::info!(delivered = ended.delivered, dead = ended.dead, "outbox-relay ends");
             if until == Until::Drained || (ended.dead == 0 && !ended.is_blocked && !ended.is_cut_short) {
@@ -261,9 +257,52 @@ async fn run(flags: &Flags, until: Until) -> Result<(), Failure> {
     }
 }
 
+/// What `run` serves. Mistakes that are the same for every database are told once.
+fn wanted(flags: &Flags) -> Result<Vec<daemon::Wanted>, ConfigError> {
+    let (mut wanted, mut mistakes): (Vec<daemon::Wanted>, Vec<String>) = (Vec::new(), Vec::new());
+    for flags in flags.each_database()? {
+        match flags.relay() {
+            Ok(config) => {
+                let settings = daemon::Settings {
+                    relay: flags.shown_to_everybody(crate::logging::DEFAULT_FILTER)?,
+                    surroundings: flags.connection()?.into_iter().chain(crate::config::surroundings()).collect(),
+                };
+                wanted.push(daemon::Wanted { config, settings });
+            }
+            Err(ConfigError(sentences)) => {
+                let is_new = |sentence: &String| !mistakes.contains(sentence);
+                let new: Vec<String> = sentences.into_iter().filter(is_new).collect();
+                mistakes.extend(new);
+            }
+        }
+    }
+    mistakes.extend(twice(&wanted));
+    if mistakes.is_empty() { Ok(wanted) } else { Err(ConfigError(mistakes)) }
+}
+
+/// Names of databases that are the same outbox.
+fn twice(wanted: &[daemon::Wanted]) -> Option<String> {
+    let databases: Vec<&DatabaseConfig> = wanted.iter().map(|wanted| &wanted.config.database).collect();
+    databases.iter().enumerate().find_map(|(at, one)| {
+        let other = databases[..at].iter().find(|other| other.place_of_outbox() == one.place_of_outbox())?;
+        let [other, one] = [other, one].map(|database| database.name.as_deref().unwrap_or_default());
+        Some(format!(
+            "DATABASE_URLS_FILE: {other} and {one} are the same outbox; keep one of them, or name its schema as NAME;schema=SCHEMA"
+        ))
+    })
+}
+
+/// Brings the schema of every database up to date.
+async fn migrate_all(flags: &Flags) -> Result<(), Failure> {
+    install_logging(flags, drop)?;
+    for flags in flags.each_database()? {
+        migrate(&flags).await?;
+    }
+    Ok(())
+}
+
 async fn migrate(flags: &Flags) -> Result<(), Failure> {
     let config = flags.database()?;
-    install_logging(flags, drop)?;
     let outbox = Outbox::new(&config, 1)?;
     let applied = match outbox.migrate().await {
         Err(error) if error.is_denied() => {

@@ -18,14 +18,15 @@ pub struct TooFew {
 
 /// Raises the limit as far as this process may. That is safe: no part of it uses select(2), for which the lower limit
 /// exists.
-pub fn raise_limit(config: &RelayConfig) -> Result<(), TooFew> {
+pub fn raise_limit<'a>(databases: impl IntoIterator<Item = &'a RelayConfig>) -> Result<(), TooFew> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: maximum, maximum };
     let limit = match setrlimit(Resource::Nofile, raised) {
         Ok(()) => maximum,
         Err(_) => current,
     };
-    let needed = (config.destinations.len() * config.tuning.max_in_flight) as u64 + OTHERS;
+    let requests = databases.into_iter().map(|config| config.destinations.len() * config.tuning.max_in_flight);
+    let needed = requests.sum::<usize>() as u64 + OTHERS;
     match limit.filter(|limit| *limit < needed) {
         Some(may_open) => Err(TooFew { may_open, needed }),
         None => Ok(()),

@@ -1,23 +1,28 @@
 //! Every metric, declared once: name, help text, labels, buckets. Those with series for each destination are in
-//! `by_destination.rs`.
+//! `by_destination.rs`, those of the process as a whole in `process.rs`.
 //!
 //! There are two kinds, which are never mixed: what the process did is counted where it happens; what is waiting is
 //! measured in the table by the janitor. Labels are `destination` and a bounded `reason`, never an id. Every series
 //! starts at 0, because `increase()` cannot see a counter that appears with a value.
+//!
+//! A process that serves several databases has a [`Metrics`] for each; then every series of it has the label `database`.
 
 mod by_destination;
 mod declare;
+mod process;
 
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use prometheus::proto::MetricFamily;
 use prometheus::{
-    Encoder as _, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder as _, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
 };
 
 use crate::message::FaultKind;
 use by_destination::ByDestination;
 use declare::Declare;
+pub use process::{LOG_LEVELS, ProcessMetrics, SPAN_STAGES};
 
 /// Content type of [`Metrics::render`]; Prometheus 3 refuses a scrape without one.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -55,19 +60,13 @@ const PREFIX: &str = "outbox_relay";
 
 const ENTRIES: [f64; 10] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
 
-/// Levels of log lines.
-pub const LOG_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
-
-/// Where a span can be dropped: it finds the queue full, or the collector does not take it.
-pub const SPAN_STAGES: [&str; 2] = ["queue", "export"];
-
 /// What can hold the vacuum horizon back, as named in `sql/queries/horizon.sql`.
 pub const HORIZON_KINDS: [&str; 4] = ["transaction", "prepared_transaction", "replication_slot", "standby"];
 
 /// The kinds that PostgreSQL shows only to members of `pg_read_all_stats`.
 pub const HORIZON_KINDS_OF_OTHERS: [&str; 2] = ["transaction", "standby"];
 
-/// All metrics of the process and their registry.
+/// The metrics of one database and their registry.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -81,10 +80,6 @@ pub struct Metrics {
     /// Connections to PostgreSQL that this process may open.
     pub connections_max: IntGauge,
     connections: IntGaugeVec,
-    log_lines: IntCounterVec,
-    /// Spans that the collector took.
-    pub spans_exported: IntCounter,
-    spans_dropped: IntCounterVec,
     /// Pending messages of destinations that no running relay serves.
     pub unserved: IntGauge,
     by_destination: ByDestination,
@@ -182,13 +177,14 @@ impl DestinationMetrics {
 }
 
 impl Metrics {
-    /// Declares everything in a registry of its own.
+    /// Declares everything in a registry of its own, for a database that may have a name.
     ///
     /// # Errors
     ///
     /// When a declaration is wrong, which is an error of this file.
-    pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new_custom(Some(PREFIX.to_owned()), None)?;
+    pub fn new(database: Option<&str>) -> Result<Self, prometheus::Error> {
+        let label = database.map(|name| HashMap::from([("database".to_owned(), name.to_owned())]));
+        let registry = Registry::new_custom(Some(PREFIX.to_owned()), label)?;
         let new = Declare { registry: &registry };
         let metrics = Self {
             by_destination: ByDestination::declare(&new)?,
@@ -215,16 +211,8 @@ impl Metrics {
                 "unserved_messages",
                 "Pending messages of destinations that no running relay serves, counted up to 100000 for each.",
             )?,
-            log_lines: new.counters("log_lines_total", "Lines logged, by level.", &["level"])?,
-            spans_exported: new.counter("spans_exported_total", "Spans that the OpenTelemetry collector took.")?,
-            spans_dropped: new.counters(
-                "spans_dropped_total",
-                "Spans that were dropped, by stage: queue if it was full, export if the collector did not take them.",
-                &["stage"],
-            )?,
             registry: registry.clone(),
         };
-        metrics.register_process()?;
         metrics.init();
         Ok(metrics)
     }
@@ -233,8 +221,6 @@ impl Metrics {
     fn init(&self) {
         HORIZON_KINDS.iter().for_each(|kind| self.horizon_age(kind).set(0.0));
         self.set_connections(0, 0);
-        LOG_LEVELS.iter().for_each(|level| self.log_lines(level).reset());
-        SPAN_STAGES.iter().for_each(|stage| self.spans_dropped(stage).reset());
     }
 
     /// Age of the oldest holder of a kind, one of [`HORIZON_KINDS`].
@@ -262,26 +248,6 @@ impl Metrics {
             // The series does not exist if the destination was not paused before.
             None => drop(self.paused_since.remove_label_values(&[destination])),
         }
-    }
-
-    /// Lines of a level, one of [`LOG_LEVELS`].
-    pub fn log_lines(&self, level: &str) -> IntCounter {
-        self.log_lines.with_label_values(&[level])
-    }
-
-    /// Spans dropped at a stage, one of [`SPAN_STAGES`].
-    pub fn spans_dropped(&self, stage: &str) -> IntCounter {
-        self.spans_dropped.with_label_values(&[stage])
-    }
-
-    fn register_process(&self) -> Result<(), prometheus::Error> {
-        let build = IntGauge::with_opts(
-            Opts::new("build_info", "Always 1; the labels tell the build.")
-                .const_label("version", env!("CARGO_PKG_VERSION"))
-                .const_label("revision", env!("BUILD_REVISION")),
-        )?;
-        build.set(1);
-        self.registry.register(Box::new(build))
     }
 
     /// The series of a destination, started at 0.
@@ -373,12 +339,8 @@ impl Metrics {
         self.backlog_probe.set(now());
     }
 
-    /// The text that Prometheus scrapes.
-    ///
-    /// # Errors
-    ///
-    /// When a metric cannot be written, which is an error of this file.
-    pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+    /// What there is to scrape now.
+    fn gather(&self) -> Vec<MetricFamily> {
         let mut families = self.registry.gather();
         // This holds before the first probe as well: otherwise a relay that starts would show an empty outbox at first.
         if self.measured_ago().is_none() {
@@ -388,12 +350,40 @@ impl Metrics {
             };
             families.retain(|family| !is_measured(family.name()));
         }
-        // The metrics of the process collector have no prefix: process_* is a reserved family that all exporters share.
-        families.extend(prometheus::default_registry().gather());
-        let mut text = Vec::with_capacity(16 * 1024);
-        TextEncoder::new().encode(&families, &mut text)?;
-        Ok(text)
+        // The registry adds the name of the database behind the other labels.
+        for metric in families.iter_mut().flat_map(MetricFamily::mut_metric) {
+            let mut labels = metric.take_label();
+            labels.sort();
+            metric.set_label(labels);
+        }
+        families
     }
+}
+
+/// The text that Prometheus scrapes: the series of the process and of these databases.
+///
+/// # Errors
+///
+/// When a metric cannot be written, which is an error of this file.
+pub fn render<'a>(
+    process: &ProcessMetrics,
+    databases: impl IntoIterator<Item = &'a Metrics>,
+) -> Result<Vec<u8>, prometheus::Error> {
+    // The lines of a family stay together, whichever database they are about.
+    let mut families: BTreeMap<String, MetricFamily> = BTreeMap::new();
+    let of_databases = databases.into_iter().flat_map(Metrics::gather);
+    for mut family in process.registry.gather().into_iter().chain(of_databases) {
+        match families.get_mut(family.name()) {
+            Some(known) => known.mut_metric().extend(family.take_metric()),
+            None => drop(families.insert(family.name().to_owned(), family)),
+        }
+    }
+    let mut families: Vec<MetricFamily> = families.into_values().collect();
+    // The metrics of the process collector have no prefix: process_* is a reserved family that all exporters share.
+    families.extend(prometheus::default_registry().gather());
+    let mut text = Vec::with_capacity(16 * 1024);
+    TextEncoder::new().encode(&families, &mut text)?;
+    Ok(text)
 }
 
 /// Seconds since 1970.
@@ -402,55 +392,4 @@ fn now() -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_series_of_a_destination_starts_at_zero() {
-        let metrics = Metrics::new().unwrap();
-        metrics.destination("tickets");
-        metrics.has_measured();
-        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
-        for line in [
-            "outbox_relay_delivered_messages_total{destination=\"tickets\"} 0",
-            "outbox_relay_retries_total{destination=\"tickets\",reason=\"throttle\"} 0",
-            "outbox_relay_dead_lettered_total{destination=\"tickets\",reason=\"message_permanent\"} 0",
-            "outbox_relay_request_failures_total{destination=\"tickets\",reason=\"outage\"} 0",
-            "outbox_relay_possible_duplicates_total{destination=\"tickets\"} 0",
-            "outbox_relay_lag_seconds{destination=\"tickets\"} 0",
-            "outbox_relay_delivery_latency_seconds_count{destination=\"tickets\"} 0",
-        ] {
-            assert!(text.contains(line), "missing: {line}\n{text}");
-        }
-        assert!(text.contains("process_resident_memory_bytes"));
-    }
-
-    #[test]
-    fn a_destination_that_is_forgotten_leaves_no_series() {
-        let metrics = Metrics::new().unwrap();
-        metrics.destination("tickets");
-        metrics.destination("audit");
-        metrics.set_paused("tickets", Some(Duration::from_secs(1)));
-        metrics.has_measured();
-        metrics.forget("tickets");
-        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
-        assert!(!text.contains("tickets") && text.contains("audit"), "{text}");
-    }
-
-    #[test]
-    fn measured_values_are_shown_only_while_the_last_probe_is_recent() {
-        let metrics = Metrics::new().unwrap();
-        metrics.destination("tickets").dead.set(5);
-        let shows = |name: &str| {
-            String::from_utf8(metrics.render().unwrap()).unwrap().contains(&format!("\n# TYPE outbox_relay_{name} "))
-        };
-        assert!(MEASURED.iter().all(|name| !shows(name)));
-        metrics.has_measured();
-        assert!(MEASURED.iter().all(|name| shows(name)));
-        metrics.backlog_probe.set(now() - 59.0);
-        assert!(shows("dead_messages"));
-        metrics.backlog_probe.set(now() - 61.0);
-        assert!(MEASURED.iter().all(|name| !shows(name)));
-        assert!(shows("delivered_messages_total"), "counters stay");
-    }
-}
+mod tests;

@@ -57,12 +57,16 @@ struct Finding {
 }
 
 /// The results of all checks so far.
-#[derive(Debug, Default)]
-struct Findings(Vec<Finding>);
+#[derive(Debug)]
+struct Findings {
+    /// The name of the database, if there may be several.
+    database: Option<String>,
+    all: Vec<Finding>,
+}
 
 impl Findings {
     fn add(&mut self, what: impl Into<String>, verdict: Verdict, says: impl Into<String>, remedy: impl Into<String>) {
-        self.0.push(Finding { what: what.into(), verdict, says: says.into(), remedy: remedy.into() });
+        self.all.push(Finding { what: what.into(), verdict, says: says.into(), remedy: remedy.into() });
     }
 
     fn good(&mut self, what: impl Into<String>, says: impl Into<String>) {
@@ -75,7 +79,7 @@ impl Findings {
     }
 
     fn is_bad(&self) -> bool {
-        self.0.iter().any(|finding| finding.verdict == Verdict::Bad)
+        self.all.iter().any(|finding| finding.verdict == Verdict::Bad)
     }
 
     fn text(&self) -> String {
@@ -89,27 +93,55 @@ impl Findings {
             let remedy = if remedy.is_empty() { String::new() } else { format!("\n    → {remedy}") };
             format!("{sign} {what}: {says}{remedy}\n")
         };
-        self.0.iter().map(line).collect()
+        let heading = self.database.iter().map(|name| format!("database {name}\n"));
+        heading.chain(self.all.iter().map(line)).collect()
     }
 
-    fn json(&self) -> String {
+    fn objects(&self) -> Vec<String> {
         let object = |finding: &Finding| {
             let verdict = match finding.verdict {
                 Verdict::Good => "good",
                 Verdict::Warning => "warning",
                 Verdict::Bad => "bad",
             };
-            json!({"check": finding.what, "verdict": verdict, "says": finding.says, "remedy": finding.remedy})
-                .to_string()
+            let mut object =
+                json!({"check": finding.what, "verdict": verdict, "says": finding.says, "remedy": finding.remedy});
+            if let Some(database) = &self.database {
+                object["database"] = json!(database);
+            }
+            object.to_string()
         };
-        format!("[{}]\n", self.0.iter().map(object).collect::<Vec<_>>().join(",\n "))
+        self.all.iter().map(object).collect()
     }
 }
 
-/// Runs all checks; `asks_identity` is whether STS is asked whose the credentials are.
+/// Runs all checks for every database; `asks_identity` is whether STS is asked whose the credentials are.
 pub(super) async fn run(flags: &Flags, json: bool, asks_identity: bool) -> Result<(), Failure> {
-    let mut findings = Findings::default();
-    let mut is_misconfigured = false;
+    let (mut objects, mut is_misconfigured, mut is_bad) = (Vec::new(), false, false);
+    let each = match flags.each_database() {
+        Ok(each) => each,
+        // The checks tell it in their own way.
+        Err(_) => vec![flags.clone()],
+    };
+    for flags in each {
+        let mut findings = Findings { database: flags.chosen_database().map(str::to_owned), all: Vec::new() };
+        is_misconfigured |= !check_all(&flags, asks_identity, &mut findings).await;
+        is_bad |= findings.is_bad();
+        if json { objects.extend(findings.objects()) } else { say(&findings.text()) }
+    }
+    if json {
+        say(&format!("[{}]\n", objects.join(",\n ")));
+    }
+    match (is_misconfigured, is_bad) {
+        // The errors have been printed; the exit code is that of any command with such a configuration.
+        (true, _) => Err(Failure::Configuration(ConfigError(Vec::new()))),
+        (false, true) => Err(Failure::Silent),
+        (false, false) => Ok(()),
+    }
+}
+
+/// Runs all checks for a database; returns whether its configuration can be used.
+async fn check_all(flags: &Flags, asks_identity: bool, findings: &mut Findings) -> bool {
     match flags.relay() {
         Ok(config) => {
             findings.good(
@@ -120,29 +152,23 @@ pub(super) async fn run(flags: &Flags, json: bool, asks_identity: bool) -> Resul
                     format!("{} destination(s)", config.destinations.len())
                 },
             );
-            check_database(&config.database, &mut findings).await;
-            let config = table::check(config, &mut findings).await;
-            routes::check(&config, &mut findings).await;
-            targets::check(&config, asks_identity, &mut findings).await;
-            collector::check(config.traces.as_ref(), &mut findings).await;
+            check_database(&config.database, findings).await;
+            let config = table::check(config, findings).await;
+            routes::check(&config, findings).await;
+            targets::check(&config, asks_identity, findings).await;
+            collector::check(config.traces.as_ref(), findings).await;
+            true
         }
         Err(ConfigError(problems)) => {
-            is_misconfigured = true;
             for problem in problems {
                 findings.add("configuration", Verdict::Bad, problem, "");
             }
             // The database comes first when one sets things up.
             if let Ok(database) = flags.database() {
-                check_database(&database, &mut findings).await;
+                check_database(&database, findings).await;
             }
+            false
         }
-    }
-    say(&if json { findings.json() } else { findings.text() });
-    match (is_misconfigured, findings.is_bad()) {
-        // The errors have been printed; the exit code is that of any command with such a configuration.
-        (true, _) => Err(Failure::Configuration(ConfigError(Vec::new()))),
-        (false, true) => Err(Failure::Silent),
-        (false, false) => Ok(()),
     }
 }
 

@@ -90,12 +90,18 @@ struct Told {
 }
 
 pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
-    let outbox = Outbox::new(&flags.database()?, 1)?;
+    let database = flags.database()?;
+    let outbox = Outbox::new(&database, 1)?;
     outbox.check_schema().await?;
     let address = where_to_ask(flags)?;
+    // A relay with several databases has a page for each.
+    let page = match &database.name {
+        Some(name) => format!("/databases/{name}/status.json"),
+        None => "/status.json".to_owned(),
+    };
     let mut floors = HashMap::new();
     loop {
-        let seen = look(&outbox, &mut floors, address).await;
+        let seen = look(&outbox, &mut floors, (address, &page)).await;
         if status.watch {
             // A failover is one of the things to watch, so this continues.
             let text = seen.as_ref().map_or_else(|error| format!("{error}; looking again\n"), as_text);
@@ -110,7 +116,11 @@ pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
     }
 }
 
-async fn look(outbox: &Outbox, floors: &mut HashMap<String, Floors>, address: SocketAddr) -> Result<Seen, OutboxError> {
+async fn look(
+    outbox: &Outbox,
+    floors: &mut HashMap<String, Floors>,
+    (address, page): (SocketAddr, &str),
+) -> Result<Seen, OutboxError> {
     let lines = measure(outbox, floors).await?;
     let relays = outbox.relays().await?;
     let replays = match outbox.replays().await {
@@ -119,7 +129,7 @@ async fn look(outbox: &Outbox, floors: &mut HashMap<String, Floors>, address: So
         replays => replays?,
     };
     let here = http::ask(address, "/readyz").await.ok();
-    let page = if here.is_some() { http::ask(address, "/status.json").await.ok() } else { None };
+    let page = if here.is_some() { http::ask(address, page).await.ok() } else { None };
     let page = page.filter(|(status, _)| *status == 200).map(|(_, text)| Page::read(&text)).unwrap_or_default();
     // Another outbox of the database may have destinations of the same names.
     let (here, elsewhere, told) = match page.schema {

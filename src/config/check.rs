@@ -69,7 +69,7 @@ pub(super) fn unknown_variable(name: &str) -> Option<String> {
         return None;
     }
     // The variables of the database have no prefix.
-    let others = ["DATABASE_URL", "DATABASE_URL_FILE"];
+    let others = ["DATABASE_URL", "DATABASE_URL_FILE", "DATABASE_URLS_FILE"];
     if let Some(other) = others.iter().find(|other| **other == rest) {
         return Some(format!("{name} is not a variable of outbox-relay; did you mean {other}?"));
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use clap::{Arg, ArgMatches, Command};
 
-use super::setting::{ALL, DATABASE_URL, DATABASE_URL_FILE, Info, Row, present};
+use super::setting::{ALL, DATABASE, DATABASE_URL, DATABASE_URL_FILE, DATABASE_URLS_FILE, Info, Row, present};
+use super::{ConfigError, database};
 
 /// Every setting as text. Empty counts as not set.
 #[derive(Clone, Default)]
@@ -30,7 +31,25 @@ impl Flags {
 
     /// Whether a database was named by a flag, a variable or a file, apart from libpq's own variables.
     pub fn has_database(&self) -> bool {
-        [&DATABASE_URL.info, &DATABASE_URL_FILE.info].iter().any(|info| self.text(info).is_some())
+        let settings = [&DATABASE_URL.info, &DATABASE_URL_FILE.info, &DATABASE_URLS_FILE.info];
+        settings.iter().any(|info| self.text(info).is_some())
+    }
+
+    /// The flags for each database that they name: these, unless `DATABASE_URLS_FILE` has several and none was chosen.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be used.
+    pub fn each_database(&self) -> Result<Vec<Flags>, ConfigError> {
+        let (file, chosen) = (self.text(&DATABASE_URLS_FILE.info), self.text(&DATABASE.info));
+        let Some(path) = file.filter(|_| chosen.is_none()) else { return Ok(vec![self.clone()]) };
+        let names = database::names(path).map_err(|problem| ConfigError(vec![problem]))?;
+        Ok(names.iter().map(|name| self.clone().with(DATABASE.info.name, name)).collect())
+    }
+
+    /// The chosen database of `DATABASE_URLS_FILE`.
+    pub fn chosen_database(&self) -> Option<&str> {
+        self.text(&DATABASE.info)
     }
 
     /// The text that was given for a setting, if any.

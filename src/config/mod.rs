@@ -230,6 +230,8 @@ impl Flags {
         let given = database::Given {
             url: text(&setting::DATABASE_URL),
             file: text(&setting::DATABASE_URL_FILE),
+            urls_file: text(&setting::DATABASE_URLS_FILE),
+            chosen: text(&setting::DATABASE),
             password_command: text(&setting::DATABASE_PASSWORD_COMMAND),
             auth,
             ca_bundle,

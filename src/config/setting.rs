@@ -189,6 +189,14 @@ settings! {
     DATABASE_URL_FILE: &'static str = text(Info { is_secret: true, ..info(
         "database-url-file", "DATABASE_URL_FILE", "PATH", "A file that holds the DATABASE_URL, for mounted secrets",
     ) }, "");
+    DATABASE_URLS_FILE: &'static str = text(Info { is_secret: true, ..info(
+        "database-urls-file", "DATABASE_URLS_FILE", "PATH",
+        "A file with a line NAME URL for each database, if one process serves several; NAME becomes the label `database`",
+    ) }, "");
+    DATABASE: &'static str = text(info(
+        "database", "OUTBOX_RELAY_DATABASE", "NAME",
+        "The database of DATABASE_URLS_FILE that a command is for; without it, `run`, `check` and `migrate` take all of them",
+    ), "");
     DATABASE_PASSWORD_COMMAND: &'static str = text(Info { is_secret: true, ..info(
         "database-password-command", "OUTBOX_RELAY_DATABASE_PASSWORD_COMMAND", "COMMAND",
         "A program and its arguments that print the password; it runs for each new connection, without a shell",

@@ -2,7 +2,7 @@
 
 use super::problems::{ConfigError, Problems};
 use super::setting::{self, Info, Setting};
-use super::{Adjustable, DestinationConfig, Flags, Tuning};
+use super::{Adjustable, DatabaseConfig, DestinationConfig, Flags, Tuning};
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,11 +61,13 @@ impl Flags {
     pub fn shown(&self, default_filter: &str) -> Result<Vec<Shown>, ConfigError> {
         let config = self.relay()?;
         let tuning = config.tuning;
-        let has_file = self.text(&setting::DATABASE_URL_FILE.info).is_some();
-        let database = if has_file { &setting::DATABASE_URL_FILE } else { &setting::DATABASE_URL };
+        let files = [&setting::DATABASE_URLS_FILE, &setting::DATABASE_URL_FILE];
+        let file = files.into_iter().find(|setting| self.text(&setting.info).is_some());
+        let database = file.unwrap_or(&setting::DATABASE_URL);
         let filter = self.text(&setting::LOG_FILTER.info).unwrap_or(default_filter).to_owned();
         let mut all = vec![
             self.line(&database.info, config.database.place()),
+            self.name_of(&config.database),
             self.line(&setting::DATABASE_PASSWORD_COMMAND.info, self.command()),
             self.row(&setting::DATABASE_AUTH, &Problems::default().read(self, &setting::DATABASE_AUTH)),
             self.row(&setting::DATABASE_CONNECTION_MAX_AGE, &config.database.connection_max_age),
@@ -122,6 +124,13 @@ impl Flags {
 
     fn row<T: PartialOrd + Clone>(&self, setting: &Setting<T>, value: &T) -> Shown {
         self.line(&setting.info, setting.shown(value))
+    }
+
+    /// The name of the database, which the file gives it; a flag or a variable only chooses it.
+    fn name_of(&self, database: &DatabaseConfig) -> Shown {
+        let name = database.name.as_deref().unwrap_or_default().to_owned();
+        let origin = database.name.as_ref().map_or(Origin::Default, |_| Origin::Named("DATABASE_URLS_FILE".to_owned()));
+        Shown { origin, ..self.line(&setting::DATABASE.info, name) }
     }
 
     /// The program that prints the password; its arguments may be secret.

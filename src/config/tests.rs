@@ -31,7 +31,7 @@ fn the_defaults_are_those_of_the_table() {
 }
 
 /// Each setting with values it must refuse.
-const REFUSED: [(&str, &[&str]); 20] = [
+const REFUSED: [(&str, &[&str]); 21] = [
     ("batch-size", &["0", "10001", "-1", "many", "1.5"]),
     ("request-size", &["0", "11", "ten"]),
     ("max-in-flight", &["0", "1025", "x"]),
@@ -49,6 +49,7 @@ const REFUSED: [(&str, &[&str]); 20] = [
     ("log-format", &["xml"]),
     ("database-auth", &["iam", "Password", "rds-iam"]),
     ("database-connection-max-age", &["30", "0s", "2days"]),
+    ("database", &["orders"]),
     ("schema", &["Outbox", "my-outbox", "pg_outbox", "select"]),
     ("database-password-command", &["cat /run/password"]),
     ("destinations", &["tickets", "tickets=", "=https://h/q", "t=ftp://h/q", "t=https://h", "a b=https://h/q", ","]),

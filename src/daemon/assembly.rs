@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use super::say_if_too_few_files;
 use super::table::{Source, Table};
 use crate::board::Board;
 use crate::clock::Time;
-use crate::config::{ConfiguredDestinations, DestinationConfig, RelayConfig, Shown as Setting};
+use crate::config::{ConfiguredDestinations, RelayConfig, Shown as Setting};
 use crate::health::{Dependency, Expectation, Health, Heartbeat};
 use crate::http::Shown;
 use crate::janitor::{Janitor, Served};
@@ -25,14 +26,16 @@ pub struct Settings {
     pub surroundings: Vec<Setting>,
 }
 
-/// What stays the same while destinations change.
+/// What stays the same for a database while its destinations change.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(super) struct Setup {
     pub(super) config: RelayConfig,
     pub(super) settings: Settings,
     pub(super) until: Until,
     pub(super) metrics: Arc<Metrics>,
     pub(super) spans: Spans,
+    /// For the messages of all databases of the process.
+    pub(super) memory: Arc<MemoryBudget>,
     pub(super) started: Time,
 }
 
@@ -64,14 +67,18 @@ fn connections(destinations: usize) -> usize {
 /// # Errors
 ///
 /// When something cannot be set up.
-pub(super) async fn assemble(process: &Process, table: Option<ConfiguredDestinations>) -> anyhow::Result<Assembly> {
-    let (metrics, board, health) = (Arc::clone(&process.metrics), Arc::new(Board::default()), Health::default());
+pub(super) async fn assemble(setup: &Setup, table: Option<ConfiguredDestinations>) -> anyhow::Result<Assembly> {
+    let (metrics, board, health) = (Arc::clone(&setup.metrics), Arc::new(Board::default()), Health::default());
     let health = Arc::new(health);
-    let follows_the_table = process.config.follows_the_table();
+    let follows_the_table = setup.config.follows_the_table();
     let config = table
         .as_ref()
-        .map_or_else(|| process.config.clone(), |table| process.config.with_destinations(table.served.clone()));
+        .map_or_else(|| setup.config.clone(), |table| setup.config.with_destinations(table.served.clone()));
     let (config, publishers, unusable) = connect(config, follows_the_table).await?;
+    if table.is_some() {
+        // The start could not know them.
+        say_if_too_few_files([&config]);
+    }
     let database = health.dependency("database", Expectation::Answered);
     let outbox = Outbox::new(&config.database, connections(config.destinations.len()))?;
     let all: Vec<Arc<str>> = config.destinations.iter().map(|one| Arc::from(one.name.as_str())).collect();
@@ -83,25 +90,25 @@ pub(super) async fn assemble(process: &Process, table: Option<ConfiguredDestinat
     let heartbeat = health.heartbeat("control poller");
     let control =
         ControlPoller::new(outbox.clone(), series.clone(), Arc::clone(&metrics), Arc::clone(&board), heartbeat);
-    let parts = Parts { config: &config, outbox: &outbox, metrics: &metrics, health: &health, database: &database };
-    let (relays, served, watched) = parts.relays(series, publishers, (&poller, &control), &process.spans).await;
+    let parts = Parts { config: &config, outbox: &outbox, setup, health: &health, database: &database };
+    let (relays, served, watched) = parts.relays(series, publishers, (&poller, &control)).await;
     let is_known = !follows_the_table || table.is_some();
     let source = if follows_the_table {
         Source::Table(Table {
             outbox: outbox.clone(),
             known: table,
             unusable,
-            until: process.until,
+            until: setup.until,
             board: Arc::clone(&board),
             metrics: Arc::clone(&metrics),
             database: database.reporter(),
             heartbeat: health.heartbeat("table of destinations"),
         })
     } else {
-        Source::Environment { outbox: outbox.clone(), destinations: config.destinations.clone() }
+        Source::Environment { outbox: outbox.clone(), config: Box::new(config.clone()) }
     };
     let page = Page::new(Sources {
-        given: given(process),
+        given: given(setup),
         destinations: watched,
         metrics: Arc::clone(&metrics),
         health: Arc::clone(&health),
@@ -121,33 +128,32 @@ async fn connect(
     config: RelayConfig,
     follows_the_table: bool,
 ) -> Result<(RelayConfig, Vec<Publisher>, Vec<String>), Misconfigured> {
-    let connect = async |destinations: &[DestinationConfig]| {
-        publisher::connect(destinations, config.ca_bundle.as_deref(), config.tuning.request_timeout).await
-    };
-    match connect(&config.destinations).await {
-        Ok(publishers) => return Ok((config, publishers, Vec::new())),
-        Err(error) if !follows_the_table => return Err(error),
-        Err(_) => {}
+    let made =
+        publisher::connect(&config.destinations, config.ca_bundle.as_deref(), config.tuning.request_timeout).await?;
+    if !follows_the_table {
+        return Ok((config, publisher::all(made)?, Vec::new()));
     }
-    let (mut usable, mut unusable) = (Vec::new(), Vec::new());
-    for destination in &config.destinations {
-        match connect(std::slice::from_ref(destination)).await {
-            Ok(_) => usable.push(destination.clone()),
+    let (mut usable, mut publishers, mut unusable) = (Vec::new(), Vec::new(), Vec::new());
+    for (destination, made) in config.destinations.iter().zip(made) {
+        match made {
+            Ok(publisher) => {
+                usable.push(destination.clone());
+                publishers.push(publisher);
+            }
             Err(error) => {
                 tracing::warn!(destination = destination.name, "a row of outbox.destinations is left out: {error}");
                 unusable.push(destination.name.clone());
             }
         }
     }
-    let publishers = connect(&usable).await?;
-    Ok((config.with_destinations(usable), publishers, unusable))
+    Ok((RelayConfig { destinations: usable, ..config }, publishers, unusable))
 }
 
 /// What the relays of all destinations share.
 struct Parts<'a> {
     config: &'a RelayConfig,
     outbox: &'a Outbox,
-    metrics: &'a Arc<Metrics>,
+    setup: &'a Setup,
     health: &'a Health,
     database: &'a Arc<Dependency>,
 }
@@ -159,11 +165,10 @@ impl Parts<'_> {
         series: Vec<(Arc<str>, DestinationMetrics)>,
         publishers: Vec<Publisher>,
         (poller, control): (&Poller, &ControlPoller),
-        spans: &Spans,
     ) -> (Vec<Relay>, Vec<Served>, Vec<Watched>) {
-        let Self { config, outbox, metrics, health, database } = self;
+        let Self { config, outbox, setup, health, database } = self;
+        let (metrics, spans) = (&setup.metrics, &setup.spans);
         let keep = if config.delivered_retention.is_zero() { Keep::Nothing } else { Keep::Delivered };
-        let memory = MemoryBudget::new(config.memory_for_messages());
         let (mut relays, mut served, mut watched) = (Vec::new(), Vec::new(), Vec::new());
         for (((name, own), publisher), configured) in series.into_iter().zip(publishers).zip(&config.destinations) {
             own.up.set(1);
@@ -193,7 +198,7 @@ impl Parts<'_> {
             } else {
                 Tracer::default()
             };
-            let (outbox, memory) = ((*outbox).clone(), memory.share());
+            let (outbox, memory) = ((*outbox).clone(), setup.memory.share());
             let parts =
                 Destination { name, outbox, publisher, metrics: own, tracer, tuning: config.tuning, keep, memory };
             relays.push(Relay::new(parts, reports, poller.signal(), handle));
@@ -203,9 +208,10 @@ impl Parts<'_> {
 }
 
 /// What the page shows of the configuration.
-fn given(process: &Process) -> Given {
-    let Process { config, settings, started, .. } = process;
+fn given(setup: &Setup) -> Given {
+    let Setup { config, settings, started, .. } = setup;
     Given {
+        name: config.database.name.clone(),
         relay: config.database.application_name.clone(),
         started: *started,
         database: config.database.place_of_outbox(),

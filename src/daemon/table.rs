@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::board::Board;
-use crate::config::{ConfiguredDestinations, DestinationConfig, Difference, RefusedRow};
+use crate::config::{ConfiguredDestinations, Difference, RefusedRow, RelayConfig};
 use crate::health::{Dependency, Heartbeat};
 use crate::metrics::Metrics;
 use crate::outbox::{Outbox, OutboxError};
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) enum Source {
     /// `OUTBOX_RELAY_DESTINATIONS`.
-    Environment { outbox: Outbox, destinations: Vec<DestinationConfig> },
+    Environment { outbox: Outbox, config: Box<RelayConfig> },
     /// `outbox.destinations`.
     Table(Table),
 }
@@ -52,8 +52,8 @@ impl Source {
     pub(super) async fn changed(self) -> Result<ConfiguredDestinations, OutboxError> {
         match self {
             Self::Table(table) => table.changed().await,
-            Self::Environment { outbox, destinations } => {
-                say_what_is_overridden(&outbox, &destinations).await;
+            Self::Environment { outbox, config } => {
+                say_what_is_overridden(&outbox, &config).await;
                 std::future::pending().await
             }
         }
@@ -139,7 +139,7 @@ fn say_what_changed(before: Option<&ConfiguredDestinations>, now: &ConfiguredDes
 
 /// Says once which rows the environment overrides, as soon as the table can be read. The relays report a database that
 /// cannot be used.
-async fn say_what_is_overridden(outbox: &Outbox, destinations: &[DestinationConfig]) {
+async fn say_what_is_overridden(outbox: &Outbox, config: &RelayConfig) {
     let rows = loop {
         match read(outbox).await {
             Ok(rows) => break rows,
@@ -151,7 +151,8 @@ async fn say_what_is_overridden(outbox: &Outbox, destinations: &[DestinationConf
     };
     let number = rows.served.len() + rows.refused.len();
     if number > 0 {
-        let difference = Difference::between(&rows.served, destinations);
+        let in_table = config.with_destinations(rows.served);
+        let difference = Difference::between(&in_table.destinations, &config.destinations);
         let differing = difference.names().join(",");
         tracing::info!(rows = number, differing, "OUTBOX_RELAY_DESTINATIONS overrides outbox.destinations");
     }

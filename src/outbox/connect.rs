@@ -11,6 +11,7 @@ use deadpool_postgres::ClientWrapper;
 use tokio_postgres::NoTls;
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use super::dial::{self, DialError, Session};
 use super::error::OutboxError;
@@ -176,7 +177,8 @@ impl Manager {
                 }
                 None => {
                     let maker = Arc::clone(&self.0);
-                    let made = tokio::spawn(async move { maker.make().await });
+                    // In the span of the database, whose name belongs into its log lines.
+                    let made = tokio::spawn(async move { maker.make().await }.in_current_span());
                     state.renewal = Some(AbortOnDropHandle::new(made));
                     None
                 }

@@ -15,6 +15,7 @@ pub(super) fn text(view: &View) -> String {
         "at": words::stamp(view.now),
         "started_at": words::stamp(view.started),
         "database": {
+            "name": view.name,
             "place": view.database.place,
             "schema": view.database.schema,
             "server": view.database.server,

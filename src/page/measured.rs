@@ -14,6 +14,8 @@ pub(super) struct Measured {
     pub(super) now: SystemTime,
     pub(super) running_for: Duration,
     /// The relay's name at PostgreSQL.
+    /// The name of the database, if the process has several.
+    pub(super) name: Option<String>,
     pub(super) relay: String,
     pub(super) database: Database,
     /// How long ago the table was measured; `None` if its results must not be shown any more.

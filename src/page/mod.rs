@@ -16,6 +16,7 @@ mod problems;
 mod runbook;
 #[cfg(test)]
 mod samples;
+mod summary;
 mod words;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,6 +37,7 @@ use crate::settings::{self, Known};
 
 use history::{History, Point};
 use measured::{Database, Destination, Measured, Ongoing};
+use summary::Summary;
 
 /// How long a page that was made is shown to everybody who asks: however many ask, making it costs little.
 const KEPT_FOR: Duration = Duration::from_secs(1);
@@ -70,6 +72,8 @@ pub struct Watched {
 /// What the relay was started with. No secret may be in it: everybody who reaches the port can read the page.
 #[derive(Debug)]
 pub struct Given {
+    /// The name of the database, if the process has several.
+    pub name: Option<Arc<str>>,
     /// The relay's name at PostgreSQL.
     pub relay: String,
     /// When the process started.
@@ -111,16 +115,20 @@ pub struct Page {
     sources: Sources,
     history: Mutex<History>,
     runbook: Bytes,
-    html: Mutex<Option<(Time, Bytes)>>,
-    json: Mutex<Option<(Time, Bytes)>>,
+    html: Kept<Bytes>,
+    json: Kept<Bytes>,
+    summary: Kept<Summary>,
 }
+
+/// Something that was made, and when.
+type Kept<T> = Mutex<Option<(Time, T)>>;
 
 impl Page {
     /// A page whose history begins now.
     pub fn new(sources: Sources) -> Self {
-        let (html, json) = (Mutex::default(), Mutex::default());
+        let (html, json, summary) = (Mutex::default(), Mutex::default(), Mutex::default());
         let runbook = html::runbook(&sources.given.schema.roles(runbook::TEXT)).into();
-        Self { sources, history: Mutex::default(), runbook, html, json }
+        Self { sources, history: Mutex::default(), runbook, html, json, summary }
     }
 
     /// The page, at most a second old.
@@ -152,17 +160,17 @@ impl Page {
         heartbeat.finish();
     }
 
-    fn kept(&self, place: &Mutex<Option<(Time, Bytes)>>, make: impl Fn(&model::View) -> Bytes) -> Bytes {
+    fn kept<T: Clone>(&self, place: &Kept<T>, make: impl Fn(&model::View) -> T) -> T {
         let now = Time::now();
         let mut kept = locked(place);
-        if let Some((made, text)) = &*kept
+        if let Some((made, what)) = &*kept
             && now.since(*made) < KEPT_FOR
         {
-            return text.clone();
+            return what.clone();
         }
-        let text = make(&model::view(self.measure(now)));
-        *kept = Some((now, text.clone()));
-        text
+        let what = make(&model::view(self.measure(now)));
+        *kept = Some((now, what.clone()));
+        what
     }
 
     fn point(&self, watched: &Watched) -> Point {
@@ -191,6 +199,7 @@ impl Page {
         Measured {
             now: SystemTime::now(),
             running_for: now.since(given.started),
+            name: given.name.as_ref().map(ToString::to_string),
             relay: given.relay.clone(),
             database: Database {
                 place: given.database.clone(),
@@ -257,6 +266,12 @@ impl Page {
             past: locked(&self.history).of(index, now),
         }
     }
+}
+
+/// The page about all databases of the process, each with its name; its lines are at most a second old.
+pub fn overview<'a>(databases: impl IntoIterator<Item = (&'a str, &'a Page)>) -> Bytes {
+    let line = |(name, page): (&'a str, &Page)| (name, page.kept(&page.summary, Summary::of));
+    html::overview(&databases.into_iter().map(line).collect::<Vec<_>>()).into()
 }
 
 /// A pause as it is now: the database told its times when it was asked. One that has ended since is none, also while the

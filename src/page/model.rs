@@ -114,6 +114,8 @@ pub(super) struct DatabaseView {
 pub(super) struct View {
     pub(super) now: SystemTime,
     pub(super) started: SystemTime,
+    /// The name of the database, if the process has several.
+    pub(super) name: Option<String>,
     pub(super) relay: String,
     pub(super) database: DatabaseView,
     pub(super) problems: Vec<Problem>,
@@ -145,10 +147,11 @@ pub(super) fn view(measured: Measured) -> View {
     let shown = measured.destinations.iter().take(MOST_DESTINATIONS).enumerate();
     let rows =
         shown.map(|(index, destination)| row(destination, &measured, is_measured, index < MOST_CHARTS)).collect();
-    let Measured { now, running_for, relay, mut relays, mut replays, mut settings, surroundings, .. } = measured;
+    let Measured { now, running_for, name, relay, mut relays, mut replays, mut settings, surroundings, .. } = measured;
     View {
         now,
         started: now.checked_sub(running_for).unwrap_or(now),
+        name,
         relay,
         database,
         problems,

@@ -100,6 +100,7 @@ pub(super) fn healthy(destinations: Vec<Destination>) -> Measured {
     Measured {
         now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_000_000),
         running_for: Duration::from_secs(7260),
+        name: None,
         relay: "outbox-relay host/17".to_owned(),
         database: Database {
             place: "db1:5432,db2:5432/lottery".to_owned(),

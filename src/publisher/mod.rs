@@ -73,21 +73,22 @@ impl Publisher {
 #[error("{}", .0.join("\n"))]
 pub struct Misconfigured(Vec<String>);
 
-/// Makes a publisher for each destination. It contacts nobody, so it works while AWS is down.
+/// Makes a publisher for each destination, in their order. It contacts nobody, so it works while AWS is down. There is none
+/// for a destination whose region is neither in its target nor in the AWS configuration, or that a setting contradicts.
 ///
 /// # Errors
 ///
-/// When a queue's region is neither in its URL nor in the AWS configuration, or when a setting contradicts a target.
+/// When there can be none at all, because the certificates cannot be used.
 pub async fn connect(
     destinations: &[DestinationConfig],
     ca_bundle: Option<&[u8]>,
     request_timeout: Duration,
-) -> Result<Vec<Publisher>, Misconfigured> {
+) -> Result<Vec<Result<Publisher, Misconfigured>>, Misconfigured> {
     let http_client = http::client(ca_bundle).map_err(|problem| Misconfigured(vec![problem]))?;
     let named = destinations.iter().find_map(|destination| endpoint::region_of(&destination.target));
     let source = Source { http_client, region: named };
     let (shared, settings) = source.load().await;
-    let (mut publishers, mut problems) = (Vec::with_capacity(destinations.len()), Vec::new());
+    let mut publishers = Vec::with_capacity(destinations.len());
     let (targets, buckets, assumed) = Default::default();
     let mut ways = Ways { source, shared, request_timeout, targets, buckets, assumed };
     for destination in destinations {
@@ -104,12 +105,33 @@ pub async fn connect(
                 };
                 let way = (route, destination.role.clone());
                 let access = ways.target(target.service(), way, &sts_region).await;
-                publishers.push(Publisher { access, target: target.clone(), accepts: destination.accepts(), bucket });
+                publishers.push(Ok(Publisher {
+                    access,
+                    target: target.clone(),
+                    accepts: destination.accepts(),
+                    bucket,
+                }));
             }
-            Err(problem) => problems.push(problem),
+            Err(problem) => publishers.push(Err(Misconfigured(vec![problem]))),
         }
     }
-    if problems.is_empty() { Ok(publishers) } else { Err(Misconfigured(problems)) }
+    Ok(publishers)
+}
+
+/// All of these publishers.
+///
+/// # Errors
+///
+/// When there is none for some of the destinations: every mistake.
+pub fn all(publishers: Vec<Result<Publisher, Misconfigured>>) -> Result<Vec<Publisher>, Misconfigured> {
+    let (mut made, mut problems) = (Vec::with_capacity(publishers.len()), Vec::new());
+    for publisher in publishers {
+        match publisher {
+            Ok(publisher) => made.push(publisher),
+            Err(Misconfigured(sentences)) => problems.extend(sentences),
+        }
+    }
+    if problems.is_empty() { Ok(made) } else { Err(Misconfigured(problems)) }
 }
 
 /// The ways to queues, topics and buckets. Those with the same way share a client, and all with the same role its

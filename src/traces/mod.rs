@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::{Sampling, TracesConfig};
-use crate::metrics::Metrics;
+use crate::metrics::ProcessMetrics;
 use exporter::Exporter;
 use queue::Queue;
 use span::Ids;
@@ -36,7 +36,7 @@ use span::Ids;
 const LAST_EXPORT: Duration = Duration::from_secs(2);
 
 /// The spans of this process, if they are wanted.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Spans(Option<Arc<Shared>>);
 
 /// What exports them, before it runs.
@@ -60,7 +60,7 @@ impl Spans {
     /// # Errors
     ///
     /// When TLS cannot be set up.
-    pub fn new(config: Option<&TracesConfig>, metrics: &Metrics) -> Result<(Self, Unstarted), String> {
+    pub fn new(config: Option<&TracesConfig>, metrics: &ProcessMetrics) -> Result<(Self, Unstarted), String> {
         let Some(config) = config else { return Ok(Default::default()) };
         let queue = Arc::new(Queue::new(config.batching, metrics.spans_dropped("queue")));
         let counters = (metrics.spans_exported.clone(), metrics.spans_dropped("export"));

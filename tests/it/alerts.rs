@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use outbox_relay::metrics::Metrics;
+use outbox_relay::metrics::{Metrics, ProcessMetrics, render};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -38,11 +38,11 @@ pub fn names_in(text: &str) -> BTreeSet<String> {
 }
 
 pub fn exported() -> Result<BTreeSet<String>> {
-    let metrics = Metrics::new()?;
+    let metrics = Metrics::new(None)?;
     metrics.destination("tickets");
     metrics.set_paused("tickets", Some(std::time::Duration::ZERO));
     metrics.has_measured();
-    let text = String::from_utf8(metrics.render()?)?;
+    let text = String::from_utf8(render(&ProcessMetrics::new()?, [&metrics])?)?;
     let name = |line: &str| Some(line.strip_prefix("# TYPE ")?.split(' ').next()?.to_owned());
     Ok(text.lines().filter_map(name).collect())
 }

@@ -255,7 +255,11 @@ async fn help_lists_every_flag_with_its_variable() -> Result<()> {
     for command in ["run", "migrate", "healthcheck"] {
         let help = configured().output(&[command, "--help"]).await?;
         ensure!(help.code == Some(0), "{help:?}");
-        for (name, _) in REFUSED.iter().chain(&[("DATABASE_URL", &[][..]), ("DATABASE_URL_FILE", &[][..])]) {
+        for (name, _) in REFUSED.iter().chain(&[
+            ("DATABASE_URL", &[][..]),
+            ("DATABASE_URL_FILE", &[][..]),
+            ("DATABASE_URLS_FILE", &[][..]),
+        ]) {
             ensure!(
                 help.stdout.contains(&format!("[env: {name}")) || wraps(&help.stdout, name),
                 "{command}: no {name}"
@@ -350,7 +354,7 @@ async fn the_page_on_configuration_has_every_variable_with_its_default() -> Resu
         }
         count += 1;
     }
-    ensure!(count == 20, "only {count} variables were found");
+    ensure!(count == 21, "only {count} variables were found");
     Ok(())
 }
 

@@ -78,6 +78,7 @@ mod scheduled;
 mod schemas;
 mod search_path;
 mod settings;
+mod several_databases;
 mod sharing;
 mod signals;
 mod silence;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use outbox_relay::message::FaultKind;
-use outbox_relay::metrics::Metrics;
+use outbox_relay::metrics::{Metrics, ProcessMetrics, render};
 
 const HEAD: &str = "# Metrics\n\n\
     Served at `/metrics` of `OUTBOX_RELAY_HTTP_LISTEN`. This page is generated from `src/metrics.rs`; a test\n\
@@ -19,7 +19,9 @@ const HEAD: &str = "# Metrics\n\n\
     \x20 change looks like a true one. `outbox_relay_database_up` and `outbox_relay_backlog_probe_timestamp_seconds` stay.\n\
     - The values of `reason` are REASONS;\n\
     \x20 [operations.md](operations.md) says what each means.\n\
-    - `process_*` is Prometheus's own family: processor time, memory, open files, start time.\n\n\
+    - `process_*` is Prometheus's own family: processor time, memory, open files, start time.\n\
+    - If the relay serves [several databases](configuration.md#several-databases), every series about one of them has the label\n\
+    \x20 `database` as well.\n\n\
     | metric | type | labels | what it says |\n|---|---|---|---|\n";
 
 /// The text format's data about one metric.
@@ -69,12 +71,12 @@ fn reasons() -> [String; FaultKind::ALL.len()] {
 }
 
 fn page() -> Result<String> {
-    let metrics = Metrics::new()?;
+    let metrics = Metrics::new(None)?;
     metrics.destination("tickets");
     metrics.has_measured();
     // This series exists only while a destination is paused.
     metrics.set_paused("tickets", Some(std::time::Duration::ZERO));
-    let families = families(&String::from_utf8(metrics.render()?)?)?;
+    let families = families(&String::from_utf8(render(&ProcessMetrics::new()?, [&metrics])?)?)?;
     let ours = || families.iter().filter(|(name, _)| !name.starts_with("process_"));
     let mut page = HEAD.replace("REASONS", &reasons().join(", "));
     for (name, Family { kind, help, labels, .. }) in ours() {

@@ -66,7 +66,8 @@ fn judge_overridden(config: &RelayConfig, table: &ConfiguredDestinations, findin
     if rows == 0 {
         return;
     }
-    let difference = Difference::between(&table.served, &config.destinations);
+    let in_table = config.with_destinations(table.served.clone());
+    let difference = Difference::between(&in_table.destinations, &config.destinations);
     let differing = difference.names();
     let says = format!("OUTBOX_RELAY_DESTINATIONS overrides {rows} row(s) of outbox.destinations");
     if differing.is_empty() {

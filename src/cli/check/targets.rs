@@ -12,19 +12,17 @@ use crate::way::{Step, Trouble};
 
 /// Checks the queues and topics of all destinations; `asks_identity` is whether STS is asked whose the credentials are.
 pub(super) async fn check(config: &RelayConfig, asks_identity: bool, findings: &mut Findings) {
-    let publishers = match publisher::connect(
-        &config.destinations,
-        config.ca_bundle.as_deref(),
-        config.tuning.request_timeout,
-    )
-    .await
-    {
-        Ok(queues) => queues,
+    let (timeout, ca_bundle) = (config.tuning.request_timeout, config.ca_bundle.as_deref());
+    let publishers = match publisher::connect(&config.destinations, ca_bundle, timeout).await {
+        Ok(publishers) => publishers,
         Err(error) => return findings.add("AWS", Verdict::Bad, error.to_string(), ""),
     };
-    let ca_bundle = config.ca_bundle.as_deref();
+    for error in publishers.iter().filter_map(|publisher| publisher.as_ref().err()) {
+        findings.add("AWS", Verdict::Bad, error.to_string(), "");
+    }
     let mut walk = Walk { ca_bundle, asks_identity, findings, ways: HashMap::new(), credentials: HashMap::new() };
     for (destination, publisher) in config.destinations.iter().zip(&publishers) {
+        let Ok(publisher) = publisher else { continue };
         walk.to(&destination.name, publisher).await;
     }
 }

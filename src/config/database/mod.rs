@@ -8,16 +8,19 @@ mod conninfo;
 mod keywords;
 mod options;
 mod servers;
+mod several;
 mod sources;
 mod tls;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::problems::Problems;
 use crate::schema::Schema;
 
 pub use servers::{Host, Server};
+pub(super) use several::names;
 pub use sources::ShownParameter;
 pub use tls::{ClientCertificate, Negotiation, Roots, TlsConfig, TlsMode, TlsVersion};
 
@@ -108,6 +111,8 @@ pub enum DatabaseAuth {
 /// How to connect to the database, checked. Its `Debug` shows no password.
 #[derive(Clone, Debug)]
 pub struct DatabaseConfig {
+    /// Its name, if it comes from `DATABASE_URLS_FILE`: the label `database` of its metrics.
+    pub name: Option<Arc<str>>,
     /// At least one.
     pub servers: Vec<Server>,
     /// In which order they are tried.
@@ -163,10 +168,15 @@ impl DatabaseConfig {
     /// The configuration to connect with now: files are read again, since they may have changed. If one cannot be used,
     /// the old configuration is returned: the server then says what is wrong with it.
     pub fn now(&self) -> DatabaseConfig {
-        let is_from_files = self.given.file.is_some() || self.parameters.iter().any(|one| one.keyword == "service");
+        let is_from_files = self.given.file.is_some()
+            || self.given.urls_file.is_some()
+            || self.parameters.iter().any(|one| one.keyword == "service");
         let new = is_from_files.then(|| read(&self.given, &mut Problems::default())).flatten();
         match new {
-            Some(new) => DatabaseConfig { application_name: self.application_name.clone(), ..new },
+            // The rest of the process knows the outbox by its schema.
+            Some(new) => {
+                DatabaseConfig { application_name: self.application_name.clone(), schema: self.schema.clone(), ..new }
+            }
             None => self.clone(),
         }
     }
@@ -259,7 +269,9 @@ fn values(given: &Given, gathered: &Gathered) -> Result<DatabaseConfig, String> 
             "channel_binding=require needs TLS, and sslmode is disable; use sslmode=require or stricter".to_owned()
         );
     }
+    let (name, schema) = gathered.line.clone().unzip();
     Ok(DatabaseConfig {
+        name: name.map(Arc::from),
         order: choose(gathered, "load_balance_hosts", &order, HostOrder::AsGiven)?,
         password: password(given, gathered, &servers, &tls)?,
         options: gathered.get("options").map(str::to_owned),
@@ -267,7 +279,7 @@ fn values(given: &Given, gathered: &Gathered) -> Result<DatabaseConfig, String> 
         channel_binding,
         timeouts: timeouts(gathered)?,
         connection_max_age: given.connection_max_age,
-        schema: given.schema.clone(),
+        schema: schema.flatten().unwrap_or_else(|| given.schema.clone()),
         parameters: gathered.shown(),
         given: given.clone(),
         servers,

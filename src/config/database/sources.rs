@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::keywords::{self, Parameters};
-use super::{DatabaseAuth, conninfo, options};
+use super::{DatabaseAuth, conninfo, options, several};
 use crate::config::setting::present;
 use crate::schema::Schema;
 
@@ -17,6 +17,10 @@ pub(in crate::config) struct Given {
     pub(in crate::config) url: Option<String>,
     /// `DATABASE_URL_FILE`.
     pub(in crate::config) file: Option<String>,
+    /// `DATABASE_URLS_FILE`.
+    pub(in crate::config) urls_file: Option<String>,
+    /// `OUTBOX_RELAY_DATABASE`.
+    pub(in crate::config) chosen: Option<String>,
     /// `OUTBOX_RELAY_DATABASE_PASSWORD_COMMAND`.
     pub(in crate::config) password_command: Option<String>,
     /// `OUTBOX_RELAY_DATABASE_AUTH`.
@@ -50,6 +54,8 @@ pub struct ShownParameter {
 pub(super) struct Gathered {
     /// All values.
     pub(super) parameters: Parameters,
+    /// The line of `DATABASE_URLS_FILE` from which they come: its name, and its schema if it names one.
+    pub(super) line: Option<(String, Option<Schema>)>,
     origins: BTreeMap<&'static str, String>,
     home: Option<PathBuf>,
 }
@@ -70,6 +76,41 @@ impl Gathered {
     pub(super) fn file_at_home(&self, is_replaced: bool, name: &str) -> Option<PathBuf> {
         let path = self.home.as_ref()?.join(".postgresql").join(name);
         (!is_replaced && path.exists()).then_some(path)
+    }
+
+    /// Adds the connection string, wherever it was given; returns whether one was.
+    fn add_string(&mut self, given: &Given) -> Result<bool, String> {
+        let (url, file) = (present(given.url.as_deref()), present(given.file.as_deref()));
+        let (urls_file, chosen) = (present(given.urls_file.as_deref()), present(given.chosen.as_deref()));
+        if let (Some(chosen), None) = (chosen, urls_file) {
+            return Err(format!(
+                "OUTBOX_RELAY_DATABASE={chosen:?} names a line of DATABASE_URLS_FILE, which is not set; set it, or leave the name out"
+            ));
+        }
+        match (url, file, urls_file) {
+            (None, None, None) => return Ok(false),
+            (Some(url), None, None) => {
+                let parsed = conninfo::parse(url).map_err(|problem| format!("DATABASE_URL {problem}"))?;
+                self.add(parsed, |_| "DATABASE_URL".to_owned());
+            }
+            (None, Some(path), None) => {
+                let parsed = conninfo::parse(&from_file("DATABASE_URL_FILE", path)?);
+                let parsed =
+                    parsed.map_err(|problem| format!("DATABASE_URL in DATABASE_URL_FILE={path:?} {problem}"))?;
+                self.add(parsed, |_| "DATABASE_URL_FILE".to_owned());
+            }
+            (None, None, Some(path)) => {
+                let line = several::chosen(path, chosen)?;
+                self.add(line.parameters, |_| format!("DATABASE_URLS_FILE, {}", line.name));
+                self.line = Some((line.name, line.schema));
+            }
+            _ => {
+                let all = [("DATABASE_URL", url), ("DATABASE_URL_FILE", file), ("DATABASE_URLS_FILE", urls_file)];
+                let set: Vec<&str> = all.iter().filter(|(_, text)| text.is_some()).map(|(name, _)| *name).collect();
+                return Err(format!("{} are both set; keep one of them", set[..2].join(" and ")));
+            }
+        }
+        Ok(true)
     }
 
     /// Adds the values that nothing before has named, not even as empty: as in libpq, `PGSSLMODE` does not replace
@@ -111,26 +152,8 @@ impl Gathered {
 /// One sentence.
 pub(super) fn gather(given: &Given) -> Result<Gathered, String> {
     let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
-    let mut gathered = Gathered { parameters: Parameters::new(), origins: BTreeMap::new(), home };
-    let url = present(given.url.as_deref());
-    let file = present(given.file.as_deref());
-    let has_string = url.is_some() || file.is_some();
-    match (url, file) {
-        (Some(_), Some(_)) => {
-            return Err("DATABASE_URL and DATABASE_URL_FILE are both set; keep one of them".to_owned());
-        }
-        (Some(url), None) => {
-            gathered.add(conninfo::parse(url).map_err(|problem| format!("DATABASE_URL {problem}"))?, |_| {
-                "DATABASE_URL".to_owned()
-            });
-        }
-        (None, Some(path)) => {
-            let parsed = conninfo::parse(&from_file(path)?);
-            let parsed = parsed.map_err(|problem| format!("DATABASE_URL in DATABASE_URL_FILE={path:?} {problem}"))?;
-            gathered.add(parsed, |_| "DATABASE_URL_FILE".to_owned());
-        }
-        (None, None) => {}
-    }
+    let mut gathered = Gathered { parameters: Parameters::new(), line: None, origins: BTreeMap::new(), home };
+    let has_string = gathered.add_string(given)?;
     let service = gathered.get("service").map(str::to_owned).or_else(|| variable("PGSERVICE"));
     if service.as_ref().is_some_and(|service| service.contains("://")) {
         return Err(
@@ -151,17 +174,15 @@ pub(super) fn gather(given: &Given) -> Result<Gathered, String> {
     Ok(gathered)
 }
 
-fn from_file(path: &str) -> Result<String, String> {
+/// The text of the file that a variable names.
+pub(super) fn from_file(variable: &str, path: &str) -> Result<String, String> {
     if path.contains("://") {
-        return Err(
-            "DATABASE_URL_FILE holds a URL (not shown); name a file, or give the URL as DATABASE_URL".to_owned()
-        );
+        return Err(format!("{variable} holds a URL (not shown); name a file, or give the URL as DATABASE_URL"));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        format!("DATABASE_URL_FILE={path:?} cannot be read: {error}; check the path and its permissions")
-    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("{variable}={path:?} cannot be read: {error}; check the path and its permissions"))?;
     match text.trim() {
-        "" => Err(format!("DATABASE_URL_FILE={path:?} is empty; {}", conninfo::USE)),
+        "" => Err(format!("{variable}={path:?} is empty; {}", conninfo::USE)),
         url => Ok(url.to_owned()),
     }
 }

@@ -118,7 +118,7 @@ fn setting_table(caption: &str, lines: &[Shown]) -> Markup {
     }
 }
 
-pub(super) fn links() -> Markup {
+pub(super) fn links(view: &View) -> Markup {
     let runbook = runbook::link("");
     let links = [
         ("metrics", "metrics"),
@@ -129,7 +129,10 @@ pub(super) fn links() -> Markup {
     ];
     html! {
         nav aria-label="More about this relay" {
-            ul { @for (target, name) in links { li { a href=(target) { (name) } } } }
+            ul {
+                @if view.name.is_some() { li { a href="../../" { "all databases" } } }
+                @for (target, name) in links { li { a href=(target) { (name) } } }
+            }
         }
         p .aside { "This page can only be read. It is served to everybody who reaches this port (" code { "OUTBOX_RELAY_HTTP_LISTEN" } ")." }
     }

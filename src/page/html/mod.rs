@@ -3,6 +3,7 @@
 
 mod destinations;
 mod facts;
+mod overview;
 
 use maud::{DOCTYPE, Markup, html};
 
@@ -10,15 +11,24 @@ use super::model::View;
 use super::problems::{Problem, Severity};
 use super::{runbook, words};
 
+pub(super) use overview::overview;
+
 /// How often a browser without scripts loads the page again, in seconds.
 const REFRESH: u32 = 10;
 
 /// The whole page.
 pub(super) fn page(view: &View) -> String {
-    let title = title(&view.problems);
+    let serious = view.problems.iter().filter(|problem| problem.severity != Severity::Note).count();
+    let title = match &view.name {
+        Some(name) => titled(serious, &format!("{name}, outbox-relay")),
+        None => titled(serious, "outbox-relay"),
+    };
     let body = html! {
         header {
-            h1 { "outbox-relay " small { (env!("CARGO_PKG_VERSION")) } }
+            h1 {
+                "outbox-relay " small { (env!("CARGO_PKG_VERSION")) }
+                @if let Some(name) = &view.name { " " (name) }
+            }
             p #facts data-live { (facts::head(view)) }
         }
         p #stale .stale role="alert" hidden { "Not up to date: the relay has not answered since " span #since {} "." }
@@ -40,7 +50,7 @@ pub(super) fn page(view: &View) -> String {
                 (facts::settings(view))
             }
         }
-        footer { (facts::links()) }
+        footer { (facts::links(view)) }
     };
     document(
         &title,
@@ -91,12 +101,11 @@ fn document(title: &str, root: &str, head: &Markup, body: &Markup) -> String {
 }
 
 /// For the tab, where only the beginning can be seen.
-fn title(problems: &[Problem]) -> String {
-    let serious = problems.iter().filter(|problem| problem.severity != Severity::Note).count();
+fn titled(serious: usize, name: &str) -> String {
     match serious {
-        0 => "outbox-relay".to_owned(),
-        1 => "(1 problem) outbox-relay".to_owned(),
-        more => format!("({more} problems) outbox-relay"),
+        0 => name.to_owned(),
+        1 => format!("(1 problem) {name}"),
+        more => format!("({more} problems) {name}"),
     }
 }
 

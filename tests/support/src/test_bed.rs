@@ -170,6 +170,11 @@ impl TestBed {
         &self.url
     }
 
+    /// The URL that relays are given.
+    pub fn relay_url(&self) -> &str {
+        &self.relay_url
+    }
+
     /// One more session in the test's database.
     pub async fn connect(&self) -> Result<Client> {
         connect(&self.url).await
