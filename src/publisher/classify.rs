@@ -123,7 +123,22 @@ fn is_about_parameters(code: &str) -> bool {
     matches!(bare(code), "InvalidParameterValue" | "InvalidParameter" | "ParameterValueInvalid" | "MissingParameter")
 }
 
-/// Whether other credentials may help: SQS does not know or accept these, or there are none.
+/// The fault of a whole request to a topic. SNS reports the result of each message individually (PublishBatch), but lists the
+/// codes for wrong parameters among those of the whole request too. One message may be the cause, and every request that has it
+/// fails. So they count as faults of messages, which are then sent one by one; if single messages fail one after another, the
+/// destination halts as for any fault of theirs.
+pub(super) fn request_to_topic<E>(error: &SdkError<E, HttpResponse>, was_written: bool) -> Fault
+where
+    E: Error + ProvideErrorMetadata + 'static,
+{
+    let fault = request(error, was_written);
+    let is_validation = matches!(bare(&fault.code), "ValidationException" | "ValidationError");
+    let is_of_message = fault.kind == FaultKind::Destination && (is_validation || is_about_parameters(&fault.code));
+    if is_of_message { Fault { kind: FaultKind::MessageTransient, ..fault } } else { fault }
+}
+
+/// Whether other credentials may help: the service does not know or accept these, or there are none. Those for a bucket are not
+/// those for the queue or topic.
 pub(super) fn is_about_credentials(fault: &Fault) -> bool {
     is_code_of_credentials(bare(&fault.code))
 }
