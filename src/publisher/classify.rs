@@ -17,6 +17,9 @@ use crate::aws::missing;
 use crate::causes::{causes, sentence};
 use crate::message::{Fault, FaultKind};
 
+/// What codes of a bucket's faults begin with.
+const OF_BUCKETS: &str = "S3.";
+
 /// The most characters kept of an SDK error.
 const DETAIL_CHARS: usize = 300;
 
@@ -140,7 +143,24 @@ where
 /// Whether other credentials may help: the service does not know or accept these, or there are none. Those for a bucket are not
 /// those for the queue or topic.
 pub(super) fn is_about_credentials(fault: &Fault) -> bool {
-    is_code_of_credentials(bare(&fault.code))
+    !fault.code.starts_with(OF_BUCKETS) && is_code_of_credentials(bare(&fault.code))
+}
+
+/// The same fault, of a bucket: one of the destination, which halts. The message is not at fault, and nothing was sent.
+pub(super) fn of_bucket(fault: Fault, bucket: &str) -> Fault {
+    let Fault { kind, code, detail } = fault;
+    let kind = match kind {
+        FaultKind::Ambiguous | FaultKind::ServerError => FaultKind::Outage,
+        FaultKind::MessagePermanent | FaultKind::MessageTransient => FaultKind::Destination,
+        other => other,
+    };
+    Fault::new(kind, format!("{OF_BUCKETS}{code}"), format!("bucket {bucket}: {detail}"))
+}
+
+/// Whether an entry may have been refused for its size. SQS says that a parameter is wrong, and not which (the description is
+/// not documented). Everything else that it could refuse was checked when the entry was composed.
+pub(super) fn may_be_about_size(fault: &Fault) -> bool {
+    fault.kind == FaultKind::MessagePermanent && bare(&fault.code) != "InvalidMessageContents"
 }
 
 fn is_code_of_credentials(bare: &str) -> bool {
@@ -159,6 +179,8 @@ fn is_code_of_credentials(bare: &str) -> bool {
             | "MissingAuthenticationTokenException"
             | "ExpiredToken"
             | "ExpiredTokenException"
+            | "InvalidToken"
+            | "TokenRefreshRequired"
             | "CredentialsNotAvailable"
             | "RoleNotAssumed"
     )

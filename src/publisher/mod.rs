@@ -14,6 +14,7 @@ mod endpoint;
 mod entry;
 mod inspect;
 mod pack;
+mod place;
 mod provided;
 mod publish;
 mod role;
@@ -41,7 +42,7 @@ use aws_config::SdkConfig;
 
 use access::{Access, Client, Parts, Source, make_s3, maker};
 use bucket::Bucket;
-use endpoint::Route;
+use endpoint::{Route, Settings};
 
 use crate::config::{DestinationConfig, RoleConfig, Target};
 use crate::message::{Accepts, Service};
@@ -91,21 +92,8 @@ pub async fn connect(
     let (targets, buckets, assumed) = Default::default();
     let mut ways = Ways { source, shared, request_timeout, targets, buckets, assumed };
     for destination in destinations {
-        let target = &destination.target;
-        match endpoint::route(target, &settings) {
-            Ok(route) => {
-                let sts_region = settings.region.clone().unwrap_or_else(|| route.region.clone());
-                let bucket = match &destination.claim_check {
-                    Some(config) => {
-                        let way = (endpoint::to_bucket(&route, &settings), destination.role.clone());
-                        Some(Bucket::new(ways.bucket(way, &sts_region).await, config))
-                    }
-                    None => None,
-                };
-                let way = (route, destination.role.clone());
-                let access = ways.target(target.service(), way, &sts_region).await;
-                publishers.push(Publisher { access, target: target.clone(), accepts: destination.accepts(), bucket });
-            }
+        match ways.publisher(destination, &settings).await {
+            Ok(publisher) => publishers.push(publisher),
             Err(problem) => problems.push(problem),
         }
     }
@@ -128,6 +116,21 @@ struct Ways {
 type Way = (Route, Option<RoleConfig>);
 
 impl Ways {
+    async fn publisher(&mut self, destination: &DestinationConfig, settings: &Settings) -> Result<Publisher, String> {
+        let target = destination.target.clone();
+        let route = endpoint::route(&target, settings)?;
+        let sts_region = settings.region.clone().unwrap_or_else(|| route.region.clone());
+        let bucket = match &destination.claim_check {
+            Some(config) => {
+                let way = (endpoint::to_bucket(&config.bucket, &route, settings)?, destination.role.clone());
+                Some(Bucket::new(self.bucket(way, &sts_region).await, config))
+            }
+            None => None,
+        };
+        let access = self.target(target.service(), (route, destination.role.clone()), &sts_region).await;
+        Ok(Publisher { access, target, accepts: destination.accepts(), bucket })
+    }
+
     async fn target(&mut self, service: Service, way: Way, sts_region: &str) -> Arc<Access<Client>> {
         if let Some(access) = self.targets.get(&(service, way.clone())) {
             return Arc::clone(access);

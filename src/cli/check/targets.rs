@@ -61,14 +61,7 @@ impl Walk<'_> {
         }
         self.judge(what.clone(), publisher.target(), publisher.accepts(), publisher.attributes().await);
         if let Some(bucket) = publisher.bucket() {
-            let what = format!("bucket {bucket} of {name}");
-            match publisher.may_store().await {
-                Ok(()) => self.findings.good(what, "this relay may store bodies"),
-                Err(fault) => {
-                    let says = format!("this relay cannot store bodies: {fault}");
-                    self.findings.add(what, Verdict::Bad, says, remedy_of_bucket(&fault));
-                }
-            }
+            self.judge_bucket(format!("bucket {bucket} of {name}"), publisher).await;
         }
         match publisher.may_send().await {
             Ok(()) => self.findings.good(what, "this relay may send"),
@@ -76,6 +69,26 @@ impl Walk<'_> {
                 let remedy = remedy_of(&fault, publisher.accepts().service);
                 self.findings.add(what, Verdict::Bad, format!("this relay cannot send: {fault}"), remedy);
             }
+        }
+    }
+
+    async fn judge_bucket(&mut self, what: String, publisher: &Publisher) {
+        match publisher.endpoint_of_bucket().await {
+            Ok(Some(endpoint)) => self.findings.good(what.clone(), format!("is at {endpoint}")),
+            Ok(None) => {}
+            Err(trouble) => return self.bad(what, trouble),
+        }
+        match publisher.may_store().await {
+            Ok(()) => self.findings.good(what.clone(), "this relay may store bodies"),
+            Err(fault) => {
+                let says = format!("this relay cannot store bodies: {fault}");
+                self.findings.add(what.clone(), Verdict::Bad, says, remedy_of_bucket(&fault));
+            }
+        }
+        if publisher.names_key_of_bucket() {
+            let remedy = "allow kms:GenerateDataKey on it; without it the destination halts at the first large body";
+            let says = "permissions on its key cannot be tested without storing";
+            self.findings.add(what, Verdict::Warning, says, remedy);
         }
     }
 
