@@ -13,6 +13,7 @@ mod classify;
 mod endpoint;
 mod entry;
 mod inspect;
+mod metadata;
 mod pack;
 mod place;
 mod provided;
@@ -90,7 +91,8 @@ pub async fn connect(
     let (shared, settings) = source.load().await;
     let (mut publishers, mut problems) = (Vec::with_capacity(destinations.len()), Vec::new());
     let (targets, buckets, assumed) = Default::default();
-    let mut ways = Ways { source, shared, request_timeout, targets, buckets, assumed };
+    let name = format!("{:08x}", fastrand::u32(..));
+    let mut ways = Ways { name, source, shared, request_timeout, targets, buckets, assumed };
     for destination in destinations {
         match ways.publisher(destination, &settings).await {
             Ok(publisher) => publishers.push(publisher),
@@ -103,6 +105,8 @@ pub async fn connect(
 /// The ways to queues, topics and buckets. Those with the same way share a client, and all with the same role its
 /// credentials.
 struct Ways {
+    /// What the objects of this process are called in buckets.
+    name: String,
     source: Source,
     shared: SdkConfig,
     request_timeout: Duration,
@@ -128,7 +132,7 @@ impl Ways {
             None => None,
         };
         let access = self.target(target.service(), (route, destination.role.clone()), &sts_region).await;
-        Ok(Publisher { access, target, accepts: destination.accepts(), bucket })
+        Ok(Publisher { access, target, accepts: destination.accepts(&self.name), bucket })
     }
 
     async fn target(&mut self, service: Service, way: Way, sts_region: &str) -> Arc<Access<Client>> {

@@ -197,11 +197,7 @@ impl Walk<'_> {
             let says = "permissions on its key cannot be tested without sending";
             self.findings.add(what.clone(), Verdict::Warning, says, remedy);
         }
-        if let Some(bytes) = attributes.most_bytes.filter(|most| *most < accepts.max_bytes()) {
-            let remedy = "raise MaximumMessageSize to 1048576, or keep events small; larger ones become dead messages";
-            let says = format!("takes no message above {bytes} bytes");
-            self.findings.add(what.clone(), Verdict::Warning, says, remedy);
-        }
+        self.judge_size(&what, attributes.most_bytes, accepts);
         match attributes.subscriptions {
             Some(0) => {
                 let remedy = "subscribe a queue to it (and confirm the subscription)";
@@ -209,6 +205,29 @@ impl Walk<'_> {
             }
             Some(count) => self.findings.good(what, format!("{count} confirmed subscription(s)")),
             None => {}
+        }
+    }
+}
+
+impl Walk<'_> {
+    /// Judges whether a queue takes less than others.
+    fn judge_size(&mut self, what: &str, most_bytes: Option<usize>, accepts: &Accepts) {
+        let Some(bytes) = most_bytes.filter(|most| *most < accepts.max_bytes()) else { return };
+        let says = format!("takes no message above {bytes} bytes");
+        let above = accepts.claim_check.as_ref().map(|claim_check| claim_check.above);
+        match above {
+            None => {
+                let remedy =
+                    "raise MaximumMessageSize to 1048576, or keep events small; larger ones become dead messages";
+                self.findings.add(what.to_owned(), Verdict::Warning, says, remedy);
+            }
+            Some(above) if above > bytes => {
+                let says =
+                    format!("{says}, and larger ones go to the bucket only above {above}, or once it has refused them");
+                let remedy = format!("add ;claim-check-above={bytes}, or raise MaximumMessageSize to 1048576");
+                self.findings.add(what.to_owned(), Verdict::Bad, says, remedy);
+            }
+            Some(_) => {}
         }
     }
 }

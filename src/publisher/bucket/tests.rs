@@ -91,6 +91,7 @@ fn entry() -> Entry {
     let claim_check = ClaimCheck {
         bucket: "bodies".to_owned(),
         prefix: "large/".to_owned(),
+        relay: "r1".to_owned(),
         above: 1024,
         max_bytes: 1 << 24,
     };

@@ -84,6 +84,11 @@ pub(super) fn judge(
                 item.is_alone = true;
                 Verdict::Again(None)
             }
+            // A queue may take less than others; then the body goes to the bucket of the destination.
+            Err(fault) if offload(&mut item, &fault) => {
+                judgement.retried.push(fault.kind);
+                Verdict::Again(None)
+            }
             Err(fault) => {
                 if fault.kind.may_have_been_accepted() {
                     judgement.possible_duplicates += 1;
@@ -118,6 +123,13 @@ fn tally(results: &[Result<Accepted, Fault>]) -> Tally {
         }
     }
     tally
+}
+
+/// Whether a message that was refused is sent again with its body in a bucket.
+fn offload(item: &mut Item, fault: &Fault) -> bool {
+    let dropped_attributes = item.entry.offload_after(fault);
+    item.dropped_attributes += dropped_attributes.unwrap_or_default();
+    dropped_attributes.is_some()
 }
 
 /// What happens to a message that was not accepted.
