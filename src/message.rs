@@ -364,6 +364,11 @@ impl FaultKind {
         }
     }
 
+    /// Whether a message is at fault, or may be.
+    pub fn is_of_message(self) -> bool {
+        matches!(self, Self::MessagePermanent | Self::MessageTransient)
+    }
+
     /// Whether SQS may have accepted the entry although the answer does not say so.
     pub fn may_have_been_accepted(self) -> bool {
         matches!(self, Self::Ambiguous | Self::ServerError)

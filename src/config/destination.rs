@@ -32,13 +32,14 @@ pub struct DestinationConfig {
 }
 
 impl DestinationConfig {
-    /// What it takes.
-    pub fn accepts(&self) -> Accepts {
+    /// What it takes from the relay whose objects are called so in a bucket.
+    pub fn accepts(&self, relay: &str) -> Accepts {
         let accepts = Accepts { service: self.target.service(), kind: self.kind, claim_check: None };
         let claim_check = self.claim_check.as_ref().map(|given| {
             Arc::new(ClaimCheck {
                 bucket: given.bucket.clone(),
                 prefix: given.prefix.clone(),
+                relay: relay.to_owned(),
                 above: given.above.unwrap_or(accepts.max_bytes()),
                 max_bytes: given.max_bytes,
             })

@@ -66,6 +66,9 @@ pub struct ClaimCheck {
     pub bucket: String,
     /// What keys begin with.
     pub prefix: String,
+    /// What keys end with, for this process. Objects of other relays have other keys: a consumer that deletes theirs takes
+    /// nothing from a message that this one sends later.
+    pub relay: String,
     /// Messages above this size go there, in bytes with attributes.
     pub above: usize,
     /// The largest body, in bytes.

@@ -109,6 +109,12 @@ impl Parts {
             // The SDK refuses a custom endpoint together with these, although the endpoint is what they ask for.
             shared = shared.use_fips(false).use_dual_stack(false);
         }
+        if self.route.is_fips {
+            shared = shared.use_fips(true);
+        }
+        if self.route.is_dual_stack {
+            shared = shared.use_dual_stack(true);
+        }
         make(&shared.build(), self.route.endpoint.clone())
     }
 }
@@ -167,7 +173,8 @@ impl<C> Current<C> {
         self.behind.has_worked.store(true, Ordering::Relaxed);
     }
 
-    fn is(&self, other: &Self) -> bool {
+    /// Whether it is the same, and not one that has replaced it.
+    pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.behind, &other.behind)
     }
 }
@@ -189,14 +196,9 @@ impl<C: Clone> Access<C> {
         Self { parts, make, current, renewed_at: tokio::sync::Mutex::default() }
     }
 
-    /// The endpoint, if it is not the region's own.
-    pub(super) fn endpoint(&self) -> Option<&str> {
-        self.parts.route.endpoint.as_deref()
-    }
-
-    /// The region for which requests are signed.
-    pub(super) fn region(&self) -> &str {
-        &self.parts.route.region
+    /// Where requests go.
+    pub(super) fn route(&self) -> &Route {
+        &self.parts.route
     }
 
     /// The role under which the queues are used, and the region in which STS is asked.

@@ -13,13 +13,16 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::attribute::Attribute;
-use crate::message::{ClaimCheck, MessageId};
+use crate::message::ClaimCheck;
 
 /// The class that readers look for.
 const POINTER: &str = "software.amazon.payloadoffloading.PayloadS3Pointer";
 
 /// The attribute with the length of the original body.
 const SIZE: &str = "ExtendedPayloadSize";
+
+/// Readers take a message with one of these attributes for a pointer; the second is the older name.
+pub(super) const OF_POINTERS: [&str; 2] = [SIZE, "SQSLargePayloadSize"];
 
 /// The most attributes beside that one.
 const MAX_OTHERS: usize = 9;
@@ -44,20 +47,23 @@ pub(super) struct Pointer {
     pub(super) dropped_attributes: usize,
 }
 
-/// Puts a body into the bucket's terms. The key is the same whenever this message is sent, so that a retry replaces its own
-/// object, and another one for each message of an event, so that a consumer that deletes its object takes none from another.
-pub(super) fn offload(
-    claim_check: &ClaimCheck,
-    event_id: &str,
-    id: MessageId,
-    body: String,
-    attributes: &mut Vec<Attribute>,
-) -> Pointer {
-    let ClaimCheck { bucket, prefix, .. } = claim_check;
-    let key = format!("{prefix}{event_id}-{}", id.0);
+/// The key of the object of a message that is called so in the bucket. It is the same whenever this relay
+/// sends the message, so that a retry replaces its own object.
+pub(super) fn key(claim_check: &ClaimCheck, name: &str) -> String {
+    format!("{}{name}-{}", claim_check.prefix, claim_check.relay)
+}
+
+/// The body of a message that points to the object with this key.
+pub(super) fn pointer(claim_check: &ClaimCheck, key: &str) -> String {
+    json!([POINTER, {"s3BucketName": claim_check.bucket, "s3Key": key}]).to_string()
+}
+
+/// Puts a body into the bucket's terms, under this name.
+pub(super) fn offload(claim_check: &ClaimCheck, name: &str, body: String, attributes: &mut Vec<Attribute>) -> Pointer {
+    let key = key(claim_check, name);
     let dropped_attributes = attributes.len().saturating_sub(MAX_OTHERS);
     attributes.truncate(MAX_OTHERS);
     attributes.push(Attribute { name: Cow::Borrowed(SIZE), kind: "Number", value: body.len().to_string() });
-    let pointer = json!([POINTER, {"s3BucketName": bucket, "s3Key": key}]).to_string();
-    Pointer { body: pointer, offloaded: Offloaded { key, body: Bytes::from(body) }, dropped_attributes }
+    let offloaded = Offloaded { body: Bytes::from(body), key };
+    Pointer { body: pointer(claim_check, &offloaded.key), offloaded, dropped_attributes }
 }

@@ -17,6 +17,9 @@ use crate::aws::missing;
 use crate::causes::{causes, sentence};
 use crate::message::{Fault, FaultKind};
 
+/// What codes of a bucket's faults begin with.
+const OF_BUCKETS: &str = "S3.";
+
 /// The most characters kept of an SDK error.
 const DETAIL_CHARS: usize = 300;
 
@@ -123,9 +126,41 @@ fn is_about_parameters(code: &str) -> bool {
     matches!(bare(code), "InvalidParameterValue" | "InvalidParameter" | "ParameterValueInvalid" | "MissingParameter")
 }
 
-/// Whether other credentials may help: SQS does not know or accept these, or there are none.
+/// The fault of a whole request to a topic. SNS reports the result of each message individually (PublishBatch), but lists the
+/// codes for wrong parameters among those of the whole request too. One message may be the cause, and every request that has it
+/// fails. So they count as faults of messages, which are then sent one by one; if single messages fail one after another, the
+/// destination halts as for any fault of theirs.
+pub(super) fn request_to_topic<E>(error: &SdkError<E, HttpResponse>, was_written: bool) -> Fault
+where
+    E: Error + ProvideErrorMetadata + 'static,
+{
+    let fault = request(error, was_written);
+    let is_validation = matches!(bare(&fault.code), "ValidationException" | "ValidationError");
+    let is_of_message = fault.kind == FaultKind::Destination && (is_validation || is_about_parameters(&fault.code));
+    if is_of_message { Fault { kind: FaultKind::MessageTransient, ..fault } } else { fault }
+}
+
+/// Whether other credentials may help: the service does not know or accept these, or there are none. Those for a bucket are not
+/// those for the queue or topic.
 pub(super) fn is_about_credentials(fault: &Fault) -> bool {
-    is_code_of_credentials(bare(&fault.code))
+    !fault.code.starts_with(OF_BUCKETS) && is_code_of_credentials(bare(&fault.code))
+}
+
+/// The same fault, of a bucket: one of the destination, which halts. The message is not at fault, and nothing was sent.
+pub(super) fn of_bucket(fault: Fault, bucket: &str) -> Fault {
+    let Fault { kind, code, detail } = fault;
+    let kind = match kind {
+        FaultKind::Ambiguous | FaultKind::ServerError => FaultKind::Outage,
+        FaultKind::MessagePermanent | FaultKind::MessageTransient => FaultKind::Destination,
+        other => other,
+    };
+    Fault::new(kind, format!("{OF_BUCKETS}{code}"), format!("bucket {bucket}: {detail}"))
+}
+
+/// Whether an entry may have been refused for its size. SQS says that a parameter is wrong, and not which (the description is
+/// not documented). Everything else that it could refuse was checked when the entry was composed.
+pub(super) fn may_be_about_size(fault: &Fault) -> bool {
+    fault.kind == FaultKind::MessagePermanent && bare(&fault.code) != "InvalidMessageContents"
 }
 
 fn is_code_of_credentials(bare: &str) -> bool {
@@ -144,6 +179,8 @@ fn is_code_of_credentials(bare: &str) -> bool {
             | "MissingAuthenticationTokenException"
             | "ExpiredToken"
             | "ExpiredTokenException"
+            | "InvalidToken"
+            | "TokenRefreshRequired"
             | "CredentialsNotAvailable"
             | "RoleNotAssumed"
     )

@@ -1,8 +1,9 @@
 //! Where the requests of a queue or topic go, and for which region they are signed: from the queue's URL or the topic's ARN,
 //! and the AWS settings.
 //!
-//! A topic's ARN names the region and no host; `AWS_ENDPOINT_URL_SNS` or `AWS_ENDPOINT_URL` may name one. The rest is about
-//! queues.
+//! A topic's ARN names the region and no host; `AWS_ENDPOINT_URL_SNS` or `AWS_ENDPOINT_URL` may name one. A bucket is reached
+//! at an endpoint of the same kind as its queue or topic (FIPS, dual-stack), unless `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`
+//! names one, as it must for an emulator. The rest is about queues.
 //!
 //! The SDK sends to its region's endpoint, whatever the queue URL says. A URL of that endpoint leaves the choice to the SDK,
 //! which `AWS_USE_FIPS_ENDPOINT` and `AWS_USE_DUALSTACK_ENDPOINT` change. A URL of AWS with a host of its own (FIPS, dual-stack,
@@ -49,6 +50,17 @@ pub(super) struct Route {
     pub(super) region: String,
     /// Where they go; `None` is the region's endpoint, which the SDK knows.
     pub(super) endpoint: Option<String>,
+    /// Whether that of the region has to be a FIPS endpoint, whatever the settings say.
+    pub(super) is_fips: bool,
+    /// The same for dual-stack.
+    pub(super) is_dual_stack: bool,
+}
+
+impl Route {
+    /// A way on which only the settings choose among the endpoints of the region.
+    pub(super) fn new(region: String, endpoint: Option<String>) -> Self {
+        Self { region, endpoint, is_fips: false, is_dual_stack: false }
+    }
 }
 
 /// What a host name says.
@@ -60,6 +72,16 @@ enum Kind {
     Special { is_fips: bool, is_dual_stack: bool },
     /// No host of AWS: an emulator, or a name of one's own for a VPC endpoint.
     Foreign,
+}
+
+impl Kind {
+    /// Whether it is FIPS, and whether it is dual-stack.
+    fn special(self) -> (bool, bool) {
+        match self {
+            Self::Special { is_fips, is_dual_stack } => (is_fips, is_dual_stack),
+            Self::Regional | Self::Foreign => (false, false),
+        }
+    }
 }
 
 /// The way to a queue or topic.
@@ -74,9 +96,37 @@ pub(super) fn route(target: &Target, settings: &Settings) -> Result<Route, Strin
     }
 }
 
-/// The way to a bucket, which is in the region of the queue or topic.
-pub(super) fn to_bucket(route: &Route, settings: &Settings) -> Route {
-    Route { region: route.region.clone(), endpoint: settings.s3_endpoint.clone() }
+/// The way to a bucket of a queue or topic to which this way leads. It is in the same region, and its endpoint of the same kind.
+///
+/// # Errors
+///
+/// When nothing says where S3 is, or when a setting contradicts another: a sentence with the remedy.
+pub(super) fn to_bucket(bucket: &str, route: &Route, settings: &Settings) -> Result<Route, String> {
+    let region = route.region.clone();
+    let target = route.endpoint.as_deref().map(parts);
+    let kind = target.as_ref().map_or(Kind::Regional, |target| classify(&target.host, target.authority).0);
+    let Some(endpoint) = &settings.s3_endpoint else {
+        let (is_fips, is_dual_stack) = kind.special();
+        return match target {
+            Some(target) if kind == Kind::Foreign => Err(format!(
+                "messages for bucket {bucket} go to {}, which is not AWS, and nothing says where S3 is; set \
+                 AWS_ENDPOINT_URL_S3, such as to the same, or AWS_ENDPOINT_URL",
+                target.host
+            )),
+            _ => Ok(Route { region, endpoint: None, is_fips, is_dual_stack }),
+        };
+    };
+    let host = parts(endpoint).host;
+    if let (_, Some(other)) = classify(&host, &host)
+        && other != region
+    {
+        return Err(format!(
+            "bucket {bucket} has to be in {region}, but AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or the profile names an \
+             endpoint in {other}; unset it, or use that of {region}"
+        ));
+    }
+    refuse_flags(&format!("bucket {bucket}"), settings, &host, true)?;
+    Ok(Route::new(region, Some(endpoint.clone())))
 }
 
 fn to_topic(arn: &str, settings: &Settings) -> Result<Route, String> {
@@ -92,7 +142,7 @@ fn to_topic(arn: &str, settings: &Settings) -> Result<Route, String> {
         ));
     }
     refuse_flags(arn, settings, &host, endpoint.is_some())?;
-    Ok(Route { region, endpoint })
+    Ok(Route::new(region, endpoint))
 }
 
 fn to_queue(queue_url: &str, settings: &Settings) -> Result<Route, String> {
@@ -123,15 +173,12 @@ fn to_queue(queue_url: &str, settings: &Settings) -> Result<Route, String> {
         ));
     }
     refuse_flags(queue_url, settings, &target, endpoint.is_some())?;
-    Ok(Route { region, endpoint })
+    Ok(Route::new(region, endpoint))
 }
 
 /// A custom endpoint is taken as it is; the SDK would change only its own.
 fn refuse_flags(target: &str, settings: &Settings, host: &str, is_custom: bool) -> Result<(), String> {
-    let (is_fips, is_dual_stack) = match classify(host, host).0 {
-        Kind::Special { is_fips, is_dual_stack } => (is_fips, is_dual_stack),
-        Kind::Regional | Kind::Foreign => (false, false),
-    };
+    let (is_fips, is_dual_stack) = classify(host, host).0.special();
     for (is_wanted, is_so, setting, what) in [
         (settings.uses_fips, is_fips, "AWS_USE_FIPS_ENDPOINT", "FIPS"),
         (settings.uses_dual_stack, is_dual_stack, "AWS_USE_DUALSTACK_ENDPOINT", "dual-stack"),
@@ -222,7 +269,9 @@ fn classify(host: &str, authority: &str) -> (Kind, Option<String>) {
 }
 
 fn special(labels: &[&str], is_dual_stack: bool) -> (Kind, Option<String>) {
-    let is_fips = labels.iter().any(|label| matches!(*label, "sqs-fips" | "sns-fips"));
+    let is_fips = labels.iter().any(|label| matches!(*label, "sqs-fips" | "sns-fips" | "s3-fips"));
+    // S3 says it before the region: s3.dualstack.REGION.amazonaws.com.
+    let is_dual_stack = is_dual_stack || labels.contains(&"dualstack");
     (Kind::Special { is_fips, is_dual_stack }, region_after_service(labels).map(str::to_owned))
 }
 
@@ -230,10 +279,11 @@ fn labels_before<'a>(host: &'a str, suffix: &str) -> Option<Vec<&'a str>> {
     Some(host.strip_suffix(suffix)?.strip_suffix('.')?.split('.').collect())
 }
 
-/// `sqs.REGION`, `sqs-fips.REGION`, `vpce-….sqs.REGION.vpce`, the same of SNS, and the host names of LocalStack.
+/// `sqs.REGION`, `sqs-fips.REGION`, `vpce-….sqs.REGION.vpce`, the same of SNS and S3, and the host names of LocalStack.
 fn region_after_service<'a>(labels: &[&'a str]) -> Option<&'a str> {
-    let at = labels.iter().position(|label| matches!(*label, "sqs" | "sqs-fips" | "sns" | "sns-fips"))?;
-    labels.get(at + 1).copied().filter(|label| is_region(label))
+    let services = ["sqs", "sqs-fips", "sns", "sns-fips", "s3", "s3-fips"];
+    let at = labels.iter().position(|label| services.contains(label))?;
+    labels.iter().skip(at + 1).find(|label| **label != "dualstack").copied().filter(|label| is_region(label))
 }
 
 /// `REGION.queue`, as LocalStack has it too.

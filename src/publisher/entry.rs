@@ -3,38 +3,24 @@
 //! A message that SQS can never accept is refused here, alone and with a reason, before it can spoil a request with
 //! nine others. For the rules see SendMessageBatch and "Amazon SQS message metadata" in the SQS documentation.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use super::attribute::Attribute;
+use super::attribute::{Attribute, is_allowed, is_text};
 use super::claim_check::{self, Offloaded};
+use super::classify;
+use super::metadata::{TRACE_HEADER, attributes};
 use crate::message::{
-    Accepts, BodyForm, Content, DestinationKind, Event, Message, MessageId, MessageKey, SequenceNumber, Service,
+    Accepts, BodyForm, ClaimCheck, Content, DestinationKind, Message, MessageId, MessageKey, SequenceNumber, Service,
 };
 use crate::message::{Fault, FaultKind};
 
-/// The most attributes of a message.
-const MAX_ATTRIBUTES: usize = 10;
+/// The least that a queue may be told to take, in bytes (SQS API reference, SetQueueAttributes, "MaximumMessageSize").
+const LEAST_LIMIT: usize = 1024;
 
 /// Longest MessageGroupId.
 const MAX_GROUP: usize = 128;
-
-/// Longest attribute name.
-const MAX_NAME: usize = 256;
-
-/// The limits of a number in SQS: 38 digits, 10^-128 to 10^126; zeros at both ends do not count.
-const NUMBER_DIGITS: usize = 38;
-const NUMBER_POWERS: std::ops::Range<i64> = -128..126;
-
-/// Members of metadata that are taken first when there are more than fit.
-const FIRST: [&str; 4] = ["traceparent", "tracestate", "correlation_id", "causation_id"];
-
-/// The member of metadata that becomes SQS's system attribute. That counts neither as an attribute nor towards the
-/// size.
-const TRACE_HEADER: &str = "AWSTraceHeader";
 
 /// The parameters for FIFO queues.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +56,8 @@ pub struct Entry {
     pub(super) fair_group: Option<String>,
     /// The original body, which goes to a bucket.
     offloaded: Option<Box<Offloaded>>,
+    /// Where the body may go; `None` for a destination without a bucket.
+    claim_check: Option<Arc<ClaimCheck>>,
 }
 
 impl Entry {
@@ -92,7 +80,71 @@ impl Entry {
         if let Some(fifo) = &mut self.fifo {
             fifo.superseded = Some(number);
         }
+        // A consumer may delete the object of the earlier copy together with that copy.
+        let name = self.object_name();
+        if let (Some(claim_check), Some(offloaded)) = (&self.claim_check, &mut self.offloaded) {
+            offloaded.key = claim_check::key(claim_check, &name);
+            self.body = claim_check::pointer(claim_check, &offloaded.key);
+            self.bytes = size(&self.body, &self.attributes);
+        }
         number
+    }
+
+    /// What its object is called in a bucket: another name for each message of an event and for each copy that follows one
+    /// that came too early, so that a consumer that deletes its object takes none from another.
+    fn object_name(&self) -> String {
+        match &self.fifo {
+            Some(fifo) => fifo.deduplication_id(),
+            None => format!("{}-{}", self.attribute("event_id").unwrap_or_default(), self.key.id.0),
+        }
+    }
+
+    /// Sends a large body to the bucket, if there is one; returns how many attributes had to go.
+    ///
+    /// # Errors
+    ///
+    /// What is too large, and for whom.
+    fn fit(&mut self, accepts: &Accepts) -> Result<usize, String> {
+        let mut dropped_attributes = 0;
+        if let Some(claim_check) = accepts.claim_check.as_deref().filter(|claim_check| self.bytes > claim_check.above) {
+            if self.body.len() > claim_check.max_bytes {
+                return Err(too_long(self.body.len() as u64, accepts));
+            }
+            dropped_attributes = self.offload(claim_check);
+        }
+        let (bytes, of_attributes) = (self.bytes, self.bytes - self.body.len());
+        match bytes > accepts.max_bytes() {
+            true if self.offloaded.is_some() || of_attributes > accepts.max_bytes() => {
+                Err(too_many_attributes(of_attributes, accepts))
+            }
+            true => Err(too_long(bytes as u64, accepts)),
+            false => Ok(dropped_attributes),
+        }
+    }
+
+    /// The service has refused it with this fault. If its size may be the reason, as with a queue that takes less than others
+    /// (`MaximumMessageSize`), its body goes to the bucket from now on. Returns how many attributes had to go, or `None` if
+    /// the body stays where it is.
+    pub fn offload_after(&mut self, fault: &Fault) -> Option<usize> {
+        let claim_check = self.claim_check.clone()?;
+        let may_be_too_large = self.offloaded.is_none()
+            && self.bytes > LEAST_LIMIT
+            && self.body.len() <= claim_check.max_bytes
+            && classify::may_be_about_size(fault);
+        if !may_be_too_large {
+            return None;
+        }
+        Some(self.offload(&claim_check))
+    }
+
+    /// Sends its body to the bucket and a pointer in its place; returns how many attributes had to go.
+    fn offload(&mut self, claim_check: &ClaimCheck) -> usize {
+        let body = std::mem::take(&mut self.body);
+        let pointer = claim_check::offload(claim_check, &self.object_name(), body, &mut self.attributes);
+        self.body = pointer.body;
+        self.offloaded = Some(Box::new(pointer.offloaded));
+        self.bytes = size(&self.body, &self.attributes);
+        pointer.dropped_attributes
     }
 
     /// The value of a message attribute, if it has one of this name.
@@ -174,34 +226,24 @@ pub fn compose(message: Message, accepts: &Accepts) -> Result<Composed, Fault> {
     // A message without a group has none here: to SQS it is then a tenant of its own.
     let fair_group =
         message.group.filter(|_| accepts.kind == DestinationKind::Fair).map(|group| group_id(Some(&group), key.id));
-    let (mut attributes, trace_header, mut dropped_attributes) = attributes(&event);
+    let (attributes, trace_header, mut dropped_attributes) = attributes(&event);
     // SNS has no system attributes.
     let trace_header = trace_header.filter(|_| {
         let has_place = accepts.service == Service::Sqs;
         dropped_attributes += usize::from(!has_place);
         has_place
     });
-    let mut body = match event.form {
+    let body = match event.form {
         BodyForm::Json => printable(event.body),
         BodyForm::Text | BodyForm::Base64 if is_text(&event.body) => event.body,
         // The trigger of the table refuses them, if it has not been turned off.
         BodyForm::Text | BodyForm::Base64 => return Err(permanent("InvalidMessageContents", not_text(&event.body))),
     };
-    let mut bytes = size(&body, &attributes);
-    let mut offloaded = None;
-    if let Some(claim_check) = accepts.claim_check.as_deref().filter(|claim_check| bytes > claim_check.above) {
-        if body.len() > claim_check.max_bytes {
-            return Err(permanent("MessageTooLong", too_long(body.len() as u64, accepts)));
-        }
-        let pointer = claim_check::offload(claim_check, &event.event_id, key.id, body, &mut attributes);
-        dropped_attributes += pointer.dropped_attributes;
-        (body, offloaded) = (pointer.body, Some(Box::new(pointer.offloaded)));
-        bytes = size(&body, &attributes);
-    }
-    if bytes > accepts.max_bytes() {
-        return Err(permanent("MessageTooLong", too_long(bytes as u64, accepts)));
-    }
-    let entry = Entry { key, bytes, body, attributes, trace_header, fifo, fair_group, offloaded };
+    let bytes = size(&body, &attributes);
+    let claim_check = accepts.claim_check.clone();
+    let mut entry =
+        Entry { key, bytes, body, attributes, trace_header, fifo, fair_group, offloaded: None, claim_check };
+    dropped_attributes += entry.fit(accepts).map_err(|detail| permanent("MessageTooLong", detail))?;
     Ok(Composed { entry, dropped_attributes })
 }
 
@@ -218,6 +260,11 @@ fn too_long(bytes: u64, accepts: &Accepts) -> String {
         );
     }
     format!("{bytes} bytes with attributes, {} takes {}", accepts.service.name(), accepts.max_bytes())
+}
+
+fn too_many_attributes(bytes: usize, accepts: &Accepts) -> String {
+    let (service, most) = (accepts.service.name(), accepts.max_bytes());
+    format!("attributes of {bytes} bytes, {service} takes {most} with the body; shorten metadata")
 }
 
 /// Why a body is no text for SQS.
@@ -250,137 +297,6 @@ fn printable(json: String) -> String {
     } else {
         json
     }
-}
-
-fn attributes(event: &Event) -> (Vec<Attribute>, Option<String>, usize) {
-    let string = |name, value: &str| Attribute { name: Cow::Borrowed(name), kind: "String", value: value.to_owned() };
-    let mut attributes = Vec::with_capacity(5);
-    let mut dropped_attributes = 0;
-    let mut add = |attributes: &mut Vec<Attribute>, attribute: Attribute| {
-        let is_new = attributes.iter().all(|known| known.name != attribute.name);
-        if attributes.len() < MAX_ATTRIBUTES && is_new && is_acceptable(&attribute) {
-            attributes.push(attribute);
-        } else {
-            dropped_attributes += 1;
-        }
-    };
-    add(&mut attributes, string("event_id", &event.event_id));
-    add(&mut attributes, string("event_type", &event.event_type));
-    if let Some((stream_id, version)) = &event.stream {
-        add(&mut attributes, string("stream_id", stream_id));
-        add(
-            &mut attributes,
-            Attribute { name: Cow::Borrowed("stream_version"), kind: "Number", value: version.to_string() },
-        );
-    }
-    if event.form == BodyForm::Base64 {
-        add(&mut attributes, string("content-encoding", "base64"));
-    }
-    if event.metadata == "{}" {
-        return (attributes, None, dropped_attributes);
-    }
-    // The column's CHECK makes it an object. Its members are judged one by one, so that a bad one does not affect the
-    // others.
-    let Ok(mut members) = serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(&event.metadata) else {
-        return (attributes, None, dropped_attributes + 1);
-    };
-    let given = members.remove(TRACE_HEADER).filter(|value| value.get() != "null");
-    for name in FIRST {
-        if let Some((name, value)) = members.remove_entry(name) {
-            member(name, &value).into_iter().for_each(|attribute| add(&mut attributes, attribute));
-        }
-    }
-    for (name, value) in members {
-        member(name, &value).into_iter().for_each(|attribute| add(&mut attributes, attribute));
-    }
-    let header = given
-        .as_ref()
-        .and_then(|value| serde_json::from_str(value.get()).ok())
-        .filter(|text: &String| is_trace_header(text));
-    let dropped_attributes = dropped_attributes + usize::from(given.is_some() && header.is_none());
-    (attributes, header, dropped_attributes)
-}
-
-/// Null means absent. A number keeps its digits, and anything that is neither text nor number is sent as its JSON text.
-fn member(name: String, value: &RawValue) -> Option<Attribute> {
-    let json = value.get();
-    match json.as_bytes().first()? {
-        b'n' => None,
-        // A value that is not text after all becomes empty and is left out.
-        b'"' => {
-            Some(Attribute { name: name.into(), kind: "String", value: serde_json::from_str(json).unwrap_or_default() })
-        }
-        b'-' | b'0'..=b'9' => Some(Attribute { name: name.into(), kind: "Number", value: json.to_owned() }),
-        _ => Some(Attribute { name: name.into(), kind: "String", value: json.to_owned() }),
-    }
-}
-
-/// Whether SQS accepts a JSON number. A number outside its limits would make it refuse the whole message.
-fn is_number(json: &str) -> bool {
-    let unsigned = json.trim_start_matches('-');
-    let (mantissa, exponent) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
-    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let Ok(exponent) = exponent.parse::<i32>() else { return false };
-    let digits = [whole, fraction].concat();
-    let significant = digits.trim_start_matches('0');
-    let leading_zeros = digits.len() - significant.len();
-    // The power of ten of the first significant digit.
-    let power = whole.len() as i64 - 1 - leading_zeros as i64 + i64::from(exponent);
-    let significant = significant.trim_end_matches('0');
-    significant.is_empty() || (significant.len() <= NUMBER_DIGITS && NUMBER_POWERS.contains(&power))
-}
-
-fn is_acceptable(attribute: &Attribute) -> bool {
-    // The relay's own names and numbers are valid; those from metadata can be anything.
-    let has_good_name = match &attribute.name {
-        Cow::Borrowed(_) if attribute.kind == "Number" => return true,
-        Cow::Borrowed(_) => true,
-        Cow::Owned(name) => is_name(name),
-    };
-    has_good_name && is_text(&attribute.value) && (attribute.kind != "Number" || is_number(&attribute.value))
-}
-
-/// SQS: letters, digits, `_`, `-` and `.`, no period at either end nor two in a row, no prefix of AWS's, 256 at most.
-fn is_name(name: &str) -> bool {
-    let begins = |prefix: &str| name.get(..prefix.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(prefix));
-    !name.is_empty()
-        && name.len() <= MAX_NAME
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
-        && !name.starts_with('.')
-        && !name.ends_with('.')
-        && !name.as_bytes().windows(2).any(|pair| pair == b"..")
-        && !begins("aws.")
-        && !begins("amazon.")
-}
-
-/// SQS: #x9 #xA #xD #x20 to #xD7FF #xE000 to #xFFFD #x10000 to #x10FFFF.
-fn is_allowed(c: char) -> bool {
-    matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
-}
-
-/// Whether SQS takes a text as a body or as the value of an attribute: allowed characters, at least one.
-fn is_text(value: &str) -> bool {
-    // Covers nearly all values and is quick to check.
-    let is_plain = || value.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-    !value.is_empty() && (is_plain() || value.chars().all(is_allowed))
-}
-
-/// The form of a trace header (X-Ray, "Tracing header"): `Root=1-8 digits-24 digits`, and other fields after
-/// semicolons. With any other form SQS refuses the whole message.
-fn is_trace_header(text: &str) -> bool {
-    let is_hex = |text: &str, digits: usize| text.len() == digits && text.bytes().all(|b| b.is_ascii_hexdigit());
-    let is_root = |value: &str| {
-        let parts: Vec<&str> = value.split('-').collect();
-        matches!(parts[..], ["1", time, id] if is_hex(time, 8) && is_hex(id, 24))
-    };
-    let is_field = |field: &str| match field.split_once('=') {
-        Some(("Root", value)) => is_root(value),
-        Some(("Parent", value)) => is_hex(value, 16),
-        Some(("Sampled", value)) => matches!(value, "0" | "1" | "?"),
-        Some((name, value)) => !name.is_empty() && is_text(value) && text.is_ascii(),
-        None => false,
-    };
-    text.starts_with("Root=") && text.split(';').all(is_field)
 }
 
 #[cfg(test)]

@@ -13,7 +13,9 @@ mod classify;
 mod endpoint;
 mod entry;
 mod inspect;
+mod metadata;
 mod pack;
+mod place;
 mod provided;
 mod publish;
 mod role;
@@ -41,7 +43,7 @@ use aws_config::SdkConfig;
 
 use access::{Access, Client, Parts, Source, make_s3, maker};
 use bucket::Bucket;
-use endpoint::Route;
+use endpoint::{Route, Settings};
 
 use crate::config::{DestinationConfig, RoleConfig, Target};
 use crate::message::{Accepts, Service};
@@ -90,28 +92,11 @@ pub async fn connect(
     let (shared, settings) = source.load().await;
     let mut publishers = Vec::with_capacity(destinations.len());
     let (targets, buckets, assumed) = Default::default();
-    let mut ways = Ways { source, shared, request_timeout, targets, buckets, assumed };
+    let name = format!("{:08x}", fastrand::u32(..));
+    let mut ways = Ways { name, source, shared, request_timeout, targets, buckets, assumed };
     for destination in destinations {
-        let target = &destination.target;
-        match endpoint::route(target, &settings) {
-            Ok(route) => {
-                let sts_region = settings.region.clone().unwrap_or_else(|| route.region.clone());
-                let bucket = match &destination.claim_check {
-                    Some(config) => {
-                        let way = (endpoint::to_bucket(&route, &settings), destination.role.clone());
-                        Some(Bucket::new(ways.bucket(way, &sts_region).await, config))
-                    }
-                    None => None,
-                };
-                let way = (route, destination.role.clone());
-                let access = ways.target(target.service(), way, &sts_region).await;
-                publishers.push(Ok(Publisher {
-                    access,
-                    target: target.clone(),
-                    accepts: destination.accepts(),
-                    bucket,
-                }));
-            }
+        match ways.publisher(destination, &settings).await {
+            Ok(publisher) => publishers.push(Ok(publisher)),
             Err(problem) => publishers.push(Err(Misconfigured(vec![problem]))),
         }
     }
@@ -137,6 +122,8 @@ pub fn all(publishers: Vec<Result<Publisher, Misconfigured>>) -> Result<Vec<Publ
 /// The ways to queues, topics and buckets. Those with the same way share a client, and all with the same role its
 /// credentials.
 struct Ways {
+    /// What the objects of this process are called in buckets.
+    name: String,
     source: Source,
     shared: SdkConfig,
     request_timeout: Duration,
@@ -150,6 +137,21 @@ struct Ways {
 type Way = (Route, Option<RoleConfig>);
 
 impl Ways {
+    async fn publisher(&mut self, destination: &DestinationConfig, settings: &Settings) -> Result<Publisher, String> {
+        let target = destination.target.clone();
+        let route = endpoint::route(&target, settings)?;
+        let sts_region = settings.region.clone().unwrap_or_else(|| route.region.clone());
+        let bucket = match &destination.claim_check {
+            Some(config) => {
+                let way = (endpoint::to_bucket(&config.bucket, &route, settings)?, destination.role.clone());
+                Some(Bucket::new(self.bucket(way, &sts_region).await, config))
+            }
+            None => None,
+        };
+        let access = self.target(target.service(), (route, destination.role.clone()), &sts_region).await;
+        Ok(Publisher { access, target, accepts: destination.accepts(&self.name), bucket })
+    }
+
     async fn target(&mut self, service: Service, way: Way, sts_region: &str) -> Arc<Access<Client>> {
         if let Some(access) = self.targets.get(&(service, way.clone())) {
             return Arc::clone(access);

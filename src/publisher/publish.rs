@@ -105,7 +105,7 @@ impl Publisher {
                     let request = request.set_publish_batch_request_entries(Some(items));
                     match watched(writing.clone(), request.send()).await {
                         Ok(output) => Answer::of(&output, reconcile(entries.len(), sns::said(&output))),
-                        Err(error) => Answer::failed(&error, classify::request(&error, writing.has_begun())),
+                        Err(error) => Answer::failed(&error, classify::request_to_topic(&error, writing.has_begun())),
                     }
                 }
                 Err(error) => Answer::not_built(error),

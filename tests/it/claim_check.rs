@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use aws_sdk_sqs::types::QueueAttributeName;
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -51,11 +52,13 @@ fn find<'a>(messages: &'a [Received], event_id: &str) -> Result<&'a Received> {
     messages.iter().find(is_it).with_context(|| format!("{event_id} did not come"))
 }
 
-/// Checks that the message is a pointer to an object with this body.
+/// Checks that the message is a pointer to an object with this body, whose key is this one and the name of the relay.
 async fn ensure_offloaded(bed: &TestBed, bucket: &str, message: &Received, key: &str, expected: &str) -> Result<()> {
     let pointer: Value = serde_json::from_str(&message.body)?;
     ensure!(pointer[0] == "software.amazon.payloadoffloading.PayloadS3Pointer", "{pointer}");
-    ensure!(pointer[1] == serde_json::json!({"s3BucketName": bucket, "s3Key": key}), "{pointer} instead of {key}");
+    let key =
+        pointer[1]["s3Key"].as_str().filter(|found| found.starts_with(&format!("{key}-"))).context("another key")?;
+    ensure!(pointer[1] == serde_json::json!({"s3BucketName": bucket, "s3Key": key}), "{pointer}");
     let size = message.attributes.get("ExtendedPayloadSize").context("no size")?;
     ensure!(*size == expected.len().to_string(), "{size} instead of {}", expected.len());
     let objects = bed.buckets.contents(bucket).await?;
@@ -169,6 +172,65 @@ async fn a_body_beyond_the_memory_of_the_relay_is_dead_and_says_what_to_raise() 
     let error: String = bed.client.query_one("SELECT last_error FROM outbox.messages_dead", &[]).await?.get(0);
     ensure!(error.contains("raise OUTBOX_RELAY_MEMORY"), "{error}");
     find(&bed.queues.contents(&queue).await?, &event)?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_body_that_only_this_queue_cannot_take_goes_to_the_bucket_in_its_turn() -> Result<()> {
+    for mode in ["strict", "batched"] {
+        let bed = TestBed::new().await?;
+        let name = format!("{}.fifo", Buckets::name("documents"));
+        let attributes = [(QueueAttributeName::FifoQueue, "true"), (QueueAttributeName::MaximumMessageSize, "262144")];
+        let queue = bed.queues.create(&name, &attributes).await?;
+        let bucket = with_bucket(&bed, &queue, "").await?;
+        let mut ids = Vec::new();
+        for letters in [10, 300_000, 20, 300_000, 30] {
+            ids.push(enqueue(&bed, "documents", letters, Some("c-1")).await?);
+        }
+        bed.relay().env("OUTBOX_RELAY_FIFO_MODE", mode).deliver_all().await?;
+        ensure!(bed.count("SELECT count(*) FROM outbox.messages_dead").await? == 0, "{mode}");
+        let messages = bed.queues.contents(&queue).await?;
+        // The last copies are in order.
+        let last = |id: &str| messages.iter().rposition(|message| message.attributes["event_id"] == id);
+        let places: Vec<_> = ids.iter().map(|(_, event)| last(event)).collect();
+        ensure!(places.is_sorted() && places.iter().all(Option::is_some), "{mode}: {places:?}");
+        let large = find(&messages, &ids[1].1)?;
+        ensure!(large.attributes.get("tenant").is_some_and(|tenant| tenant == "a"), "{large:?}");
+        let key = format!("large/{}-{}", ids[1].1, ids[1].0);
+        ensure_offloaded(&bed, &bucket, large, &key, &body(300_000)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_says_what_a_queue_cannot_take_that_would_not_go_to_the_bucket() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let attributes = [(QueueAttributeName::MaximumMessageSize, "262144")];
+    let queue = bed.queues.create(&Buckets::name("documents"), &attributes).await?;
+    let bucket = Buckets::name("bodies");
+    bed.buckets.create(&bucket).await?;
+    bed.add_destination("documents", &format!("{queue};claim-check={bucket}"));
+    bed.add_destination("fitting", &format!("{queue};claim-check={bucket};claim-check-above=256KiB"));
+    let checked = bed.relay().output(&["check"]).await?;
+    ensure!(checked.code == Some(1), "{}", checked.stdout);
+    for sentence in [
+        "✗ queue of documents: takes no message above 262144 bytes, and larger ones go to the bucket only above 1048576",
+        "add ;claim-check-above=262144",
+        "is at http://",
+    ] {
+        ensure!(checked.stdout.contains(sentence), "{sentence:?} is not in:\n{}", checked.stdout);
+    }
+    ensure!(!checked.stdout.contains("queue of fitting: takes no message"), "{}", checked.stdout);
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_asks_where_s3_is_if_the_queue_is_not_on_aws() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let queue = bed.queues.create_standard("documents").await?;
+    with_bucket(&bed, &queue, "").await?;
+    let checked = bed.relay().without("AWS_ENDPOINT_URL_S3").output(&["check"]).await?;
+    ensure!(checked.code == Some(1) && checked.stdout.contains("set AWS_ENDPOINT_URL_S3"), "{}", checked.stdout);
     Ok(())
 }
 

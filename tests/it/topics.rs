@@ -5,13 +5,18 @@ use serde_json::Value;
 
 use support::emulator::{Received, Subscription};
 use support::eventually;
-use support::proxy::{Choice, Fault, Rule};
+use support::proxy::{Choice, ErrorAnswer, Fault, Rule};
 use support::test_bed::{TestBed, ensure_each_once, ensure_order_in_groups, numbers};
 
 /// SNS's limit of a message and of a request.
 const MAX_BYTES: usize = 262_144;
 
 const RAW: Subscription<'_> = Subscription { is_raw: true, filter_policy: "" };
+
+/// An answer that refuses a whole request for its parameters.
+fn refusal(code: &'static str) -> ErrorAnswer {
+    ErrorAnswer { status: 400, kind: code, query_error: "", message: "Invalid parameter: Message" }
+}
 
 /// A FIFO topic `tickets` with one FIFO queue; returns the queue's URL.
 async fn fifo_behind_topic(bed: &TestBed) -> Result<String> {
@@ -183,6 +188,53 @@ async fn a_topic_that_may_not_be_used_halts_only_its_own_destination() -> Result
     bed.until_nothing_is_pending().await?;
     relay.stop().await?;
     Ok(())
+}
+
+#[tokio::test]
+async fn a_message_for_which_sns_refuses_the_whole_request_is_found_and_stops_no_other() -> Result<()> {
+    for code in ["InvalidParameter", "ValidationException"] {
+        let bed = TestBed::new().await?;
+        let proxy = bed.proxy().await?;
+        let topic = bed.topic("audit").await?;
+        let queue = bed.queues.create_standard("auditor").await?;
+        bed.topics.subscribe(&topic, &bed.queues, &queue, RAW).await?;
+        proxy.set(Fault::Refuse { which: Choice::body_contains("\"n\": 7}"), answer: refusal(code) });
+        bed.enqueue_many("audit", 30, 0).await?;
+        let relay =
+            bed.relay().env("OUTBOX_RELAY_MAX_ATTEMPTS", "3").env("OUTBOX_RELAY_RETRY_MAX", "300ms").start().await?;
+        let trickle = bed.trickle("audit").await?;
+        eventually("it is dead", || async { Ok(bed.count("SELECT count(*) FROM outbox.messages_dead").await? == 1) })
+            .await?;
+        drop(trickle);
+        bed.until_nothing_is_pending().await?;
+        relay.stop().await?;
+        let error: String = bed.client.query_one("SELECT last_error FROM outbox.messages_dead", &[]).await?.get(0);
+        ensure!(error.contains(code), "{error}");
+        let all = bed.queues.contents(&queue).await?;
+        let numbered: Vec<Received> = all.into_iter().filter(|message| message.body.contains("\"n\"")).collect();
+        ensure_each_once(numbers(&numbered)?.into_iter().map(|n| if n > 7 { n - 1 } else { n }).collect(), 29)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_topic_that_refuses_every_message_halts_and_kills_nothing() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let proxy = bed.proxy().await?;
+    let topic = bed.topic("audit").await?;
+    let queue = bed.queues.create_standard("auditor").await?;
+    bed.topics.subscribe(&topic, &bed.queues, &queue, RAW).await?;
+    proxy.set(Fault::Answer(refusal("InvalidParameter")));
+    bed.enqueue_many("audit", 30, 0).await?;
+    let relay =
+        bed.relay().env("OUTBOX_RELAY_MAX_ATTEMPTS", "2").env("OUTBOX_RELAY_RETRY_MAX", "300ms").start().await?;
+    relay.wait_for_log("destination halted").await?;
+    ensure!(bed.count("SELECT count(*) FROM outbox.messages_dead").await? == 0);
+    ensure!(bed.count("SELECT count(*) FROM outbox.messages_pending WHERE attempts > 0").await? == 0);
+    proxy.clear();
+    bed.until_nothing_is_pending().await?;
+    relay.stop().await?;
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 30)
 }
 
 #[tokio::test]

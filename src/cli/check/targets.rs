@@ -59,14 +59,7 @@ impl Walk<'_> {
         }
         self.judge(what.clone(), publisher.target(), publisher.accepts(), publisher.attributes().await);
         if let Some(bucket) = publisher.bucket() {
-            let what = format!("bucket {bucket} of {name}");
-            match publisher.may_store().await {
-                Ok(()) => self.findings.good(what, "this relay may store bodies"),
-                Err(fault) => {
-                    let says = format!("this relay cannot store bodies: {fault}");
-                    self.findings.add(what, Verdict::Bad, says, remedy_of_bucket(&fault));
-                }
-            }
+            self.judge_bucket(format!("bucket {bucket} of {name}"), publisher).await;
         }
         match publisher.may_send().await {
             Ok(()) => self.findings.good(what, "this relay may send"),
@@ -74,6 +67,26 @@ impl Walk<'_> {
                 let remedy = remedy_of(&fault, publisher.accepts().service);
                 self.findings.add(what, Verdict::Bad, format!("this relay cannot send: {fault}"), remedy);
             }
+        }
+    }
+
+    async fn judge_bucket(&mut self, what: String, publisher: &Publisher) {
+        match publisher.endpoint_of_bucket().await {
+            Ok(Some(endpoint)) => self.findings.good(what.clone(), format!("is at {endpoint}")),
+            Ok(None) => {}
+            Err(trouble) => return self.bad(what, trouble),
+        }
+        match publisher.may_store().await {
+            Ok(()) => self.findings.good(what.clone(), "this relay may store bodies"),
+            Err(fault) => {
+                let says = format!("this relay cannot store bodies: {fault}");
+                self.findings.add(what.clone(), Verdict::Bad, says, remedy_of_bucket(&fault));
+            }
+        }
+        if publisher.names_key_of_bucket() {
+            let remedy = "allow kms:GenerateDataKey on it; without it the destination halts at the first large body";
+            let says = "permissions on its key cannot be tested without storing";
+            self.findings.add(what, Verdict::Warning, says, remedy);
         }
     }
 
@@ -182,11 +195,7 @@ impl Walk<'_> {
             let says = "permissions on its key cannot be tested without sending";
             self.findings.add(what.clone(), Verdict::Warning, says, remedy);
         }
-        if let Some(bytes) = attributes.most_bytes.filter(|most| *most < accepts.max_bytes()) {
-            let remedy = "raise MaximumMessageSize to 1048576, or keep events small; larger ones become dead messages";
-            let says = format!("takes no message above {bytes} bytes");
-            self.findings.add(what.clone(), Verdict::Warning, says, remedy);
-        }
+        self.judge_size(&what, attributes.most_bytes, accepts);
         match attributes.subscriptions {
             Some(0) => {
                 let remedy = "subscribe a queue to it (and confirm the subscription)";
@@ -194,6 +203,29 @@ impl Walk<'_> {
             }
             Some(count) => self.findings.good(what, format!("{count} confirmed subscription(s)")),
             None => {}
+        }
+    }
+}
+
+impl Walk<'_> {
+    /// Judges whether a queue takes less than others.
+    fn judge_size(&mut self, what: &str, most_bytes: Option<usize>, accepts: &Accepts) {
+        let Some(bytes) = most_bytes.filter(|most| *most < accepts.max_bytes()) else { return };
+        let says = format!("takes no message above {bytes} bytes");
+        let above = accepts.claim_check.as_ref().map(|claim_check| claim_check.above);
+        match above {
+            None => {
+                let remedy =
+                    "raise MaximumMessageSize to 1048576, or keep events small; larger ones become dead messages";
+                self.findings.add(what.to_owned(), Verdict::Warning, says, remedy);
+            }
+            Some(above) if above > bytes => {
+                let says =
+                    format!("{says}, and larger ones go to the bucket only above {above}, or once it has refused them");
+                let remedy = format!("add ;claim-check-above={bytes}, or raise MaximumMessageSize to 1048576");
+                self.findings.add(what.to_owned(), Verdict::Bad, says, remedy);
+            }
+            Some(_) => {}
         }
     }
 }

@@ -180,3 +180,14 @@ fn the_reason_is_one_line_and_not_too_long() {
     assert!(!fault.detail.contains(['\n', '\t']) && fault.detail.contains("first second"), "{fault}");
     assert_eq!(fault.detail.chars().count(), DETAIL_CHARS);
 }
+
+#[test]
+fn other_credentials_may_help_where_the_service_refuses_these_and_those_for_a_bucket_are_its_own() {
+    let helps = |code: &str| is_about_credentials(&Fault::new(FaultKind::Destination, code, ""));
+    for code in ["ExpiredToken", "com.amazonaws.sqs#ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"] {
+        assert!(helps(code), "{code}");
+    }
+    for code in ["AccessDenied", "S3.ExpiredToken", "S3.InvalidToken", "S3.CredentialsNotAvailable"] {
+        assert!(!helps(code), "{code}");
+    }
+}

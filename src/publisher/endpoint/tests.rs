@@ -248,3 +248,60 @@ fn a_connection_goes_to_the_port_of_the_url_or_of_its_scheme() {
         assert_eq!(address_of(url).to_string(), expected, "{url}");
     }
 }
+
+/// The way to a bucket for a queue or topic.
+fn way_to_bucket(target: &str, settings: &Settings) -> Result<Route, String> {
+    let target = match target.starts_with("arn:") {
+        true => Target::Topic { arn: target.to_owned() },
+        false => Target::Queue { url: target.to_owned() },
+    };
+    to_bucket("bodies", &route(&target, settings)?, settings)
+}
+
+#[test]
+fn a_bucket_is_reached_at_an_endpoint_of_the_same_kind_as_its_queue() {
+    let topic = "arn:aws:sns:us-east-1:123456789012:t";
+    let vpc_fips = "https://vpce-1a-2b.sqs-fips.us-east-1.vpce.amazonaws.com/1/q";
+    for (target, is_fips, is_dual_stack) in [
+        ("https://sqs.us-east-1.amazonaws.com/1/q", false, false),
+        ("https://sqs-fips.us-east-1.amazonaws.com/1/q", true, false),
+        ("https://sqs.us-east-1.api.aws/1/q", false, true),
+        ("https://sqs-fips.us-east-1.api.aws/1/q", true, true),
+        ("https://vpce-1a-2b.sqs.us-east-1.vpce.amazonaws.com/1/q", false, false),
+        (vpc_fips, true, false),
+        (topic, false, false),
+    ] {
+        let expected = Route { is_fips, is_dual_stack, ..Route::new("us-east-1".to_owned(), None) };
+        assert_eq!(way_to_bucket(target, &with("us-east-1")), Ok(expected), "{target}");
+    }
+    let at = |endpoint: &str| Settings { s3_endpoint: Some(endpoint.to_owned()), ..with("us-east-1") };
+    for endpoint in ["http://localhost:4566", "https://bucket.vpce-1a-2b.s3.us-east-1.vpce.amazonaws.com"] {
+        let expected = Route::new("us-east-1".to_owned(), Some(endpoint.to_owned()));
+        assert_eq!(way_to_bucket("http://localhost:4566/1/q", &at(endpoint)), Ok(expected));
+    }
+}
+
+#[test]
+fn a_way_to_a_bucket_that_nothing_names_or_that_contradicts_a_setting_is_refused_with_the_remedy() {
+    let (queue, topic) = ("https://sqs.us-east-1.amazonaws.com/1/q", "arn:aws:sns:us-east-1:123456789012:t");
+    let at = |endpoint: &str| Settings { s3_endpoint: Some(endpoint.to_owned()), ..with("us-east-1") };
+    let emulated = Settings { sns_endpoint: Some("http://localhost:9324".to_owned()), ..with("us-east-1") };
+    let fips = |endpoint| Settings { uses_fips: true, ..at(endpoint) };
+    let dual_stack = |endpoint| Settings { uses_dual_stack: true, ..at(endpoint) };
+    for (target, settings, expected) in [
+        ("http://localhost:4566/000000000000/q", with("us-east-1"), "set AWS_ENDPOINT_URL_S3"),
+        ("http://sqs.us-east-1.localhost.localstack.cloud:4566/1/q", with("us-east-1"), "set AWS_ENDPOINT_URL_S3"),
+        (topic, emulated, "set AWS_ENDPOINT_URL_S3"),
+        (queue, at("https://s3.eu-west-1.amazonaws.com"), "names an endpoint in eu-west-1"),
+        (queue, at("https://s3.dualstack.eu-west-1.amazonaws.com"), "names an endpoint in eu-west-1"),
+        (queue, at("https://bucket.vpce-1a.s3.eu-west-1.vpce.amazonaws.com"), "names an endpoint in eu-west-1"),
+        (queue, fips("https://s3.us-east-1.amazonaws.com"), "AWS_USE_FIPS_ENDPOINT"),
+        (queue, fips("http://localhost:4566"), "AWS_USE_FIPS_ENDPOINT"),
+        (queue, dual_stack("https://s3.us-east-1.amazonaws.com"), "AWS_USE_DUALSTACK_ENDPOINT"),
+    ] {
+        let problem = way_to_bucket(target, &settings).expect_err(target);
+        assert!(problem.contains(expected) && problem.contains("bodies") && problem.contains("; "), "{problem}");
+    }
+    assert!(way_to_bucket(queue, &fips("https://s3-fips.us-east-1.amazonaws.com")).is_ok());
+    assert!(way_to_bucket(queue, &dual_stack("https://s3.dualstack.us-east-1.amazonaws.com")).is_ok());
+}

@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::clock::Time;
-use crate::message::{EventPosition, Lane, MAX_MESSAGE_BYTES, MessageId, Origin};
+use crate::message::{ClaimCheck, Event, EventPosition, Lane, MAX_MESSAGE_BYTES, MessageId, Origin};
 
 fn message(payload: &str, metadata: &str) -> Message {
     Message {
@@ -220,4 +220,84 @@ fn a_message_without_an_event_is_refused_with_a_reason() {
     let mut message = message("{}", "{}");
     message.content = Content::Missing;
     assert_eq!(compose(message, &Accepts::queue(DestinationKind::Standard)).unwrap_err().code, "EventMissing");
+}
+
+/// A queue with a bucket for bodies above this size.
+fn with_bucket(kind: DestinationKind, above: usize) -> Accepts {
+    with_bucket_of("r1", kind, above)
+}
+
+/// The same, of another relay.
+fn with_bucket_of(relay: &str, kind: DestinationKind, above: usize) -> Accepts {
+    let (bucket, prefix, relay) = ("bodies".to_owned(), "large/".to_owned(), relay.to_owned());
+    let claim_check = ClaimCheck { bucket, prefix, relay, above, max_bytes: 1 << 24 };
+    Accepts { claim_check: Some(Arc::new(claim_check)), ..Accepts::queue(kind) }
+}
+
+#[test]
+fn a_copy_that_follows_one_that_came_too_early_has_an_object_of_its_own() {
+    let accepts = with_bucket(DestinationKind::Fifo, 1024);
+    let mut entry = compose(message(&"x".repeat(2000), "{}"), &accepts).unwrap().entry;
+    let first = entry.offloaded().unwrap().key.clone();
+    assert_eq!(first, "large/0190a0b0-0000-7000-8000-000000000001-42-r1");
+    assert_eq!(entry.supersede(SequenceNumber::parse("17")), SequenceNumber::parse("17").unwrap());
+    let second = entry.offloaded().unwrap().clone();
+    assert_eq!(second.key, "large/0190a0b0-0000-7000-8000-000000000001-42-17-r1");
+    assert_eq!(second.body.len(), 2000);
+    assert!(entry.body.contains("-42-17-r1\""), "the message points to it: {}", entry.body);
+    assert_eq!(entry.bytes(), size(&entry.body, &entry.attributes));
+    let mut again = message(&"x".repeat(2000), "{}");
+    again.superseded = SequenceNumber::parse("17");
+    assert_eq!(compose(again, &accepts).unwrap().entry, entry, "the next relay makes the same of it");
+}
+
+#[test]
+fn attributes_that_are_too_large_are_told_from_a_body_that_is() {
+    let metadata = format!("{{\"a\": \"{}\"}}", "x".repeat(MAX_MESSAGE_BYTES));
+    for accepts in [Accepts::queue(DestinationKind::Standard), with_bucket(DestinationKind::Standard, 1024)] {
+        let fault = compose(message("{}", &metadata), &accepts).unwrap_err();
+        assert_eq!((fault.kind, fault.code.as_str()), (FaultKind::MessagePermanent, "MessageTooLong"));
+        assert!(fault.detail.starts_with("attributes of 1048"), "{fault}");
+        assert!(fault.detail.ends_with("bytes, SQS takes 1048576 with the body; shorten metadata"), "{fault}");
+    }
+}
+
+#[test]
+fn no_member_makes_an_ordinary_message_look_like_one_whose_body_is_in_a_bucket() {
+    let composed = entry("{}", r#"{"ExtendedPayloadSize": 5, "SQSLargePayloadSize": "5", "extendedPayloadSize": 5}"#);
+    assert_eq!(names(&composed)[4..], ["extendedPayloadSize"]);
+    assert_eq!(composed.dropped_attributes, 2);
+    let large = compose(
+        message(&"x".repeat(2000), r#"{"ExtendedPayloadSize": 5}"#),
+        &with_bucket(DestinationKind::Standard, 1024),
+    );
+    assert_eq!(large.unwrap().entry.attribute("ExtendedPayloadSize"), Some("2000"));
+}
+
+#[test]
+fn relays_share_no_objects() {
+    let key = |relay| {
+        let accepts = with_bucket_of(relay, DestinationKind::Standard, 1024);
+        let entry = compose(message(&"x".repeat(2000), "{}"), &accepts).unwrap().entry;
+        entry.offloaded().unwrap().key.clone()
+    };
+    assert_eq!(key("r1"), key("r1"), "a retry replaces its own object");
+    assert_ne!(key("r1"), key("r2"), "what a consumer deletes with a message of one is not what the other has stored");
+}
+
+#[test]
+fn a_body_that_may_be_too_large_for_its_queue_alone_goes_to_the_bucket_once() {
+    let of = |body: &str, accepts: &Accepts| compose(message(body, "{}"), accepts).unwrap().entry;
+    let refused = |code: &str| Fault::new(FaultKind::MessagePermanent, code, "");
+    let accepts = with_bucket(DestinationKind::Standard, MAX_MESSAGE_BYTES);
+    let mut entry = of(&"x".repeat(2000), &accepts);
+    assert_eq!(entry.offload_after(&refused("InvalidMessageContents")), None);
+    assert_eq!(entry.offload_after(&Fault::new(FaultKind::Destination, "InvalidParameterValue", "")), None);
+    assert_eq!(entry.offload_after(&refused("InvalidParameterValue")), Some(0));
+    assert_eq!(entry.offloaded_bytes(), Some(2000));
+    assert_eq!(entry.bytes(), size(&entry.body, &entry.attributes));
+    assert_eq!(entry.offload_after(&refused("InvalidParameterValue")), None, "then its size is not the reason");
+    assert_eq!(of("{}", &accepts).offload_after(&refused("InvalidParameterValue")), None, "every queue takes that");
+    let without = Accepts::queue(DestinationKind::Standard);
+    assert_eq!(of(&"x".repeat(2000), &without).offload_after(&refused("InvalidParameterValue")), None);
 }

@@ -8,8 +8,8 @@ use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use super::access::Client;
 use super::bucket::Bucket;
 use super::endpoint::address_of;
+use super::place::Place;
 use super::{Publisher, classify, http};
-use crate::causes::sentence;
 use crate::message::{Fault, FaultKind};
 use crate::way::{Address, Trouble};
 
@@ -63,18 +63,12 @@ impl Publisher {
     ///
     /// When the SDK knows no such endpoint for the region.
     pub async fn endpoint(&self) -> Result<String, Trouble> {
-        if let Some(endpoint) = self.access.endpoint() {
-            return Ok(endpoint.to_owned());
-        }
         let current = self.access.current();
-        let place = Place {
-            region: self.access.region(),
-            uses_fips: current.shared().use_fips().unwrap_or(false),
-            uses_dual_stack: current.shared().use_dual_stack().unwrap_or(false),
-        };
-        match &current.client {
-            Client::Sqs(_) => queue::endpoint(place).await,
-            Client::Sns(_) => topic::endpoint(place).await,
+        let route = self.access.route();
+        match (&route.endpoint, &current.client) {
+            (Some(endpoint), _) => Ok(endpoint.clone()),
+            (None, Client::Sqs(_)) => queue::endpoint(Place::of(route, current.shared())).await,
+            (None, Client::Sns(_)) => topic::endpoint(Place::of(route, current.shared())).await,
         }
     }
 
@@ -117,6 +111,23 @@ impl Publisher {
         self.bucket.as_ref().map(Bucket::name)
     }
 
+    /// The URL that requests for the bucket go to; `None` without a bucket.
+    ///
+    /// # Errors
+    ///
+    /// When the SDK knows no such endpoint for the region.
+    pub async fn endpoint_of_bucket(&self) -> Result<Option<String>, Trouble> {
+        match &self.bucket {
+            Some(bucket) => bucket.endpoint().await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether the objects in the bucket are encrypted with a key that the relay names.
+    pub fn names_key_of_bucket(&self) -> bool {
+        self.bucket.as_ref().is_some_and(Bucket::has_key)
+    }
+
     /// Asks whether this relay may store bodies in the bucket; nothing is stored. Without a bucket it may.
     ///
     /// # Errors
@@ -127,21 +138,6 @@ impl Publisher {
             Some(bucket) => bucket.may_store().await,
             None => Ok(()),
         }
-    }
-}
-
-/// Where the SDK's own endpoint is.
-#[derive(Clone, Copy)]
-struct Place<'a> {
-    region: &'a str,
-    uses_fips: bool,
-    uses_dual_stack: bool,
-}
-
-impl Place<'_> {
-    fn unknown(self, error: &(dyn std::error::Error + 'static)) -> Trouble {
-        let remedy = "check the region, AWS_USE_FIPS_ENDPOINT and AWS_USE_DUALSTACK_ENDPOINT";
-        Trouble::new(format!("the region {} has no such endpoint: {}", self.region, sentence(error)), remedy)
     }
 }
 

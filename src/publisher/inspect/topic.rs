@@ -6,7 +6,8 @@ use aws_sdk_sns::Client;
 use aws_sdk_sns::config::endpoint::{DefaultResolver, Params, ResolveEndpoint as _};
 use aws_sdk_sns::types::PublishBatchRequestEntry;
 
-use super::{Place, Refused, TargetAttributes, fifo_id, judge};
+use super::super::place::Place;
+use super::{Refused, TargetAttributes, fifo_id, judge};
 use crate::message::{Fault, FaultKind};
 use crate::way::Trouble;
 

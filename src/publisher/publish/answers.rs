@@ -73,7 +73,7 @@ fn queue(account: &SdkConfig, endpoint: &str, timeout: Duration) -> Publisher {
 
 fn publisher(service: Service, account: &SdkConfig, endpoint: &str, timeout: Duration) -> Publisher {
     let http_client = aws_smithy_http_client::Builder::new().build_http();
-    let route = Route { region: "eu-west-1".to_owned(), endpoint: Some(endpoint.to_owned()) };
+    let route = Route::new("eu-west-1".to_owned(), Some(endpoint.to_owned()));
     let sts_region = route.region.clone();
     let source = Source { http_client, region: None };
     let parts = Parts { source, route, role: None, sts_region, request_timeout: timeout };

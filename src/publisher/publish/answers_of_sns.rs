@@ -52,14 +52,15 @@ async fn an_entry_that_no_list_names_is_not_accepted() {
 
 /// Codes of PublishBatch (SNS API reference, errors; the codes are those of the query protocol).
 #[tokio::test]
-async fn a_code_of_the_whole_request_is_a_fault_of_the_destination_or_of_the_service() {
+async fn a_code_of_the_whole_request_is_a_fault_of_the_destination_of_the_service_or_of_one_of_its_messages() {
     for (code, status, expected) in [
         ("NotFound", 404, FaultKind::Destination),
         ("AuthorizationError", 403, FaultKind::Destination),
         ("EndpointDisabled", 400, FaultKind::Destination),
-        ("InvalidParameter", 400, FaultKind::Destination),
-        ("InvalidParameterValue", 400, FaultKind::Destination),
-        ("ValidationError", 400, FaultKind::Destination),
+        ("InvalidParameter", 400, FaultKind::MessageTransient),
+        ("InvalidParameterValue", 400, FaultKind::MessageTransient),
+        ("ValidationException", 400, FaultKind::MessageTransient),
+        ("ValidationError", 400, FaultKind::MessageTransient),
         ("InvalidSecurity", 403, FaultKind::Destination),
         ("KMSAccessDenied", 400, FaultKind::Destination),
         ("KMSDisabled", 400, FaultKind::Destination),

@@ -160,9 +160,19 @@ impl Breaker {
         failed > accepted && failed + accepted >= MIN_ENTRIES && self.failing.len() >= MIN_FAILING
     }
 
+    /// The destination has answered, and the answer says nothing else.
+    pub(super) fn answered(&mut self) {
+        self.failures_in_a_row = 0;
+    }
+
+    /// Whether enough requests in a row failed.
+    pub(super) fn fails_in_a_row(&self) -> bool {
+        self.failures_in_a_row >= FAILURES_IN_A_ROW
+    }
+
     /// Whether enough requests in a row failed, or the probe of a halted destination did, so that it counts as down.
     pub(super) fn is_down(&self) -> bool {
-        self.failures_in_a_row >= FAILURES_IN_A_ROW || (self.halted.is_some() && self.failures_in_a_row > 0)
+        self.fails_in_a_row() || (self.halted.is_some() && self.failures_in_a_row > 0)
     }
 
     /// A message failed by the receiver's fault, and nothing else of its request succeeded. Returns whether SQS has

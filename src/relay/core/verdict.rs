@@ -54,8 +54,16 @@ pub(super) fn judge(
     now: Time,
 ) -> Judgement {
     let tally = tally(&results);
-    // A request that never left this host says nothing about the destination.
-    let is_sent = request_fault.is_none_or(|fault| fault.kind != FaultKind::NotSent);
+    // The request was refused as a whole because of one entry, or maybe so. Sent one by one, only that entry is refused again.
+    let is_of_message = request_fault.is_some_and(|fault| fault.kind.is_of_message());
+    let is_split = items.len() > 1 && is_of_message;
+    // A request that never left this host says nothing about the destination, and one that may have failed because of one
+    // entry only that the destination answers.
+    let is_unclear = is_split && request_fault.is_some_and(|fault| fault.kind == FaultKind::MessageTransient);
+    if is_unclear {
+        breaker.answered();
+    }
+    let is_sent = !is_unclear && request_fault.is_none_or(|fault| fault.kind != FaultKind::NotSent);
     let failed_here = |(item, result): (&Item, &Result<Accepted, Fault>)| {
         let is_failed = result.as_ref().is_err_and(|fault| fault.kind == FaultKind::MessageTransient);
         is_failed.then(|| item.key())
@@ -64,17 +72,21 @@ pub(super) fn judge(
     let has_recovered = is_sent && breaker.note(tally, failed_keys, now);
     let mut judgement = Judgement { has_recovered, messages: Vec::with_capacity(items.len()), ..Judgement::default() };
     judgement.accepted = results.iter().filter(|result| result.is_ok()).count() as u64;
-    // The request was refused as a whole because of one entry. Sent one by one, only that entry is refused again.
-    let is_refused = request_fault.is_some_and(|fault| fault.kind == FaultKind::MessagePermanent);
-    let is_split = items.len() > 1 && is_refused;
     // Every entry failed by the receiver's fault, and it is unlikely that several messages are bad.
     let is_all = tally.accepted == 0 && tally.failed > 1;
     let is_outage = is_all || breaker.mostly_fails();
+    // A probe may have the very message that is at fault, so it takes several.
+    let is_down = if is_of_message { breaker.fails_in_a_row() } else { breaker.is_down() };
     for (mut item, result) in items.into_iter().zip(results) {
         let verdict = match result {
             Ok(accepted) => Verdict::Accepted(accepted),
             Err(_) if is_split => {
                 item.is_alone = true;
+                Verdict::Again(None)
+            }
+            // A queue may take less than others; then the body goes to the bucket of the destination.
+            Err(fault) if offload(&mut item, &fault) => {
+                judgement.retried.push(fault.kind);
                 Verdict::Again(None)
             }
             Err(fault) => {
@@ -88,7 +100,7 @@ pub(super) fn judge(
                 if !matches!(verdict, Verdict::Dead(_)) {
                     judgement.retried.push(fault.kind);
                 }
-                judgement.halt = judgement.halt.take().or_else(|| halts(&fault, is_outage, breaker).then_some(fault));
+                judgement.halt = judgement.halt.take().or_else(|| halts(&fault, is_outage, is_down).then_some(fault));
                 verdict
             }
         };
@@ -111,6 +123,13 @@ fn tally(results: &[Result<Accepted, Fault>]) -> Tally {
         }
     }
     tally
+}
+
+/// Whether a message that was refused is sent again with its body in a bucket.
+fn offload(item: &mut Item, fault: &Fault) -> bool {
+    let dropped_attributes = item.entry.offload_after(fault);
+    item.dropped_attributes += dropped_attributes.unwrap_or_default();
+    dropped_attributes.is_some()
 }
 
 /// What happens to a message that was not accepted.
@@ -149,11 +168,11 @@ fn failed(
 }
 
 /// Whether this fault halts the destination.
-fn halts(fault: &Fault, is_outage: bool, breaker: &Breaker) -> bool {
+fn halts(fault: &Fault, is_outage: bool, is_down: bool) -> bool {
     match fault.kind {
         FaultKind::MessagePermanent | FaultKind::NotSent => false,
-        FaultKind::MessageTransient => is_outage || breaker.is_down(),
-        FaultKind::Ambiguous => breaker.is_down(),
+        FaultKind::MessageTransient => is_outage || is_down,
+        FaultKind::Ambiguous => is_down,
         FaultKind::Destination
         | FaultKind::Throttle
         | FaultKind::Outage
@@ -207,6 +226,31 @@ mod tests {
         );
         let mut rng = fastrand::Rng::with_seed(1);
         judge(items, results, None, breaker, &Tuning::default(), &mut rng, Time::default()).messages.remove(0).0
+    }
+
+    /// Judges a request of these messages that a topic refused as a whole, maybe because of one of them.
+    fn refused(items: Vec<Item>, breaker: &mut Breaker) -> Judgement {
+        let fault = Fault::new(FaultKind::MessageTransient, "InvalidParameter", "simulated");
+        let results = vec![Err(fault.clone()); items.len()];
+        let mut rng = fastrand::Rng::with_seed(1);
+        judge(items, results, Some(&fault), breaker, &Tuning::default(), &mut rng, Time::default())
+    }
+
+    #[test]
+    fn a_request_that_may_be_refused_for_one_message_is_sent_one_by_one_before_the_destination_halts() {
+        let mut breaker = Breaker::new(Duration::from_millis(200), Duration::from_secs(60));
+        for _ in 0..5 {
+            breaker.note(Tally::default(), Vec::new(), Time::default());
+        }
+        breaker.halt(Fault::new(FaultKind::Outage, "NotConnected", ""), &mut fastrand::Rng::with_seed(1));
+        let split = refused((1..=3).map(item).collect(), &mut breaker);
+        assert!(split.halt.is_none() && split.messages.iter().all(|(item, _)| item.is_alone && item.attempts == 0));
+        assert!(breaker.halted().is_some(), "nothing got through yet");
+        // The probe has the message at fault first, and goes on to the next.
+        for id in 1..=2 {
+            assert!(refused(vec![item(id)], &mut breaker).halt.is_none(), "{id}");
+        }
+        assert!(refused(vec![item(3)], &mut breaker).halt.is_some(), "single messages fail one after another");
     }
 
     #[test]

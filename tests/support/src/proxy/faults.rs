@@ -25,6 +25,13 @@ pub enum Fault {
     CutAfterForward,
     /// Answers with an error without forwarding.
     Answer(ErrorAnswer),
+    /// Answers with an error without forwarding, if the request has one of the chosen entries.
+    Refuse {
+        /// For which entries.
+        which: Choice,
+        /// The error.
+        answer: ErrorAnswer,
+    },
     /// Forwards, then answers with this status and these bytes instead.
     Garble(u16, &'static str),
     /// Does not forward the chosen entries, and reports them as failed among the outcomes of the others.
@@ -283,6 +290,12 @@ impl Plan {
             Fault::CutBeforeForward => self.end = End::CutBefore,
             Fault::CutAfterForward => self.end = End::CutAfter,
             Fault::Answer(answer) => self.end = End::Error(*answer),
+            Fault::Refuse { which, answer } => {
+                if which.positions(entries).is_empty() {
+                    return false;
+                }
+                self.end = End::Error(*answer);
+            }
             Fault::Garble(status, body) => self.end = End::Instead(*status, body),
             Fault::FallingNumbers => self.numbers_fall = true,
             Fault::EmptyAnswer => self.end = End::Instead(200, "{}"),

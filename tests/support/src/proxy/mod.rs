@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-pub use faults::{Choice, Fault, Rule};
+pub use faults::{Choice, ErrorAnswer, Fault, Rule};
 pub use journal::{Entry, Request};
 pub use tail::lognormal;
 
