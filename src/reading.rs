@@ -115,8 +115,8 @@ pub struct ReadRequest {
     pub lookup: Lookup,
     /// What holds groups up.
     pub order: Order,
-    /// The largest message that can be sent; a larger one comes without its content.
-    pub max_message_bytes: usize,
+    /// The largest body that can be sent; a message with a larger one comes without its content.
+    pub max_body_bytes: usize,
 }
 
 /// The answer to a read.
@@ -200,8 +200,8 @@ pub struct DueRequest {
     pub lookup: Lookup,
     /// What holds groups up.
     pub order: Order,
-    /// The largest message that can be sent; a larger one comes without its content.
-    pub max_message_bytes: usize,
+    /// The largest body that can be sent; a message with a larger one comes without its content.
+    pub max_body_bytes: usize,
 }
 
 /// Where to rescan in a lane.

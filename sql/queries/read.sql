@@ -1,13 +1,14 @@
 -- Reads the next messages of claimed lanes, each lane from its own read position.
 --
 -- $1 destination, $2 lanes, $3 the read position of each lane, $4 how many messages of each lane at most, $5 how many
--- bytes of each, $6 the largest message that can be sent, in bytes, $7 whether groups keep an order, $8 whether dead
+-- bytes of each, $6 the largest body that can be sent, in bytes, $7 whether groups keep an order, $8 whether dead
 -- messages block their groups, $9 the claim's transaction id and $10 its server as in claim.sql, $11 whether to read
 -- event by event.
 -- Guarantees: within a lane the ids ascend, and no message that this snapshot shows is left out between two of them,
 -- except messages in quarantine. "has_more", in the last row of a lane, says that $4 would have allowed more. Bytes are
 -- counted as PostgreSQL stores them, so that nothing is unpacked that is not sent; the first message always comes. A
--- message larger than $6 comes without its text, with "bytes" instead.
+-- message with a body larger than $6, or with more than a mebibyte of metadata, comes without its text, with "bytes"
+-- instead. Most members of metadata may never be sent, so what remains of it is counted when the message is composed.
 -- "body" is what is sent. "form" says what that is: null for JSON, as is the case for nearly all; text; base64; unreadable, if
 -- PostgreSQL cannot read the event (with $11) and the body is its error.
 -- "holds" is null for a message that nothing holds up, as is the case for nearly all. Otherwise it has "held_by",
@@ -45,8 +46,8 @@ SELECT
     ] END AS holds,
     m.has_more,
     m.event_id::text, m.event_type, m.stream_id, m.stream_version,
-    CASE WHEN octet_length(m.body_sent) + octet_length(m.metadata_sent) <= $6 THEN m.body_sent END AS body,
-    CASE WHEN octet_length(m.body_sent) + octet_length(m.metadata_sent) <= $6 THEN m.metadata_sent END AS metadata,
+    CASE WHEN octet_length(m.body_sent) <= $6 AND octet_length(m.metadata_sent) <= 1048576 THEN m.body_sent END AS body,
+    CASE WHEN octet_length(m.body_sent) <= $6 AND octet_length(m.metadata_sent) <= 1048576 THEN m.metadata_sent END AS metadata,
     coalesce(m.bytes, octet_length(m.body_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
     m.form,
     0 AS part,
@@ -79,13 +80,13 @@ FROM (
 ) AS s
 CROSS JOIN unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[]) AS h (lane, above, max_count, bytes)
 CROSS JOIN LATERAL (
-    -- A stored value of more than eight times the limit cannot be shorter than the limit as text, so it is not
+    -- A stored value of more than eight times the limits cannot be shorter than the limits as text, so it is not
     -- unpacked.
     SELECT
         w.*,
-        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $6
+        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * ($6 + 1048576)
             THEN coalesce(w.payload::text, w.body, replace(encode(w.body_bytes, 'base64'), E'\n', ''), '') END AS body_sent,
-        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $6 THEN w.metadata::text END AS metadata_sent
+        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * ($6 + 1048576) THEN w.metadata::text END AS metadata_sent
     FROM (
         SELECT
             p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.body, e.body_bytes, e.metadata,
@@ -143,7 +144,7 @@ CROSS JOIN LATERAL (
             SELECT
                 r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, r.body, NULL, r.metadata::jsonb, r.bytes,
                 least(r.bytes, 2147483647)::integer, r.form
-            FROM outbox.read_event(p.event_position, $6) AS r
+            FROM outbox.read_event(p.event_position, $6 + 1048576) AS r
             WHERE $11
             OFFSET 0
         ) AS e ON true

@@ -1,7 +1,7 @@
 -- Continues reading groups whose later messages were left in the table because too many were pending.
 --
 -- $1 destination, $2 the lane of each group, $3 the groups, $4 the last id in memory of each, $5 how many messages of
--- each at most, $6 how many bytes of each, $7 the largest message, $8 whether dead messages block their groups, $9 the
+-- each at most, $6 how many bytes of each, $7 the largest body, $8 whether dead messages block their groups, $9 the
 -- claim's transaction id, $10 its server, $11 whether to read event by event; these as in read.sql. $12 the id up to
 -- which to look in each group.
 -- Guarantees: the ids of a group ascend, and no message of it that this snapshot shows is left out between two of them,
@@ -20,8 +20,8 @@ SELECT
     ] END AS holds,
     m.has_more,
     m.event_id::text, m.event_type, m.stream_id, m.stream_version,
-    CASE WHEN octet_length(m.body_sent) + octet_length(m.metadata_sent) <= $7 THEN m.body_sent END AS body,
-    CASE WHEN octet_length(m.body_sent) + octet_length(m.metadata_sent) <= $7 THEN m.metadata_sent END AS metadata,
+    CASE WHEN octet_length(m.body_sent) <= $7 AND octet_length(m.metadata_sent) <= 1048576 THEN m.body_sent END AS body,
+    CASE WHEN octet_length(m.body_sent) <= $7 AND octet_length(m.metadata_sent) <= 1048576 THEN m.metadata_sent END AS metadata,
     coalesce(m.bytes, octet_length(m.body_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
     m.form,
     h.part::integer AS part,
@@ -50,13 +50,13 @@ FROM (
 CROSS JOIN unnest($2::smallint[], $3::text[], $4::bigint[], $12::bigint[], $5::bigint[], $6::bigint[])
     WITH ORDINALITY AS h (lane, group_id, above, upto, max_count, bytes, part)
 CROSS JOIN LATERAL (
-    -- A stored value of more than eight times the limit cannot be shorter than the limit as text, so it is not
+    -- A stored value of more than eight times the limits cannot be shorter than the limits as text, so it is not
     -- unpacked.
     SELECT
         w.*,
-        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $7
+        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * ($7 + 1048576)
             THEN coalesce(w.payload::text, w.body, replace(encode(w.body_bytes, 'base64'), E'\n', ''), '') END AS body_sent,
-        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $7 THEN w.metadata::text END AS metadata_sent
+        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * ($7 + 1048576) THEN w.metadata::text END AS metadata_sent
     FROM (
         SELECT
             p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.body, e.body_bytes, e.metadata,
@@ -99,7 +99,7 @@ CROSS JOIN LATERAL (
             SELECT
                 r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, r.body, NULL, r.metadata::jsonb, r.bytes,
                 least(r.bytes, 2147483647)::integer, r.form
-            FROM outbox.read_event(p.event_position, $7) AS r
+            FROM outbox.read_event(p.event_position, $7 + 1048576) AS r
             WHERE $11
             OFFSET 0
         ) AS e ON true

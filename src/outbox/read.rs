@@ -56,7 +56,7 @@ impl Outbox {
         proof: &ClaimProof,
     ) -> Result<ReadAnswer, OutboxError> {
         let connection = self.connection().await?;
-        let common = Common::new(destination, proof, request.lookup, request.max_message_bytes);
+        let common = Common::new(destination, proof, request.lookup, request.max_body_bytes);
         let before = async {
             match request.groups.is_empty() {
                 true => Ok(None),
@@ -162,7 +162,7 @@ impl Outbox {
         request: &DueRequest,
         proof: &ClaimProof,
     ) -> Result<Batch, OutboxError> {
-        let common = Common::new(destination, proof, request.lookup, request.max_message_bytes);
+        let common = Common::new(destination, proof, request.lookup, request.max_body_bytes);
         let lanes = numbers(request.lanes.iter().copied());
         let (limit, stored) = (count(request.limit), count(request.stored_bytes));
         let groups: Vec<&str> = request.groups_to_skip.iter().map(AsRef::as_ref).collect();

@@ -268,7 +268,7 @@ impl Intake {
             bytes: memory.bytes(),
             lookup,
             order: destination.order(),
-            max_message_bytes: destination.accepts.max_bytes_to_read(),
+            max_body_bytes: destination.accepts.max_body_bytes(),
         };
         let statement = self.statements.begin();
         Some(Work::Read(Box::new(ReadWork { request, groups, began_at: now, statement, memory })))
@@ -349,7 +349,7 @@ impl Intake {
             longest_delay: destination.tuning.retry_max,
             lookup: self.lookup(now),
             order: destination.order(),
-            max_message_bytes: destination.accepts.max_bytes_to_read(),
+            max_body_bytes: destination.accepts.max_body_bytes(),
         };
         Some(Work::ReadDue { request, statement: self.statements.begin(), memory })
     }
