@@ -107,7 +107,7 @@ pub struct ReadRequest {
     pub lanes: Vec<Position>,
     /// Where late messages may have appeared.
     pub gap: Option<Rescan>,
-    /// How many bytes to ask the server for, as stored.
+    /// How many bytes to ask the server for, of groups and of lanes, as stored.
     pub stored_bytes: usize,
     /// The most bytes of messages to return; the rest is left.
     pub bytes: usize,

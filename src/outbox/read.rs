@@ -5,8 +5,9 @@ use futures_util::{StreamExt as _, pin_mut};
 use tokio_postgres::types::Type;
 
 use super::look::numbers;
-use super::row::{Said, part, take_row};
+use super::row::{Said, leave_row, part, take_row};
 use super::{Outbox, OutboxError, Parameter, STATEMENT_TIMEOUT};
+use crate::message::MAX_MESSAGE_BYTES;
 use crate::reading::{Batch, ClaimProof, DueRequest, Lookup, ReadAnswer, ReadRequest};
 
 /// Planner settings while reading, for `BEGIN`.
@@ -35,6 +36,14 @@ impl<'a> Common<'a> {
             server: &proof.server,
             is_one_by_one: lookup == Lookup::OneByOne,
         }
+    }
+}
+
+impl ReadRequest {
+    /// The bytes of all lanes together, and of all groups, if one message may be larger than many others. Otherwise each has
+    /// its share, and counting them together would cost the server a tenth of the read.
+    fn together(&self) -> Option<i64> {
+        (self.max_body_bytes > MAX_MESSAGE_BYTES).then(|| count(self.stored_bytes).max(1))
     }
 }
 
@@ -101,8 +110,9 @@ impl Outbox {
         let total: usize = request.lanes.iter().map(|position| position.limit).sum();
         let share = |part: usize| count(request.stored_bytes * part / total.max(1)).max(1);
         let bytes: Vec<i64> = request.lanes.iter().map(|position| share(position.limit)).collect();
+        let together = request.together();
         let (is_ordered, is_blocked) = (request.order.is_kept(), request.order.is_blocked_by_dead());
-        let parameters: [Parameter<'_>; 11] = [
+        let parameters: [Parameter<'_>; 12] = [
             (&common.destination, Type::TEXT),
             (&lanes, Type::INT2_ARRAY),
             (&above, Type::INT8_ARRAY),
@@ -114,6 +124,7 @@ impl Outbox {
             (&common.transaction_id, Type::TEXT),
             (&common.server, Type::TEXT),
             (&common.is_one_by_one, Type::BOOL),
+            (&together, Type::INT8),
         ];
         let mut batches = self.batches(connection, "read", &self.sql.read, &parameters, 1, request.bytes).await?;
         Ok(batches.pop().unwrap_or_default())
@@ -132,8 +143,8 @@ impl Outbox {
         let limit: Vec<i64> = request.groups.iter().map(|position| count(position.limit)).collect();
         let share = count(request.stored_bytes / request.groups.len().max(1)).max(1);
         let bytes = vec![share; request.groups.len()];
-        let is_blocked = request.order.is_blocked_by_dead();
-        let parameters: [Parameter<'_>; 12] = [
+        let (together, is_blocked) = (request.together(), request.order.is_blocked_by_dead());
+        let parameters: [Parameter<'_>; 13] = [
             (&common.destination, Type::TEXT),
             (&lanes, Type::INT2_ARRAY),
             (&names, Type::TEXT_ARRAY),
@@ -146,6 +157,7 @@ impl Outbox {
             (&common.server, Type::TEXT),
             (&common.is_one_by_one, Type::BOOL),
             (&upto, Type::INT8_ARRAY),
+            (&together, Type::INT8),
         ];
         let parts = request.groups.len();
         self.batches(connection, "read groups", &self.sql.read_groups, &parameters, parts, request.bytes).await
@@ -189,7 +201,8 @@ impl Outbox {
         Ok(batches.pop().unwrap_or_default())
     }
 
-    /// Runs a reading statement and distributes its rows to this many batches; rows of part 0 or 1 go to the first.
+    /// Runs a reading statement and distributes its rows to this many batches; rows of part 0 or 1 go to the first. A
+    /// negative part says that there was no room for more of it.
     async fn batches(
         &self,
         connection: &Object,
@@ -208,10 +221,13 @@ impl Outbox {
             while let Some(row) = rows.next().await {
                 let row = row.map_err(|error| OutboxError::of_statement(statement, &self.place, &error))?;
                 let part = part(statement, &row)?;
-                let part = usize::try_from(part.saturating_sub(1)).unwrap_or(0);
-                let Some(batch) = batches.get_mut(part) else { continue };
+                let Some(batch) = batches.get_mut(part.unsigned_abs().saturating_sub(1) as usize) else { continue };
                 let said = Said::of(statement, &row, &mut said)?;
-                bytes += take_row(statement, (&row, said), batch, bytes, max_bytes)?;
+                if part < 0 {
+                    leave_row(statement, &row, batch)?;
+                } else {
+                    bytes += take_row(statement, (&row, said), batch, bytes, max_bytes)?;
+                }
             }
             // Lanes come one after the other; the oldest message of all should go first.
             batches.iter_mut().for_each(|batch| batch.messages.sort_by_cached_key(|message| message.key.id));

@@ -59,10 +59,7 @@ impl Session {
             Completion::Extended { use_for, idle_timeout, asked_at, answer } => {
                 self.lease.is_extending = false;
                 match answer {
-                    Ok(()) => {
-                        self.lease.use_until = asked_at + use_for;
-                        self.lease.ends_at = asked_at + idle_timeout;
-                    }
+                    Ok(()) => self.lease.extended(use_for, idle_timeout, asked_at),
                     Err(error) => self.close(CloseReason::Broken(error)),
                 }
             }

@@ -38,6 +38,8 @@ pub(super) struct InFlight {
     requests: usize,
     bytes: usize,
     entries: usize,
+    /// Whether there was any request.
+    has_sent: bool,
     /// Since when a partial request has been waiting for more entries.
     lingers_since: Option<Time>,
     /// When to ask for memory again after there was none.
@@ -48,6 +50,11 @@ impl InFlight {
     /// Requests under way.
     pub(super) fn requests(&self) -> usize {
         self.requests
+    }
+
+    /// Whether any request went out.
+    pub(super) fn has_sent(&self) -> bool {
+        self.has_sent
     }
 
     /// The requests to send now, each before `until`. `expects_more` says that a read is under way.
@@ -69,6 +76,7 @@ impl InFlight {
             let bytes = items.iter().map(|item| item.entry.bytes()).sum::<usize>();
             memory.resize(COPIES * bytes + REQUEST_BYTES);
             self.requests += 1;
+            self.has_sent = true;
             self.bytes += bytes;
             self.entries += items.len();
             work.push(Work::Publish { items, until, memory });
