@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::attribute::Attribute;
 use super::claim_check::{self, Offloaded};
+use super::pack::Size;
 use crate::message::{
     Accepts, BodyForm, Content, DestinationKind, Event, Message, MessageId, MessageKey, SequenceNumber, Service,
 };
@@ -117,6 +118,11 @@ impl Entry {
     /// The size that SQS and SNS count: the body and each attribute's name, type and value.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// How much of a request it takes.
+    pub fn size(&self) -> Size {
+        Size { bytes: self.bytes, offloaded: self.offloaded_bytes().unwrap_or_default() }
     }
 
     /// The memory that it takes: the same, and the body that goes to a bucket.

@@ -26,7 +26,7 @@ mod writing;
 pub use answer::Accepted;
 pub use entry::{Composed, Entry, compose};
 pub use inspect::{Refused, TargetAttributes};
-pub use pack::Load;
+pub use pack::{Load, Size};
 pub use provided::Unidentified;
 pub use publish::Published;
 pub use sqs::build_request;

@@ -249,7 +249,7 @@ impl Session {
     }
 
     fn on_published(&mut self, items: Vec<Item>, published: Published, destination: &mut DestinationState, now: Time) {
-        self.in_flight.came_back(items.iter().map(|item| item.entry.bytes()).sum(), items.len());
+        self.in_flight.came_back(items.iter().map(|item| item.entry.memory_bytes()).sum(), items.len());
         self.happened(now);
         let fault = published.request_fault;
         let judgement = judge(

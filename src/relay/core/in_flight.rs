@@ -15,8 +15,8 @@ const LINGER: Duration = Duration::from_millis(2);
 /// How long a partial request waits for entries from a running read.
 const LINGER_FOR_READ: Duration = Duration::from_millis(20);
 
-/// The limit of the bytes of all requests in flight, so that many requests of large messages do not fill the memory:
-/// sixteen of the largest requests, or thousands of small ones.
+/// The limit of the bytes of all requests in flight, with bodies for a bucket, so that many requests of large messages do
+/// not fill the memory, nor the way to S3: sixteen of the largest requests, or thousands of small ones.
 const MAX_BYTES_IN_FLIGHT: usize = 16 * MAX_MESSAGE_BYTES;
 
 /// The memory of a request while it is built, signed and sent: a multiple of its entries, measured with entries of 1 MB
@@ -73,11 +73,10 @@ impl InFlight {
             && let Some(mut memory) = self.memory(schedule, destination, now)
             && let Some(items) = schedule.next_request()
         {
-            let bytes = items.iter().map(|item| item.entry.bytes()).sum::<usize>();
-            memory.resize(COPIES * bytes + REQUEST_BYTES);
+            memory.resize(COPIES * items.iter().map(|item| item.entry.bytes()).sum::<usize>() + REQUEST_BYTES);
             self.requests += 1;
             self.has_sent = true;
-            self.bytes += bytes;
+            self.bytes += items.iter().map(|item| item.entry.memory_bytes()).sum::<usize>();
             self.entries += items.len();
             work.push(Work::Publish { items, until, memory });
         }
@@ -107,10 +106,10 @@ impl InFlight {
     /// One request may always be under way, unless the database has enough to write.
     fn has_room(&self, destination: &DestinationState) -> bool {
         self.entries + destination.outcomes.under_way() < destination.write_rate.max_under_way()
-            && (self.requests == 0 || self.bytes < MAX_BYTES_IN_FLIGHT)
+            && (self.requests == 0 || self.bytes < destination.within_share(MAX_BYTES_IN_FLIGHT))
     }
 
-    /// Memory for the next request, estimated from the average size of waiting messages. A destination that has nothing
+    /// Memory for the next request, estimated from the average size of waiting messages; bodies for a bucket are not copied. A destination that has nothing
     /// in flight always gets it.
     fn memory(&mut self, schedule: &Schedule, destination: &DestinationState, now: Time) -> Option<Reserved> {
         let average = schedule.waiting_bytes() / schedule.waiting().max(1);

@@ -188,7 +188,8 @@ impl Intake {
     }
 
     fn has_room(&self, schedule: &Schedule, destination: &DestinationState) -> bool {
-        schedule.waiting() < destination.tuning.batch_size * READ_AHEAD && schedule.waiting_bytes() < READ_BYTES
+        schedule.waiting() < destination.tuning.batch_size * READ_AHEAD
+            && schedule.waiting_bytes() < destination.within_share(READ_BYTES)
     }
 
     /// The statements to begin now.
