@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 use super::look::numbers;
 use super::row::{Said, leave_row, part, take_row};
 use super::{Outbox, OutboxError, Parameter, STATEMENT_TIMEOUT};
-use crate::message::MAX_MESSAGE_BYTES;
+use crate::message::{Content, MAX_MESSAGE_BYTES, Message};
 use crate::reading::{Batch, ClaimProof, DueRequest, Lookup, ReadAnswer, ReadRequest};
 
 /// Planner settings while reading, for `BEGIN`.
@@ -45,6 +45,15 @@ impl ReadRequest {
     fn together(&self) -> Option<i64> {
         (self.max_body_bytes > MAX_MESSAGE_BYTES).then(|| count(self.stored_bytes).max(1))
     }
+}
+
+/// A connection keeps room for the largest row that ever came over it, so it is closed after a larger body than this.
+const LARGE: usize = 4 * 1024 * 1024;
+
+/// Whether these messages have a body for which a connection is closed.
+fn has_large<'a>(batches: impl IntoIterator<Item = &'a Batch>) -> bool {
+    let is_large = |message: &Message| matches!(&message.content, Content::Event(event) if event.body.len() > LARGE);
+    batches.into_iter().any(|batch| batch.messages.iter().any(is_large))
 }
 
 fn count(number: usize) -> i64 {
@@ -95,6 +104,10 @@ impl Outbox {
             Ok(ReadAnswer { before: before?, groups: groups?, lanes: lanes?, gap: gap? })
         };
         let result = self.transaction("read", &connection, READING, all).await;
+        if result.as_ref().is_ok_and(|answer| has_large(answer.groups.iter().chain([&answer.lanes]))) {
+            drop(Object::take(connection));
+            return result;
+        }
         self.keep_if_ok(connection, result).await
     }
 
@@ -197,7 +210,12 @@ impl Outbox {
         let connection = self.connection().await?;
         let batches = self.batches(&connection, "read due", &self.sql.read_due, &parameters, 1, request.bytes);
         let result = self.transaction("read due", &connection, READING, batches).await;
-        let mut batches = self.keep_if_ok(connection, result).await?;
+        let mut batches = if result.as_ref().is_ok_and(has_large) {
+            drop(Object::take(connection));
+            result?
+        } else {
+            self.keep_if_ok(connection, result).await?
+        };
         Ok(batches.pop().unwrap_or_default())
     }
 

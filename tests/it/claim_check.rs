@@ -160,7 +160,7 @@ async fn a_body_beyond_the_memory_of_the_relay_is_dead_and_says_what_to_raise() 
     with_bucket(&bed, &queue, "").await?;
     let write = "SELECT outbox.enqueue('documents', 'E', jsonb_build_object('t', repeat('x', 6000000)))";
     bed.client.query_one(write, &[]).await?;
-    let (_, event) = enqueue(&bed, "documents", 2 * MAX_BYTES, None).await?;
+    let (_, event) = enqueue(&bed, "documents", MAX_BYTES + 100_000, None).await?;
     let relay = bed.relay().env("OUTBOX_RELAY_MEMORY", "64MiB").start().await?;
     eventually("one is dead", || async { Ok(bed.count("SELECT count(*) FROM outbox.messages_dead").await? == 1) })
         .await?;

@@ -8,6 +8,7 @@ use super::schedule::Schedule;
 use super::work::Work;
 use crate::clock::Time;
 use crate::message::MAX_MESSAGE_BYTES;
+use crate::publisher::Entry;
 
 /// How long a partial request may wait for entries while other requests are under way.
 const LINGER: Duration = Duration::from_millis(2);
@@ -73,10 +74,12 @@ impl InFlight {
             && let Some(mut memory) = self.memory(schedule, destination, now)
             && let Some(items) = schedule.next_request()
         {
-            memory.resize(COPIES * items.iter().map(|item| item.entry.bytes()).sum::<usize>() + REQUEST_BYTES);
+            let sum = |of: fn(&Entry) -> usize| items.iter().map(|item| of(&item.entry)).sum::<usize>();
+            let (bytes, in_memory) = (sum(Entry::bytes), sum(Entry::memory_bytes));
+            memory.resize((COPIES - 1) * bytes + in_memory + REQUEST_BYTES);
             self.requests += 1;
             self.has_sent = true;
-            self.bytes += items.iter().map(|item| item.entry.memory_bytes()).sum::<usize>();
+            self.bytes += in_memory;
             self.entries += items.len();
             work.push(Work::Publish { items, until, memory });
         }
@@ -109,7 +112,8 @@ impl InFlight {
             && (self.requests == 0 || self.bytes < destination.within_share(MAX_BYTES_IN_FLIGHT))
     }
 
-    /// Memory for the next request, estimated from the average size of waiting messages; bodies for a bucket are not copied. A destination that has nothing
+    /// Memory for the next request, estimated from the average size of waiting messages; bodies for a bucket are
+    /// copied once, and added when the request is known. A destination that has nothing
     /// in flight always gets it.
     fn memory(&mut self, schedule: &Schedule, destination: &DestinationState, now: Time) -> Option<Reserved> {
         let average = schedule.waiting_bytes() / schedule.waiting().max(1);

@@ -10,8 +10,8 @@
 use std::time::Duration;
 
 use super::destination::DestinationState;
-use super::limits::Reserved;
 use super::positions::positions;
+use super::read_memory::{bytes_to_keep, memory_for};
 use super::rescan_request::rescan_of;
 use super::schedule::Schedule;
 use super::statements::Statements;
@@ -50,9 +50,6 @@ const READ_AHEAD: usize = 2;
 /// at once.
 const ONE_BY_ONE_FOR: Duration = Duration::from_secs(30);
 const ONE_BY_ONE_BATCH: usize = 100;
-
-/// A read with less memory than this is not worth its round trip; the first message always comes.
-const MIN_READ_BYTES: usize = 256 * 1024;
 
 /// How soon to ask for memory again.
 const MEMORY_POLL: Duration = Duration::from_millis(10);
@@ -241,7 +238,8 @@ impl Intake {
         if !is_due && !schedule.parked.may_read_on(&read_to) {
             return None;
         }
-        let Some(memory) = self.memory(destination) else {
+        let statements = 1 + usize::from(schedule.parked.may_read_on(&read_to));
+        let Some(memory) = memory_for(destination, statements) else {
             self.next_read = now + MEMORY_POLL;
             return None;
         };
@@ -272,26 +270,13 @@ impl Intake {
             lanes,
             gap: self.plan_gap_rescan(schedule, destination, now),
             stored_bytes: self.stored_bytes.0.min(memory.bytes()),
-            bytes: memory.bytes(),
+            bytes: bytes_to_keep(destination, &memory, statements),
             lookup,
             order: destination.order(),
             max_body_bytes: destination.accepts.max_body_bytes(),
         };
         let statement = self.statements.begin();
         Some(Work::Read(Box::new(ReadWork { request, groups, began_at: now, statement, memory })))
-    }
-
-    /// Memory for a read: as much as it may return, or what is left. A destination that holds nothing always gets
-    /// enough for one message.
-    fn memory(&self, destination: &DestinationState) -> Option<Reserved> {
-        let budget = &destination.memory;
-        let share = READ_BYTES.min(budget.max() / 4).max(MIN_READ_BYTES);
-        let half = (share / 2).max(MIN_READ_BYTES);
-        budget
-            .try_reserve(share)
-            .or_else(|| budget.try_reserve(half))
-            .or_else(|| budget.try_reserve(MIN_READ_BYTES))
-            .or_else(|| (budget.held() == 0).then(|| budget.reserve(MIN_READ_BYTES)))
     }
 
     fn lookup(&self, now: Time) -> Lookup {
@@ -336,7 +321,7 @@ impl Intake {
     }
 
     fn plan_due_read(&mut self, schedule: &Schedule, destination: &DestinationState, now: Time) -> Option<Work> {
-        let Some(memory) = self.memory(destination) else {
+        let Some(memory) = memory_for(destination, 1) else {
             self.next_due = now + MEMORY_POLL;
             return None;
         };
@@ -351,7 +336,7 @@ impl Intake {
             lanes: self.open.clone(),
             limit: MAX_DUE,
             stored_bytes: self.stored_bytes.0.min(memory.bytes()),
-            bytes: memory.bytes(),
+            bytes: bytes_to_keep(destination, &memory, 1),
             groups_to_skip,
             longest_delay: destination.tuning.retry_max,
             lookup: self.lookup(now),
