@@ -194,6 +194,11 @@ impl<C: Clone> Access<C> {
         self.parts.route.endpoint.as_deref()
     }
 
+    /// How long a request may take.
+    pub(super) fn request_timeout(&self) -> Duration {
+        self.parts.request_timeout
+    }
+
     /// The region for which requests are signed.
     pub(super) fn region(&self) -> &str {
         &self.parts.route.region

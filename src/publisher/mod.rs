@@ -18,6 +18,7 @@ mod provided;
 mod publish;
 mod role;
 mod settings;
+mod slow_bodies;
 mod sns;
 mod sqs;
 mod way;
