@@ -107,7 +107,7 @@ pub struct ReadRequest {
     pub lanes: Vec<Position>,
     /// Where late messages may have appeared.
     pub gap: Option<Rescan>,
-    /// How many bytes to ask the server for, as stored.
+    /// How many bytes to ask the server for, of groups and of lanes, as stored.
     pub stored_bytes: usize,
     /// The most bytes of messages to return; the rest is left.
     pub bytes: usize,
@@ -115,8 +115,8 @@ pub struct ReadRequest {
     pub lookup: Lookup,
     /// What holds groups up.
     pub order: Order,
-    /// The largest message that can be sent; a larger one comes without its content.
-    pub max_message_bytes: usize,
+    /// The largest body that can be sent; a message with a larger one comes without its content.
+    pub max_body_bytes: usize,
 }
 
 /// The answer to a read.
@@ -200,8 +200,8 @@ pub struct DueRequest {
     pub lookup: Lookup,
     /// What holds groups up.
     pub order: Order,
-    /// The largest message that can be sent; a larger one comes without its content.
-    pub max_message_bytes: usize,
+    /// The largest body that can be sent; a message with a larger one comes without its content.
+    pub max_body_bytes: usize,
 }
 
 /// Where to rescan in a lane.

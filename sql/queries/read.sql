@@ -1,13 +1,15 @@
 -- Reads the next messages of claimed lanes, each lane from its own read position.
 --
 -- $1 destination, $2 lanes, $3 the read position of each lane, $4 how many messages of each lane at most, $5 how many
--- bytes of each, $6 the largest message that can be sent, in bytes, $7 whether groups keep an order, $8 whether dead
+-- bytes of each, $6 the largest body that can be sent, in bytes, $7 whether groups keep an order, $8 whether dead
 -- messages block their groups, $9 the claim's transaction id and $10 its server as in claim.sql, $11 whether to read
--- event by event.
+-- event by event, $12 how many bytes of all lanes together, null for no such limit.
 -- Guarantees: within a lane the ids ascend, and no message that this snapshot shows is left out between two of them,
 -- except messages in quarantine. "has_more", in the last row of a lane, says that $4 would have allowed more. Bytes are
--- counted as PostgreSQL stores them, so that nothing is unpacked that is not sent; the first message always comes. A
--- message larger than $6 comes without its text, with "bytes" instead.
+-- counted as PostgreSQL stores them, so that nothing is unpacked that is not sent; the first message always comes. "part"
+-- is 0. It is -1 in a row that stands for a lane for which $12 left no room; such a row has no text and is no message.
+-- A message with a body larger than $6, or with more than a mebibyte of metadata, comes without its text, with "bytes"
+-- instead. Most members of metadata may never be sent, so what remains of it is counted when the message is composed.
 -- "body" is what is sent. "form" says what that is: null for JSON, as is the case for nearly all; text; base64; unreadable, if
 -- PostgreSQL cannot read the event (with $11) and the body is its error.
 -- "holds" is null for a message that nothing holds up, as is the case for nearly all. Otherwise it has "held_by",
@@ -33,7 +35,7 @@
 -- Index: messages_pending_pkey once a lane, events_pkey once a message; messages_pending_deferred_groups,
 -- messages_dead_groups and quarantine_groups once a message if there are any such messages.
 SELECT
-    CASE WHEN m.bytes_before = 0 THEN s.said END AS said,
+    CASE WHEN m.bytes_before = 0 THEN m.said END AS said,
     m.lane, m.id, m.event_position, m.enqueued_at, m.attempts, m.group_id,
     CASE WHEN $7 AND (m.held_by IS NOT NULL OR m.behind IS NOT NULL) THEN ARRAY[
         m.held_by, m.behind[1], m.behind[2],
@@ -45,110 +47,123 @@ SELECT
     ] END AS holds,
     m.has_more,
     m.event_id::text, m.event_type, m.stream_id, m.stream_version,
-    CASE WHEN octet_length(m.body_sent) + octet_length(m.metadata_sent) <= $6 THEN m.body_sent END AS body,
-    CASE WHEN octet_length(m.body_sent) + octet_length(m.metadata_sent) <= $6 THEN m.metadata_sent END AS metadata,
+    CASE WHEN octet_length(m.body_sent) <= $6 AND octet_length(m.metadata_sent) <= 1048576 THEN m.body_sent END AS body,
+    CASE WHEN octet_length(m.body_sent) <= $6 AND octet_length(m.metadata_sent) <= 1048576 THEN m.metadata_sent END AS metadata,
     coalesce(m.bytes, octet_length(m.body_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
     m.form,
-    0 AS part,
+    CASE WHEN m.comes THEN 0 ELSE -1 END AS part,
     m.sqs_sequence_number::text AS superseded
 FROM (
-    SELECT
-        t.now, t.has_deferred, t.has_dead, t.has_quarantine,
-        ARRAY[
-            t.next_xid, (extract(epoch FROM t.now) * 1000000)::bigint, t.is_claimed::integer, t.hides_events::integer, t.last_id
-        ] AS said
-    FROM (
-        SELECT
-            pg_snapshot_xmin(x.snapshot)::text::bigint + age(pg_snapshot_xmin(x.snapshot)::xid) AS next_xid,
-            clock_timestamp() AS now,
-            coalesce(
-                CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $10
-                    THEN pg_xact_status($9::text::xid8) = 'in progress' END, false
-            ) AS is_claimed,
-            row_security_active('outbox.events'::regclass) AS hides_events,
-            (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
-            $7 AND EXISTS (
-                SELECT FROM outbox.messages_pending AS d WHERE d.destination = $1 AND d.available_at IS NOT NULL
-            ) AS has_deferred,
-            $8 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead,
-            EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine
-        FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS x
-        OFFSET 0
-    ) AS t
-    OFFSET 0
-) AS s
-CROSS JOIN unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[]) AS h (lane, above, max_count, bytes)
-CROSS JOIN LATERAL (
-    -- A stored value of more than eight times the limit cannot be shorter than the limit as text, so it is not
+    -- A stored value of more than eight times the limits cannot be shorter than the limits as text, so it is not
     -- unpacked.
     SELECT
-        w.*,
-        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $6
-            THEN coalesce(w.payload::text, w.body, replace(encode(w.body_bytes, 'base64'), E'\n', ''), '') END AS body_sent,
-        CASE WHEN w.held_by IS NULL AND w.stored <= 8 * $6 THEN w.metadata::text END AS metadata_sent
+        g.*,
+        CASE WHEN g.comes AND g.held_by IS NULL AND g.stored <= 8 * ($6 + 1048576)
+            THEN coalesce(g.payload::text, g.body, replace(encode(g.body_bytes, 'base64'), E'\n', ''), '') END AS body_sent,
+        CASE WHEN g.comes AND g.held_by IS NULL AND g.stored <= 8 * ($6 + 1048576) THEN g.metadata::text END AS metadata_sent
     FROM (
         SELECT
-            p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.body, e.body_bytes, e.metadata,
-            e.bytes, e.stored, e.form,
-            -- Inside a CASE, so that nothing runs per message if there are no such messages at all. $7 and $8 are in
-            -- the condition because the planner knows them: for a queue without order the part is not even planned,
-            -- which would take as long as the read.
-            CASE WHEN $8 AND s.has_dead OR $7 AND s.has_quarantine THEN least(
-                (
-                    SELECT min(d.id) FROM outbox.messages_dead AS d
-                    WHERE s.has_dead AND d.destination = $1 AND d.group_id = p.group_id
-                ),
-                (
-                    SELECT min(z.message_id) FROM outbox.quarantine AS z
-                    WHERE $7 AND s.has_quarantine AND z.destination = $1 AND z.group_id = p.group_id
-                )
-            ) END AS held_by,
-            CASE WHEN $7 AND s.has_deferred THEN (
-                SELECT ARRAY[
-                    d.id,
-                    CASE WHEN d.available_at > s.now AND isfinite(d.available_at)
-                        THEN (extract(epoch FROM d.available_at - s.now) * 1000)::bigint
-                        WHEN d.available_at = 'infinity' THEN 9223372036854775807 END
-                ]
-                FROM outbox.messages_pending AS d
-                WHERE d.destination = $1 AND d.group_id = p.group_id AND d.id < p.id AND d.available_at IS NOT NULL
-                ORDER BY d.id
-                LIMIT 1
-            ) END AS behind,
-            sum(coalesce(e.stored, 0)) OVER ids - coalesce(e.stored, 0) AS bytes_before,
-            lead(p.id) OVER ids IS NOT NULL AS has_more
+            s.said, w.*,
+            -- Lanes come one after the other. If $12 is null the planner leaves the sum out, a tenth of the statement.
+            CASE WHEN $12::bigint IS NULL THEN true
+                ELSE sum(coalesce(w.stored, 0)) OVER (ROWS UNBOUNDED PRECEDING) - coalesce(w.stored, 0) < $12 END AS comes
         FROM (
-            SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.sqs_sequence_number
-            FROM outbox.messages AS q
-            WHERE q.status = 'pending' AND q.destination = $1 AND q.lane = h.lane AND q.id > h.above
-                AND q.available_at IS NULL
-                AND NOT (s.has_quarantine AND EXISTS (
-                    SELECT FROM outbox.quarantine AS z
-                    WHERE z.destination = $1 AND z.lane = q.lane AND z.message_id = q.id
-                        AND z.event_position = q.event_position AND z.enqueued_at = q.enqueued_at
-                ))
-            ORDER BY q.id
-            LIMIT h.max_count
-        ) AS p
-        LEFT JOIN LATERAL (
             SELECT
-                f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.body, f.body_bytes, f.metadata,
-                NULL::bigint AS bytes,
-                coalesce(pg_column_size(f.payload), pg_column_size(f.body), pg_column_size(f.body_bytes), 0)
-                    + pg_column_size(f.metadata) AS stored,
-                CASE WHEN f.payload IS NULL THEN CASE WHEN f.body IS NULL THEN 'base64' ELSE 'text' END END AS form
-            FROM outbox.events AS f
-            WHERE NOT $11 AND f.position = p.event_position
-            UNION ALL
-            SELECT
-                r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, r.body, NULL, r.metadata::jsonb, r.bytes,
-                least(r.bytes, 2147483647)::integer, r.form
-            FROM outbox.read_event(p.event_position, $6) AS r
-            WHERE $11
+                t.now, t.has_deferred, t.has_dead, t.has_quarantine,
+                ARRAY[
+                    t.next_xid, (extract(epoch FROM t.now) * 1000000)::bigint, t.is_claimed::integer,
+                    t.hides_events::integer, t.last_id
+                ] AS said
+            FROM (
+                SELECT
+                    pg_snapshot_xmin(x.snapshot)::text::bigint + age(pg_snapshot_xmin(x.snapshot)::xid) AS next_xid,
+                    clock_timestamp() AS now,
+                    coalesce(
+                        CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $10
+                            THEN pg_xact_status($9::text::xid8) = 'in progress' END, false
+                    ) AS is_claimed,
+                    row_security_active('outbox.events'::regclass) AS hides_events,
+                    (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
+                    $7 AND EXISTS (
+                        SELECT FROM outbox.messages_pending AS d WHERE d.destination = $1 AND d.available_at IS NOT NULL
+                    ) AS has_deferred,
+                    $8 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead,
+                    EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine
+                FROM (SELECT pg_current_snapshot() AS snapshot OFFSET 0) AS x
+                OFFSET 0
+            ) AS t
             OFFSET 0
-        ) AS e ON true
-        WINDOW ids AS (ORDER BY p.id ROWS UNBOUNDED PRECEDING)
-    ) AS w
-    WHERE w.bytes_before < h.bytes
+        ) AS s
+        CROSS JOIN unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[]) AS h (lane, above, max_count, bytes)
+        CROSS JOIN LATERAL (
+            SELECT v.*
+            FROM (
+                SELECT
+                    p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.body, e.body_bytes, e.metadata,
+                    e.bytes, e.stored, e.form,
+                    -- Inside a CASE, so that nothing runs per message if there are no such messages at all. $7 and $8
+                    -- are in the condition because the planner knows them: for a queue without order the part is not even
+                    -- planned, which would take as long as the read.
+                    CASE WHEN $8 AND s.has_dead OR $7 AND s.has_quarantine THEN least(
+                        (
+                            SELECT min(d.id) FROM outbox.messages_dead AS d
+                            WHERE s.has_dead AND d.destination = $1 AND d.group_id = p.group_id
+                        ),
+                        (
+                            SELECT min(z.message_id) FROM outbox.quarantine AS z
+                            WHERE $7 AND s.has_quarantine AND z.destination = $1 AND z.group_id = p.group_id
+                        )
+                    ) END AS held_by,
+                    CASE WHEN $7 AND s.has_deferred THEN (
+                        SELECT ARRAY[
+                            d.id,
+                            CASE WHEN d.available_at > s.now AND isfinite(d.available_at)
+                                THEN (extract(epoch FROM d.available_at - s.now) * 1000)::bigint
+                                WHEN d.available_at = 'infinity' THEN 9223372036854775807 END
+                        ]
+                        FROM outbox.messages_pending AS d
+                        WHERE d.destination = $1 AND d.group_id = p.group_id AND d.id < p.id AND d.available_at IS NOT NULL
+                        ORDER BY d.id
+                        LIMIT 1
+                    ) END AS behind,
+                    sum(coalesce(e.stored, 0)) OVER ids - coalesce(e.stored, 0) AS bytes_before,
+                    lead(p.id) OVER ids IS NOT NULL AS has_more
+                FROM (
+                    SELECT q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.sqs_sequence_number
+                    FROM outbox.messages AS q
+                    WHERE q.status = 'pending' AND q.destination = $1 AND q.lane = h.lane AND q.id > h.above
+                        AND q.available_at IS NULL
+                        AND NOT (s.has_quarantine AND EXISTS (
+                            SELECT FROM outbox.quarantine AS z
+                            WHERE z.destination = $1 AND z.lane = q.lane AND z.message_id = q.id
+                                AND z.event_position = q.event_position AND z.enqueued_at = q.enqueued_at
+                        ))
+                    ORDER BY q.id
+                    LIMIT h.max_count
+                ) AS p
+                LEFT JOIN LATERAL (
+                    SELECT
+                        f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.body, f.body_bytes, f.metadata,
+                        NULL::bigint AS bytes,
+                        coalesce(pg_column_size(f.payload), pg_column_size(f.body), pg_column_size(f.body_bytes), 0)
+                            + pg_column_size(f.metadata) AS stored,
+                        CASE WHEN f.payload IS NULL THEN CASE WHEN f.body IS NULL THEN 'base64' ELSE 'text' END END AS form
+                    FROM outbox.events AS f
+                    WHERE NOT $11 AND f.position = p.event_position
+                    UNION ALL
+                    SELECT
+                        r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, r.body, NULL, r.metadata::jsonb, r.bytes,
+                        least(r.bytes, 2147483647)::integer, r.form
+                    FROM outbox.read_event(p.event_position, $6 + 1048576) AS r
+                    WHERE $11
+                    OFFSET 0
+                ) AS e ON true
+                WINDOW ids AS (ORDER BY p.id ROWS UNBOUNDED PRECEDING)
+            ) AS v
+            WHERE v.bytes_before < h.bytes
+            OFFSET 0
+        ) AS w
+    ) AS g
+    WHERE g.comes OR g.bytes_before = 0
     OFFSET 0
 ) AS m

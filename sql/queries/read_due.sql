@@ -1,7 +1,7 @@
 -- Reads the messages of claimed lanes whose retry is due.
 --
 -- $1 destination, $2 lanes, $3 how many at most, $4 how many bytes, $5 groups that are left out because their messages
--- are read in another way, $6 the largest message, $7 the longest delay of a retry in seconds, $8 whether dead messages
+-- are read in another way, $6 the largest body, $7 the longest delay of a retry in seconds, $8 whether dead messages
 -- block their groups, $9 the claim's transaction id, $10 its server, $11 whether to read event by event, $12 whether
 -- groups keep an order.
 -- Guarantees: messages come in the order in which they fell due. A retry further ahead than any relay defers was
@@ -16,8 +16,8 @@ SELECT
     m.lane, m.id, m.event_position, m.enqueued_at, m.attempts, m.group_id,
     NULL::bigint[] AS holds, m.has_more,
     m.event_id::text, m.event_type, m.stream_id, m.stream_version,
-    CASE WHEN octet_length(m.body_sent) + octet_length(m.metadata_sent) <= $6 THEN m.body_sent END AS body,
-    CASE WHEN octet_length(m.body_sent) + octet_length(m.metadata_sent) <= $6 THEN m.metadata_sent END AS metadata,
+    CASE WHEN octet_length(m.body_sent) <= $6 AND octet_length(m.metadata_sent) <= 1048576 THEN m.body_sent END AS body,
+    CASE WHEN octet_length(m.body_sent) <= $6 AND octet_length(m.metadata_sent) <= 1048576 THEN m.metadata_sent END AS metadata,
     coalesce(m.bytes, octet_length(m.body_sent) + octet_length(m.metadata_sent), m.stored)::bigint AS bytes,
     m.form,
     0 AS part,
@@ -46,13 +46,13 @@ FROM (
     OFFSET 0
 ) AS s
 CROSS JOIN LATERAL (
-    -- A stored value of more than eight times the limit cannot be shorter than the limit as text, so it is not
+    -- A stored value of more than eight times the limits cannot be shorter than the limits as text, so it is not
     -- unpacked.
     SELECT
         w.*,
-        CASE WHEN w.stored <= 8 * $6
+        CASE WHEN w.stored <= 8 * ($6 + 1048576)
             THEN coalesce(w.payload::text, w.body, replace(encode(w.body_bytes, 'base64'), E'\n', ''), '') END AS body_sent,
-        CASE WHEN w.stored <= 8 * $6 THEN w.metadata::text END AS metadata_sent
+        CASE WHEN w.stored <= 8 * ($6 + 1048576) THEN w.metadata::text END AS metadata_sent
     FROM (
         SELECT
             p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.body, e.body_bytes, e.metadata,
@@ -128,7 +128,7 @@ CROSS JOIN LATERAL (
             SELECT
                 r.event_id, r.event_type, r.stream_id, r.stream_version, NULL, r.body, NULL, r.metadata::jsonb, r.bytes,
                 least(r.bytes, 2147483647)::integer, r.form
-            FROM outbox.read_event(p.event_position, $6) AS r
+            FROM outbox.read_event(p.event_position, $6 + 1048576) AS r
             WHERE $11
             OFFSET 0
         ) AS e ON true

@@ -2,8 +2,9 @@
 
 use super::target::is_partition;
 
-/// How large the part of the budget for messages is that one body may take.
-const SHARE_OF_MEMORY: usize = 4;
+/// How large the part of the budget for messages is that one body may take. While it is read it is in memory twice, and
+/// several destinations may read at the same time.
+const SHARE_OF_MEMORY: usize = 8;
 
 /// Where large bodies go.
 #[derive(Clone, Debug, PartialEq, Eq)]

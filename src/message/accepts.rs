@@ -95,8 +95,13 @@ impl Accepts {
         }
     }
 
-    /// The largest body with metadata that is read from the outbox, in bytes; a larger message can never be sent.
-    pub fn max_bytes_to_read(&self) -> usize {
+    /// The largest body that goes to a bucket; 0 without a claim check.
+    pub fn max_offloaded(&self) -> usize {
+        self.claim_check.as_ref().map_or(0, |claim_check| claim_check.max_bytes)
+    }
+
+    /// The largest body that is read from the outbox, in bytes; a message with a larger one can never be sent.
+    pub fn max_body_bytes(&self) -> usize {
         self.claim_check.as_ref().map_or(self.max_bytes(), |claim_check| claim_check.max_bytes.max(self.max_bytes()))
     }
 }

@@ -5,8 +5,9 @@ use futures_util::{StreamExt as _, pin_mut};
 use tokio_postgres::types::Type;
 
 use super::look::numbers;
-use super::row::{Said, part, take_row};
+use super::row::{Said, leave_row, part, take_row};
 use super::{Outbox, OutboxError, Parameter, STATEMENT_TIMEOUT};
+use crate::message::{Content, MAX_MESSAGE_BYTES, Message};
 use crate::reading::{Batch, ClaimProof, DueRequest, Lookup, ReadAnswer, ReadRequest};
 
 /// Planner settings while reading, for `BEGIN`.
@@ -38,6 +39,23 @@ impl<'a> Common<'a> {
     }
 }
 
+impl ReadRequest {
+    /// The bytes of all lanes together, and of all groups, if one message may be larger than many others. Otherwise each has
+    /// its share, and counting them together would cost the server a tenth of the read.
+    fn together(&self) -> Option<i64> {
+        (self.max_body_bytes > MAX_MESSAGE_BYTES).then(|| count(self.stored_bytes).max(1))
+    }
+}
+
+/// A connection keeps room for the largest row that ever came over it, so it is closed after a larger body than this.
+const LARGE: usize = 4 * 1024 * 1024;
+
+/// Whether these messages have a body for which a connection is closed.
+fn has_large<'a>(batches: impl IntoIterator<Item = &'a Batch>) -> bool {
+    let is_large = |message: &Message| matches!(&message.content, Content::Event(event) if event.body.len() > LARGE);
+    batches.into_iter().any(|batch| batch.messages.iter().any(is_large))
+}
+
 fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -56,7 +74,7 @@ impl Outbox {
         proof: &ClaimProof,
     ) -> Result<ReadAnswer, OutboxError> {
         let connection = self.connection().await?;
-        let common = Common::new(destination, proof, request.lookup, request.max_message_bytes);
+        let common = Common::new(destination, proof, request.lookup, request.max_body_bytes);
         let before = async {
             match request.groups.is_empty() {
                 true => Ok(None),
@@ -86,6 +104,10 @@ impl Outbox {
             Ok(ReadAnswer { before: before?, groups: groups?, lanes: lanes?, gap: gap? })
         };
         let result = self.transaction("read", &connection, READING, all).await;
+        if result.as_ref().is_ok_and(|answer| has_large(answer.groups.iter().chain([&answer.lanes]))) {
+            drop(Object::take(connection));
+            return result;
+        }
         self.keep_if_ok(connection, result).await
     }
 
@@ -101,8 +123,9 @@ impl Outbox {
         let total: usize = request.lanes.iter().map(|position| position.limit).sum();
         let share = |part: usize| count(request.stored_bytes * part / total.max(1)).max(1);
         let bytes: Vec<i64> = request.lanes.iter().map(|position| share(position.limit)).collect();
+        let together = request.together();
         let (is_ordered, is_blocked) = (request.order.is_kept(), request.order.is_blocked_by_dead());
-        let parameters: [Parameter<'_>; 11] = [
+        let parameters: [Parameter<'_>; 12] = [
             (&common.destination, Type::TEXT),
             (&lanes, Type::INT2_ARRAY),
             (&above, Type::INT8_ARRAY),
@@ -114,6 +137,7 @@ impl Outbox {
             (&common.transaction_id, Type::TEXT),
             (&common.server, Type::TEXT),
             (&common.is_one_by_one, Type::BOOL),
+            (&together, Type::INT8),
         ];
         let mut batches = self.batches(connection, "read", &self.sql.read, &parameters, 1, request.bytes).await?;
         Ok(batches.pop().unwrap_or_default())
@@ -132,8 +156,8 @@ impl Outbox {
         let limit: Vec<i64> = request.groups.iter().map(|position| count(position.limit)).collect();
         let share = count(request.stored_bytes / request.groups.len().max(1)).max(1);
         let bytes = vec![share; request.groups.len()];
-        let is_blocked = request.order.is_blocked_by_dead();
-        let parameters: [Parameter<'_>; 12] = [
+        let (together, is_blocked) = (request.together(), request.order.is_blocked_by_dead());
+        let parameters: [Parameter<'_>; 13] = [
             (&common.destination, Type::TEXT),
             (&lanes, Type::INT2_ARRAY),
             (&names, Type::TEXT_ARRAY),
@@ -146,6 +170,7 @@ impl Outbox {
             (&common.server, Type::TEXT),
             (&common.is_one_by_one, Type::BOOL),
             (&upto, Type::INT8_ARRAY),
+            (&together, Type::INT8),
         ];
         let parts = request.groups.len();
         self.batches(connection, "read groups", &self.sql.read_groups, &parameters, parts, request.bytes).await
@@ -162,7 +187,7 @@ impl Outbox {
         request: &DueRequest,
         proof: &ClaimProof,
     ) -> Result<Batch, OutboxError> {
-        let common = Common::new(destination, proof, request.lookup, request.max_message_bytes);
+        let common = Common::new(destination, proof, request.lookup, request.max_body_bytes);
         let lanes = numbers(request.lanes.iter().copied());
         let (limit, stored) = (count(request.limit), count(request.stored_bytes));
         let groups: Vec<&str> = request.groups_to_skip.iter().map(AsRef::as_ref).collect();
@@ -185,11 +210,17 @@ impl Outbox {
         let connection = self.connection().await?;
         let batches = self.batches(&connection, "read due", &self.sql.read_due, &parameters, 1, request.bytes);
         let result = self.transaction("read due", &connection, READING, batches).await;
-        let mut batches = self.keep_if_ok(connection, result).await?;
+        let mut batches = if result.as_ref().is_ok_and(has_large) {
+            drop(Object::take(connection));
+            result?
+        } else {
+            self.keep_if_ok(connection, result).await?
+        };
         Ok(batches.pop().unwrap_or_default())
     }
 
-    /// Runs a reading statement and distributes its rows to this many batches; rows of part 0 or 1 go to the first.
+    /// Runs a reading statement and distributes its rows to this many batches; rows of part 0 or 1 go to the first. A
+    /// negative part says that there was no room for more of it.
     async fn batches(
         &self,
         connection: &Object,
@@ -208,10 +239,13 @@ impl Outbox {
             while let Some(row) = rows.next().await {
                 let row = row.map_err(|error| OutboxError::of_statement(statement, &self.place, &error))?;
                 let part = part(statement, &row)?;
-                let part = usize::try_from(part.saturating_sub(1)).unwrap_or(0);
-                let Some(batch) = batches.get_mut(part) else { continue };
+                let Some(batch) = batches.get_mut(part.unsigned_abs().saturating_sub(1) as usize) else { continue };
                 let said = Said::of(statement, &row, &mut said)?;
-                bytes += take_row(statement, (&row, said), batch, bytes, max_bytes)?;
+                if part < 0 {
+                    leave_row(statement, &row, batch)?;
+                } else {
+                    bytes += take_row(statement, (&row, said), batch, bytes, max_bytes)?;
+                }
             }
             // Lanes come one after the other; the oldest message of all should go first.
             batches.iter_mut().for_each(|batch| batch.messages.sort_by_cached_key(|message| message.key.id));

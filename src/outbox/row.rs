@@ -79,7 +79,8 @@ fn elements<T, const N: usize>(statement: &'static str, array: Vec<T>) -> Result
     array.try_into().map_err(|array| OutboxError::Answer { statement, problem: problem(array) })
 }
 
-/// The part of the request that a row belongs to, counted from 1, or 0 if there is only one.
+/// The part of the request that a row belongs to, counted from 1, or 0 if there is only one. It is negative if the row
+/// stands for messages that were left in the table, because what comes before them was enough.
 ///
 /// # Errors
 ///
@@ -130,6 +131,19 @@ pub(super) fn take_row(
     }
     batch.messages.push(message);
     Ok(own)
+}
+
+/// Notes that the lane of this row has messages for which there was no room.
+///
+/// # Errors
+///
+/// When a column has another type.
+pub(super) fn leave_row(statement: &'static str, row: &Row, batch: &mut Batch) -> Result<(), OutboxError> {
+    let of_lane = lane(statement, row, at::LANE)?;
+    if !batch.lanes_with_more.contains(&of_lane) {
+        batch.lanes_with_more.push(of_lane);
+    }
+    Ok(())
 }
 
 fn millis(millis: i64) -> Duration {

@@ -201,6 +201,11 @@ impl<C: Clone> Access<C> {
         &self.parts.route
     }
 
+    /// How long a request may take.
+    pub(super) fn request_timeout(&self) -> Duration {
+        self.parts.request_timeout
+    }
+
     /// The role under which the queues are used, and the region in which STS is asked.
     pub(super) fn role(&self) -> (Option<&RoleConfig>, &str) {
         (self.parts.role.as_ref(), &self.parts.sts_region)

@@ -146,8 +146,12 @@ pub(super) fn is_about_credentials(fault: &Fault) -> bool {
     !fault.code.starts_with(OF_BUCKETS) && is_code_of_credentials(bare(&fault.code))
 }
 
-/// The same fault, of a bucket: one of the destination, which halts. The message is not at fault, and nothing was sent.
+/// The same fault, of a bucket: one of the destination, which halts. The message is not at fault, and nothing was sent. One
+/// that was judged by the bucket already stays.
 pub(super) fn of_bucket(fault: Fault, bucket: &str) -> Fault {
+    if fault.code.starts_with(OF_BUCKETS) {
+        return fault;
+    }
     let Fault { kind, code, detail } = fault;
     let kind = match kind {
         FaultKind::Ambiguous | FaultKind::ServerError => FaultKind::Outage,

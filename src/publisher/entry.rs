@@ -11,6 +11,7 @@ use super::attribute::{Attribute, is_allowed, is_text};
 use super::claim_check::{self, Offloaded};
 use super::classify;
 use super::metadata::{TRACE_HEADER, attributes};
+use super::pack::Size;
 use crate::message::{
     Accepts, BodyForm, ClaimCheck, Content, DestinationKind, Message, MessageId, MessageKey, SequenceNumber, Service,
 };
@@ -169,6 +170,11 @@ impl Entry {
     /// The size that SQS and SNS count: the body and each attribute's name, type and value.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// How much of a request it takes.
+    pub fn size(&self) -> Size {
+        Size { bytes: self.bytes, offloaded: self.offloaded_bytes().unwrap_or_default() }
     }
 
     /// The memory that it takes: the same, and the body that goes to a bucket.

@@ -17,7 +17,8 @@ use crate::message::{Fault, FaultKind};
 pub struct Published {
     /// For each entry, in order, what SQS says of it, or why it was not accepted.
     pub results: Vec<Result<Accepted, Fault>>,
-    /// Why the request failed as a whole, if it did; then each result holds this fault.
+    /// Why the request failed as a whole, if it did; then each result holds this fault, except that of an entry for
+    /// which the others were not sent.
     pub request_fault: Option<Fault>,
     /// The time from sending to the answer.
     pub duration: Duration,
@@ -68,9 +69,11 @@ impl Publisher {
         if let Some(bucket) = &self.bucket
             && entries.iter().any(|entry| entry.offloaded().is_some())
             // Boxed, as above.
-            && let Err(fault) = Box::pin(bucket.store(entries, until)).await
+            && let Err(not_stored) = Box::pin(bucket.store(entries, until)).await
         {
-            return Published::failed(entries.len(), fault, started.elapsed());
+            let request_fault = Some(not_stored.of_request());
+            let (results, duration) = (not_stored.results(entries), started.elapsed());
+            return Published { results, request_fault, duration, request_id: None };
         }
         let writing = Writing::new(until);
         let Answer { results, request_id } = self.send(&current.client, entries, &writing).await;

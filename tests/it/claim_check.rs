@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sqs::types::QueueAttributeName;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
 use support::emulator::{Buckets, Received, Subscription};
@@ -163,7 +165,7 @@ async fn a_body_beyond_the_memory_of_the_relay_is_dead_and_says_what_to_raise() 
     with_bucket(&bed, &queue, "").await?;
     let write = "SELECT outbox.enqueue('documents', 'E', jsonb_build_object('t', repeat('x', 6000000)))";
     bed.client.query_one(write, &[]).await?;
-    let (_, event) = enqueue(&bed, "documents", 2 * MAX_BYTES, None).await?;
+    let (_, event) = enqueue(&bed, "documents", MAX_BYTES + 100_000, None).await?;
     let relay = bed.relay().env("OUTBOX_RELAY_MEMORY", "64MiB").start().await?;
     eventually("one is dead", || async { Ok(bed.count("SELECT count(*) FROM outbox.messages_dead").await? == 1) })
         .await?;
@@ -202,6 +204,39 @@ async fn a_body_that_only_this_queue_cannot_take_goes_to_the_bucket_in_its_turn(
     Ok(())
 }
 
+/// An S3 that never answers a PUT of a body above this size, and is the emulator's for all others; returns its endpoint.
+async fn stuck_above(bytes: usize) -> Result<String> {
+    let upstream = emulator()?.endpoint().trim_start_matches("http://").trim_end_matches('/').to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let endpoint = format!("http://{}", listener.local_addr()?);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(forward(client, upstream.clone(), bytes));
+        }
+    });
+    Ok(endpoint)
+}
+
+/// Forwards one request; the connection ends with its answer.
+async fn forward(mut client: TcpStream, upstream: String, most: usize) -> Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(client.read_u8().await?);
+    }
+    let text = String::from_utf8(head)?;
+    let lower = text.to_ascii_lowercase();
+    let length = lower.lines().find_map(|line| line.strip_prefix("content-length:"));
+    if length.and_then(|length| length.trim().parse::<usize>().ok()).is_some_and(|length| length > most) {
+        // Until the client closes it.
+        while client.read(&mut [0; 65_536]).await? > 0 {}
+        return Ok(());
+    }
+    let mut server = TcpStream::connect(upstream).await?;
+    server.write_all(text.replacen("\r\n", "\r\nConnection: close\r\n", 1).as_bytes()).await?;
+    tokio::io::copy_bidirectional(&mut client, &mut server).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn check_says_what_a_queue_cannot_take_that_would_not_go_to_the_bucket() -> Result<()> {
     let bed = TestBed::new().await?;
@@ -231,6 +266,36 @@ async fn check_asks_where_s3_is_if_the_queue_is_not_on_aws() -> Result<()> {
     with_bucket(&bed, &queue, "").await?;
     let checked = bed.relay().without("AWS_ENDPOINT_URL_S3").output(&["check"]).await?;
     ensure!(checked.code == Some(1) && checked.stdout.contains("set AWS_ENDPOINT_URL_S3"), "{}", checked.stdout);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_body_that_cannot_be_stored_in_time_holds_up_no_other_and_dies_while_others_are_stored() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let queue = bed.queues.create_standard("documents").await?;
+    with_bucket(&bed, &queue, "").await?;
+    let (stuck, _) = enqueue(&bed, "documents", MAX_BYTES + 400_000, None).await?;
+    let (_, small) = enqueue(&bed, "documents", 10, None).await?;
+    let relay = bed.relay().env("AWS_ENDPOINT_URL_S3", &stuck_above(1_200_000).await?);
+    let relay = relay.env("OUTBOX_RELAY_REQUEST_TIMEOUT", "1s").env("OUTBOX_RELAY_RETRY_MAX", "300ms");
+    let relay = relay.env("OUTBOX_RELAY_MAX_ATTEMPTS", "2").start().await?;
+    eventually("the small one is delivered", || async { Ok(bed.delivered().await? == 1) }).await?;
+    ensure!(bed.row(stuck).await?.attempts == 0, "no other body was stored");
+    for _ in 0..30 {
+        if bed.row(stuck).await?.status == "dead" {
+            break;
+        }
+        enqueue(&bed, "documents", MAX_BYTES, None).await?;
+        // Time is the subject: bodies are stored while another one takes too long.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let row = bed.row(stuck).await?;
+    ensure!(row.status == "dead", "it is {}:\n{}", row.status, relay.log());
+    bed.until_nothing_is_pending().await?;
+    let error = row.last_error.context("no reason")?;
+    ensure!(row.attempts == 2 && error.contains("S3.Timeout"), "{} {error}", row.attempts);
+    ensure!(!relay.stop().await?.contains("destination halted"), "it halts the destination");
+    find(&bed.queues.contents(&queue).await?, &small)?;
     Ok(())
 }
 

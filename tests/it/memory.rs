@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 
 use support::cgroup::{MemoryGroup, peak};
+use support::emulator::Buckets;
 use support::eventually;
 use support::relay::{Command, Relay};
 use support::test_bed::{TestBed, ensure_each_once, numbers};
@@ -47,6 +48,36 @@ async fn four_hundred_bodies_of_a_megabyte_to_four_destinations_fit_into_the_lim
     for queue in queues {
         ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 100)?;
     }
+    Ok(())
+}
+
+/// Each destination reads the body of its own message. Two at a time fit, with their copies.
+#[tokio::test]
+async fn one_large_body_to_a_dozen_buckets_fits_into_the_limit_of_the_manifest() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let bucket = Buckets::name("bodies");
+    bed.buckets.create(&bucket).await?;
+    let names: Vec<String> = (1..=12).map(|n| format!("copy-{n}")).collect();
+    for name in &names {
+        let queue = bed.queues.create_standard(name).await?;
+        bed.add_destination(name, &format!("{queue};claim-check={bucket}"));
+    }
+    let rows = "WITH event AS (
+            INSERT INTO outbox.events (event_type, payload)
+            SELECT 'T', jsonb_build_object('pad', string_agg(md5(random()::text), '')) FROM generate_series(1, 250000)
+            RETURNING position
+        )
+        INSERT INTO outbox.messages (destination, event_position) SELECT d, position FROM event, unnest($1::text[]) AS d";
+    bed.client.execute(rows, &[&names]).await?;
+    let group = MemoryGroup::create(LIMIT);
+    let relay = start(bed.relay(), group.as_ref()).await?;
+    bed.until_nothing_is_pending().await?;
+    let most = peak(relay.process_id()?)?;
+    println!("{} MiB at the peak", most / MIB);
+    ensure!(most < LIMIT, "{} MiB at the peak", most / MIB);
+    relay.stop().await?;
+    let delivered = bed.count("SELECT count(*) FROM outbox.messages_delivered").await?;
+    ensure!(delivered == 12, "{delivered} were delivered");
     Ok(())
 }
 

@@ -239,12 +239,15 @@ async fn a_read_knows_of_writers_that_began_after_the_reads_before_it_in_its_tra
             "read_groups",
             format!(
                 "'tickets', '{{{lane}}}', '{{g}}', '{{0}}', '{{9}}', '{{9999}}', 1048576, false, '1', '', false,
-                '{{9}}'"
+                '{{9}}', 9999"
             ),
         ),
         (
             "read",
-            format!("'tickets', '{{{lane}}}', '{{0}}', '{{9}}', '{{9999}}', 1048576, true, false, '1', '', false"),
+            format!(
+                "'tickets', '{{{lane}}}', '{{0}}', '{{9}}', '{{9999}}', 1048576, true, false, '1', '', false,
+                9999"
+            ),
         ),
     ] {
         let Planned { sql, types, .. } = of(name)?;

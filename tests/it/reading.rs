@@ -17,6 +17,7 @@ use support::test_bed::{TestBed, enqueue, enqueue_range, ensure_each_once, numbe
 use support::{chosen_major, eventually};
 
 const READ: &str = include_str!("../../sql/queries/read.sql");
+const READ_GROUPS: &str = include_str!("../../sql/queries/read_groups.sql");
 
 /// The time limit for the delivery of a late commit.
 const LATE_LIMIT: Duration = Duration::from_secs(2);
@@ -184,15 +185,24 @@ async fn long_transaction(bed: &TestBed) -> Result<Client> {
 /// The pages that the relay's read touches when all lanes are read from this position.
 const PREPARE: &str =
     "PREPARE read (text, smallint[], bigint[], bigint[], bigint[], bigint, boolean, boolean, text, text,
-    boolean) AS ";
+    boolean, bigint) AS ";
 
-/// Reads all lanes of a standard queue, each above the same id.
+const PREPARE_GROUPS: &str =
+    "PREPARE read_groups (text, smallint[], text[], bigint[], bigint[], bigint[], bigint, boolean, text, text, boolean,
+    bigint[], bigint) AS ";
+
+/// Reads all lanes of a standard queue, each above the same id, and with all bytes that each lane may have.
 fn execute_read(above: i64, most: i64, bytes: i64) -> String {
+    execute_read_together(above, most, bytes, 16 * bytes)
+}
+
+/// The same with another limit of the bytes of all lanes together.
+fn execute_read_together(above: i64, most: i64, bytes: i64, together: i64) -> String {
     let all = |value: i64| format!("array_fill({value}::bigint, '{{16}}')");
     let (above, most, bytes) = (all(above), all(most), all(bytes));
     format!(
         "EXECUTE read ('audit', '{{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}}', {above}, {most}, {bytes}, 1048576,
-            false, false, NULL, NULL, false)"
+            false, false, NULL, NULL, false, {together})"
     )
 }
 
@@ -299,6 +309,46 @@ async fn a_read_returns_no_more_bytes_than_asked_for() -> Result<()> {
     ensure!(has_more == [true, true, true], "{has_more:?}");
     let ids: Vec<i64> = messages().map(|row| row.get("id")).collect();
     ensure!(ids == [1, 2, 3], "{ids:?}");
+    Ok(())
+}
+
+/// Otherwise a read would bring the first message of each lane, whatever its size.
+#[tokio::test]
+async fn the_bytes_of_a_read_are_those_of_all_lanes_and_of_all_groups_together() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let random = "(SELECT string_agg(md5(random()::text || i), '') FROM generate_series(1, 8000) AS i)";
+    // A quarter of a megabyte each.
+    let event = format!(
+        "INSERT INTO outbox.events (event_type, payload) VALUES ('T', jsonb_build_object('pad', {random})) RETURNING position"
+    );
+    let position: i64 = bed.client.query_one(&event, &[]).await?.get(0);
+    let messages = "INSERT INTO outbox.messages (destination, event_position, group_id)
+        SELECT d, $1, 'g' || n FROM generate_series(1, 16) AS n, unnest('{audit,tickets}'::text[]) AS d";
+    bed.client.execute(messages, &[&position]).await?;
+    bed.client.batch_execute(&format!("{PREPARE}{READ}; {PREPARE_GROUPS}{READ_GROUPS}")).await?;
+    let arrays = "SELECT array_agg(lane ORDER BY id)::text, array_agg(group_id ORDER BY id)::text
+        FROM outbox.messages WHERE destination = 'tickets'";
+    let arrays = bed.client.query_one(arrays, &[]).await?;
+    let (lanes, groups): (String, String) = (arrays.get(0), arrays.get(1));
+    let all = |value: i64| format!("array_fill({value}::bigint, '{{16}}')");
+    let of_groups = format!(
+        "EXECUTE read_groups ('tickets', '{lanes}', '{groups}', {}, {}, {}, 1048576, false, NULL, NULL, false, {}, 300000)",
+        all(0),
+        all(9),
+        all(600_000),
+        all(99)
+    );
+    for read in [execute_read_together(0, 100, 600_000, 300_000), of_groups] {
+        let rows = bed.client.query(&read, &[]).await?;
+        let count = |is_left: bool, has_body: bool| {
+            let is_one = |row: &&tokio_postgres::Row| {
+                (row.get::<_, i32>("part") < 0) == is_left && row.get::<_, Option<&str>>("body").is_some() == has_body
+            };
+            rows.iter().filter(is_one).count()
+        };
+        ensure!(count(false, true) == 2 && count(false, false) == 0, "{} came", count(false, true));
+        ensure!(count(true, false) > 3 && count(true, true) == 0, "{} lanes or groups have more", count(true, false));
+    }
     Ok(())
 }
 

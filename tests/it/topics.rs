@@ -147,6 +147,24 @@ async fn requests_to_a_topic_stay_within_256_kib_and_larger_messages_are_dead() 
 }
 
 #[tokio::test]
+async fn metadata_that_is_left_out_does_not_count_towards_the_size_of_a_message() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let topic = bed.topic("audit").await?;
+    let queue = bed.queues.create_standard("auditor").await?;
+    bed.topics.subscribe(&topic, &bed.queues, &queue, RAW).await?;
+    let write = "SELECT outbox.enqueue('audit', 'E', jsonb_build_object('n', $1::bigint, 't', repeat('x', 245000)),
+        metadata => (SELECT jsonb_object_agg('m' || k, repeat('v', $2)) FROM generate_series(10, 39) AS k))";
+    for (number, length) in [(1_i64, 1000), (2, 40_000)] {
+        bed.client.query_one(write, &[&number, &length]).await?;
+    }
+    bed.relay().until_empty().await?;
+    ensure!(numbers(&bed.queues.contents(&queue).await?)? == [1], "eight members of 1,000 bytes fit beside the body");
+    let error: String = bed.client.query_one("SELECT last_error FROM outbox.messages_dead", &[]).await?.get(0);
+    ensure!(error.contains("MessageTooLong"), "eight members of 40,000 bytes do not: {error}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_missing_topic_halts_its_destination_and_costs_no_attempt_until_it_is_there() -> Result<()> {
     let bed = TestBed::new().await?;
     let name = support::emulator::Topics::name("late", false);

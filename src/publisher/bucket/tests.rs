@@ -125,7 +125,7 @@ async fn a_token_that_s3_refuses_has_all_providers_asked_again() {
     for code in ["ExpiredToken", "InvalidToken", "TokenRefreshRequired"] {
         let bucket = Server::new(400, code).bucket(None);
         let refused = bucket.access.current();
-        let fault = bucket.store(&[&entry()], soon()).await.unwrap_err();
+        let fault = bucket.store(&[&entry()], soon()).await.unwrap_err().fault;
         assert!(fault.kind == FaultKind::Destination && fault.code.starts_with("S3."), "{fault}");
         assert!(!bucket.access.current().is(&refused), "{code}: another client");
     }

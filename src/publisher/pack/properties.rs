@@ -16,11 +16,11 @@ fn pack(sizes: &[usize], most_entries: usize, most_bytes: usize) -> Vec<Vec<usiz
     let mut requests: Vec<Vec<usize>> = Vec::new();
     let mut load = Load::new(most_entries, most_bytes);
     for size in sizes {
-        if requests.is_empty() || load.is_full() || !load.fits(*size) {
+        if requests.is_empty() || load.is_full() || !load.fits(Size { bytes: *size, offloaded: 0 }) {
             requests.push(Vec::new());
             load = Load::new(most_entries, most_bytes);
         }
-        load.add(*size);
+        load.add(Size { bytes: *size, offloaded: 0 });
         requests.last_mut().unwrap().push(*size);
         assert_eq!(load.entries(), requests.last().unwrap().len());
     }

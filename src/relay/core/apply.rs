@@ -59,10 +59,7 @@ impl Session {
             Completion::Extended { use_for, idle_timeout, asked_at, answer } => {
                 self.lease.is_extending = false;
                 match answer {
-                    Ok(()) => {
-                        self.lease.use_until = asked_at + use_for;
-                        self.lease.ends_at = asked_at + idle_timeout;
-                    }
+                    Ok(()) => self.lease.extended(use_for, idle_timeout, asked_at),
                     Err(error) => self.close(CloseReason::Broken(error)),
                 }
             }
@@ -252,7 +249,7 @@ impl Session {
     }
 
     fn on_published(&mut self, items: Vec<Item>, published: Published, destination: &mut DestinationState, now: Time) {
-        self.in_flight.came_back(items.iter().map(|item| item.entry.bytes()).sum(), items.len());
+        self.in_flight.came_back(items.iter().map(|item| item.entry.memory_bytes()).sum(), items.len());
         self.happened(now);
         let fault = published.request_fault;
         let judgement = judge(

@@ -146,6 +146,12 @@ impl DestinationState {
         }
     }
 
+    /// At most so many bytes, and with a claim check no more than its largest body: one such destination does not fill
+    /// the memory of all.
+    pub(super) fn within_share(&self, bytes: usize) -> usize {
+        self.accepts.claim_check.as_ref().map_or(bytes, |claim_check| bytes.min(claim_check.max_bytes))
+    }
+
     /// The settings have changed.
     pub(super) fn adjust(&mut self, tuning: Tuning) {
         if tuning.fifo_mode != self.tuning.fifo_mode {

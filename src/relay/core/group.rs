@@ -32,6 +32,7 @@ use std::time::Duration;
 use super::item::Item;
 use crate::clock::Time;
 use crate::message::{Lane, MessageId};
+use crate::publisher::Size;
 
 /// How long after it falls due a deferred head may take to arrive before the group is read again from the head on.
 pub(super) const HEAD_GRACE: Duration = Duration::from_secs(1);
@@ -126,7 +127,7 @@ impl Group {
     pub(super) fn counted(&self) -> (usize, usize) {
         match self.state {
             State::BackingOff => (0, 0),
-            _ => (self.waiting.len(), self.waiting.iter().map(|item| item.entry.bytes()).sum()),
+            _ => (self.waiting.len(), self.waiting.iter().map(|item| item.entry.memory_bytes()).sum()),
         }
     }
 
@@ -265,15 +266,15 @@ impl Group {
     }
 
     /// How many messages go in one request with the head, itself included, because nobody knows which of them SQS has
-    /// accepted; and their bytes.
-    pub(super) fn goes_together(&self) -> (usize, usize) {
-        let mut bytes = self.waiting.front().map_or(0, |head| head.entry.bytes());
+    /// accepted; and their sizes.
+    pub(super) fn goes_together(&self) -> (usize, Size) {
+        let mut size = self.waiting.front().map_or_else(Size::default, |head| head.entry.size());
         let mut entries = usize::from(!self.waiting.is_empty());
         for item in self.waiting.iter().skip(1).take_while(|item| item.is_unsure && !item.is_alone) {
             entries += 1;
-            bytes += item.entry.bytes();
+            size = size + item.entry.size();
         }
-        (entries, bytes)
+        (entries, size)
     }
 
     /// Whether the group runs low and its rest should be read now; if so, the read counts as asked for.

@@ -8,6 +8,7 @@ use super::schedule::Schedule;
 use super::work::Work;
 use crate::clock::Time;
 use crate::message::MAX_MESSAGE_BYTES;
+use crate::publisher::Entry;
 
 /// How long a partial request may wait for entries while other requests are under way.
 const LINGER: Duration = Duration::from_millis(2);
@@ -15,8 +16,8 @@ const LINGER: Duration = Duration::from_millis(2);
 /// How long a partial request waits for entries from a running read.
 const LINGER_FOR_READ: Duration = Duration::from_millis(20);
 
-/// The limit of the bytes of all requests in flight, so that many requests of large messages do not fill the memory:
-/// sixteen of the largest requests, or thousands of small ones.
+/// The limit of the bytes of all requests in flight, with bodies for a bucket, so that many requests of large messages do
+/// not fill the memory, nor the way to S3: sixteen of the largest requests, or thousands of small ones.
 const MAX_BYTES_IN_FLIGHT: usize = 16 * MAX_MESSAGE_BYTES;
 
 /// The memory of a request while it is built, signed and sent: a multiple of its entries, measured with entries of 1 MB
@@ -38,6 +39,8 @@ pub(super) struct InFlight {
     requests: usize,
     bytes: usize,
     entries: usize,
+    /// Whether there was any request.
+    has_sent: bool,
     /// Since when a partial request has been waiting for more entries.
     lingers_since: Option<Time>,
     /// When to ask for memory again after there was none.
@@ -48,6 +51,11 @@ impl InFlight {
     /// Requests under way.
     pub(super) fn requests(&self) -> usize {
         self.requests
+    }
+
+    /// Whether any request went out.
+    pub(super) fn has_sent(&self) -> bool {
+        self.has_sent
     }
 
     /// The requests to send now, each before `until`. `expects_more` says that a read is under way.
@@ -66,10 +74,12 @@ impl InFlight {
             && let Some(mut memory) = self.memory(schedule, destination, now)
             && let Some(items) = schedule.next_request()
         {
-            let bytes = items.iter().map(|item| item.entry.bytes()).sum::<usize>();
-            memory.resize(COPIES * bytes + REQUEST_BYTES);
+            let sum = |of: fn(&Entry) -> usize| items.iter().map(|item| of(&item.entry)).sum::<usize>();
+            let (bytes, in_memory) = (sum(Entry::bytes), sum(Entry::memory_bytes));
+            memory.resize((COPIES - 1) * bytes + in_memory + REQUEST_BYTES);
             self.requests += 1;
-            self.bytes += bytes;
+            self.has_sent = true;
+            self.bytes += in_memory;
             self.entries += items.len();
             work.push(Work::Publish { items, until, memory });
         }
@@ -99,10 +109,11 @@ impl InFlight {
     /// One request may always be under way, unless the database has enough to write.
     fn has_room(&self, destination: &DestinationState) -> bool {
         self.entries + destination.outcomes.under_way() < destination.write_rate.max_under_way()
-            && (self.requests == 0 || self.bytes < MAX_BYTES_IN_FLIGHT)
+            && (self.requests == 0 || self.bytes < destination.within_share(MAX_BYTES_IN_FLIGHT))
     }
 
-    /// Memory for the next request, estimated from the average size of waiting messages. A destination that has nothing
+    /// Memory for the next request, estimated from the average size of waiting messages; bodies for a bucket are
+    /// copied once, and added when the request is known. A destination that has nothing
     /// in flight always gets it.
     fn memory(&mut self, schedule: &Schedule, destination: &DestinationState, now: Time) -> Option<Reserved> {
         let average = schedule.waiting_bytes() / schedule.waiting().max(1);

@@ -10,8 +10,8 @@
 use std::time::Duration;
 
 use super::destination::DestinationState;
-use super::limits::Reserved;
 use super::positions::positions;
+use super::read_memory::{bytes_to_keep, memory_for};
 use super::rescan_request::rescan_of;
 use super::schedule::Schedule;
 use super::statements::Statements;
@@ -51,9 +51,6 @@ const READ_AHEAD: usize = 2;
 const ONE_BY_ONE_FOR: Duration = Duration::from_secs(30);
 const ONE_BY_ONE_BATCH: usize = 100;
 
-/// A read with less memory than this is not worth its round trip; the first message always comes.
-const MIN_READ_BYTES: usize = 256 * 1024;
-
 /// How soon to ask for memory again.
 const MEMORY_POLL: Duration = Duration::from_millis(10);
 
@@ -83,8 +80,9 @@ pub(super) struct Intake {
     /// Lanes of which the last read left something in the table.
     pub(super) full: Vec<Lane>,
     pub(super) statements: Statements,
-    pub(super) is_reading: bool,
-    is_asking_for_due: bool,
+    /// When the read that is under way began, and that of retries.
+    reading_since: Option<Time>,
+    asking_for_due_since: Option<Time>,
     pub(super) is_rescanning: bool,
     pub(super) next_read: Time,
     next_gap_rescan: Time,
@@ -119,8 +117,8 @@ impl Intake {
             open: Vec::new(),
             full: Vec::new(),
             statements: Statements::default(),
-            is_reading: false,
-            is_asking_for_due: false,
+            reading_since: None,
+            asking_for_due_since: None,
             is_rescanning: false,
             next_read: now,
             next_gap_rescan: now + GAP_RESCAN,
@@ -152,12 +150,17 @@ impl Intake {
 
     /// Whether a read is under way that may bring more.
     pub(super) fn expects_more(&self) -> bool {
-        self.is_reading
+        self.reading_since.is_some()
+    }
+
+    /// When the first of the reads under way began that may bring messages.
+    pub(super) fn reading_since(&self) -> Option<Time> {
+        self.reading_since.into_iter().chain(self.asking_for_due_since).min()
     }
 
     /// Whether everything there is was read since the last event that may have brought more.
     pub(super) fn has_nothing_more(&self) -> bool {
-        let is_under_way = self.is_reading || self.is_rescanning || self.is_asking_for_due;
+        let is_under_way = self.expects_more() || self.is_rescanning || self.asking_for_due_since.is_some();
         let now = Some(self.quiet.happened);
         let is_quiet = |lane: &Lane| self.quiet.lanes[*lane] == now;
         !is_under_way && self.full.is_empty() && self.quiet.due == now && self.open.iter().all(is_quiet)
@@ -182,7 +185,8 @@ impl Intake {
     }
 
     fn has_room(&self, schedule: &Schedule, destination: &DestinationState) -> bool {
-        schedule.waiting() < destination.tuning.batch_size * READ_AHEAD && schedule.waiting_bytes() < READ_BYTES
+        schedule.waiting() < destination.tuning.batch_size * READ_AHEAD
+            && schedule.waiting_bytes() < destination.within_share(READ_BYTES)
     }
 
     /// The statements to begin now.
@@ -198,14 +202,14 @@ impl Intake {
             return work;
         }
         let waits_for_rescan = self.waits_for_rescan(destination);
-        if !self.is_reading && !waits_for_rescan {
+        if !self.expects_more() && !waits_for_rescan {
             work.extend(self.plan_read(schedule, destination, now));
         }
-        let may_rescan = !self.is_rescanning && (!waits_for_rescan || !self.is_reading);
+        let may_rescan = !self.is_rescanning && (!waits_for_rescan || !self.expects_more());
         if may_rescan && (waits_for_rescan || now >= destination.knowledge.full_rescan.due_at()) {
             work.push(self.plan_full_rescan(schedule, destination, proof, now));
         }
-        if now >= self.next_due && !self.is_asking_for_due && self.has_room(schedule, destination) {
+        if now >= self.next_due && self.asking_for_due_since.is_none() && self.has_room(schedule, destination) {
             work.extend(self.plan_due_read(schedule, destination, now));
         }
         work
@@ -218,9 +222,9 @@ impl Intake {
         }
         let has_room = self.has_room(schedule, destination);
         let waits_for_rescan = self.waits_for_rescan(destination);
-        let read = (!self.is_reading && !waits_for_rescan && has_room).then_some(self.next_read);
+        let read = (!self.expects_more() && !waits_for_rescan && has_room).then_some(self.next_read);
         let rescan = (!self.is_rescanning && !waits_for_rescan).then(|| destination.knowledge.full_rescan.due_at());
-        let due = (!self.is_asking_for_due && has_room).then_some(self.next_due);
+        let due = (self.asking_for_due_since.is_none() && has_room).then_some(self.next_due);
         [read, rescan, due].into_iter().flatten().min()
     }
 
@@ -234,7 +238,8 @@ impl Intake {
         if !is_due && !schedule.parked.may_read_on(&read_to) {
             return None;
         }
-        let Some(memory) = self.memory(destination) else {
+        let statements = 1 + usize::from(schedule.parked.may_read_on(&read_to));
+        let Some(memory) = memory_for(destination, statements) else {
             self.next_read = now + MEMORY_POLL;
             return None;
         };
@@ -254,7 +259,7 @@ impl Intake {
         } else {
             Vec::new()
         };
-        self.is_reading = true;
+        self.reading_since = Some(now);
         for lane in &self.open {
             schedule.parked.crowds.pass(*lane, watermarks.low(*lane));
         }
@@ -265,26 +270,13 @@ impl Intake {
             lanes,
             gap: self.plan_gap_rescan(schedule, destination, now),
             stored_bytes: self.stored_bytes.0.min(memory.bytes()),
-            bytes: memory.bytes(),
+            bytes: bytes_to_keep(destination, &memory, statements),
             lookup,
             order: destination.order(),
-            max_message_bytes: destination.accepts.max_bytes_to_read(),
+            max_body_bytes: destination.accepts.max_body_bytes(),
         };
         let statement = self.statements.begin();
         Some(Work::Read(Box::new(ReadWork { request, groups, began_at: now, statement, memory })))
-    }
-
-    /// Memory for a read: as much as it may return, or what is left. A destination that holds nothing always gets
-    /// enough for one message.
-    fn memory(&self, destination: &DestinationState) -> Option<Reserved> {
-        let budget = &destination.memory;
-        let share = READ_BYTES.min(budget.max() / 4).max(MIN_READ_BYTES);
-        let half = (share / 2).max(MIN_READ_BYTES);
-        budget
-            .try_reserve(share)
-            .or_else(|| budget.try_reserve(half))
-            .or_else(|| budget.try_reserve(MIN_READ_BYTES))
-            .or_else(|| (budget.held() == 0).then(|| budget.reserve(MIN_READ_BYTES)))
     }
 
     fn lookup(&self, now: Time) -> Lookup {
@@ -329,11 +321,11 @@ impl Intake {
     }
 
     fn plan_due_read(&mut self, schedule: &Schedule, destination: &DestinationState, now: Time) -> Option<Work> {
-        let Some(memory) = self.memory(destination) else {
+        let Some(memory) = memory_for(destination, 1) else {
             self.next_due = now + MEMORY_POLL;
             return None;
         };
-        self.is_asking_for_due = true;
+        self.asking_for_due_since = Some(now);
         self.quiet.due_began = self.quiet.happened;
         let mut groups_to_skip = schedule.groups_excluded_from_due(now);
         if destination.outcomes.dying() > 0 {
@@ -344,19 +336,19 @@ impl Intake {
             lanes: self.open.clone(),
             limit: MAX_DUE,
             stored_bytes: self.stored_bytes.0.min(memory.bytes()),
-            bytes: memory.bytes(),
+            bytes: bytes_to_keep(destination, &memory, 1),
             groups_to_skip,
             longest_delay: destination.tuning.retry_max,
             lookup: self.lookup(now),
             order: destination.order(),
-            max_message_bytes: destination.accepts.max_bytes_to_read(),
+            max_body_bytes: destination.accepts.max_body_bytes(),
         };
         Some(Work::ReadDue { request, statement: self.statements.begin(), memory })
     }
 
     /// A read has come back.
     pub(super) fn read_ended(&mut self, now: Time, jitter: f64) {
-        self.is_reading = false;
+        self.reading_since = None;
         self.next_read = now + ACTIVE_POLL.mul_f64(0.8 + 0.4 * jitter);
     }
 
@@ -369,7 +361,7 @@ impl Intake {
 
     /// A read of retries has come back.
     pub(super) fn due_ended(&mut self, now: Time) {
-        self.is_asking_for_due = false;
+        self.asking_for_due_since = None;
         self.next_due = now + DUE_POLL;
     }
 

@@ -6,7 +6,7 @@
 //! memory budget, which the relays of a process share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::message::FaultKind;
@@ -98,6 +98,8 @@ impl WriteRate {
 pub struct MemoryBudget {
     max: usize,
     used: AtomicUsize,
+    /// Whether some destination has an exception.
+    has_exception: AtomicBool,
 }
 
 /// One destination's share of the budget. Cheap to clone.
@@ -113,12 +115,27 @@ pub struct MemoryShare {
 pub(in crate::relay) struct Reserved {
     share: MemoryShare,
     bytes: usize,
+    /// The exception to which it belongs.
+    exception: Option<Arc<Exception>>,
+}
+
+/// The right to exceed the budget by what must always be granted. One destination has it at a time, for as long as it
+/// holds any of that.
+#[derive(Debug)]
+struct Exception {
+    budget: Arc<MemoryBudget>,
+}
+
+impl Drop for Exception {
+    fn drop(&mut self) {
+        self.budget.has_exception.store(false, Ordering::Release);
+    }
 }
 
 impl MemoryBudget {
     /// A budget of this many bytes.
     pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { max, used: AtomicUsize::new(0) })
+        Arc::new(Self { max, used: AtomicUsize::new(0), has_exception: AtomicBool::new(false) })
     }
 
     /// How many bytes are held.
@@ -148,7 +165,7 @@ impl MemoryShare {
         let has_room = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.budget.max);
         self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, has_room).ok()?;
         self.held.fetch_add(bytes, Ordering::Relaxed);
-        Some(Reserved { share: self.clone(), bytes })
+        Some(Reserved { share: self.clone(), bytes, exception: None })
     }
 
     /// Reserves this many bytes even if they are not available, for bytes that are already in memory or must always be
@@ -156,7 +173,18 @@ impl MemoryShare {
     pub(in crate::relay) fn reserve(&self, bytes: usize) -> Reserved {
         self.budget.used.fetch_add(bytes, Ordering::Relaxed);
         self.held.fetch_add(bytes, Ordering::Relaxed);
-        Reserved { share: self.clone(), bytes }
+        Reserved { share: self.clone(), bytes, exception: None }
+    }
+
+    /// Reserves this many bytes even if they are not available, unless another destination has done so and still holds
+    /// some of them.
+    pub(super) fn reserve_as_exception(&self, bytes: usize) -> Option<Reserved> {
+        let had = self.budget.has_exception.swap(true, Ordering::Acquire);
+        (!had).then(|| {
+            let mut reserved = self.reserve(bytes);
+            reserved.exception = Some(Arc::new(Exception { budget: Arc::clone(&self.budget) }));
+            reserved
+        })
     }
 }
 
@@ -182,6 +210,7 @@ impl Reserved {
         self.bytes -= own;
         let mut part = self.share.reserve(bytes - own);
         part.bytes = bytes;
+        part.exception.clone_from(&self.exception);
         part
     }
 }
@@ -285,5 +314,18 @@ mod tests {
         assert_eq!((budget.used(), other.held()), (110, 60));
         drop((part, large));
         assert_eq!((budget.used(), one.held(), other.held()), (0, 0, 0));
+    }
+
+    #[test]
+    fn one_destination_at_a_time_exceeds_the_budget_until_it_holds_nothing_of_that() {
+        let budget = MemoryBudget::new(100);
+        let (one, other) = (budget.share(), budget.share());
+        let mut read = one.reserve_as_exception(150).unwrap();
+        let message = read.split(120);
+        drop(read);
+        assert!(other.reserve_as_exception(150).is_none(), "its message is in memory");
+        assert_eq!(budget.used(), 120);
+        drop(message);
+        assert!(other.reserve_as_exception(150).is_some());
     }
 }

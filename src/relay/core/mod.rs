@@ -38,6 +38,7 @@ mod outcomes;
 mod parked;
 mod positions;
 mod questions;
+mod read_memory;
 mod repair;
 mod rescan_request;
 mod schedule;

@@ -129,7 +129,7 @@ impl Schedule {
         self.waiting
     }
 
-    /// The bytes of these messages.
+    /// The bytes of these messages in memory, with bodies that go to a bucket.
     pub(super) fn waiting_bytes(&self) -> usize {
         self.waiting_bytes
     }
@@ -141,7 +141,7 @@ impl Schedule {
             return;
         }
         let Some(name) = item.group.clone() else {
-            self.count(1, item.entry.bytes());
+            self.count(1, item.entry.memory_bytes());
             self.free.push_back(item);
             return;
         };
@@ -192,15 +192,15 @@ impl Schedule {
                 if !takes(&load, &items, front) {
                     break;
                 }
-                load.add(front.entry.bytes());
+                load.add(front.entry.size());
                 items.extend(self.free.pop_front());
             } else if let Some(name) = self.ready.front() {
                 let Some(group) = self.groups.get_mut(name).filter(|group| group.state == State::Ready) else {
                     self.ready.pop_front();
                     continue;
                 };
-                let (entries, bytes) = group.goes_together();
-                let is_whole = load.entries() == 0 || load.fits_together(entries, bytes);
+                let (entries, size) = group.goes_together();
+                let is_whole = load.entries() == 0 || load.fits_together(entries, size);
                 if !is_whole || !group.waiting.front().is_some_and(|front| takes(&load, &items, front)) {
                     break;
                 }
@@ -214,7 +214,7 @@ impl Schedule {
         }
         for item in &items {
             self.waiting -= 1;
-            self.waiting_bytes -= item.entry.bytes();
+            self.waiting_bytes -= item.entry.memory_bytes();
         }
         (!items.is_empty()).then_some(items)
     }
@@ -228,7 +228,7 @@ impl Schedule {
             }
         }
         for (item, until) in again {
-            let (id, bytes) = (item.id(), item.entry.bytes());
+            let (id, bytes) = (item.id(), item.entry.memory_bytes());
             match (item.group.clone(), until) {
                 (None, Some(until)) => drop(self.retries.insert((until, id), Retry::Item(Box::new(item)))),
                 (None, None) => {
@@ -282,7 +282,7 @@ impl Schedule {
             }
             match first.remove() {
                 Retry::Item(item) => {
-                    self.count(1, item.entry.bytes());
+                    self.count(1, item.entry.memory_bytes());
                     self.free.push_back(*item);
                 }
                 Retry::Group(name) => {
@@ -384,7 +384,7 @@ fn take_of_group(group: &mut Group, limit: usize, load: &mut Load, items: &mut V
         && takes(load, items, next)
     {
         let is_last = next.is_last_of_group;
-        load.add(next.entry.bytes());
+        load.add(next.entry.size());
         items.extend(group.waiting.pop_front());
         if is_last {
             break;
@@ -395,7 +395,7 @@ fn take_of_group(group: &mut Group, limit: usize, load: &mut Load, items: &mut V
 /// An entry that must be sent alone fills a request by itself.
 fn takes(load: &Load, taken: &[Item], next: &Item) -> bool {
     let may_join = taken.last().is_none_or(|last| !last.is_alone && !next.is_alone);
-    may_join && load.fits(next.entry.bytes())
+    may_join && load.fits(next.entry.size())
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ impl Session {
     pub(super) fn new(claimed: &Claimed, destination: &mut DestinationState, now: Time) -> (Self, Option<Work>) {
         let request_timeout = destination.tuning.request_timeout;
         let lease = Lease::new(claimed, request_timeout, now);
-        let extend = lease.is_extending.then(|| Lease::extension(claimed, request_timeout, now));
+        let extend = lease.is_extending.then(|| lease.extension(request_timeout, now));
         let (size, bytes) = (destination.tuning.request_size, destination.accepts.max_bytes());
         let shape = ScheduleLimits::new(size, bytes, destination.tuning.fifo_mode);
         let shape = ScheduleLimits {
@@ -126,6 +126,7 @@ impl Session {
         self.check_close(destination, now);
         let mut work = Vec::new();
         if self.closing.is_none() {
+            work.extend(self.extend_for_read(destination, now));
             work.extend(self.ask(destination, now));
             work.extend(self.intake.due(&mut self.schedule, destination, &self.lease.proof, now));
             let expects_more = self.intake.expects_more();
@@ -156,6 +157,7 @@ impl Session {
         let expects_more = self.intake.expects_more();
         let all = [
             (!self.lease.is_extending).then_some(self.lease.use_until),
+            self.extend_for_read_at(),
             self.is_quiet().then_some(self.active_at + IDLE_GRACE),
             self.widening.due_at(self.lanes()),
             (destination.order().is_kept() && destination.outcomes.dying() == 0).then(|| self.held_check.due_at()),
@@ -187,6 +189,17 @@ impl Session {
         } else if self.is_quiet() && now.since(self.active_at) >= IDLE_GRACE {
             self.close(CloseReason::Idle);
         }
+    }
+
+    /// When to ask for more time because of a slow read, if nothing was sent yet.
+    fn extend_for_read_at(&self) -> Option<Time> {
+        let began_at = self.intake.reading_since().filter(|_| !self.in_flight.has_sent())?;
+        self.lease.extend_for_read_at(began_at)
+    }
+
+    fn extend_for_read(&mut self, destination: &DestinationState, now: Time) -> Option<Work> {
+        let is_due = self.extend_for_read_at().is_some_and(|at| now >= at);
+        is_due.then(|| self.lease.extend_for_read(destination.tuning.request_timeout, now))
     }
 
     /// Questions that are asked periodically.
@@ -291,3 +304,6 @@ pub(super) fn defer(item: &Item, wait: Option<Duration>, destination: &mut Desti
         destination.outcomes.push(item.with_outcome(outcome), now);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,8 +42,8 @@ pub(super) struct Judgement {
     pub(super) accepted: u64,
 }
 
-/// Judges a request that came back. If it failed as a whole, `request_fault` is the fault, and each result holds the
-/// same one.
+/// Judges a request that came back. If it failed as a whole, `request_fault` is the fault, and each result holds the same
+/// one, except that of an entry for which the others were not sent.
 pub(super) fn judge(
     items: Vec<Item>,
     results: Vec<Result<Accepted, Fault>>,

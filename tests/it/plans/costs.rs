@@ -161,7 +161,7 @@ async fn statement(client: &Client, name: &str) -> Result<Statement> {
         "look" => "'audit', LANES, NONE, true, 60, true".to_owned(),
         "read" => {
             let each = format!("array_fill({}::bigint, '{{16}}')", READ / 16);
-            format!("'audit', LANES, NONE, {each}, BYTES, 1048576, true, true, '1', '', false")
+            format!("'audit', LANES, NONE, {each}, BYTES, 1048576, true, true, '1', '', false, NULL")
         }
         "deliver" => {
             let filled = |text: &str| format!("array_fill('{text}'::text, '{{{SETTLED}}}')");

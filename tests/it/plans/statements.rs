@@ -75,17 +75,18 @@ pub(super) const STATEMENTS: [Planned; 17] = [
     Planned {
         name: "read",
         sql: query!("read"),
-        types: "text, smallint[], bigint[], bigint[], bigint[], bigint, boolean, boolean, text, text, boolean",
-        arguments: "'audit', LANES, CURSORS, MANY, BYTES, 1048576, true, true, '1', '', false",
+        types: "text, smallint[], bigint[], bigint[], bigint[], bigint, boolean, boolean, text, text, boolean, bigint",
+        arguments: "'audit', LANES, CURSORS, MANY, BYTES, 1048576, true, true, '1', '', false, 16000000",
         pending: &[ABOVE, OF_GROUP, ANY_DEFERRED, ANY_DEFERRED_GROUP],
     },
     Planned {
         name: "read_groups",
         sql: query!("read_groups"),
-        types: "text, smallint[], text[], bigint[], bigint[], bigint[], bigint, boolean, text, text, boolean, bigint[]",
+        types: "text, smallint[], text[], bigint[], bigint[], bigint[], bigint, boolean, text, text, boolean, bigint[],
+            bigint",
         arguments:
             "'audit', '{3,4}', '{g1,g2}', '{10,10}', '{20,20}', '{1000000,1000000}', 1048576, true, '1', '', false,
-            '{900,900}'",
+            '{900,900}', 1000000",
         pending: &[ABOVE],
     },
     Planned {

@@ -8,7 +8,9 @@ use super::super::limits::MemoryBudget;
 use super::super::parked::ReadOnAnswer;
 use super::super::work::ReadOn;
 use super::*;
-use crate::message::{Accepts, BodyForm, Content, DestinationKind, Event, EventPosition, Hold, Lane, Message, Origin};
+use crate::message::{
+    Accepts, BodyForm, ClaimCheck, Content, DestinationKind, Event, EventPosition, Hold, Lane, Message, Origin,
+};
 use crate::reading::{HeldGroup, Range};
 use crate::relay::core::admit::compose_item;
 
@@ -22,6 +24,10 @@ fn key(id: i64) -> MessageKey {
 }
 
 fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
+    composed(id, group, bytes, &Accepts::queue(DestinationKind::Fifo))
+}
+
+fn composed(id: i64, group: Option<&str>, bytes: usize, accepts: &Accepts) -> Item {
     let event = Event {
         event_id: "e".to_owned(),
         event_type: "T".to_owned(),
@@ -42,11 +48,24 @@ fn sized(id: i64, group: Option<&str>, bytes: usize) -> Item {
         hold: None,
         content: Content::Event(event),
     };
-    compose_item(message, &Accepts::queue(DestinationKind::Fifo), &mut MemoryBudget::new(0).share().reserve(0)).unwrap()
+    compose_item(message, accepts, &mut MemoryBudget::new(0).share().reserve(0)).unwrap()
 }
 
 fn item(id: i64, group: Option<&str>) -> Item {
     sized(id, group, 2)
+}
+
+/// A message with a body of this size that goes to a bucket.
+fn offloaded(id: i64, bytes: usize) -> Item {
+    let claim_check = ClaimCheck {
+        bucket: "b".to_owned(),
+        prefix: String::new(),
+        relay: String::new(),
+        above: 1024,
+        max_bytes: usize::MAX,
+    };
+    let accepts = Accepts { claim_check: Some(Arc::new(claim_check)), ..Accepts::queue(DestinationKind::Standard) };
+    composed(id, None, bytes, &accepts)
 }
 
 /// Messages of group a, as a read returns them.
@@ -109,6 +128,21 @@ fn messages_without_a_group_fill_requests_in_the_order_of_arrival() {
     assert_eq!(next(&mut schedule), [21, 22, 23]);
     assert_eq!(next(&mut schedule), [] as [i64; 0]);
     assert_eq!((schedule.waiting(), schedule.waiting_bytes(), schedule.known()), (0, 0, 23));
+}
+
+#[test]
+fn bodies_for_a_bucket_count_in_memory_and_few_of_them_are_in_one_request() {
+    const MIB: usize = 1024 * 1024;
+    let mut schedule = with(STRICT, &[(1, None)]);
+    [(2, 20 * MIB), (3, 2 * MIB), (4, MIB), (5, MIB), (6, MIB)]
+        .into_iter()
+        .for_each(|(id, bytes)| schedule.admit(offloaded(id, bytes)));
+    assert!(schedule.waiting_bytes() > 25 * MIB);
+    assert_eq!(next(&mut schedule), [1], "it does not wait for a large body");
+    assert_eq!(next(&mut schedule), [2]);
+    assert_eq!(next(&mut schedule), [3, 4, 5]);
+    assert_eq!(next(&mut schedule), [6]);
+    assert_eq!((schedule.waiting(), schedule.waiting_bytes()), (0, 0));
 }
 
 #[test]
