@@ -9,6 +9,7 @@ mod idle;
 mod latency;
 mod peer;
 mod replicas;
+mod scheduled;
 mod traces;
 mod write_side;
 
@@ -18,8 +19,20 @@ use crate::ground::Ground;
 use crate::report::{Aim, Outcome};
 
 /// Their names, in the order of the table.
-pub const NAMES: [&str; 11] =
-    ["drain", "latency", "horizon", "dead-rows", "backlog", "replicas", "fifo", "write-side", "traces", "peer", "idle"];
+pub const NAMES: [&str; 12] = [
+    "drain",
+    "latency",
+    "scheduled",
+    "horizon",
+    "dead-rows",
+    "backlog",
+    "replicas",
+    "fifo",
+    "write-side",
+    "traces",
+    "peer",
+    "idle",
+];
 
 /// Runs one of them.
 pub async fn run(name: &str, ground: &Ground, scale: f64) -> Result<Outcome> {
@@ -34,6 +47,7 @@ async fn measure(name: &str, ground: &Ground, scale: f64) -> Result<Outcome> {
     match name {
         "drain" => drain::run(ground, scale).await,
         "latency" => latency::run(ground, scale).await,
+        "scheduled" => scheduled::run(ground, scale).await,
         "horizon" => horizon::run(ground, scale).await,
         "dead-rows" => dead_rows::run(ground, scale).await,
         "backlog" => backlog::run(ground, scale).await,

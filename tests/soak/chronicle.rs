@@ -4,6 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::destinations::Kind;
+
+/// How long a relay may still send what it read before the server was lost: its claim, and a request's way.
+const READ_BEFORE: Duration = Duration::from_secs(6);
+
 /// What a relay had sent and not yet recorded in this time may legitimately be sent again.
 #[derive(Debug, Clone, Copy)]
 pub struct Disturbance {
@@ -26,7 +31,7 @@ struct Notes {
     counts: BTreeMap<&'static str, u32>,
     disturbances: Vec<Disturbance>,
     losses: Vec<(Instant, Instant)>,
-    redriven: Vec<u64>,
+    redriven: Vec<(Kind, u64)>,
 }
 
 impl Chronicle {
@@ -62,15 +67,19 @@ impl Chronicle {
         self.notes().losses.iter().any(|(from, until)| (*from..=*until).contains(&committed_at))
     }
 
-    /// The message of this ticket to the standard queue was declared dead by hand, perhaps while in flight, and sent
-    /// again.
-    pub fn redriven(&self, ticket: u64) {
-        self.notes().redriven.push(ticket);
+    /// Whether what was sent at this time may follow from rows that the database has lost.
+    pub fn may_have_lost_its_cause(&self, sent_at: Instant) -> bool {
+        self.notes().losses.iter().any(|(from, until)| (*from..=*until + READ_BEFORE).contains(&sent_at))
     }
 
-    /// Tickets sent again by hand, each as often as that was done.
-    pub fn tickets_redriven(&self) -> Vec<u64> {
-        self.notes().redriven.clone()
+    /// The message of this ticket to a standard queue was declared dead by hand, perhaps while in flight, and sent again.
+    pub fn redriven(&self, kind: Kind, ticket: u64) {
+        self.notes().redriven.push((kind, ticket));
+    }
+
+    /// Tickets sent again by hand to a queue, each as often as that was done.
+    pub fn tickets_redriven(&self, kind: Kind) -> Vec<u64> {
+        self.notes().redriven.iter().filter(|(of, _)| *of == kind).map(|(_, ticket)| *ticket).collect()
     }
 
     pub fn elapsed(&self) -> Duration {

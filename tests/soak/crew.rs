@@ -1,5 +1,6 @@
 //! The relays: each has its own proxy, and is killed, stopped and frozen at random.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use fastrand::Rng;
 use tokio_util::sync::CancellationToken;
 
 use crate::chronicle::Chronicle;
+use crate::destinations::names;
 use support::relay::{Command, Relay};
 
 /// The longest that a relay works before the next thing happens to it.
@@ -22,6 +24,9 @@ const GONE_FOR: Duration = Duration::from_secs(2);
 /// The pause between two reads of the metrics.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// What a relay logs when it cannot wait any longer for what is in flight.
+const NOT_DRAINED: &str = "not drained in time";
+
 /// The position of a relay: what is done to it, and the record of its processes.
 #[derive(Debug)]
 pub struct Place {
@@ -31,10 +36,34 @@ pub struct Place {
     pub dice: Rng,
     /// Everything its processes logged.
     pub log: String,
-    /// Entries to the standard queue that its processes reported as possibly sent twice.
-    pub possible_duplicates: f64,
-    /// The same without the process that is running now.
-    pub counted_before: f64,
+    /// Entries to standard queues that its processes reported as possibly sent twice.
+    pub possible_duplicates: Counters,
+}
+
+/// Counters of a relay's processes, one after the other. They begin anew with each process, and when a destination is
+/// taken up again.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// The last value of each.
+    last: HashMap<&'static str, f64>,
+    before: f64,
+}
+
+impl Counters {
+    pub fn sum(&self) -> f64 {
+        self.before + self.last.values().sum::<f64>()
+    }
+
+    fn see(&mut self, name: &'static str, value: f64) {
+        let last = self.last.insert(name, value).unwrap_or_default();
+        if value < last {
+            self.before += last;
+        }
+    }
+
+    fn begin_anew(&mut self) {
+        self.before += self.last.drain().map(|(_, last)| last).sum::<f64>();
+    }
 }
 
 impl Place {
@@ -60,7 +89,7 @@ impl Place {
 
     async fn start(&mut self) -> Result<Relay> {
         let relay = self.command.start().await?;
-        self.counted_before = self.possible_duplicates;
+        self.possible_duplicates.begin_anew();
         self.chronicle.note(&format!("relay {} starts as {}", self.number, relay.process_id()?));
         Ok(relay)
     }
@@ -83,7 +112,7 @@ impl Place {
         let (status, log) = relay.wait().await?;
         self.log.push_str(&log);
         if status.code() != Some(0) {
-            ensure!(log.contains("not drained in time"), "relay {} ended with {status}:\n{log}", self.number);
+            ensure!(log.contains(NOT_DRAINED), "relay {} ended with {status}:\n{log}", self.number);
             self.chronicle.disturb(Some(self.number), stopped_at);
         }
         self.start().await
@@ -103,13 +132,21 @@ impl Place {
     /// Lets a relay work and reads its metrics until the time is over or the token is cancelled.
     async fn watch(&mut self, relay: &Relay, time: Duration, until: &CancellationToken) {
         let started = Instant::now();
+        let (mut looked_at, mut undrained) = (started, times_not_drained(relay));
         while started.elapsed() < time && !until.is_cancelled() {
-            let metrics = tokio::time::timeout(LOOK, relay.metrics()).await;
-            if let Ok(Ok(metrics)) = metrics
-                && let Ok(count) = metrics.get(r#"possible_duplicates_total{destination="audit"}"#)
-            {
-                self.possible_duplicates = self.counted_before + count;
+            if let Ok(Ok(metrics)) = tokio::time::timeout(LOOK, relay.metrics()).await {
+                for name in names(|kind| !kind.is_fifo()) {
+                    if let Ok(count) = metrics.get(&format!("possible_duplicates_total{{destination=\"{name}\"}}")) {
+                        self.possible_duplicates.see(name, count);
+                    }
+                }
             }
+            // A relay drains when destinations change, and goes on without what it could not settle in time.
+            let times = times_not_drained(relay);
+            if times > undrained {
+                self.chronicle.disturb(Some(self.number), looked_at);
+            }
+            (looked_at, undrained) = (Instant::now(), times);
             let pause = LOOK.min(time.saturating_sub(started.elapsed()));
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -117,4 +154,9 @@ impl Place {
             }
         }
     }
+}
+
+/// How often this process has given up waiting for what was in flight.
+fn times_not_drained(relay: &Relay) -> usize {
+    relay.log().matches(NOT_DRAINED).count()
 }

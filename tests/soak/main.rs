@@ -1,21 +1,27 @@
 //! The soak: business as usual for minutes while everything breaks at random, and a ledger at the end. `make soak` runs it.
 //!
-//! Writers sell lottery tickets, each in a transaction with a message to a FIFO queue and one to a standard queue; two
-//! relays publish them. Faults are drawn from the seed: of the queues (`storm`), of the database (`database`, on
-//! `servers`), of the relays (`crew`), and of people who change rows (`by_hand`). Then the faults end, everything must
-//! arrive, and the contents of the database (`audit`) are compared with what the consumers received. `sends` says how
-//! many duplicates of a standard queue had a cause; `report` is the table.
+//! Writers sell lottery tickets, each in a transaction with messages to all kinds of `destinations`: FIFO, standard and fair
+//! queues, a topic, texts of which the long ones go to a bucket, scheduled messages that may be cancelled (`business`). Two
+//! relays publish them, and find the destinations in their table. Faults are drawn from the seed: of the queues, the topic
+//! and the bucket (`storm`), of the database (`database`, on `servers`), of the relays (`crew`), and of people who change
+//! rows (`by_hand`). Then the faults end, everything must arrive, and the contents of the database (`audit`) are compared
+//! with what the `consumers` received, for each destination (`accounts`). `sends` says how many duplicates of a standard
+//! queue had a cause; `report` is the table.
 //!
 //! The shop, its consumers and the ledger are those of examples/lottery.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a soak talks to the person who started it")]
 #![allow(unreachable_pub, reason = "a test has no outside")]
 
+mod accounts;
 mod audit;
+mod business;
 mod by_hand;
 mod chronicle;
+mod consumers;
 mod crew;
 mod database;
+mod destinations;
 mod report;
 mod sends;
 mod servers;

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::accounts::Column;
 use crate::audit::Forgotten;
 use crate::chronicle::Chronicle;
-use crate::sends::Excuses;
-use support::lottery::ledger::Account;
+use crate::destinations::Kind;
 
 /// How many breaches of each kind are shown.
 pub const BREACHES_SHOWN: usize = 10;
@@ -17,17 +17,19 @@ pub const BREACHES_SHOWN: usize = 10;
 pub struct Progress {
     pub committed: u64,
     pub rolled_back: u64,
-    /// Tickets at the FIFO queue and at the standard queue.
-    pub arrived: [usize; 2],
+    /// Different tickets that have arrived, for each destination.
+    pub arrived: Vec<(&'static str, usize)>,
     pub faults: u32,
 }
 
 impl Progress {
     pub fn print(&self, time: Duration) {
-        let Progress { committed, rolled_back, arrived: [tickets, audit], faults } = self;
+        let Progress { committed, rolled_back, arrived, faults } = self;
+        let arrived: Vec<String> = arrived.iter().map(|(name, count)| format!("{name} {count}")).collect();
         println!(
-            "{:>5} s  {committed:>8} sold {rolled_back:>7} rolled back {tickets:>8} at tickets {audit:>8} at audit {faults:>5} faults",
-            time.as_secs()
+            "{:>5} s  {committed:>7} sold {rolled_back:>6} rolled back {faults:>5} faults  at {}",
+            time.as_secs(),
+            arrived.join(", ")
         );
     }
 }
@@ -37,8 +39,6 @@ impl Progress {
 pub struct Report {
     pub seed: u64,
     pub forgotten: Forgotten,
-    /// For tickets and audit: recorded as delivered, but never arrived.
-    pub never_sent: [usize; 2],
     /// Messages that are neither delivered, nor dead, nor set aside, those written by hand included.
     pub left_by_hand: i64,
     pub rolled_back: u64,
@@ -46,18 +46,12 @@ pub struct Report {
     pub unclear: u64,
     /// Purchases that the database contains.
     pub committed: usize,
-    /// Of tickets (FIFO) and of audit (standard).
-    pub accounts: [Account; 2],
-    /// What is known about the first messages that came after a later one of their draw.
-    pub order_breaks: Vec<String>,
+    pub columns: Vec<Column>,
     /// Without those written by hand.
     pub dead: i64,
     /// Without those written by hand.
     pub in_quarantine: i64,
-    pub excuses: Excuses,
-    /// Tickets that came to the standard queue more often than anything excuses.
-    pub unexcused: Vec<u64>,
-    /// At the standard queue, as the relays counted them.
+    /// At standard queues, as the relays counted them.
     pub possible_duplicates: f64,
     pub chronicle: Arc<Chronicle>,
     pub logs: Vec<String>,
@@ -71,45 +65,24 @@ impl Report {
 
     /// Every broken promise, as text.
     fn breaches(&self) -> Vec<String> {
-        let [tickets, audit] = &self.accounts;
         let count = |rows: i64| usize::try_from(rows).unwrap_or_default();
+        let unused = self.columns.iter().filter(|column| column.account.delivered == 0).count();
         let promises = [
             (usize::from(self.committed == 0), "shop that sold nothing"),
+            (unused, "destinations got nothing"),
             (self.forgotten.unexcused, "purchases that PostgreSQL confirmed and forgot"),
-            (tickets.lost, "messages never reached tickets"),
-            (audit.lost, "messages never reached audit"),
-            (self.never_sent.iter().sum(), "messages are recorded as delivered and never arrived"),
-            (tickets.phantom, "messages at tickets were never committed like this"),
-            (audit.phantom, "messages at audit were never committed like this"),
-            (tickets.duplicates, "duplicates at the FIFO queue"),
-            (self.unexcused.len(), "tickets came to audit more often than anything excuses"),
-            (tickets.order_breaks.len(), "messages came behind a later one of their draw"),
             (count(self.dead), "messages died"),
             (count(self.in_quarantine), "messages were set aside"),
             (count(self.left_by_hand), "messages are neither delivered, nor dead, nor set aside"),
         ];
         let broken = promises.iter().filter(|(count, _)| *count > 0);
-        broken.map(|(count, what)| format!("{count} {what}")).collect()
+        let broken = broken.map(|(count, what)| format!("{count} {what}"));
+        broken.chain(self.columns.iter().flat_map(Column::breaches)).collect()
     }
 
     /// Prints the table, and after a breach everything that helps to find its cause.
     pub fn print(&self) {
-        let [tickets, audit] = &self.accounts;
-        let row = |name: &str, of_tickets: usize, of_audit: String, note: &str| {
-            println!("{}", format!("  {name:<14}{of_tickets:>10}{of_audit:>10}   {note}").trim_end());
-        };
-        println!("\n  {:<14}{:>10}{:>10}", "", "tickets", "audit");
-        let forgotten = self.forgotten.heard();
-        let note =
-            format!("{} rolled back, {} broken off, {forgotten} lost with a server", self.rolled_back, self.unclear);
-        row("committed", self.committed, self.committed.to_string(), &note);
-        row("delivered", tickets.delivered, audit.delivered.to_string(), "");
-        let [of_tickets, of_audit] = self.never_sent;
-        row("never sent", of_tickets, of_audit.to_string(), "of those recorded as delivered");
-        row("lost", tickets.lost, audit.lost.to_string(), "");
-        row("phantom", tickets.phantom, audit.phantom.to_string(), "");
-        row("duplicates", tickets.duplicates, audit.duplicates.to_string(), &self.duplicates_note());
-        row("order breaks", tickets.order_breaks.len(), "-".to_owned(), "");
+        self.print_table();
         println!();
         for (kind, count) in self.chronicle.counts() {
             println!("  {count:>4} x {kind}");
@@ -122,9 +95,9 @@ impl Report {
         }
         println!("FAILED: SEED={}", self.seed);
         breaches.iter().for_each(|breach| println!("  {breach}"));
-        self.order_breaks.iter().for_each(|order_break| println!("  {order_break}"));
-        for ticket in self.unexcused.iter().take(BREACHES_SHOWN) {
-            println!("  ticket {ticket} came to audit once too often");
+        for column in &self.columns {
+            column.order_breaks.iter().for_each(|order_break| println!("  {order_break}"));
+            column.suspects().iter().for_each(|suspect| println!("  {suspect}"));
         }
         match self.keep() {
             Ok(folder) => println!("  What was done when, and what the relays logged, is in {folder}"),
@@ -132,13 +105,35 @@ impl Report {
         }
     }
 
-    fn duplicates_note(&self) -> String {
-        let Excuses { unanswered, unrecorded, .. } = &self.excuses;
-        format!(
-            "at audit of {} excused: {unanswered} unanswered, {unrecorded} unrecorded; relays counted {}",
-            unanswered + unrecorded,
-            self.possible_duplicates
-        )
+    /// A column for each destination. What a destination does not promise has no number.
+    fn print_table(&self) {
+        let row = |name: &str, cell: &dyn Fn(&Column) -> Option<usize>, note: &str| {
+            let cell = |column| cell(column).map_or("-".to_owned(), |count| count.to_string());
+            let cells: String = self.columns.iter().map(|column| format!("{:>10}", cell(column))).collect();
+            println!("{}", format!("  {name:<22}{cells}   {note}").trim_end());
+        };
+        let names: String = self.columns.iter().map(|column| format!("{:>10}", column.kind.name())).collect();
+        println!("\n  {:<22}{names}", "");
+        let forgotten = self.forgotten.heard();
+        let note =
+            format!("{} rolled back, {} broken off, {forgotten} lost with a server", self.rolled_back, self.unclear);
+        row("committed", &|column| Some(column.committed), &note);
+        row("delivered", &|column| Some(column.account.delivered), "");
+        row("never sent", &|column| Some(column.never_sent), "of those recorded as delivered");
+        row("lost", &|column| Some(column.account.lost), "");
+        row("phantom", &|column| Some(column.account.phantom), "or altered");
+        let note = format!("relays counted {} at standard queues", self.possible_duplicates);
+        row("duplicates", &|column| Some(column.account.duplicates), &note);
+        let standard = |column: &Column, count: usize| (!column.kind.is_fifo()).then_some(count);
+        row("  excused: unanswered", &|column| standard(column, column.excuses.unanswered), "");
+        row("  excused: unrecorded", &|column| standard(column, column.excuses.unrecorded), "");
+        row("  without excuse", &|column| standard(column, column.unexcused.len()), "");
+        let of_fifo = |column: &Column| column.kind.is_fifo().then_some(column.account.order_breaks.len());
+        row("order breaks", &of_fifo, "");
+        let scheduled = |column: &Column, count: usize| (column.kind == Kind::Reminders).then_some(count);
+        row("cancelled", &|column| scheduled(column, column.cancelled), "");
+        row("  sent nevertheless", &|column| scheduled(column, column.sent_though_cancelled.len()), "");
+        row("early", &|column| scheduled(column, column.early.len()), "");
     }
 
     fn keep(&self) -> std::io::Result<String> {

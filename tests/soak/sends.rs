@@ -1,5 +1,5 @@
-//! What the relays sent to the standard queue, as their proxies saw it, and which of it may legitimately have been sent
-//! twice.
+//! What the relays sent to a destination, as their proxies saw it, and which of it may legitimately have been sent twice to
+//! a standard queue.
 //!
 //! An entry may be sent again if the relay never got an answer, if it got one and was disturbed (killed, frozen, cut
 //! off from the database) before the outbox recorded it, or if somebody had it sent again. Nothing else excuses a
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::chronicle::Disturbance;
-use support::proxy::Request;
+use support::proxy::{Entry, Request};
 
 /// The time between the delivery time in a row and the end of the transaction that wrote it.
 const COMMIT: Duration = Duration::from_millis(200);
@@ -19,17 +19,20 @@ const COMMIT: Duration = Duration::from_millis(200);
 /// No disturbance lasts longer.
 const LONGEST: Duration = Duration::from_secs(120);
 
+/// An entry of a request that was forwarded.
 #[derive(Debug)]
-struct Sent {
-    ticket: u64,
+pub struct Sent {
+    pub ticket: u64,
+    /// The group that the destination was told.
+    pub group_id: Option<String>,
     relay: usize,
-    arrived_at: Instant,
+    pub arrived_at: Instant,
     ended_at: Option<Instant>,
     status: Option<u16>,
     is_answered: bool,
 }
 
-/// Entries that the standard queue may have accepted.
+/// Entries that the destination may have accepted.
 #[derive(Debug, Default)]
 pub struct Sends(Vec<Sent>);
 
@@ -44,13 +47,13 @@ pub struct Excuses {
 }
 
 impl Sends {
-    /// Adds what went through a relay's proxy.
-    pub fn take(&mut self, relay: usize, queue_url: &str, requests: &[Request]) -> Result<()> {
-        for request in requests.iter().filter(|request| request.forwarded && request.queue_url == queue_url) {
+    /// Adds what went through a relay's proxy to a queue or topic.
+    pub fn take(&mut self, relay: usize, target: &str, requests: &[Request]) -> Result<()> {
+        for request in requests.iter().filter(|request| request.forwarded && request.queue_url == target) {
             for entry in request.entries.iter() {
-                let body: serde_json::Value = serde_json::from_str(&entry.body)?;
                 self.0.push(Sent {
-                    ticket: body["ticket"].as_u64().context("a body without ticket")?,
+                    ticket: ticket_of(entry)?,
+                    group_id: entry.group_id.clone(),
                     relay,
                     arrived_at: request.arrived_at,
                     ended_at: request.ended_at,
@@ -62,7 +65,12 @@ impl Sends {
         Ok(())
     }
 
-    /// When a ticket went to the queue, for display.
+    /// All of them, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Sent> {
+        self.0.iter()
+    }
+
+    /// When a ticket went to the destination, for display.
     pub fn told(&self, ticket: u64, began_at: Instant) -> Vec<String> {
         let seconds = |at: Instant| at.saturating_duration_since(began_at).as_secs_f64();
         let of_ticket = self.0.iter().filter(|sent| sent.ticket == ticket);
@@ -99,6 +107,15 @@ impl Sends {
         }
         excuses
     }
+}
+
+/// It is in the body, or an attribute beside a text.
+fn ticket_of(entry: &Entry) -> Result<u64> {
+    if let Some(ticket) = entry.attributes["ticket"]["StringValue"].as_str() {
+        return Ok(ticket.parse()?);
+    }
+    let body: serde_json::Value = serde_json::from_str(&entry.body)?;
+    body["ticket"].as_u64().context("a body without ticket")
 }
 
 fn was_disturbed(sent: &Sent, recorded_at: Option<Instant>, disturbances: &[Disturbance]) -> bool {

@@ -1,28 +1,27 @@
 //! What runs during a soak, from the first purchase until everything has arrived.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use fastrand::Rng;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{self, Forgotten};
-use crate::by_hand::{ODD, Operator};
+use crate::accounts::{Books, Column};
+use crate::audit::{self, Clocks, Forgotten};
+use crate::business;
+use crate::by_hand::Operator;
 use crate::chronicle::Chronicle;
-use crate::crew::Place;
+use crate::consumers;
+use crate::crew::{Counters, Place};
 use crate::database::Database;
+use crate::destinations::{ALL, Destination, Route, routes, set_missing};
 use crate::report::{Progress, Report};
-use crate::sends::Sends;
 use crate::servers::Servers;
 use crate::storm;
 use crate::writers::{self, DRAWS, Till};
-use support::emulator;
-use support::lottery::consumer::{self, Inbox};
-use support::lottery::ledger::{Account, Receipt};
 use support::lottery::shop;
 use support::proxy::Proxy;
 use support::test_bed::TestBed;
@@ -47,13 +46,10 @@ pub struct Stage {
     /// The application's address of the database, whichever server is current.
     url: String,
     bed: TestBed,
-    /// Of tickets (FIFO) and of audit (standard).
-    queue_urls: [String; 2],
-    inboxes: [Arc<Inbox>; 2],
+    destinations: Vec<Destination>,
+    routes: Vec<Route>,
     chronicle: Arc<Chronicle>,
     till: Arc<Till>,
-    /// To tickets and to audit.
-    sends: [Sends; 2],
     proxies: Vec<Arc<Proxy>>,
     places: Vec<JoinHandle<Result<Place>>>,
     /// Cancelled when the faults should end.
@@ -68,18 +64,41 @@ impl Stage {
         let servers = Arc::new(Servers::start(RELAYS).await?);
         let bed = TestBed::on(&servers.current()).await?;
         let url = servers.front.url(bed.url());
-        let queue_urls = [bed.fifo("tickets").await?, bed.standard("audit").await?];
-        bed.fifo(ODD).await?;
+        let mut destinations = Vec::new();
+        for kind in ALL {
+            destinations.push(Destination::create(kind, &bed).await?);
+        }
+        let routes = routes(&destinations, &bed).await?;
+        set_missing(&routes, &bed.client).await?;
         shop::open(&url, DRAWS).await?;
-        let chronicle = Arc::new(Chronicle::new(Instant::now()));
-        let mut dice = Rng::with_seed(seed);
-        let (calm, end) = (CancellationToken::new(), CancellationToken::new());
-        let (mut proxies, mut places) = (Vec::new(), Vec::new());
-        for (number, wire) in servers.wires.iter().enumerate() {
-            proxies.push(Arc::new(bed.proxy().await?));
-            let command = bed
+        business::open(&bed.client).await?;
+        let mut stage = Stage {
+            seed,
+            dice: Rng::with_seed(seed),
+            servers,
+            url,
+            bed,
+            destinations,
+            routes,
+            chronicle: Arc::new(Chronicle::new(Instant::now())),
+            till: Arc::default(),
+            proxies: Vec::new(),
+            places: Vec::new(),
+            calm: CancellationToken::new(),
+            end: CancellationToken::new(),
+        };
+        stage.start_relays().await?;
+        Ok(stage)
+    }
+
+    async fn start_relays(&mut self) -> Result<()> {
+        for (number, wire) in self.servers.wires.iter().enumerate() {
+            self.proxies.push(Arc::new(self.bed.proxy().await?));
+            let command = self
+                .bed
                 .relay()
-                .env("DATABASE_URL", wire.url(bed.url()))
+                .without("OUTBOX_RELAY_DESTINATIONS")
+                .env("DATABASE_URL", wire.url(self.bed.url()))
                 .env("OUTBOX_RELAY_RETRY_INITIAL", "20ms")
                 .env("OUTBOX_RELAY_RETRY_MAX", "1s")
                 .env("OUTBOX_RELAY_REQUEST_TIMEOUT", "2s")
@@ -88,43 +107,27 @@ impl Stage {
             let place = Place {
                 number,
                 command,
-                chronicle: Arc::clone(&chronicle),
-                dice: dice.fork(),
+                chronicle: Arc::clone(&self.chronicle),
+                dice: self.dice.fork(),
                 log: String::new(),
-                possible_duplicates: 0.0,
-                counted_before: 0.0,
+                possible_duplicates: Counters::default(),
             };
-            places.push(tokio::spawn(place.keep(calm.clone(), end.clone())));
+            self.places.push(tokio::spawn(place.keep(self.calm.clone(), self.end.clone())));
         }
-        Ok(Stage {
-            seed,
-            dice,
-            servers,
-            url,
-            bed,
-            queue_urls,
-            inboxes: [Arc::default(), Arc::default()],
-            chronicle,
-            till: Arc::default(),
-            sends: [Sends::default(), Sends::default()],
-            proxies,
-            places,
-            calm,
-            end,
-        })
+        Ok(())
     }
 
     /// Sells while everything breaks, lets everything arrive, and computes the accounts.
     pub async fn play(mut self, time: Duration) -> Result<Report> {
-        let (began_at, wall_clock) = (Instant::now(), SystemTime::now());
+        let clocks = Clocks::now();
         let (stop_selling, stop_receiving) = (CancellationToken::new(), CancellationToken::new());
         let mut receivers = JoinSet::new();
-        for (url, inbox) in self.queue_urls.iter().zip(&self.inboxes) {
-            receivers.spawn(drain(consumer::receive(emulator()?.endpoint(), url, inbox, began_at, &stop_receiving)));
+        for destination in &self.destinations {
+            receivers.spawn(drain(consumers::receive(destination, clocks.began_at, &stop_receiving)?));
         }
         let mut writers = writers::sell(&self.url, &mut self.dice, &self.till, &stop_selling);
         let mut troubles = self.trouble();
-        while began_at.elapsed() < time {
+        while clocks.began_at.elapsed() < time {
             self.pass(&mut [&mut writers, &mut troubles, &mut receivers]).await?;
         }
         self.calm.cancel();
@@ -137,14 +140,14 @@ impl Stage {
         self.arrive(&mut receivers).await?;
         stop_receiving.cancel();
         drain(receivers).await?;
-        self.close(began_at, wall_clock).await
+        self.close(clocks).await
     }
 
     /// Starts the faults of queues and database, and the changes by hand.
     fn trouble(&mut self) -> JoinSet<Result<()>> {
         let queues = storm::Queues {
             proxies: self.proxies.clone(),
-            urls: self.queue_urls.clone(),
+            targets: self.destinations.iter().map(|destination| destination.target.clone()).collect(),
             chronicle: Arc::clone(&self.chronicle),
             dice: self.dice.fork(),
         };
@@ -154,8 +157,12 @@ impl Stage {
             chronicle: Arc::clone(&self.chronicle),
             dice: self.dice.fork(),
         };
-        let operator =
-            Operator { url: self.url.clone(), chronicle: Arc::clone(&self.chronicle), dice: self.dice.fork() };
+        let operator = Operator {
+            url: self.url.clone(),
+            routes: self.routes.clone(),
+            chronicle: Arc::clone(&self.chronicle),
+            dice: self.dice.fork(),
+        };
         let mut troubles = JoinSet::new();
         troubles.spawn(queues.trouble(self.calm.clone()));
         troubles.spawn(database.trouble(self.calm.clone()));
@@ -177,8 +184,8 @@ impl Stage {
         }
         for (relay, proxy) in self.proxies.iter().enumerate() {
             let ended = proxy.take_ended();
-            for (sends, queue_url) in self.sends.iter_mut().zip(&self.queue_urls) {
-                sends.take(relay, queue_url, &ended)?;
+            for Destination { sends, target, .. } in &mut self.destinations {
+                sends.take(relay, target, &ended)?;
             }
         }
         let now = self.chronicle.elapsed();
@@ -192,7 +199,7 @@ impl Stage {
         Progress {
             committed: self.till.committed.load(Ordering::Relaxed),
             rolled_back: self.till.rolled_back.load(Ordering::Relaxed),
-            arrived: [self.inboxes[0].tickets(), self.inboxes[1].tickets()],
+            arrived: self.destinations.iter().map(|to| (to.kind.name(), to.inbox.tickets())).collect(),
             faults: self.chronicle.faults(),
         }
     }
@@ -200,7 +207,7 @@ impl Stage {
     /// Waits until nothing is pending and the queues are empty, or until nothing changes any more.
     async fn arrive(&mut self, receivers: &mut JoinSet<Result<()>>) -> Result<()> {
         let client = shop::connect(&self.url).await?;
-        let (mut seen, mut changed_at) = ((0, [0, 0]), Instant::now());
+        let (mut seen, mut changed_at) = ((0, Vec::new()), Instant::now());
         loop {
             self.pass(&mut [receivers]).await?;
             let pending = audit::pending(&client).await?;
@@ -209,8 +216,8 @@ impl Stage {
                 (seen, changed_at) = (state, Instant::now());
             }
             let mut waiting = 0;
-            for url in &self.queue_urls {
-                let depth = self.bed.queues.depth(url).await?;
+            for destination in &self.destinations {
+                let depth = self.bed.queues.depth(&destination.queue_url).await?;
                 waiting += depth.visible + depth.in_flight;
             }
             if pending == 0 && waiting == 0 {
@@ -223,52 +230,41 @@ impl Stage {
         }
     }
 
-    async fn close(mut self, began_at: Instant, wall_clock: SystemTime) -> Result<Report> {
+    async fn close(mut self, clocks: Clocks) -> Result<Report> {
         self.end.cancel();
         let (mut logs, mut possible_duplicates) = (Vec::new(), 0.0);
         for place in std::mem::take(&mut self.places) {
             let place = place.await??;
-            possible_duplicates += place.possible_duplicates;
+            possible_duplicates += place.possible_duplicates.sum();
             logs.push(place.log);
         }
         self.pass(&mut []).await?;
         let client = shop::connect(&self.url).await?;
         let sales = audit::sales(&client).await?;
-        let mut recorded_at = Vec::new();
-        for destination in ["tickets", "audit"] {
-            recorded_at.push(audit::recorded_at(&client, destination, began_at, wall_clock).await?);
-        }
         let [dead, in_quarantine] = audit::stopped(&client).await?;
         let forgotten = Forgotten::of(&self.till.attempts(), &sales, &self.chronicle);
-        let received: [Vec<Receipt>; 2] = [self.inboxes[0].receipts(), self.inboxes[1].receipts()];
-        let never_sent = [0, 1].map(|queue| audit::never_sent(&recorded_at[queue], &received[queue]));
-        let receipts = received.map(|receipts| forgotten.without(&receipts));
-        let mut arrivals: HashMap<u64, usize> = HashMap::new();
-        for receipt in &receipts[1] {
-            *arrivals.entry(receipt.ticket).or_default() += 1;
-        }
-        let redriven = self.chronicle.tickets_redriven();
-        let excuses = self.sends[1].excuses(&recorded_at[1], &self.chronicle.disturbances(), &redriven);
-        let accounts = receipts.each_ref().map(|receipts| Account::of(&sales, receipts));
-        let mut order_breaks = Vec::new();
-        for order_break in accounts[0].order_breaks.iter().take(crate::report::BREACHES_SHOWN) {
-            let sends = |ticket| self.sends[0].told(ticket, began_at);
-            order_breaks.push(audit::told(&client, order_break, wall_clock, sends).await?);
+        let books = Books {
+            client: &client,
+            clocks,
+            sales: &sales,
+            reminders: &audit::reminders(&client, clocks).await?,
+            forgotten: &forgotten,
+            chronicle: &self.chronicle,
+        };
+        let mut columns = Vec::new();
+        for destination in &self.destinations {
+            columns.push(Column::of(destination, &books).await?);
         }
         Ok(Report {
             seed: self.seed,
-            order_breaks,
             left_by_hand: audit::pending(&client).await?,
             forgotten,
-            never_sent,
+            columns,
             in_quarantine,
             rolled_back: self.till.rolled_back.load(Ordering::Relaxed),
             unclear: self.till.unclear.load(Ordering::Relaxed),
             committed: sales.len(),
-            accounts,
             dead,
-            unexcused: excuses.unexcused(&arrivals),
-            excuses,
             possible_duplicates,
             chronicle: self.chronicle,
             logs,

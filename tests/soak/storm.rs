@@ -1,4 +1,4 @@
-//! Faults of the queues, drawn from the seed. Those of the database are in `database`.
+//! Faults of the queues, the topic and the bucket, drawn from the seed. Those of the database are in `database`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,8 @@ const QUEUE_PAUSE: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Queues {
     pub proxies: Vec<Arc<Proxy>>,
-    pub urls: [String; 2],
+    /// Queues' URLs and topics' ARNs.
+    pub targets: Vec<String>,
     pub chronicle: Arc<Chronicle>,
     pub dice: Rng,
 }
@@ -34,12 +35,12 @@ impl Queues {
                 _ => self.proxies.clone(),
             };
             let (kind, refuses, seed) = (self.dice.usize(..KINDS.len()), self.dice.u32(..12) == 0, self.dice.u64(..));
-            let url = self.urls[self.dice.usize(..2)].clone();
+            let target = self.targets[self.dice.usize(..self.targets.len())].clone();
             for proxy in &struck {
                 if refuses {
                     proxy.refuse_connections().await?;
                 } else {
-                    proxy.script([KINDS[kind].1(&url, seed)]);
+                    proxy.script([KINDS[kind].1(&target, seed)]);
                 }
             }
             let name = if refuses { "connections refused" } else { KINDS[kind].0 };
@@ -57,8 +58,8 @@ impl Queues {
 
 type Kind = (&'static str, fn(&str, u64) -> Rule);
 
-/// From a queue's URL and a seed.
-const KINDS: [Kind; 16] = [
+/// From a queue's URL or a topic's ARN, and a seed. Those of buckets concern requests to S3.
+const KINDS: [Kind; 20] = [
     ("entries failed", |_, seed| Rule::new(fail_entries(0.05, seed))),
     ("many entries failed", |_, seed| Rule::new(fail_entries(0.4, seed))),
     ("every entry failed", |_, seed| Rule::new(fail_entries(1.0, seed))),
@@ -67,15 +68,36 @@ const KINDS: [Kind; 16] = [
     ("throttled", |_, _| Rule::new(Fault::throttle())),
     ("throttled at times", |_, seed| Rule::new(Fault::throttle()).chance(0.3, seed)),
     ("503", |_, seed| Rule::new(Fault::status(503)).chance(0.5, seed)),
-    ("queue missing", |url, _| Rule::new(Fault::queue_missing()).queue(url)),
-    ("access denied", |url, _| Rule::new(Fault::access_denied()).queue(url)),
+    ("queue or topic missing", |target, _| Rule::new(missing(target)).queue(target)),
+    ("access denied", |target, _| Rule::new(denied(target)).queue(target)),
     ("credentials expired", |_, _| Rule::new(Fault::expired_token())),
     ("answers never", |_, seed| Rule::new(Fault::HoldAnswer).chance(0.5, seed)),
     ("cut before forwarding", |_, seed| Rule::new(Fault::CutBeforeForward).chance(0.3, seed)),
     ("cut after forwarding", |_, seed| Rule::new(Fault::CutAfterForward).chance(0.3, seed)),
     ("slow", |_, seed| Rule::new(Fault::Delay(Duration::from_millis(seed % 500)))),
     ("slower than the timeout", |_, seed| Rule::new(Fault::Delay(Duration::from_secs(4))).chance(0.1, seed)),
+    ("bucket: 503", |_, seed| Rule::new(Fault::status(503)).action(TO_S3).chance(0.5, seed)),
+    ("bucket missing", |_, _| Rule::new(Fault::Garble(404, NO_BUCKET)).action(TO_S3)),
+    ("bucket: cut after storing", |_, seed| Rule::new(Fault::CutAfterForward).action(TO_S3).chance(0.5, seed)),
+    ("bucket: answers never", |_, seed| Rule::new(Fault::HoldAnswer).action(TO_S3).chance(0.5, seed)),
 ];
+
+/// Requests to S3 name no action in their head.
+const TO_S3: &str = "";
+
+const NO_BUCKET: &str = "<Error><Code>NoSuchBucket</Code><Message>from the fault proxy</Message></Error>";
+
+fn is_topic(target: &str) -> bool {
+    target.starts_with("arn:")
+}
+
+fn missing(target: &str) -> Fault {
+    if is_topic(target) { Fault::error(404, "NotFound", "") } else { Fault::queue_missing() }
+}
+
+fn denied(target: &str) -> Fault {
+    if is_topic(target) { Fault::error(403, "AuthorizationError", "") } else { Fault::access_denied() }
+}
 
 fn fail_entries(probability: f64, seed: u64) -> Fault {
     Fault::FailEntries { which: Choice::chance(probability, seed), code: "InternalError", sender_fault: false }

@@ -10,6 +10,7 @@ use fastrand::Rng;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::business::Business;
 use support::lottery::shop::{Purchase, Writer, connect, draw_name};
 
 /// Draws, each a group of the FIFO queue.
@@ -73,14 +74,14 @@ pub fn sell(database_url: &str, dice: &mut Rng, till: &Arc<Till>, stop: &Cancell
 async fn write(database_url: String, mut dice: Rng, till: Arc<Till>, stop: CancellationToken) -> Result<()> {
     let mut failures = 0;
     while !stop.is_cancelled() {
-        let Ok(mut writer) = open(&database_url).await else {
+        let Ok((mut writer, business)) = open(&database_url).await else {
             tokio::time::sleep(RECONNECT).await;
             continue;
         };
         while !stop.is_cancelled() {
             tokio::time::sleep(PAUSE.mul_f64(dice.f64())).await;
             let purchase = draw_purchase(&mut dice, &till);
-            let bought = writer.buy(&purchase).await;
+            let bought = buy(&mut writer, &business, &purchase, &mut dice).await;
             if !purchase.rolled_back {
                 till.note(&purchase, writer.number_in_draw, bought.is_ok());
             }
@@ -101,8 +102,17 @@ async fn write(database_url: String, mut dice: Rng, till: Arc<Till>, stop: Cance
     Ok(())
 }
 
-async fn open(database_url: &str) -> Result<Writer> {
-    Writer::prepare(connect(database_url).await?).await
+async fn open(database_url: &str) -> Result<(Writer, Business)> {
+    let writer = Writer::prepare(connect(database_url).await?).await?;
+    let business = Business::prepare(&writer).await?;
+    Ok((writer, business))
+}
+
+/// A ticket with everything that belongs to it, in one transaction.
+async fn buy(writer: &mut Writer, business: &Business, purchase: &Purchase, dice: &mut Rng) -> Result<()> {
+    let begun = writer.begin(purchase).await?;
+    business.write(&begun, purchase, dice).await?;
+    begun.end(purchase).await
 }
 
 fn draw_purchase(dice: &mut Rng, till: &Till) -> Purchase {

@@ -43,9 +43,14 @@ impl Buckets {
         let mut found = BTreeMap::new();
         let listed = self.client.list_objects_v2().bucket(name).send().await?;
         for key in listed.contents().iter().filter_map(|object| object.key()) {
-            let object = self.client.get_object().bucket(name).key(key).send().await?;
-            found.insert(key.to_owned(), object.body.collect().await?.to_vec());
+            found.insert(key.to_owned(), self.object(name, key).await?);
         }
         Ok(found)
+    }
+
+    /// One object of a bucket.
+    pub async fn object(&self, name: &str, key: &str) -> Result<Vec<u8>> {
+        let object = self.client.get_object().bucket(name).key(key).send().await?;
+        Ok(object.body.collect().await?.to_vec())
     }
 }

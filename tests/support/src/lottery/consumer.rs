@@ -56,10 +56,28 @@ pub fn receive(
     clock: Instant,
     stop: &CancellationToken,
 ) -> JoinSet<Result<()>> {
+    let read = |message: Received, at| std::future::ready(receipt(&message, at));
+    receive_as(read, endpoint, queue_url, inbox, clock, stop)
+}
+
+/// Starts receivers for a queue whose messages are read by a function, which gets each with the time of its arrival.
+pub fn receive_as<F, R>(
+    read: F,
+    endpoint: &str,
+    queue_url: &str,
+    inbox: &Arc<Inbox>,
+    clock: Instant,
+    stop: &CancellationToken,
+) -> JoinSet<Result<()>>
+where
+    F: Fn(Received, Duration) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Result<Receipt>> + Send,
+{
     let mut receivers = JoinSet::new();
     let queues = Queues::new(endpoint);
     for _ in 0..RECEIVERS {
         let (queues, queue_url, inbox, stop) = (queues.clone(), queue_url.to_owned(), Arc::clone(inbox), stop.clone());
+        let read = read.clone();
         receivers.spawn(async move {
             while !stop.is_cancelled() {
                 let batch = queues.receive(&queue_url, LONG_POLL).await?;
@@ -67,9 +85,11 @@ pub fn receive(
                     continue;
                 }
                 let at = clock.elapsed();
-                let (handles, messages): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-                let receipts: Vec<Receipt> =
-                    messages.iter().map(|message| receipt(message, at)).collect::<Result<_>>()?;
+                let (mut handles, mut receipts) = (Vec::new(), Vec::new());
+                for (handle, message) in batch {
+                    handles.push(handle);
+                    receipts.push(read(message, at).await?);
+                }
                 {
                     let mut notes = inbox.notes();
                     notes.tickets.extend(receipts.iter().map(|receipt| receipt.ticket));
@@ -84,7 +104,7 @@ pub fn receive(
 }
 
 /// Reads a message as any consumer would: the body is the event, and the attributes identify it.
-fn receipt(message: &Received, at: Duration) -> Result<Receipt> {
+pub fn receipt(message: &Received, at: Duration) -> Result<Receipt> {
     let body: serde_json::Value = serde_json::from_str(&message.body).context("a body that is not JSON")?;
     let attribute = |name: &str| message.attributes.get(name).with_context(|| format!("no attribute {name}"));
     Ok(Receipt {

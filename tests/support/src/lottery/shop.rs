@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
 use tokio::task::JoinSet;
-use tokio_postgres::{Client, NoTls, Statement};
+use tokio_postgres::{Client, NoTls, Statement, Transaction};
 
 use super::ledger::Sale;
 
@@ -194,7 +194,12 @@ impl Writer {
 
     /// Buys a ticket in one transaction, or rolls it back.
     pub async fn buy(&mut self, purchase: &Purchase) -> Result<()> {
-        let Purchase { ticket, draw, numbers, hesitation, .. } = purchase;
+        self.begin(purchase).await?.end(purchase).await
+    }
+
+    /// Writes everything that belongs to a purchase, and leaves the transaction open.
+    pub async fn begin(&mut self, purchase: &Purchase) -> Result<Begun<'_>> {
+        let Purchase { ticket, draw, numbers, .. } = purchase;
         let transaction = self.client.transaction().await?;
         let sold: i64 = transaction.query_one(&self.lock_draw, &[draw]).await?.get(0);
         self.number_in_draw = sold;
@@ -202,13 +207,35 @@ impl Writer {
         let event = transaction.query_one(&self.insert_event, &[draw, &sold, ticket, numbers]).await?;
         let position: i64 = event.get(0);
         transaction.execute(&self.insert_messages, &[&position, draw]).await?;
-        if !hesitation.is_zero() {
-            tokio::time::sleep(*hesitation).await;
+        Ok(Begun { transaction, number_in_draw: sold, position })
+    }
+
+    /// Prepares one more statement in the writer's session.
+    pub async fn prepare_another(&self, statement: &str) -> Result<Statement> {
+        Ok(self.client.prepare(statement).await?)
+    }
+}
+
+/// A purchase that is neither committed nor rolled back.
+pub struct Begun<'a> {
+    /// More can be written in it.
+    pub transaction: Transaction<'a>,
+    /// The number of the ticket in its draw.
+    pub number_in_draw: i64,
+    /// The position of the event.
+    pub position: i64,
+}
+
+impl Begun<'_> {
+    /// Hesitates, and commits or rolls back.
+    pub async fn end(self, purchase: &Purchase) -> Result<()> {
+        if !purchase.hesitation.is_zero() {
+            tokio::time::sleep(purchase.hesitation).await;
         }
         if purchase.rolled_back {
-            transaction.rollback().await?;
+            self.transaction.rollback().await?;
         } else {
-            transaction.commit().await?;
+            self.transaction.commit().await?;
         }
         Ok(())
     }
