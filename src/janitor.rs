@@ -192,6 +192,8 @@ impl Janitor {
         self.metrics.set_connections(connections.idle, connections.in_use);
         self.metrics.connections_max.set(connections.max);
         self.board.set_server(self.outbox.server());
+        // Before anything is measured, which may fail: a relay that delivers must not seem to be away.
+        probes.unserved.serve(&self.outbox, &self.destinations).await;
         let measured = self.measure(probes, stop).await;
         if measured.is_err() {
             self.destinations.iter().zip(&mut probes.watchdogs).for_each(|(served, watchdog)| blind(served, watchdog));

@@ -298,45 +298,59 @@ COMMENT ON FUNCTION outbox.enqueue(text, text, jsonb, text, jsonb, timestamptz, 
 
 -- With the privileges of its owner: a relay writes no messages but these. Its plans are kept, and the table may have been
 -- empty when they were made.
-CREATE FUNCTION outbox.enqueue_due(destination text, max_count bigint, pass_over bigint DEFAULT 0) RETURNS bigint
+CREATE FUNCTION outbox.enqueue_due(
+    destination text, max_count bigint, pass_over bigint[] DEFAULT '{}',
+    OUT moved bigint, OUT refused bigint, OUT code text, OUT problem text
+)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE
-    moved bigint;
+    due tid[];
+    ids bigint[];
 BEGIN
+    moved := 0;
     -- One relay at a time, so that messages of a group become pending in the order of their times.
     IF NOT pg_try_advisory_xact_lock(x'6F750002'::int, hashtext('outbox' || $1)) THEN
-        RETURN 0;
+        RETURN;
     END IF;
-    WITH due AS (
+    SELECT array_agg(d.ctid), array_agg(d.id) INTO due, ids
+    FROM (
+        SELECT o.ctid, o.id
+        FROM outbox.messages_scheduled AS o
+        WHERE o.destination = $1 AND o.deliver_at <= now() AND o.id <> ALL ($3)
+        ORDER BY o.deliver_at, o.id
+        LIMIT $2
+        -- Somebody may be about to cancel one.
+        FOR UPDATE SKIP LOCKED
+    ) AS d;
+    WITH taken AS (
         DELETE FROM outbox.messages_scheduled AS m
-        WHERE m.ctid = ANY (ARRAY(
-            SELECT o.ctid
-            FROM outbox.messages_scheduled AS o
-            WHERE o.destination = $1 AND o.deliver_at <= now()
-            ORDER BY o.deliver_at, o.id
-            LIMIT $2 OFFSET $3
-            -- Somebody may be about to cancel one.
-            FOR UPDATE SKIP LOCKED
-        ))
+        WHERE m.ctid = ANY (due)
         RETURNING m.id, m.deliver_at, m.event_position, m.group_id
     ), enqueued AS (
         INSERT INTO outbox.messages (destination, event_position, group_id, enqueued_at)
-        SELECT $1, d.event_position, d.group_id, d.deliver_at FROM due AS d ORDER BY d.deliver_at, d.id
+        SELECT $1, t.event_position, t.group_id, t.deliver_at FROM taken AS t ORDER BY t.deliver_at, t.id
         RETURNING 1
     )
     SELECT count(*) INTO moved FROM enqueued;
-    RETURN moved;
+EXCEPTION WHEN OTHERS THEN
+    -- One of several: they are tried in smaller parts.
+    IF cardinality(ids) IS DISTINCT FROM 1 THEN
+        RAISE;
+    END IF;
+    moved := 0;
+    refused := ids[1];
+    GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, problem = MESSAGE_TEXT;
 END
 $$;
 
-REVOKE ALL ON FUNCTION outbox.enqueue_due(text, bigint, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION outbox.enqueue_due(text, bigint, bigint[]) FROM PUBLIC;
 
-COMMENT ON FUNCTION outbox.enqueue_due(text, bigint, bigint) IS
-    'Makes scheduled messages of a destination pending that have fallen due, at most so many, the earliest first, after passing '
-    'over some; returns how many. Relays call it.';
+COMMENT ON FUNCTION outbox.enqueue_due(text, bigint, bigint[]) IS
+    'Makes scheduled messages of a destination pending that have fallen due, at most so many, the earliest first, but for those '
+    'with these ids; returns how many, and the id of one that was refused alone, with the reason. Relays call it.';
 
 -- Only for an event that has a body other than a payload, or a member that is not known: the others are not slowed down.
 CREATE FUNCTION outbox.event_problem(event jsonb, known text[]) RETURNS text

@@ -22,7 +22,7 @@ SELECT
             ('SELECT on outbox.messages_dead', has_table_privilege(to_regclass('outbox.messages_dead'), 'SELECT')),
             ('SELECT on outbox.messages_scheduled', has_table_privilege(to_regclass('outbox.messages_scheduled'), 'SELECT')),
             ('EXECUTE on outbox.enqueue_due',
-                has_function_privilege(to_regprocedure('outbox.enqueue_due(text, bigint, bigint)'), 'EXECUTE')),
+                has_function_privilege(to_regprocedure('outbox.enqueue_due(text, bigint, bigint[])'), 'EXECUTE')),
             ('UPDATE (status) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'status', 'UPDATE')),
             ('UPDATE (attempts) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'attempts', 'UPDATE')),
             ('UPDATE (available_at) on outbox.messages',

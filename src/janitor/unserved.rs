@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::Served;
 use crate::board::Board;
 use crate::metrics::Metrics;
-use crate::outbox::{Outbox, OutboxError};
+use crate::outbox::Outbox;
 
 /// How often. What a relay serves is written less often, about once a minute: an idle relay should write next to nothing.
 const EVERY: Duration = Duration::from_secs(30);
@@ -18,6 +18,7 @@ const NAMES: usize = 10;
 /// When to look again, and what was found.
 #[derive(Debug)]
 pub(super) struct Unserved {
+    next_serve: Instant,
     next: Instant,
     logged: Vec<String>,
 }
@@ -25,7 +26,21 @@ pub(super) struct Unserved {
 impl Unserved {
     /// Looks at once.
     pub(super) fn new() -> Self {
-        Self { next: Instant::now(), logged: Vec::new() }
+        let now = Instant::now();
+        Self { next_serve: now, next: now, logged: Vec::new() }
+    }
+
+    /// Notes what this relay serves if it is time to. It is noted in time as long as the database takes statements at all.
+    pub(super) async fn serve(&mut self, outbox: &Outbox, served: &[Served]) {
+        let now = Instant::now();
+        if now < self.next_serve || served.is_empty() {
+            return;
+        }
+        let names: Vec<&str> = served.iter().map(|served| &*served.name).collect();
+        match outbox.serve(&names).await {
+            Ok(()) => self.next_serve = now + EVERY,
+            Err(error) => tracing::debug!(%error, "what this relay serves cannot be noted"),
+        }
     }
 
     /// Looks if it is time to. A failure changes nothing: what was known stays.
@@ -41,7 +56,7 @@ impl Unserved {
         }
         self.next = now + EVERY;
         let names: Vec<&str> = served.iter().map(|served| &*served.name).collect();
-        match ask(outbox, &names).await {
+        match outbox.unserved(&names).await {
             Ok(unserved) => {
                 metrics.unserved.set(unserved.iter().map(|(_, messages)| messages).sum());
                 let names: Vec<String> = unserved.into_iter().map(|(name, _)| name).collect();
@@ -55,11 +70,4 @@ impl Unserved {
             Err(error) => tracing::debug!(%error, "destinations that nobody serves cannot be found"),
         }
     }
-}
-
-async fn ask(outbox: &Outbox, names: &[&str]) -> Result<Vec<(String, i64)>, OutboxError> {
-    if !names.is_empty() {
-        outbox.serve(names).await?;
-    }
-    outbox.unserved(names).await
 }

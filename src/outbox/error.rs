@@ -178,6 +178,12 @@ impl OutboxError {
         Self::Statement { state: Some(SqlState::from_code(code)), statement: "settle", place, problem }
     }
 
+    /// What PostgreSQL has said about a row, and a function of the outbox has passed on.
+    pub(super) fn of_refusal(statement: &'static str, place: &str, code: &str, message: &str) -> Self {
+        let problem = format!("{} (SQLSTATE {code})", crate::causes::harmless(message));
+        Self::Statement { state: Some(SqlState::from_code(code)), statement, place: place.to_owned(), problem }
+    }
+
     pub(super) fn of_statement(statement: &'static str, place: &str, error: &tokio_postgres::Error) -> Self {
         let missing = [
             SqlState::UNDEFINED_TABLE,

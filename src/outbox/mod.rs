@@ -63,7 +63,7 @@ pub use read::READING;
 pub use recorded::Recorded;
 pub use replay::{ReplayCount, ReplayOf, ReplayStep};
 pub use routes::RoutedTo;
-pub use scheduled::Scheduled;
+pub use scheduled::{Enqueued, MOST_DUE, MOST_REFUSED, Scheduled, is_in_parts};
 pub use settle::{Keep, SETTLING, SettlePlan, Settled};
 pub use steer::Destination;
 pub use way::walk;

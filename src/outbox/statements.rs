@@ -53,6 +53,7 @@ statements! {
     horizon
     incarnations
     inspect
+    is_due
     longest_groups
     look
     pause

@@ -15,12 +15,8 @@ use super::core::work::{Answer, Baseline, Completion, Work};
 use super::{Destination, spans};
 use crate::clock::Time;
 use crate::message::Settlement;
-use crate::outbox::{Claim, OutboxError};
-use crate::reading::ClaimProof;
-
-/// How many scheduled messages become pending before it is checked whether anything is left. If there are more, what is
-/// pending then shows that the end has not come.
-const DUE_BEFORE_THE_END: i64 = 1000;
+use crate::outbox::{Claim, Outbox, OutboxError, Pending};
+use crate::reading::{ClaimProof, Order};
 
 /// The result of a task.
 pub(super) struct Done {
@@ -182,16 +178,7 @@ impl Destination {
                 let answer = outbox.held_groups(name, &groups, order).await;
                 Completion::HeldChecked { deaths, answer }
             }
-            Work::CheckPending { order } => {
-                // The timer may not have come to what is due.
-                let due = outbox.enqueue_due(name, DUE_BEFORE_THE_END, 0).await;
-                let answer = match due {
-                    Err(error) if !error.is_about_a_row() => Err(error),
-                    // One that PostgreSQL refuses stays scheduled, and the timer says so.
-                    _ => outbox.pending(name, order).await,
-                };
-                Completion::PendingChecked(answer)
-            }
+            Work::CheckPending { order } => Completion::PendingChecked(pending(outbox, name, order).await),
             Work::Read(work) => {
                 let timer = metrics.read_duration.start_timer();
                 let answer = match &proof {
@@ -252,4 +239,14 @@ impl std::fmt::Debug for Executor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Executor").field("claim", &self.claim).field("tasks", &self.tasks.len()).finish_non_exhaustive()
     }
+}
+
+/// Whether anything is left. The timer may not have come to what is due; what PostgreSQL refuses to make pending is held up.
+async fn pending(outbox: &Outbox, name: &str, order: Order) -> Result<Pending, OutboxError> {
+    let (refused, is_left) = outbox.enqueue_all_due(name).await?;
+    Ok(match outbox.pending(name, order).await? {
+        Pending::Nothing if is_left => Pending::Some,
+        Pending::Nothing if !refused.is_empty() => Pending::OnlyHeld,
+        pending => pending,
+    })
 }

@@ -10,14 +10,11 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::health::Heartbeat;
-use crate::outbox::{Outbox, OutboxError};
+use crate::message::MessageId;
+use crate::outbox::{Enqueued, MOST_DUE, MOST_REFUSED, Outbox, OutboxError, is_in_parts};
 
 /// When the next scheduled message of each destination falls due, as far as that is known.
 pub(super) type NextDue = Vec<Option<Instant>>;
-
-/// How many messages become pending in one statement. Each statement walks the dead index entries of those before it, so
-/// many small ones would be slow when a million fall due together.
-const MOST: i64 = 5000;
 
 /// First and longest pause after a statement that failed, or found only messages that somebody has locked.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -50,8 +47,8 @@ struct Scheduled {
     pause: Duration,
     /// How many messages the next statement takes.
     most: i64,
-    /// How many of the earliest ones it passes over, and until when.
-    passed_over: i64,
+    /// Messages that it passes over, because PostgreSQL refused each of them alone, and until when.
+    passed_over: Vec<MessageId>,
     pass_until: Instant,
     /// Whether it was logged that it fails.
     is_logged: bool,
@@ -97,8 +94,8 @@ impl Timer {
             }
             let Some(at) = at else { continue };
             if at.max(scheduled.not_before) <= now && !stop.is_cancelled() {
-                let answer = self.outbox.enqueue_due(&scheduled.name, scheduled.most, scheduled.passed_over).await;
-                if matches!(answer, Ok(1..)) {
+                let answer = self.outbox.enqueue_due(&scheduled.name, scheduled.most, &scheduled.passed_over).await;
+                if matches!(answer, Ok(Enqueued { messages: 1.., .. })) {
                     self.news.notify_one();
                 }
                 scheduled.apply(answer, Instant::now());
@@ -112,43 +109,54 @@ impl Timer {
 
 impl Scheduled {
     fn new(name: Arc<str>, now: Instant) -> Self {
-        Self { name, not_before: now, pause: PAUSE.0, most: MOST, passed_over: 0, pass_until: now, is_logged: false }
+        let (pause, most, passed_over) = (PAUSE.0, MOST_DUE, Vec::new());
+        Self { name, not_before: now, pause, most, passed_over, pass_until: now, is_logged: false }
     }
 
-    /// Applies an answer: how many messages have become pending.
-    fn apply(&mut self, answer: Result<i64, OutboxError>, now: Instant) {
-        if self.passed_over > 0 && now >= self.pass_until {
-            self.passed_over = 0;
+    /// Applies an answer.
+    fn apply(&mut self, answer: Result<Enqueued, OutboxError>, now: Instant) {
+        if now >= self.pass_until {
+            self.passed_over.clear();
         }
         match answer {
-            Ok(0) => self.back_off(now),
-            Ok(count) => {
-                self.is_logged &= self.passed_over > 0;
+            Ok(Enqueued { refused: Some((id, error)), .. }) => {
+                self.say(&error);
+                // Without a place for it, all wait; the log says why.
+                if error.is_about_a_row() && self.passed_over.len() < MOST_REFUSED {
+                    self.passed_over.push(id);
+                    self.pass_until = now + TRY_AGAIN;
+                    self.not_before = now;
+                } else {
+                    self.back_off(now);
+                }
+            }
+            Ok(Enqueued { messages: 0, .. }) => self.back_off(now),
+            Ok(Enqueued { messages, .. }) => {
+                self.is_logged &= !self.passed_over.is_empty();
                 self.pause = PAUSE.0;
-                self.not_before = if count >= self.most { now } else { now + AFTER_SUCCESS };
-                self.most = (self.most * 2).min(MOST);
+                self.not_before = if messages >= self.most { now } else { now + AFTER_SUCCESS };
+                self.most = (self.most * 2).min(MOST_DUE);
             }
             Err(error) => {
-                if !std::mem::replace(&mut self.is_logged, true) {
-                    tracing::warn!(
-                        destination = %self.name,
-                        %error,
-                        "scheduled messages that are due cannot be enqueued; trying again"
-                    );
-                }
-                if !error.is_about_a_row() {
-                    self.back_off(now);
-                } else if self.most > 1 {
-                    // One of them is refused; the others are found in ever smaller parts.
+                self.say(&error);
+                if self.most > 1 && is_in_parts(&error) {
+                    // One of them is refused, or they take too long: the others go in ever smaller parts.
                     self.most /= 2;
                     self.not_before = now;
                 } else {
-                    self.passed_over += 1;
-                    self.pass_until = now + TRY_AGAIN;
-                    // If all are refused, as without the privilege, it must not go on for ever at this pace.
                     self.back_off(now);
                 }
             }
+        }
+    }
+
+    fn say(&mut self, error: &OutboxError) {
+        if !std::mem::replace(&mut self.is_logged, true) {
+            tracing::warn!(
+                destination = %self.name,
+                %error,
+                "scheduled messages that are due cannot be enqueued; trying again"
+            );
         }
     }
 
@@ -168,24 +176,49 @@ impl Scheduled {
 mod tests {
     use super::*;
 
-    fn refused() -> Result<i64, OutboxError> {
+    fn refused() -> Result<Enqueued, OutboxError> {
         Err(OutboxError::of_code("23514"))
     }
 
+    fn refused_alone(id: i64) -> Result<Enqueued, OutboxError> {
+        Ok(Enqueued { messages: 0, refused: Some((MessageId(id), OutboxError::of_code("23514"))) })
+    }
+
+    fn enqueued(messages: i64) -> Result<Enqueued, OutboxError> {
+        Ok(Enqueued { messages, refused: None })
+    }
+
     #[test]
-    fn a_refused_message_is_found_passed_over_and_tried_again_later() {
+    fn a_refused_message_is_found_passed_over_by_its_id_and_tried_again_later() {
         let start = Instant::now();
         let mut scheduled = Scheduled::new(Arc::from("tickets"), start);
         let mut tries = 0;
-        while scheduled.passed_over == 0 {
+        while scheduled.most > 1 {
             scheduled.apply(refused(), start);
             tries += 1;
         }
-        assert_eq!((scheduled.most, tries), (1, 13), "5000 are halved twelve times");
-        scheduled.apply(Ok(1), start);
-        assert_eq!((scheduled.passed_over, scheduled.most), (1, 2), "those behind it go on");
-        scheduled.apply(Ok(0), start + TRY_AGAIN);
-        assert_eq!(scheduled.passed_over, 0);
+        assert_eq!(tries, 12, "5000 are halved twelve times");
+        scheduled.apply(refused_alone(7), start);
+        assert_eq!(
+            (&scheduled.passed_over[..], scheduled.not_before),
+            (&[MessageId(7)][..], start),
+            "the others go on"
+        );
+        scheduled.apply(enqueued(1), start);
+        assert_eq!((&scheduled.passed_over[..], scheduled.most), (&[MessageId(7)][..], 2));
+        scheduled.apply(enqueued(0), start + TRY_AGAIN);
+        assert_eq!(scheduled.passed_over, []);
+    }
+
+    #[test]
+    fn a_lack_of_privilege_passes_nothing_over() {
+        let start = Instant::now();
+        let mut scheduled = Scheduled::new(Arc::from("tickets"), start);
+        for _ in 0..1000 {
+            scheduled.apply(Err(OutboxError::of_code("42501")), start);
+        }
+        assert_eq!((scheduled.passed_over.len(), scheduled.most), (0, 1));
+        assert_eq!(scheduled.not_before, start + PAUSE.1, "it is tried ever less often");
     }
 
     #[test]
@@ -193,16 +226,30 @@ mod tests {
         let start = Instant::now();
         let mut scheduled = Scheduled::new(Arc::from("tickets"), start);
         for _ in 0..10 {
-            scheduled.apply(Ok(0), start);
+            scheduled.apply(enqueued(0), start);
         }
         assert_eq!(scheduled.not_before, start + PAUSE.1);
         scheduled.rest(start);
         assert_eq!(scheduled.not_before, start, "the next one is sent in time");
-        scheduled.apply(Ok(MOST), start);
+        scheduled.apply(enqueued(MOST_DUE), start);
         assert_eq!(scheduled.not_before, start, "there may be more");
-        scheduled.apply(Ok(3), start);
+        scheduled.apply(enqueued(3), start);
         assert_eq!(scheduled.not_before, start + AFTER_SUCCESS);
+    }
+
+    #[test]
+    fn what_takes_too_long_is_done_in_smaller_parts_which_grow_again() {
+        let start = Instant::now();
+        let mut scheduled = Scheduled::new(Arc::from("tickets"), start);
         scheduled.apply(Err(OutboxError::of_code("57014")), start);
-        assert_eq!((scheduled.most, scheduled.not_before), (MOST, start + PAUSE.0), "it says nothing about a row");
+        assert_eq!((scheduled.most, scheduled.not_before), (MOST_DUE / 2, start));
+        scheduled.apply(enqueued(MOST_DUE / 2), start);
+        assert_eq!(scheduled.most, MOST_DUE);
+        scheduled.apply(Err(OutboxError::of_code("08006")), start);
+        assert_eq!(
+            (scheduled.most, scheduled.not_before),
+            (MOST_DUE, start + PAUSE.0),
+            "it says nothing about messages"
+        );
     }
 }

@@ -279,16 +279,22 @@ async fn messages_that_no_relay_serves_are_counted_and_those_of_another_relay_ar
     for (destination, count) in [("audit", 3), ("elsewhere", 5), ("gone", 7), ("misspelt", 11)] {
         enqueue_range(&bed.client, destination, 1..=count, 0).await?;
     }
+    // One that fell due becomes pending only by a relay that serves it, and one for later is not due.
+    let later = "INSERT INTO outbox.messages (destination, event_position, status, deliver_at)
+        SELECT 'forgotten', 1, 'scheduled', now() + make_interval(secs => s) FROM unnest(ARRAY[-5, 3600]) AS s";
+    bed.client.batch_execute(later).await?;
     let relay = bed.relay().env(DESTINATIONS, format!("audit={audit}")).start().await?;
-    relay.wait_for_metric("unserved_messages", 18.0).await?;
+    relay.wait_for_metric("unserved_messages", 19.0).await?;
     let line = relay.wait_for_log("no running relay serves").await?;
-    ensure!(line.contains("gone,misspelt"), "{line}");
-    eventually("the page shows it", || async { Ok(relay.get("/").await?.1.contains("serves: gone, misspelt")) })
-        .await?;
+    ensure!(line.contains("forgotten,gone,misspelt"), "{line}");
+    eventually("the page shows it", || async {
+        Ok(relay.get("/").await?.1.contains("serves: forgotten, gone, misspelt"))
+    })
+    .await?;
     let check = bed.relay().env(DESTINATIONS, format!("audit={audit}")).output(&["check"]).await?;
     let said = check.stdout.lines().find(|line| line.contains("no running relay")).context(check.stdout.clone())?;
-    ensure!(said.starts_with("! messages") && said.contains("gone (7), misspelt (11)"), "{said}");
-    let both = format!("misspelt={other},gone={other}");
+    ensure!(said.starts_with("! messages") && said.contains("forgotten (1), gone (7), misspelt (11)"), "{said}");
+    let both = format!("misspelt={other},gone={other},forgotten={other}");
     let second = bed.relay().env(DESTINATIONS, both).start().await?;
     // Each looks every 30 seconds.
     eventually_within_minutes("all are served", || async {

@@ -181,8 +181,49 @@ async fn a_scheduled_message_that_postgresql_refuses_stops_no_other_and_goes_onc
     relay.wait_for_log("scheduled messages that are due cannot be enqueued").await?;
     relay.stop().await?;
     ensure!(scheduled(&bed).await? == 1);
+    // It is due and cannot be sent, so nothing says that all is done.
+    let left = bed.relay().until_empty().await?;
+    ensure!(left.code == Some(1) && left.stderr.contains("messages are left"), "{:?} {}", left.code, left.stderr);
     bed.client.batch_execute("DROP TRIGGER refuse ON outbox.messages_pending").await?;
     // It is due, so this does not end without it.
     bed.relay().until_empty().await?.ensure_success()?;
     ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 50)
+}
+
+#[tokio::test]
+async fn while_a_refused_message_is_locked_no_other_is_passed_over_in_its_place() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let queue = bed.fifo("tickets").await?;
+    let first = schedule(&bed, "tickets", 1, Some("r"), 50).await?;
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN IF NEW.group_id = ''r'' THEN RAISE EXCEPTION ''not this one''; END IF; RETURN NEW; END';
+        CREATE TRIGGER refuse BEFORE INSERT ON outbox.messages_pending FOR EACH ROW EXECUTE FUNCTION refuse()";
+    bed.client.batch_execute(refuse).await?;
+    let relay = bed.relay().start().await?;
+    relay.wait_for_log("scheduled messages that are due cannot be enqueued").await?;
+    // Somebody looks after it.
+    let operator = bed.connect().await?;
+    operator.batch_execute("BEGIN").await?;
+    operator.execute("SELECT FROM outbox.messages WHERE id = $1 FOR UPDATE", &[&first]).await?;
+    for n in 2..=21 {
+        schedule(&bed, "tickets", n, Some("g"), n * 50).await?;
+    }
+    eventually("the others are sent", || async { Ok(bed.delivered().await? == 20) }).await?;
+    relay.stop().await?;
+    let messages = bed.queues.contents(&queue).await?;
+    ensure!(numbers(&messages)?.is_sorted(), "{:?}", numbers(&messages)?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_the_privilege_to_enqueue_them_until_empty_does_not_end_well() -> Result<()> {
+    let bed = TestBed::new().await?;
+    bed.standard("audit").await?;
+    let roles = Roles::create(&bed).await?;
+    schedule(&bed, "audit", 1, None, 20).await?;
+    let role = roles.relay.replacen("relay_of", "rights_of_relay", 1);
+    bed.client.batch_execute(&format!("REVOKE EXECUTE ON FUNCTION outbox.enqueue_due FROM {role}")).await?;
+    let denied = bed.relay().env("DATABASE_URL", &roles.relay_url).until_empty().await?;
+    ensure!(denied.code == Some(1) && denied.stderr.contains("enqueue_due"), "{:?} {}", denied.code, denied.stderr);
+    Ok(())
 }

@@ -396,7 +396,7 @@ async fn no_lock_of_an_outbox_makes_a_session_of_another_one_wait() -> Result<()
     for statement in all {
         first.run_on(&holder, statement).await?;
     }
-    let due = "SELECT outbox.enqueue_due('tickets', 10)";
+    let due = "SELECT moved FROM outbox.enqueue_due('tickets', 10)";
     let moved = async |outbox: &Outbox<'_>, client: &Client| {
         anyhow::Ok(client.query_one(&*outbox.schema.sql(due), &[]).await?.get::<_, i64>(0))
     };

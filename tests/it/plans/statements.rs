@@ -48,7 +48,7 @@ const ANY_DEFERRED_GROUP: Way = (GROUPS, &["destination ="]);
 const OF_GROUP: Way = (GROUPS, &["destination =", "group_id ="]);
 
 /// How other tables and partitions may be reached.
-pub(super) const OTHERS: [(&str, Way); 11] = [
+pub(super) const OTHERS: [(&str, Way); 13] = [
     ("served", ("served_pkey", &["destination ="])),
     ("messages_dead", ("messages_dead_groups", &["destination ="])),
     ("messages_dead", ("messages_dead_pkey", &["destination ="])),
@@ -59,6 +59,9 @@ pub(super) const OTHERS: [(&str, Way); 11] = [
     ("events", ("events_pkey", &["position ="])),
     ("messages_id_seq", ("", &[])),
     ("messages_scheduled", ("messages_scheduled_due", &["destination ="])),
+    // The next name.
+    ("messages_scheduled", ("messages_scheduled_due", &["destination >"])),
+    ("messages_scheduled", ("messages_scheduled_pkey", &["destination >"])),
     ("messages_scheduled", ("messages_scheduled_pkey", &["destination =", "lane =", "id ="])),
 ];
 
