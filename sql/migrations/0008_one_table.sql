@@ -64,15 +64,15 @@ COMMENT ON FUNCTION outbox.is_own(bigint, bigint, xid) IS
 CREATE VIEW outbox.outboxevent WITH (security_barrier) AS
 SELECT
     e.event_id AS id,
-    (e.metadata ->> 'aggregatetype')::varchar(255) AS aggregatetype,
-    (e.metadata ->> 'aggregateid')::varchar(255) AS aggregateid,
+    (e.metadata ->> 'aggregatetype'::text)::varchar(255) AS aggregatetype,
+    (e.metadata ->> 'aggregateid'::text)::varchar(255) AS aggregateid,
     e.event_type::varchar(255) AS type,
     e.payload,
     e.metadata - '{aggregatetype,aggregateid}'::text[] AS metadata,
     (SELECT min(m.deliver_at) FROM outbox.messages_scheduled AS m WHERE m.event_position = e.position) AS deliver_at
 FROM outbox.events AS e
 WHERE e.position > (SELECT outbox.written_above()) AND outbox.is_own(e.position, (SELECT outbox.written_above()), e.xmin)
-    AND e.metadata ? 'aggregatetype';
+    AND e.metadata ? 'aggregatetype'::text;
 
 COMMENT ON VIEW outbox.outboxevent IS
     'Events and messages as one table, in Debezium''s layout. INSERT writes an event and its messages; DELETE is accepted and changes '
