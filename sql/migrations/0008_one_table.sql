@@ -22,8 +22,12 @@ COMMENT ON COLUMN outbox.routes.is_grouped IS
 -- payload but its own.
 
 -- outbox.write_event() notes it. A subtransaction that is rolled back takes its note with it.
+--
+-- This function and the next decide what a login may see that cannot read outbox.events, so they do not look for functions,
+-- operators and types where that login says. The note they may believe: it only chooses among rows of the own transaction.
 CREATE FUNCTION outbox.written_above() RETURNS bigint
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     note CONSTANT text := current_setting('outbox.written_above', true);
@@ -40,6 +44,7 @@ COMMENT ON FUNCTION outbox.written_above() IS
 
 CREATE FUNCTION outbox.is_own(event_position bigint, written_above bigint, writer xid) RETURNS boolean
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     own   CONSTANT bigint := pg_current_xact_id_if_assigned()::text::bigint;
