@@ -13,6 +13,9 @@
 
 BEGIN;
 
+-- Functions and operators that somebody may have created in a schema on the path would run with your rights.
+SET LOCAL search_path = pg_catalog, pg_temp;
+
 DO $$
 DECLARE
     role text;

@@ -29,7 +29,7 @@ BEGIN
                     set_bit(
                         overlay(
                             uuid_send(gen_random_uuid())
-                            PLACING substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3)
+                            PLACING substring(int8send((extract(epoch FROM clock_timestamp())::float8 * 1000::float8)::bigint) FROM 3)
                             FROM 1 FOR 6
                         ),
                         52, 1
@@ -231,7 +231,7 @@ BEGIN
     -- In this order: a transaction that sets a fence after the second look gets positions above what the first look
     -- saw.
     SELECT CASE WHEN s.is_called THEN s.last_value ELSE s.last_value - 1 END INTO last FROM outbox.events_position_seq AS s;
-    SELECT min(((l.classid::bigint & 65535) << 32) | l.objid::bigint) INTO fenced
+    SELECT min(((l.classid::bigint & 65535::bigint) << 32) | l.objid::bigint) INTO fenced
     FROM pg_locks AS l
     WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ShareLock'
         AND l.classid::bigint >> 16 = hashtext('outbox') & 65535

@@ -315,7 +315,7 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(x'6F750002'::int, hashtext('outbox' || $1)) THEN
         RETURN;
     END IF;
-    SELECT array_agg(d.ctid), array_agg(d.id) INTO due, ids
+    SELECT pg_catalog.array_agg(d.ctid), pg_catalog.array_agg(d.id) INTO due, ids
     FROM (
         SELECT o.ctid, o.id
         FROM outbox.messages_scheduled AS o
@@ -337,7 +337,7 @@ BEGIN
     SELECT count(*) INTO moved FROM enqueued;
 EXCEPTION WHEN OTHERS THEN
     -- One of several: they are tried in smaller parts.
-    IF cardinality(ids) IS DISTINCT FROM 1 THEN
+    IF pg_catalog.cardinality(ids) IS DISTINCT FROM 1 THEN
         RAISE;
     END IF;
     moved := 0;
@@ -358,19 +358,19 @@ LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
     others  CONSTANT jsonb := event - known - '{payload,body,body_base64}'::text[];
-    bodies  CONSTANT integer := (event ? 'payload')::integer + (event ->> 'body' IS NOT NULL)::integer
-        + (event ->> 'body_base64' IS NOT NULL)::integer;
-    encoded CONSTANT text := translate(event ->> 'body_base64', E' \t\r\n', '');
+    bodies  CONSTANT integer := (event ? 'payload'::text)::integer + (event ->> 'body'::text IS NOT NULL)::integer
+        + (event ->> 'body_base64'::text IS NOT NULL)::integer;
+    encoded CONSTANT text := translate(event ->> 'body_base64'::text, E' \t\r\n', '');
 BEGIN
     RETURN CASE
         WHEN others <> '{}' THEN pg_catalog.format('has members that are not known: %s', others)
         WHEN bodies = 0 THEN 'has no payload, body or body_base64'
         WHEN bodies > 1 THEN 'has more than one of payload, body and body_base64'
-        WHEN jsonb_typeof(event -> 'body') NOT IN ('string', 'null') THEN 'has a body that is no string'
-        WHEN event ->> 'body' = '' THEN 'has an empty body'
-        WHEN outbox.refused_character(event ->> 'body') IS NOT NULL
-            THEN pg_catalog.format('has a body with %s, which SQS refuses', outbox.refused_character(event ->> 'body'))
-        WHEN jsonb_typeof(event -> 'body_base64') NOT IN ('string', 'null') THEN 'has a body_base64 that is no string'
+        WHEN jsonb_typeof(event -> 'body'::text) NOT IN ('string', 'null') THEN 'has a body that is no string'
+        WHEN event ->> 'body'::text = '' THEN 'has an empty body'
+        WHEN outbox.refused_character(event ->> 'body'::text) IS NOT NULL
+            THEN pg_catalog.format('has a body with %s, which SQS refuses', outbox.refused_character(event ->> 'body'::text))
+        WHEN jsonb_typeof(event -> 'body_base64'::text) NOT IN ('string', 'null') THEN 'has a body_base64 that is no string'
         WHEN encoded = '' THEN 'has an empty body_base64'
         WHEN encoded !~ '^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$' THEN 'has a body_base64 that is no base64'
     END;
@@ -398,12 +398,12 @@ BEGIN
     FROM (
         SELECT e.n, CASE
             WHEN jsonb_typeof(e.event) <> 'object' THEN 'is not an object'
-            WHEN jsonb_typeof(e.event -> 'event_type') IS DISTINCT FROM 'string' OR e.event ->> 'event_type' = ''
+            WHEN jsonb_typeof(e.event -> 'event_type'::text) IS DISTINCT FROM 'string' OR e.event ->> 'event_type'::text = ''
                 THEN 'has no event_type'
-            WHEN jsonb_typeof(e.event -> 'group_id') NOT IN ('string', 'null') THEN 'has a group_id that is no string'
-            WHEN jsonb_typeof(e.event -> 'metadata') NOT IN ('object', 'null') THEN 'has metadata that are no object'
-            WHEN jsonb_typeof(e.event -> 'deliver_at') NOT IN ('string', 'null') THEN 'has a deliver_at that is no string'
-            WHEN NOT e.event ? 'payload' OR e.event - '{event_type,payload,group_id,metadata,deliver_at}'::text[] <> '{}'
+            WHEN jsonb_typeof(e.event -> 'group_id'::text) NOT IN ('string', 'null') THEN 'has a group_id that is no string'
+            WHEN jsonb_typeof(e.event -> 'metadata'::text) NOT IN ('object', 'null') THEN 'has metadata that are no object'
+            WHEN jsonb_typeof(e.event -> 'deliver_at'::text) NOT IN ('string', 'null') THEN 'has a deliver_at that is no string'
+            WHEN NOT e.event ? 'payload'::text OR e.event - '{event_type,payload,group_id,metadata,deliver_at}'::text[] <> '{}'
                 THEN outbox.event_problem(e.event, '{event_type,group_id,metadata,deliver_at}')
         END AS problem
         FROM jsonb_array_elements($2) WITH ORDINALITY AS e (event, n)
@@ -419,9 +419,9 @@ BEGIN
         WITH event AS (
             INSERT INTO outbox.events (event_type, payload, metadata, destinations, body, body_bytes)
             SELECT
-                e.event ->> 'event_type', e.event -> 'payload', coalesce(nullif(e.event -> 'metadata', 'null'), '{}'),
-                pg_catalog.jsonb_build_object($1, e.event -> 'group_id'), e.event ->> 'body',
-                decode(e.event ->> 'body_base64', 'base64')
+                e.event ->> 'event_type'::text, e.event -> 'payload'::text, coalesce(nullif(e.event -> 'metadata'::text, 'null'), '{}'),
+                pg_catalog.jsonb_build_object($1, e.event -> 'group_id'::text), e.event ->> 'body'::text,
+                decode(e.event ->> 'body_base64'::text, 'base64')
             FROM jsonb_array_elements($2) WITH ORDINALITY AS e (event, n)
             ORDER BY e.n
             RETURNING events.position
@@ -430,12 +430,12 @@ BEGIN
         ), message AS (
             INSERT INTO outbox.messages (destination, event_position, group_id, status, deliver_at)
             SELECT
-                $1, e.position, g.event ->> 'group_id', CASE WHEN l.deliver_at IS NULL THEN 'pending' ELSE 'scheduled' END,
+                $1, e.position, g.event ->> 'group_id'::text, CASE WHEN l.deliver_at IS NULL THEN 'pending' ELSE 'scheduled' END,
                 l.deliver_at
             FROM numbered AS e
             JOIN jsonb_array_elements($2) WITH ORDINALITY AS g (event, n) ON g.n = e.n
             LEFT JOIN LATERAL (
-                SELECT (g.event ->> 'deliver_at')::timestamptz AS deliver_at
+                SELECT (g.event ->> 'deliver_at'::text)::timestamptz AS deliver_at
             ) AS l ON l.deliver_at > now
             ORDER BY e.position
             RETURNING messages.id

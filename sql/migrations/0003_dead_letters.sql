@@ -215,7 +215,7 @@ DECLARE
         'since', since, 'upto', upto
     ));
 BEGIN
-    IF filter - 'upto' = '{}' THEN
+    IF filter - 'upto'::text = '{}' THEN
         RAISE EXCEPTION 'no dead messages were chosen'
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Give ids or a filter; since => ''-infinity'' means all.';
     END IF;
@@ -295,11 +295,11 @@ BEGIN
             available_at = CASE WHEN m.group_id IS NOT NULL THEN clock_timestamp() END
         WHERE m.status = 'dead' AND m.destination = chosen.destination AND m.lane = chosen.lane AND m.id = chosen.id;
         IF FOUND THEN
-            changed := changed || chosen.id;
+            changed := pg_catalog.array_append(changed, chosen.id);
             latest := greatest(latest, chosen.dead_at);
         END IF;
     END LOOP;
-    IF changed <> '{}' THEN
+    IF pg_catalog.cardinality(changed) > 0 THEN
         INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
         VALUES ('redrive', coalesce($9, session_user), filter, pg_catalog.cardinality(changed), changed);
     END IF;
@@ -338,10 +338,10 @@ BEGIN
         DELETE FROM outbox.messages_dead AS m
         WHERE m.destination = chosen.destination AND m.lane = chosen.lane AND m.id = chosen.id;
         IF FOUND THEN
-            changed := changed || chosen.id;
+            changed := pg_catalog.array_append(changed, chosen.id);
         END IF;
     END LOOP;
-    IF changed <> '{}' THEN
+    IF pg_catalog.cardinality(changed) > 0 THEN
         INSERT INTO outbox.audit_log (action, actor, filter, messages, message_ids)
         VALUES ('discard', coalesce($9, session_user), filter, pg_catalog.cardinality(changed), changed);
     END IF;

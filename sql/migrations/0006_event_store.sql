@@ -34,29 +34,29 @@ CREATE FUNCTION outbox.message_bytes(stream_id text, stream_version bigint, even
 LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
-    payload text := event -> 'payload';
+    payload text := event -> 'payload'::text;
     bytes   bigint := octet_length(payload);
 BEGIN
     IF payload IS NULL THEN
         bytes := coalesce(
-            octet_length(event ->> 'body'),
-            octet_length(translate(event ->> 'body_base64', E' \t\r\n', '')) + octet_length('content-encodingStringbase64')
+            octet_length(event ->> 'body'::text),
+            octet_length(translate(event ->> 'body_base64'::text, E' \t\r\n', '')) + octet_length('content-encodingStringbase64')
         );
     ELSIF bytes > 500000 THEN
         -- SQS refuses U+FFFE and U+FFFF, so the relay writes each as six characters of JSON. Each is three bytes here,
         -- which cannot make a small payload too large.
         bytes := bytes + 3 * (length(payload) - length(translate(payload, chr(65534) || chr(65535), '')));
     END IF;
-    IF event ? 'metadata' THEN
+    IF event ? 'metadata'::text THEN
         bytes := bytes + (
             SELECT coalesce(sum(octet_length(m.key) + octet_length('String') + octet_length(m.value)), 0)
-            FROM jsonb_each_text(event -> 'metadata') AS m
+            FROM jsonb_each_text(event -> 'metadata'::text) AS m
             WHERE m.key <> 'AWSTraceHeader'
         );
     END IF;
     RETURN bytes
         + octet_length('event_idString') + 36
-        + octet_length('event_typeString') + octet_length(event ->> 'event_type')
+        + octet_length('event_typeString') + octet_length(event ->> 'event_type'::text)
         + octet_length('stream_idString') + octet_length(stream_id)
         + octet_length('stream_versionNumber') + octet_length(stream_version::text);
 END
@@ -128,14 +128,14 @@ BEGIN
         FOR item IN SELECT e.event, e.n FROM jsonb_array_elements(events) WITH ORDINALITY AS e (event, n) LOOP
             problem := CASE
                 WHEN jsonb_typeof(item.event) <> 'object' THEN 'is not an object'
-                WHEN jsonb_typeof(item.event -> 'event_type') IS DISTINCT FROM 'string' OR item.event ->> 'event_type' = ''
+                WHEN jsonb_typeof(item.event -> 'event_type'::text) IS DISTINCT FROM 'string' OR item.event ->> 'event_type'::text = ''
                     THEN 'has no event_type'
-                WHEN jsonb_typeof(coalesce(item.event -> 'metadata', '{}')) <> 'object' THEN 'has metadata that are no object'
-                WHEN is_sent AND item.event ->> 'event_type' ~ control
+                WHEN jsonb_typeof(coalesce(item.event -> 'metadata'::text, '{}')) <> 'object' THEN 'has metadata that are no object'
+                WHEN is_sent AND item.event ->> 'event_type'::text ~ control
                     THEN 'has a control character in its event_type, which SQS takes in no attribute'
-                WHEN item.event ? 'event_id' AND coalesce(item.event ->> 'event_id', '') !~* uuid_form
-                    THEN pg_catalog.format('has an event_id that is no UUID: %s', item.event -> 'event_id')
-                WHEN NOT item.event ? 'payload' OR item.event - '{event_id,event_type,payload,metadata}'::text[] <> '{}'
+                WHEN item.event ? 'event_id'::text AND coalesce(item.event ->> 'event_id'::text, '') !~* uuid_form
+                    THEN pg_catalog.format('has an event_id that is no UUID: %s', item.event -> 'event_id'::text)
+                WHEN NOT item.event ? 'payload'::text OR item.event - '{event_id,event_type,payload,metadata}'::text[] <> '{}'
                     THEN outbox.event_problem(item.event, '{event_id,event_type,metadata}')
             END;
             IF problem IS NOT NULL THEN
@@ -145,8 +145,8 @@ BEGIN
         END LOOP;
         IF problem IS NULL AND EXISTS (
             SELECT FROM jsonb_array_elements(events) AS e (event)
-            WHERE e.event ? 'event_id'
-            GROUP BY (e.event ->> 'event_id')::uuid
+            WHERE e.event ? 'event_id'::text
+            GROUP BY (e.event ->> 'event_id'::text)::uuid
             HAVING count(*) > 1
         ) THEN
             problem := 'an event_id is given twice';
@@ -188,8 +188,8 @@ BEGIN
     -- Writers of a stream wait for each other, so that positions and message ids come in the order of versions. Writers
     -- of streams with the same hash wait needlessly.
     PERFORM pg_advisory_xact_lock(x'6F750001'::int, hashtext('outbox' || $1));
-    given := ARRAY(SELECT (e.event ->> 'event_id')::uuid FROM jsonb_array_elements($3) AS e (event) WHERE e.event ? 'event_id');
-    IF given <> '{}' THEN
+    given := ARRAY(SELECT (e.event ->> 'event_id'::text)::uuid FROM jsonb_array_elements($3) AS e (event) WHERE e.event ? 'event_id'::text);
+    IF pg_catalog.cardinality(given) > 0 THEN
         SELECT
             count(*), count(*) FILTER (WHERE s.stream_id IS DISTINCT FROM $1),
             min(coalesce(s.stream_id, '')) FILTER (WHERE s.stream_id IS DISTINCT FROM $1)
@@ -226,9 +226,9 @@ BEGIN
             INSERT INTO outbox.events
                 (event_id, stream_id, stream_version, event_type, payload, metadata, destinations, body, body_bytes)
             SELECT
-                coalesce((e.event ->> 'event_id')::uuid, outbox.time_ordered_uuid()), $1, current + e.n,
-                e.event ->> 'event_type', e.event -> 'payload', coalesce(e.event -> 'metadata', '{}'), routes,
-                e.event ->> 'body', decode(e.event ->> 'body_base64', 'base64')
+                coalesce((e.event ->> 'event_id'::text)::uuid, outbox.time_ordered_uuid()), $1, current + e.n,
+                e.event ->> 'event_type'::text, e.event -> 'payload'::text, coalesce(e.event -> 'metadata'::text, '{}'), routes,
+                e.event ->> 'body'::text, decode(e.event ->> 'body_base64'::text, 'base64')
             FROM jsonb_array_elements($3) WITH ORDINALITY AS e (event, n)
             ORDER BY e.n
             -- Another session that inserts without this function may be first.

@@ -22,8 +22,12 @@ COMMENT ON COLUMN outbox.routes.is_grouped IS
 -- payload but its own.
 
 -- outbox.write_event() notes it. A subtransaction that is rolled back takes its note with it.
+--
+-- This function and the next decide what a login may see that cannot read outbox.events, so they do not look for functions,
+-- operators and types where that login says. The note they may believe: it only chooses among rows of the own transaction.
 CREATE FUNCTION outbox.written_above() RETURNS bigint
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     note CONSTANT text := current_setting('outbox.written_above', true);
@@ -40,6 +44,7 @@ COMMENT ON FUNCTION outbox.written_above() IS
 
 CREATE FUNCTION outbox.is_own(event_position bigint, written_above bigint, writer xid) RETURNS boolean
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     own   CONSTANT bigint := pg_current_xact_id_if_assigned()::text::bigint;
@@ -64,15 +69,15 @@ COMMENT ON FUNCTION outbox.is_own(bigint, bigint, xid) IS
 CREATE VIEW outbox.outboxevent WITH (security_barrier) AS
 SELECT
     e.event_id AS id,
-    (e.metadata ->> 'aggregatetype')::varchar(255) AS aggregatetype,
-    (e.metadata ->> 'aggregateid')::varchar(255) AS aggregateid,
+    (e.metadata ->> 'aggregatetype'::text)::varchar(255) AS aggregatetype,
+    (e.metadata ->> 'aggregateid'::text)::varchar(255) AS aggregateid,
     e.event_type::varchar(255) AS type,
     e.payload,
     e.metadata - '{aggregatetype,aggregateid}'::text[] AS metadata,
     (SELECT min(m.deliver_at) FROM outbox.messages_scheduled AS m WHERE m.event_position = e.position) AS deliver_at
 FROM outbox.events AS e
 WHERE e.position > (SELECT outbox.written_above()) AND outbox.is_own(e.position, (SELECT outbox.written_above()), e.xmin)
-    AND e.metadata ? 'aggregatetype';
+    AND e.metadata ? 'aggregatetype'::text;
 
 COMMENT ON VIEW outbox.outboxevent IS
     'Events and messages as one table, in Debezium''s layout. INSERT writes an event and its messages; DELETE is accepted and changes '

@@ -10,7 +10,7 @@ SELECT
     l.lane,
     pg_current_xact_id()::text AS transaction_id,
     extract(epoch FROM pg_postmaster_start_time())::text AS server,
-    concat_ws('/', l.incarnation, l.tableoid, extract(epoch FROM pg_postmaster_start_time())) AS incarnation
+    pg_catalog.concat_ws('/', l.incarnation, l.tableoid, extract(epoch FROM pg_postmaster_start_time())) AS incarnation
 FROM outbox.lanes AS l
 WHERE l.destination = $1 AND l.lane = ANY ($2::smallint[])
 ORDER BY (l.lane - $4::smallint + 16) % 16

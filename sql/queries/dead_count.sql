@@ -4,8 +4,8 @@
 -- Guarantees: one row; messages that die later are not counted, and the time, returned as "upto", excludes them.
 -- Reads the dead partition, which is small or the reason to look.
 SELECT
-    count(m.id) AS messages,
-    count(m.id) FILTER (WHERE m.dead_at > s.now - interval '5 minutes') AS recent,
+    pg_catalog.count(m.id) AS messages,
+    pg_catalog.count(m.id) FILTER (WHERE m.dead_at > s.now - interval '5 minutes') AS recent,
     s.now,
     s.since
 FROM (

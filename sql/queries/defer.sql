@@ -16,7 +16,7 @@
 -- all pending ones.
 UPDATE outbox.messages AS m
 SET attempts = greatest(m.attempts, d.attempts),
-    available_at = clock_timestamp() + d.wait * interval '1 millisecond',
+    available_at = clock_timestamp() + d.wait::float8 * interval '1 millisecond',
     last_error = d.last_error
 FROM (
     SELECT $1::text AS destination, u.*

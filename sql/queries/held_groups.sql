@@ -13,9 +13,9 @@ SELECT
     ) AS held_by,
     b.id AS head,
     CASE WHEN b.available_at > clock_timestamp() AND isfinite(b.available_at)
-        THEN (extract(epoch FROM b.available_at - clock_timestamp()) * 1000)::bigint
+        THEN (extract(epoch FROM b.available_at - clock_timestamp())::float8 * 1000::float8)::bigint
         WHEN b.available_at = 'infinity' THEN 9223372036854775807 END AS wait
-FROM unnest($2::text[]) AS h (group_id)
+FROM pg_catalog.unnest($2::text[]) AS h (group_id)
 LEFT JOIN LATERAL (
     SELECT d.id, d.available_at
     FROM outbox.messages_pending AS d

@@ -10,7 +10,7 @@
 -- The first column says whether the sessions of others are visible at all, which requires pg_read_all_stats. If that is
 -- all there is to say, there is one row in which the other columns are null.
 -- Index: none; these are views of shared memory.
-SELECT DISTINCT ON (h.kind) pg_has_role('pg_read_all_stats', 'USAGE'), h.kind, h.seconds, h.xid
+SELECT DISTINCT ON (h.kind) pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'), h.kind, h.seconds, h.xid
 FROM (
     SELECT NULL AS kind, NULL::float8 AS seconds, NULL AS xid, NULL::int AS transactions
     UNION ALL

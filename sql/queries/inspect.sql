@@ -16,43 +16,43 @@ SELECT
     ARRAY(
         SELECT r.what
         FROM (VALUES
-            ('SELECT on outbox.events', has_table_privilege(to_regclass('outbox.events'), 'SELECT')),
-            ('SELECT on outbox.messages', has_table_privilege(to_regclass('outbox.messages'), 'SELECT')),
-            ('SELECT on outbox.messages_pending', has_table_privilege(to_regclass('outbox.messages_pending'), 'SELECT')),
-            ('SELECT on outbox.messages_dead', has_table_privilege(to_regclass('outbox.messages_dead'), 'SELECT')),
-            ('SELECT on outbox.messages_scheduled', has_table_privilege(to_regclass('outbox.messages_scheduled'), 'SELECT')),
+            ('SELECT on outbox.events', pg_catalog.has_table_privilege(to_regclass('outbox.events'), 'SELECT')),
+            ('SELECT on outbox.messages', pg_catalog.has_table_privilege(to_regclass('outbox.messages'), 'SELECT')),
+            ('SELECT on outbox.messages_pending', pg_catalog.has_table_privilege(to_regclass('outbox.messages_pending'), 'SELECT')),
+            ('SELECT on outbox.messages_dead', pg_catalog.has_table_privilege(to_regclass('outbox.messages_dead'), 'SELECT')),
+            ('SELECT on outbox.messages_scheduled', pg_catalog.has_table_privilege(to_regclass('outbox.messages_scheduled'), 'SELECT')),
             ('EXECUTE on outbox.enqueue_due',
-                has_function_privilege(to_regprocedure('outbox.enqueue_due(text, bigint, bigint[])'), 'EXECUTE')),
-            ('UPDATE (status) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'status', 'UPDATE')),
-            ('UPDATE (attempts) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'attempts', 'UPDATE')),
+                pg_catalog.has_function_privilege(to_regprocedure('outbox.enqueue_due(text, bigint, bigint[])'), 'EXECUTE')),
+            ('UPDATE (status) on outbox.messages', pg_catalog.has_column_privilege(to_regclass('outbox.messages'), 'status', 'UPDATE')),
+            ('UPDATE (attempts) on outbox.messages', pg_catalog.has_column_privilege(to_regclass('outbox.messages'), 'attempts', 'UPDATE')),
             ('UPDATE (available_at) on outbox.messages',
-                has_column_privilege(to_regclass('outbox.messages'), 'available_at', 'UPDATE')),
+                pg_catalog.has_column_privilege(to_regclass('outbox.messages'), 'available_at', 'UPDATE')),
             ('UPDATE (delivered_at) on outbox.messages',
-                has_column_privilege(to_regclass('outbox.messages'), 'delivered_at', 'UPDATE')),
-            ('UPDATE (dead_at) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'dead_at', 'UPDATE')),
+                pg_catalog.has_column_privilege(to_regclass('outbox.messages'), 'delivered_at', 'UPDATE')),
+            ('UPDATE (dead_at) on outbox.messages', pg_catalog.has_column_privilege(to_regclass('outbox.messages'), 'dead_at', 'UPDATE')),
             ('UPDATE (sqs_message_id) on outbox.messages',
-                has_column_privilege(to_regclass('outbox.messages'), 'sqs_message_id', 'UPDATE')),
+                pg_catalog.has_column_privilege(to_regclass('outbox.messages'), 'sqs_message_id', 'UPDATE')),
             ('UPDATE (sqs_sequence_number) on outbox.messages',
-                has_column_privilege(to_regclass('outbox.messages'), 'sqs_sequence_number', 'UPDATE')),
-            ('UPDATE (last_error) on outbox.messages', has_column_privilege(to_regclass('outbox.messages'), 'last_error', 'UPDATE')),
-            ('DELETE on outbox.messages', has_table_privilege(to_regclass('outbox.messages'), 'DELETE')),
-            ('SELECT on outbox.lanes', has_table_privilege(to_regclass('outbox.lanes'), 'SELECT')),
-            ('INSERT on outbox.lanes', has_table_privilege(to_regclass('outbox.lanes'), 'INSERT')),
-            ('UPDATE (lane) on outbox.lanes', has_column_privilege(to_regclass('outbox.lanes'), 'lane', 'UPDATE')),
-            ('SELECT on outbox.pauses', has_table_privilege(to_regclass('outbox.pauses'), 'SELECT')),
-            ('SELECT on outbox.settings', has_table_privilege(to_regclass('outbox.settings'), 'SELECT')),
-            ('SELECT on outbox.destinations', has_table_privilege(to_regclass('outbox.destinations'), 'SELECT')),
-            ('SELECT on outbox.served', has_table_privilege(to_regclass('outbox.served'), 'SELECT')),
-            ('INSERT on outbox.served', has_table_privilege(to_regclass('outbox.served'), 'INSERT')),
-            ('UPDATE (seen_at) on outbox.served', has_column_privilege(to_regclass('outbox.served'), 'seen_at', 'UPDATE')),
-            ('SELECT on outbox.quarantine', has_table_privilege(to_regclass('outbox.quarantine'), 'SELECT')),
-            ('INSERT on outbox.quarantine', has_table_privilege(to_regclass('outbox.quarantine'), 'INSERT')),
-            ('UPDATE on outbox.quarantine', has_table_privilege(to_regclass('outbox.quarantine'), 'UPDATE')),
-            ('DELETE on outbox.quarantine', has_table_privilege(to_regclass('outbox.quarantine'), 'DELETE')),
+                pg_catalog.has_column_privilege(to_regclass('outbox.messages'), 'sqs_sequence_number', 'UPDATE')),
+            ('UPDATE (last_error) on outbox.messages', pg_catalog.has_column_privilege(to_regclass('outbox.messages'), 'last_error', 'UPDATE')),
+            ('DELETE on outbox.messages', pg_catalog.has_table_privilege(to_regclass('outbox.messages'), 'DELETE')),
+            ('SELECT on outbox.lanes', pg_catalog.has_table_privilege(to_regclass('outbox.lanes'), 'SELECT')),
+            ('INSERT on outbox.lanes', pg_catalog.has_table_privilege(to_regclass('outbox.lanes'), 'INSERT')),
+            ('UPDATE (lane) on outbox.lanes', pg_catalog.has_column_privilege(to_regclass('outbox.lanes'), 'lane', 'UPDATE')),
+            ('SELECT on outbox.pauses', pg_catalog.has_table_privilege(to_regclass('outbox.pauses'), 'SELECT')),
+            ('SELECT on outbox.settings', pg_catalog.has_table_privilege(to_regclass('outbox.settings'), 'SELECT')),
+            ('SELECT on outbox.destinations', pg_catalog.has_table_privilege(to_regclass('outbox.destinations'), 'SELECT')),
+            ('SELECT on outbox.served', pg_catalog.has_table_privilege(to_regclass('outbox.served'), 'SELECT')),
+            ('INSERT on outbox.served', pg_catalog.has_table_privilege(to_regclass('outbox.served'), 'INSERT')),
+            ('UPDATE (seen_at) on outbox.served', pg_catalog.has_column_privilege(to_regclass('outbox.served'), 'seen_at', 'UPDATE')),
+            ('SELECT on outbox.quarantine', pg_catalog.has_table_privilege(to_regclass('outbox.quarantine'), 'SELECT')),
+            ('INSERT on outbox.quarantine', pg_catalog.has_table_privilege(to_regclass('outbox.quarantine'), 'INSERT')),
+            ('UPDATE on outbox.quarantine', pg_catalog.has_table_privilege(to_regclass('outbox.quarantine'), 'UPDATE')),
+            ('DELETE on outbox.quarantine', pg_catalog.has_table_privilege(to_regclass('outbox.quarantine'), 'DELETE')),
             ('EXECUTE on outbox.read_event',
-                has_function_privilege(to_regprocedure('outbox.read_event(bigint, bigint)'), 'EXECUTE')),
-            ('SELECT on outbox.messages_id_seq', has_sequence_privilege(to_regclass('outbox.messages_id_seq'), 'SELECT')),
-            ('SELECT on outbox.audit_log_id_seq', has_sequence_privilege(to_regclass('outbox.audit_log_id_seq'), 'SELECT'))
+                pg_catalog.has_function_privilege(to_regprocedure('outbox.read_event(bigint, bigint)'), 'EXECUTE')),
+            ('SELECT on outbox.messages_id_seq', pg_catalog.has_sequence_privilege(to_regclass('outbox.messages_id_seq'), 'SELECT')),
+            ('SELECT on outbox.audit_log_id_seq', pg_catalog.has_sequence_privilege(to_regclass('outbox.audit_log_id_seq'), 'SELECT'))
         ) AS r (what, has)
         WHERE r.has IS NOT TRUE
     ) AS missing_rights,
@@ -64,19 +64,19 @@ SELECT
             ('messages_pending_deferred_groups'), ('messages_dead_groups'), ('lanes_pkey'), ('quarantine_pkey'),
             ('quarantine_groups'), ('messages_scheduled_pkey'), ('messages_scheduled_due'), ('messages_scheduled_events')
         ) AS w (name)
-        LEFT JOIN pg_class AS c ON c.relname = w.name AND c.relnamespace = 'outbox'::regnamespace
+        LEFT JOIN pg_class AS c ON c.relname = w.name AND c.relnamespace = 'outbox'::regnamespace::oid
         LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
         WHERE i.indisvalid IS NOT TRUE
         UNION ALL
         SELECT w.name
         FROM (VALUES ('messages_pending'), ('messages_scheduled'), ('messages_delivered'), ('messages_dead')) AS w (name)
-        LEFT JOIN pg_class AS c ON c.relname = w.name AND c.relnamespace = 'outbox'::regnamespace
+        LEFT JOIN pg_class AS c ON c.relname = w.name AND c.relnamespace = 'outbox'::regnamespace::oid
         WHERE c.relispartition IS NOT TRUE
     ) AS broken,
     ARRAY(
         SELECT c.relname::text
         FROM pg_class AS c
-        WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'r'
+        WHERE c.relnamespace = 'outbox'::regnamespace::oid AND c.relkind = 'r'
             AND EXISTS (
                 SELECT FROM pg_options_to_table(c.reloptions) AS o
                 WHERE o.option_name = 'autovacuum_enabled' AND NOT o.option_value::boolean

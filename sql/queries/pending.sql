@@ -10,7 +10,7 @@
 SELECT
     EXISTS (
         SELECT
-        FROM unnest($4::smallint[]) AS h (lane)
+        FROM pg_catalog.unnest($4::smallint[]) AS h (lane)
         CROSS JOIN LATERAL (
             SELECT
             FROM outbox.messages AS m
@@ -21,7 +21,7 @@ SELECT
     ) AS is_pending,
     EXISTS (
         SELECT
-        FROM unnest($4::smallint[]) AS h (lane)
+        FROM pg_catalog.unnest($4::smallint[]) AS h (lane)
         CROSS JOIN LATERAL (
             SELECT
             FROM outbox.messages_pending AS m
@@ -43,4 +43,4 @@ SELECT
             LIMIT 1
         ) AS first
     ) AS is_free,
-    extract(epoch FROM clock_timestamp() - statement_timestamp())::float8 * 1000 AS took
+    extract(epoch FROM clock_timestamp() - statement_timestamp())::float8 * 1000::float8 AS took

@@ -26,7 +26,7 @@ FROM (
     SELECT
         t.now, t.has_dead, t.has_quarantine,
         ARRAY[
-            t.next_xid, (extract(epoch FROM t.now) * 1000000)::bigint, t.is_claimed::integer, t.hides_events::integer, t.last_id
+            t.next_xid, (extract(epoch FROM t.now)::float8 * 1000000::float8)::bigint, t.is_claimed::integer, t.hides_events::integer, t.last_id
         ] AS said
     FROM (
         SELECT
@@ -36,7 +36,7 @@ FROM (
                 CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $10
                     THEN pg_xact_status($9::text::xid8) = 'in progress' END, false
             ) AS is_claimed,
-            row_security_active('outbox.events'::regclass) AS hides_events,
+            pg_catalog.row_security_active('outbox.events'::regclass) AS hides_events,
             (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
             $8 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead,
             EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine
@@ -58,7 +58,7 @@ CROSS JOIN LATERAL (
             p.*, e.event_id, e.event_type, e.stream_id, e.stream_version, e.payload, e.body, e.body_bytes, e.metadata,
             e.bytes, e.stored, e.form,
             sum(coalesce(e.stored, 0)) OVER times - coalesce(e.stored, 0) AS bytes_before,
-            lead(p.id) OVER times IS NOT NULL AS has_more
+            pg_catalog.lead(p.id) OVER times IS NOT NULL AS has_more
         FROM (
             SELECT u.*
             FROM (
@@ -119,8 +119,8 @@ CROSS JOIN LATERAL (
             SELECT
                 f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.body, f.body_bytes, f.metadata,
                 NULL::bigint AS bytes,
-                coalesce(pg_column_size(f.payload), pg_column_size(f.body), pg_column_size(f.body_bytes), 0)
-                    + pg_column_size(f.metadata) AS stored,
+                coalesce(pg_catalog.pg_column_size(f.payload), pg_catalog.pg_column_size(f.body), pg_catalog.pg_column_size(f.body_bytes), 0)
+                    + pg_catalog.pg_column_size(f.metadata) AS stored,
                 CASE WHEN f.payload IS NULL THEN CASE WHEN f.body IS NULL THEN 'base64' ELSE 'text' END END AS form
             FROM outbox.events AS f
             WHERE NOT $11 AND f.position = p.event_position

@@ -16,7 +16,7 @@ SELECT
         m.held_by, NULL, NULL, NULL,
         CASE
             WHEN m.available_at = 'infinity' THEN 9223372036854775807
-            WHEN m.available_at > m.now THEN (extract(epoch FROM m.available_at - m.now) * 1000)::bigint
+            WHEN m.available_at > m.now THEN (extract(epoch FROM m.available_at - m.now)::float8 * 1000::float8)::bigint
         END
     ] END AS holds,
     m.has_more,
@@ -45,7 +45,7 @@ FROM (
             SELECT
                 t.now, t.has_dead, t.has_quarantine,
                 ARRAY[
-                    0, (extract(epoch FROM t.now) * 1000000)::bigint, t.is_claimed::integer, t.hides_events::integer,
+                    0, (extract(epoch FROM t.now)::float8 * 1000000::float8)::bigint, t.is_claimed::integer, t.hides_events::integer,
                     t.last_id
                 ] AS said
             FROM (
@@ -55,7 +55,7 @@ FROM (
                         CASE WHEN extract(epoch FROM pg_postmaster_start_time())::text = $10
                             THEN pg_xact_status($9::text::xid8) = 'in progress' END, false
                     ) AS is_claimed,
-                    row_security_active('outbox.events'::regclass) AS hides_events,
+                    pg_catalog.row_security_active('outbox.events'::regclass) AS hides_events,
                     (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
                     $8 AND EXISTS (SELECT FROM outbox.messages_dead AS d WHERE d.destination = $1) AS has_dead,
                     EXISTS (SELECT FROM outbox.quarantine AS z WHERE z.destination = $1) AS has_quarantine
@@ -82,7 +82,7 @@ FROM (
                         )
                     ) END AS held_by,
                     sum(coalesce(e.stored, 0)) OVER ids - coalesce(e.stored, 0) AS bytes_before,
-                    lead(p.id) OVER ids IS NOT NULL AS has_more
+                    pg_catalog.lead(p.id) OVER ids IS NOT NULL AS has_more
                 FROM (
                     SELECT
                         q.lane, q.id, q.attempts, q.enqueued_at, q.group_id, q.event_position, q.sqs_sequence_number,
@@ -102,8 +102,8 @@ FROM (
                     SELECT
                         f.event_id, f.event_type, f.stream_id, f.stream_version, f.payload, f.body, f.body_bytes, f.metadata,
                         NULL::bigint AS bytes,
-                        coalesce(pg_column_size(f.payload), pg_column_size(f.body), pg_column_size(f.body_bytes), 0)
-                            + pg_column_size(f.metadata) AS stored,
+                        coalesce(pg_catalog.pg_column_size(f.payload), pg_catalog.pg_column_size(f.body), pg_catalog.pg_column_size(f.body_bytes), 0)
+                            + pg_catalog.pg_column_size(f.metadata) AS stored,
                         CASE WHEN f.payload IS NULL THEN CASE WHEN f.body IS NULL THEN 'base64' ELSE 'text' END END AS form
                     FROM outbox.events AS f
                     WHERE NOT $11 AND f.position = p.event_position

@@ -1,4 +1,4 @@
 -- Whether this role may list replays.
 --
 -- No parameters. Guarantees: one row.
-SELECT has_table_privilege('outbox.replays', 'SELECT')
+SELECT pg_catalog.has_table_privilege('outbox.replays', 'SELECT')

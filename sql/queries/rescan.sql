@@ -58,4 +58,4 @@ CROSS JOIN LATERAL (
     LIMIT $5
 ) AS p
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, NULL, extract(epoch FROM clock_timestamp() - statement_timestamp())::float8 * 1000
+SELECT NULL, NULL, NULL, NULL, NULL, extract(epoch FROM clock_timestamp() - statement_timestamp())::float8 * 1000::float8

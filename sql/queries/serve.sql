@@ -17,7 +17,7 @@ WITH held AS (
 )
 INSERT INTO outbox.served (destination, seen_at)
 SELECT n.name, clock_timestamp()
-FROM unnest($1::text[]) AS n (name)
+FROM pg_catalog.unnest($1::text[]) AS n (name)
 WHERE NOT EXISTS (SELECT FROM outbox.served AS s WHERE s.destination = n.name)
 ORDER BY n.name
 ON CONFLICT DO NOTHING

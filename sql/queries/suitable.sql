@@ -13,7 +13,7 @@ SELECT
         SELECT c.relname::text
         FROM pg_class AS c
         JOIN pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE n.nspname = 'outbox' AND c.relkind IN ('r', 'p') AND row_security_active(c.oid)
+        WHERE n.nspname = 'outbox' AND c.relkind IN ('r', 'p') AND pg_catalog.row_security_active(c.oid)
             AND c.relname IN (
                 'events', 'messages', 'messages_pending', 'messages_dead', 'messages_scheduled', 'lanes', 'quarantine', 'pauses', 'settings', 'migrations'
             )
@@ -22,8 +22,8 @@ SELECT
                     SELECT FROM pg_policy AS p
                     WHERE p.polrelid = c.oid AND p.polpermissive AND p.polcmd IN ('*', 'r')
                         AND pg_get_expr(p.polqual, p.polrelid) = 'true'
-                        AND (0 = ANY (p.polroles) OR EXISTS (
-                            SELECT FROM unnest(p.polroles) AS r (oid) WHERE r.oid <> 0 AND pg_has_role(r.oid, 'USAGE')
+                        AND (0::oid = ANY (p.polroles) OR EXISTS (
+                            SELECT FROM pg_catalog.unnest(p.polroles) AS r (oid) WHERE r.oid <> 0::oid AND pg_has_role(r.oid, 'USAGE')
                         ))
                 )
                 AND NOT EXISTS (SELECT FROM pg_policy AS p WHERE p.polrelid = c.oid AND NOT p.polpermissive)
@@ -40,6 +40,6 @@ SELECT
         )
         ORDER BY 1
     ) AS odd,
-    (extract(epoch FROM current_setting('idle_session_timeout', true)::interval) * 1000)::bigint AS idle_session_millis
+    (extract(epoch FROM current_setting('idle_session_timeout', true)::interval)::float8 * 1000::float8)::bigint AS idle_session_millis
 FROM pg_database AS d
 WHERE d.datname = current_database()

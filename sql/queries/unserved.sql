@@ -40,6 +40,7 @@ WITH RECURSIVE waiting (destination, count) AS (
     WHERE (
         SELECT true FROM outbox.messages_scheduled AS m
         WHERE m.destination = s.destination AND m.deliver_at <= now()
+        ORDER BY m.deliver_at
         LIMIT 1
     )
 )
@@ -63,6 +64,7 @@ CROSS JOIN LATERAL (
         (
             SELECT FROM outbox.messages_scheduled AS m
             WHERE m.destination = u.destination AND m.deliver_at <= now()
+            ORDER BY m.deliver_at
             LIMIT $3
         )
     ) AS waits

@@ -2,7 +2,7 @@
 -- types that are sent there.
 --
 -- $1 text[] served: the destinations of a relay. Guarantees: one row per destination.
-SELECT r.destination, array_agg(r.aggregatetype ORDER BY r.aggregatetype) AS aggregatetypes
+SELECT r.destination, pg_catalog.array_agg(r.aggregatetype ORDER BY r.aggregatetype) AS aggregatetypes
 FROM outbox.routes AS r
 WHERE r.destination <> ALL ($1)
 GROUP BY r.destination

@@ -11,7 +11,7 @@ SELECT
     (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox.messages_id_seq) AS last_id,
     (
         SELECT extract(epoch FROM greatest(max(d.available_at), '1970-01-01'))::float8
-        FROM unnest($1::text[]) AS h (destination)
+        FROM pg_catalog.unnest($1::text[]) AS h (destination)
         CROSS JOIN LATERAL (
             SELECT m.available_at
             FROM outbox.messages_pending AS m
@@ -21,12 +21,12 @@ SELECT
         ) AS d
     ) AS latest_due,
     coalesce(CASE
-        WHEN has_sequence_privilege('outbox.audit_log_id_seq', 'SELECT')
+        WHEN pg_catalog.has_sequence_privilege('outbox.audit_log_id_seq', 'SELECT')
         THEN pg_sequence_last_value('outbox.audit_log_id_seq'::regclass)
     END, 0) AS last_action,
     ARRAY(
         SELECT extract(epoch FROM d.deliver_at - clock_timestamp())::float8
-        FROM unnest($1::text[]) WITH ORDINALITY AS h (destination, n)
+        FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS h (destination, n)
         LEFT JOIN LATERAL (
             SELECT m.deliver_at
             FROM outbox.messages_scheduled AS m

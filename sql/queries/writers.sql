@@ -18,7 +18,7 @@ SELECT
             SELECT r.virtualtransaction
             FROM locks AS r
             WHERE r.locktype = 'relation' AND r.mode = 'RowExclusiveLock'
-                AND r.relation IN ('outbox.messages'::regclass, 'outbox.messages_pending'::regclass)
+                AND r.relation IN ('outbox.messages'::regclass::oid, 'outbox.messages_pending'::regclass::oid)
                 AND r.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
         )
     ) AS transaction_ids

@@ -27,7 +27,8 @@ pub enum Pending {
 
 impl Pending {
     /// Combines two parts of a destination: messages that can be sent outweigh held ones, and those outweigh nothing.
-    fn or(self, other: Self) -> Self {
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
         match (self, other) {
             (Self::Some, _) | (_, Self::Some) => Self::Some,
             (Self::OnlyHeld, _) | (_, Self::OnlyHeld) => Self::OnlyHeld,

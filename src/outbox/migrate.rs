@@ -112,8 +112,10 @@ const MIGRATE: &str = "migrate";
 /// look.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What a migration's transaction begins with, so that settings of the server or the role do not apply.
-const LIMITS: &str = "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = '600s'; \
+/// What a migration's transaction begins with, so that settings of the server or the role do not apply. Nor does a search
+/// path: whoever may create functions or operators in a schema on it would get the rights of whoever migrates, because one
+/// that fits the arguments better is preferred to PostgreSQL's own.
+const LIMITS: &str = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = '600s'; \
     SET LOCAL idle_in_transaction_session_timeout = '60s'";
 
 /// What follows once no other migration runs. It waits for a table only as long as writers may wait behind it. And it

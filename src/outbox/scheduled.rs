@@ -89,7 +89,11 @@ impl Outbox {
     }
 
     /// Whether a scheduled message of a destination is due, but for some.
-    async fn is_due(&self, destination: &str, passed_over: &[MessageId]) -> Result<bool, OutboxError> {
+    ///
+    /// # Errors
+    ///
+    /// When the statement fails.
+    pub async fn is_due(&self, destination: &str, passed_over: &[MessageId]) -> Result<bool, OutboxError> {
         const NAME: &str = "look for scheduled messages that are due";
         let ids: Vec<i64> = passed_over.iter().map(|id| id.0).collect();
         let parameters: [Parameter<'_>; 2] = [(&destination, Type::TEXT), (&ids, Type::INT8_ARRAY)];

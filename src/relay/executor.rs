@@ -243,10 +243,15 @@ impl std::fmt::Debug for Executor {
 
 /// Whether anything is left. The timer may not have come to what is due; what PostgreSQL refuses to make pending is held up.
 async fn pending(outbox: &Outbox, name: &str, order: Order) -> Result<Pending, OutboxError> {
-    let (refused, is_left) = outbox.enqueue_all_due(name).await?;
-    Ok(match outbox.pending(name, order).await? {
-        Pending::Nothing if is_left => Pending::Some,
-        Pending::Nothing if !refused.is_empty() => Pending::OnlyHeld,
-        pending => pending,
-    })
+    let due = match outbox.enqueue_all_due(name).await {
+        // Waiting does not help, and the timer says why.
+        Err(error) if error.is_denied() => {
+            if outbox.is_due(name, &[]).await? { Pending::OnlyHeld } else { Pending::Nothing }
+        }
+        Ok((_, true)) => Pending::Some,
+        Ok((refused, false)) if !refused.is_empty() => Pending::OnlyHeld,
+        Ok(_) => Pending::Nothing,
+        Err(error) => return Err(error),
+    };
+    Ok(outbox.pending(name, order).await?.or(due))
 }

@@ -278,6 +278,36 @@ async fn a_login_that_may_only_write_to_the_view_needs_no_right_on_the_tables_an
 }
 
 #[tokio::test]
+async fn functions_and_operators_of_a_login_do_not_make_the_view_show_rows_of_others() -> Result<()> {
+    let bed = routed().await?;
+    let database: String = bed.client.query_one("SELECT current_database()", &[]).await?.get(0);
+    let rights = format!(
+        "CREATE ROLE curious_of_{database} LOGIN PASSWORD '{PASSWORD}';
+        CREATE SCHEMA own AUTHORIZATION curious_of_{database};
+        GRANT USAGE ON SCHEMA outbox TO curious_of_{database};
+        GRANT SELECT, INSERT ON outbox.outboxevent TO curious_of_{database}"
+    );
+    bed.client.batch_execute(&rights).await?;
+    bed.client.batch_execute(&insert("Order", "secret")).await?;
+    let curious = connect(&bed.url().replace("//postgres:", &format!("//curious_of_{database}:"))).await?;
+    let in_front =
+        "CREATE FUNCTION own.pg_xact_status(xid8) RETURNS text LANGUAGE sql AS 'SELECT ''in progress''::text';
+        CREATE FUNCTION own.nothing(bigint, bigint) RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint';
+        CREATE OPERATOR own.& (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = own.nothing);
+        SET search_path = own, pg_catalog;
+        BEGIN";
+    curious.batch_execute(in_front).await?;
+    curious.batch_execute(&insert("Order", "1")).await?;
+    // Whoever sets this sees more of the own rows at most.
+    let all = "SELECT set_config('outbox.written_above', pg_current_xact_id()::text || ' 0', true)";
+    curious.batch_execute(all).await?;
+    let seen = "SELECT coalesce(string_agg(aggregateid, ' '), '') FROM outbox.outboxevent";
+    let seen: String = curious.query_one(seen, &[]).await?.get(0);
+    ensure!(seen == "1", "{seen}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_role_of_an_application_writes_through_the_view() -> Result<()> {
     let bed = routed().await?;
     // What PUBLIC may do by default is granted by the script as well.
