@@ -80,7 +80,7 @@ pub struct Metrics {
     /// Connections to PostgreSQL that this process may open.
     pub connections_max: IntGauge,
     connections: IntGaugeVec,
-    /// Pending messages of destinations that no running relay serves.
+    /// Messages, pending or scheduled and due, of destinations that no running relay serves.
     pub unserved: IntGauge,
     by_destination: ByDestination,
 }
@@ -209,7 +209,7 @@ impl Metrics {
             connections_max: new.gauge("database_connections_max", "Connections to PostgreSQL that may be open.")?,
             unserved: new.gauge(
                 "unserved_messages",
-                "Pending messages of destinations that no running relay serves, counted up to 100000 for each.",
+                "Messages, pending or scheduled and due, of destinations that no running relay serves, counted up to 100000 for each.",
             )?,
             registry: registry.clone(),
         };

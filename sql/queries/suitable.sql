@@ -15,7 +15,8 @@ SELECT
         JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname = 'outbox' AND c.relkind IN ('r', 'p') AND pg_catalog.row_security_active(c.oid)
             AND c.relname IN (
-                'events', 'messages', 'messages_pending', 'messages_dead', 'messages_scheduled', 'lanes', 'quarantine', 'pauses', 'settings', 'migrations'
+                'events', 'messages', 'messages_pending', 'messages_dead', 'messages_scheduled', 'lanes', 'quarantine', 'pauses',
+                'settings', 'migrations', 'destinations', 'served', 'routes', 'replays'
             )
             AND NOT (
                 EXISTS (

@@ -85,8 +85,8 @@ impl Outbox {
         self.execute("note what is served", &self.sql.serve, &[(&destinations, Type::TEXT_ARRAY)]).await.map(drop)
     }
 
-    /// Destinations with pending messages that no running relay serves, and how many messages each has, counted up to
-    /// [`COUNT_LIMIT`]; at most a hundred. The given ones are served.
+    /// Destinations with messages that are pending, or scheduled and due, and that no running relay serves, and how many
+    /// messages each has, counted up to [`COUNT_LIMIT`] of each kind; at most a hundred. The given ones are served.
     ///
     /// # Errors
     ///

@@ -246,7 +246,11 @@ async fn pending(outbox: &Outbox, name: &str, order: Order) -> Result<Pending, O
     let due = match outbox.enqueue_all_due(name).await {
         // Waiting does not help, and the timer says why.
         Err(error) if error.is_denied() => {
-            if outbox.is_due(name, &[]).await? { Pending::OnlyHeld } else { Pending::Nothing }
+            if outbox.is_due(name, &[]).await? {
+                Pending::OnlyHeld
+            } else {
+                Pending::Nothing
+            }
         }
         Ok((_, true)) => Pending::Some,
         Ok((refused, false)) if !refused.is_empty() => Pending::OnlyHeld,

@@ -224,6 +224,11 @@ async fn without_the_privilege_to_enqueue_them_until_empty_does_not_end_well() -
     let role = roles.relay.replacen("relay_of", "rights_of_relay", 1);
     bed.client.batch_execute(&format!("REVOKE EXECUTE ON FUNCTION outbox.enqueue_due FROM {role}")).await?;
     let denied = bed.relay().env("DATABASE_URL", &roles.relay_url).until_empty().await?;
-    ensure!(denied.code == Some(1) && denied.stderr.contains("messages are left"), "{:?} {}", denied.code, denied.stderr);
+    ensure!(
+        denied.code == Some(1) && denied.stderr.contains("messages are left"),
+        "{:?} {}",
+        denied.code,
+        denied.stderr
+    );
     Ok(())
 }

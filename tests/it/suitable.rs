@@ -76,7 +76,18 @@ async fn row_level_security_that_hides_rows_is_noticed_by_every_command() -> Res
     let roles = Roles::create(&bed).await?;
     bed.enqueue_many("tickets", 20, 5).await?;
     let relay = bed.relay().env("DATABASE_URL", &roles.relay_url);
-    for table in ["messages", "messages_pending", "events", "lanes", "quarantine", "messages_dead"] {
+    for table in [
+        "messages",
+        "messages_pending",
+        "events",
+        "lanes",
+        "quarantine",
+        "messages_dead",
+        "destinations",
+        "served",
+        "routes",
+        "replays",
+    ] {
         bed.client.batch_execute(&format!("ALTER TABLE outbox.{table} ENABLE ROW LEVEL SECURITY")).await?;
         let sentences = [&format!("outbox.{table} from {}", roles.relay), "CREATE POLICY relay"];
         ensure_refused(&relay, &[&["check"], &["run", "--until-empty"], &["status"]], &sentences).await?;
