@@ -24,7 +24,7 @@ use by_destination::ByDestination;
 use declare::Declare;
 pub use process::{LOG_LEVELS, ProcessMetrics, SPAN_STAGES};
 
-/// Content type of [`Metrics::render`]; Prometheus 3 refuses a scrape without one.
+/// Content type of [`render`]; Prometheus 3 refuses a scrape without one.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// From fractions of a millisecond, as with a local emulator, to the longest request timeout. The steps from 5 ms on

@@ -57,11 +57,16 @@ fn row(name: &str, summary: &Summary) -> Markup {
             }
             td role="cell" .what {
                 span .state .(summary.tone) { (summary.word) }
+                @if summary.serious > 0 {
+                    " " span .state .bad {
+                        (summary.serious) @if summary.serious == 1 { " problem" } @else { " problems" }
+                    }
+                }
                 span .reason {
                     (summary.destinations) @if summary.destinations == 1 { " destination" } @else { " destinations" }
                 }
                 @if let Some(first) = &summary.first {
-                    span .reason { (first) @if summary.serious > 1 { " (and " (summary.serious - 1) " more)" } }
+                    span .reason { (first) }
                 }
             }
             (number("Delivered a second", summary.per_second.map(words::rate)))
