@@ -292,13 +292,19 @@ fn twice(wanted: &[daemon::Wanted]) -> Option<String> {
     })
 }
 
-/// Brings the schema of every database up to date.
+/// Brings the schema of every database up to date, also after one where that failed.
 async fn migrate_all(flags: &Flags) -> Result<(), Failure> {
     install_logging(flags, drop)?;
+    let mut ended = Ok(());
     for flags in flags.each_database()? {
-        migrate(&flags).await?;
+        let failed = migrate(&flags).await;
+        if ended.is_ok() {
+            ended = failed;
+        } else if let Err(Failure::Failed(error)) = failed {
+            complain(&format!("{error:#}"));
+        }
     }
-    Ok(())
+    ended
 }
 
 async fn migrate(flags: &Flags) -> Result<(), Failure> {
@@ -322,8 +328,9 @@ async fn migrate(flags: &Flags) -> Result<(), Failure> {
 
 async fn healthcheck(flags: &Flags, ready: bool) -> Result<(), Failure> {
     let address = where_to_ask(flags)?;
-    let path = if ready { "/readyz" } else { "/livez" };
-    match http::ask(address, path).await {
+    let root = flags.chosen_database().map(|name| format!("/databases/{name}")).unwrap_or_default();
+    let path = format!("{root}/{}", if ready { "readyz" } else { "livez" });
+    match http::ask(address, &path).await {
         Ok((200, body)) => {
             say(&format!("{body}\n"));
             Ok(())

@@ -31,7 +31,7 @@ pub use database::Outcome;
 
 use crate::clock::Time;
 use crate::config::RelayConfig;
-use crate::files::{self, TooFew};
+use crate::files;
 use crate::http;
 use crate::metrics::{Metrics, ProcessMetrics};
 use crate::relay::{MemoryBudget, RunSummary, Until};
@@ -68,7 +68,7 @@ pub async fn run(databases: Vec<Wanted>, until: Until, metrics: ProcessMetrics) 
     let common = databases.first().map(|database| database.config.clone()).context("there is no database")?;
     let metrics = Arc::new(metrics);
     let (spans, exporter) = Spans::new(common.traces.as_ref(), &metrics).map_err(anyhow::Error::msg)?;
-    let memory = MemoryBudget::new(common.memory_for_messages());
+    let memory = MemoryBudget::new(common.memory_for_messages(databases.len()));
     let started = Time::now();
     let (mut sites, mut prepared) = (Vec::new(), Vec::new());
     for Wanted { config, settings } in databases {
@@ -90,7 +90,7 @@ pub async fn run(databases: Vec<Wanted>, until: Until, metrics: ProcessMetrics) 
     let drained_since = AbortOnDropHandle::new(tokio::spawn(noted(shutdown.drain.clone())));
     let exporting = exporter.start();
     let outcome = tokio::select! {
-        outcome = serve(prepared, &shutdown) => outcome,
+        outcome = serve(prepared, until, &shutdown) => outcome,
         // None of these ends on its own while databases are served.
         ended = &mut signals => Err(anyhow::anyhow!("signals cannot be received: {ended:?}")),
         ended = &mut server => Err(anyhow::anyhow!("the HTTP server ended: {ended:?}")),
@@ -112,8 +112,8 @@ fn span_of(config: &RelayConfig) -> Span {
     name.map_or_else(Span::none, |name| tracing::error_span!("outbox", database = name))
 }
 
-/// Serves all databases. When one fails, the others finish what is in flight.
-async fn serve(prepared: Vec<Prepared>, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
+/// Serves all databases. When one fails, the others finish what is in flight, or become empty if that is what they run for.
+async fn serve(prepared: Vec<Prepared>, until: Until, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
     let serving = prepared.into_iter().map(|Prepared { setup, assembly, shown, span }| {
         async move { database::serve(&setup, assembly, shown, shutdown).await }.instrument(span)
     });
@@ -122,7 +122,19 @@ async fn serve(prepared: Vec<Prepared>, shutdown: &Shutdown) -> anyhow::Result<O
     while let Some(ended) = serving.next().await {
         match ended {
             Ok(Outcome::Done(summary)) => total = database::both(total, summary),
-            Ok(Outcome::Aborted) => is_aborted = true,
+            Ok(Outcome::Aborted) => {
+                is_aborted = true;
+                // It gave up on its own: a part of it has crashed, and another part did not end in time.
+                if !shutdown.drain.is_cancelled() {
+                    tracing::error!("a database is served no more, so the process ends");
+                    shutdown.drain.cancel();
+                }
+            }
+            // The others are emptied all the same.
+            Err(error) if until == Until::Empty && !serving.is_empty() => {
+                tracing::error!("a database is served no more: {error:#}");
+                failure.get_or_insert(error);
+            }
             Err(error) => {
                 if !serving.is_empty() {
                     tracing::error!("a database is served no more, so the process ends: {error:#}");
@@ -183,18 +195,7 @@ fn announce(prepared: &[Prepared], listener: &TcpListener) {
             );
         });
     }
-    say_if_too_few_files(prepared.iter().map(|one| &one.setup.config));
-}
-
-/// Warns if the requests to these destinations may need more files than may be open.
-fn say_if_too_few_files<'a>(databases: impl IntoIterator<Item = &'a RelayConfig>) {
-    if let Err(TooFew { may_open, needed }) = files::raise_limit(databases) {
-        tracing::warn!(
-            may_open,
-            needed,
-            "too few files may be open at a time; raise the limit (ulimit -n, LimitNOFILE), or lower OUTBOX_RELAY_MAX_IN_FLIGHT"
-        );
-    }
+    files::raise_limit(prepared.iter().map(|one| &one.setup.config));
 }
 
 fn names(config: &RelayConfig) -> String {

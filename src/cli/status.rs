@@ -95,13 +95,10 @@ pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
     outbox.check_schema().await?;
     let address = where_to_ask(flags)?;
     // A relay with several databases has a page for each.
-    let page = match &database.name {
-        Some(name) => format!("/databases/{name}/status.json"),
-        None => "/status.json".to_owned(),
-    };
+    let root = database.name.as_ref().map(|name| format!("/databases/{name}")).unwrap_or_default();
     let mut floors = HashMap::new();
     loop {
-        let seen = look(&outbox, &mut floors, (address, &page)).await;
+        let seen = look(&outbox, &mut floors, (address, &root)).await;
         if status.watch {
             // A failover is one of the things to watch, so this continues.
             let text = seen.as_ref().map_or_else(|error| format!("{error}; looking again\n"), as_text);
@@ -119,7 +116,7 @@ pub(super) async fn run(flags: &Flags, status: &Status) -> Result<(), Failure> {
 async fn look(
     outbox: &Outbox,
     floors: &mut HashMap<String, Floors>,
-    (address, page): (SocketAddr, &str),
+    (address, root): (SocketAddr, &str),
 ) -> Result<Seen, OutboxError> {
     let lines = measure(outbox, floors).await?;
     let relays = outbox.relays().await?;
@@ -128,8 +125,10 @@ async fn look(
         Err(error) if error.is_denied() => Vec::new(),
         replays => replays?,
     };
-    let here = http::ask(address, "/readyz").await.ok();
-    let page = if here.is_some() { http::ask(address, page).await.ok() } else { None };
+    let here = http::ask(address, &format!("{root}/readyz")).await.ok();
+    // A relay that does not serve this database has no page for it.
+    let here = here.filter(|(status, _)| *status != 404);
+    let page = if here.is_some() { http::ask(address, &format!("{root}/status.json")).await.ok() } else { None };
     let page = page.filter(|(status, _)| *status == 200).map(|(_, text)| Page::read(&text)).unwrap_or_default();
     // Another outbox of the database may have destinations of the same names.
     let (here, elsewhere, told) = match page.schema {

@@ -47,9 +47,9 @@ impl Flags {
         Ok(names.iter().map(|name| self.clone().with(DATABASE.info.name, name)).collect())
     }
 
-    /// The chosen database of `DATABASE_URLS_FILE`.
+    /// The chosen database of `DATABASE_URLS_FILE`, if that may be a name.
     pub fn chosen_database(&self) -> Option<&str> {
-        self.text(&DATABASE.info)
+        self.text(&DATABASE.info).filter(|name| database::is_name(name))
     }
 
     /// The text that was given for a setting, if any.

@@ -26,6 +26,9 @@ const LEAST: u64 = 8 * MIB;
 /// The most memory for messages: no setting needs more.
 const MOST: u64 = 1024 * MIB;
 
+/// What each further database of a process needs beside messages (docs/limits.md).
+pub(super) const OF_A_DATABASE: u64 = 10 * MIB;
+
 /// Bytes of messages that may be in memory if the process may use `process` bytes.
 pub(super) fn for_messages(process: u64) -> usize {
     let share = process.saturating_sub(BASE) / SHARE.1 * SHARE.0;

@@ -116,10 +116,11 @@ pub struct RelayConfig {
 }
 
 impl RelayConfig {
-    /// Bytes of messages that all destinations together may have in memory.
-    pub fn memory_for_messages(&self) -> usize {
+    /// Bytes of messages that all destinations together, of this number of databases, may have in memory.
+    pub fn memory_for_messages(&self, databases: usize) -> usize {
         let spans = self.traces.as_ref().map_or(0, |traces| traces.batching.memory());
-        memory::for_messages(self.memory.saturating_sub(spans as u64))
+        let others = memory::OF_A_DATABASE * databases.saturating_sub(1) as u64;
+        memory::for_messages(self.memory.saturating_sub(spans as u64 + others))
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::say_if_too_few_files;
 use super::table::{Source, Table};
 use crate::board::Board;
 use crate::clock::Time;
 use crate::config::{ConfiguredDestinations, RelayConfig, Shown as Setting};
+use crate::files;
 use crate::health::{Dependency, Expectation, Health, Heartbeat};
 use crate::http::Shown;
 use crate::janitor::{Janitor, Served};
@@ -77,7 +77,7 @@ pub(super) async fn assemble(setup: &Setup, table: Option<ConfiguredDestinations
     let (config, publishers, unusable) = connect(config, follows_the_table).await?;
     if table.is_some() {
         // The start could not know them.
-        say_if_too_few_files([&config]);
+        files::raise_limit([&config]);
     }
     let database = health.dependency("database", Expectation::Answered);
     let outbox = Outbox::new(&config.database, connections(config.destinations.len()))?;

@@ -60,6 +60,13 @@ impl Source {
     }
 }
 
+/// Whoever stops to wait for a change stops the loop.
+impl Drop for Table {
+    fn drop(&mut self) {
+        self.heartbeat.finish();
+    }
+}
+
 impl Table {
     async fn changed(mut self) -> Result<ConfiguredDestinations, OutboxError> {
         let began_at = Instant::now();
@@ -69,7 +76,6 @@ impl Table {
                 Ok(now) => {
                     self.answered();
                     if let Some(now) = self.compared(now) {
-                        self.heartbeat.finish();
                         return Ok(now);
                     }
                 }

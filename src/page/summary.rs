@@ -24,6 +24,7 @@ pub(super) struct Summary {
 impl Summary {
     pub(super) fn of(view: &View) -> Self {
         let rows = || view.rows.iter();
+        let is_measured = view.database.measured.is_some();
         let serious = || view.problems.iter().filter(|problem| problem.severity != Severity::Note);
         let first = serious().next().map(|problem| match &problem.about {
             Some(about) => format!("{about}: {}", problem.text),
@@ -35,8 +36,8 @@ impl Summary {
             tone: view.database.tone,
             destinations: view.rows.len() + view.more_rows,
             per_second: rows().map(|row| row.per_second).sum(),
-            pending: rows().map(|row| row.pending).sum(),
-            dead: rows().map(|row| row.dead).sum(),
+            pending: is_measured.then(|| rows().map(|row| row.pending).sum()).flatten(),
+            dead: is_measured.then(|| rows().map(|row| row.dead).sum()).flatten(),
             lag: rows().filter_map(|row| row.lag).reduce(f64::max),
             serious: serious().count(),
             first,

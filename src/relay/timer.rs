@@ -19,6 +19,9 @@ pub(super) type NextDue = Vec<Option<Instant>>;
 /// First and longest pause after a statement that failed, or found only messages that somebody has locked.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// The longest pause while the earliest messages that are due cannot be taken: others may fall due behind them.
+const HIDDEN_PAUSE: Duration = Duration::from_millis(500);
+
 /// How long to wait for the poller to tell what is due next.
 const AFTER_SUCCESS: Duration = Duration::from_millis(20);
 
@@ -120,17 +123,22 @@ impl Scheduled {
         }
         match answer {
             Ok(Enqueued { refused: Some((id, error)), .. }) => {
+                let has_place = error.is_about_a_row() && self.passed_over.len() < MOST_REFUSED;
+                // Without a place for it, all wait.
+                self.is_logged &= has_place;
                 self.say(&error);
-                // Without a place for it, all wait; the log says why.
-                if error.is_about_a_row() && self.passed_over.len() < MOST_REFUSED {
+                if has_place {
+                    if self.passed_over.is_empty() {
+                        self.pass_until = now + TRY_AGAIN;
+                    }
                     self.passed_over.push(id);
-                    self.pass_until = now + TRY_AGAIN;
                     self.not_before = now;
                 } else {
-                    self.back_off(now);
+                    self.back_off(now, PAUSE.1);
                 }
             }
-            Ok(Enqueued { messages: 0, .. }) => self.back_off(now),
+            // Those that are passed over or locked hide from the poller when the next one falls due.
+            Ok(Enqueued { messages: 0, .. }) => self.back_off(now, HIDDEN_PAUSE),
             Ok(Enqueued { messages, .. }) => {
                 self.is_logged &= !self.passed_over.is_empty();
                 self.pause = PAUSE.0;
@@ -144,7 +152,7 @@ impl Scheduled {
                     self.most /= 2;
                     self.not_before = now;
                 } else {
-                    self.back_off(now);
+                    self.back_off(now, PAUSE.1);
                 }
             }
         }
@@ -166,9 +174,10 @@ impl Scheduled {
         self.not_before = now;
     }
 
-    fn back_off(&mut self, now: Instant) {
+    fn back_off(&mut self, now: Instant, longest: Duration) {
+        self.pause = self.pause.min(longest);
         self.not_before = now + self.pause;
-        self.pause = (self.pause * 2).min(PAUSE.1);
+        self.pause = (self.pause * 2).min(longest);
     }
 }
 
@@ -228,7 +237,7 @@ mod tests {
         for _ in 0..10 {
             scheduled.apply(enqueued(0), start);
         }
-        assert_eq!(scheduled.not_before, start + PAUSE.1);
+        assert_eq!(scheduled.not_before, start + HIDDEN_PAUSE, "others may fall due behind what is locked");
         scheduled.rest(start);
         assert_eq!(scheduled.not_before, start, "the next one is sent in time");
         scheduled.apply(enqueued(MOST_DUE), start);

@@ -7,6 +7,7 @@
 mod conninfo;
 mod keywords;
 mod options;
+mod secret_file;
 mod servers;
 mod several;
 mod sources;
@@ -20,7 +21,7 @@ use super::problems::Problems;
 use crate::schema::Schema;
 
 pub use servers::{Host, Server};
-pub(super) use several::names;
+pub(super) use several::{is_name, names};
 pub use sources::ShownParameter;
 pub use tls::{ClientCertificate, Negotiation, Roots, TlsConfig, TlsMode, TlsVersion};
 

@@ -2,7 +2,7 @@
 
 use super::conninfo;
 use super::keywords::Parameters;
-use super::sources::from_file;
+use super::secret_file::from_file;
 use crate::schema::Schema;
 
 /// The longest name; it is a label of metrics and a part of a path.
@@ -30,12 +30,17 @@ pub(in crate::config) fn names(path: &str) -> Result<Vec<String>, String> {
     Ok(read(path)?.into_iter().map(|line| line.name).collect())
 }
 
-/// The chosen line, or the only one.
+/// The chosen line, or the only one. If it is chosen, mistakes in other lines do not matter: they are those of other databases.
 ///
 /// # Errors
 ///
 /// One sentence, with the names if one has to be chosen.
 pub(super) fn chosen(path: &str, name: Option<&str>) -> Result<Line, String> {
+    if let Some(name) = name
+        && let Some(found) = of_name(&from_file("DATABASE_URLS_FILE", path)?, name)
+    {
+        return found.map_err(|problem| format!("DATABASE_URLS_FILE={path:?}: {problem}"));
+    }
     let mut lines = read(path)?;
     let names: Vec<&str> = lines.iter().map(|line| line.name.as_str()).collect();
     let names = names.join(", ");
@@ -79,11 +84,22 @@ fn parse(text: &str) -> Result<Vec<Line>, String> {
     if lines.is_empty() { Err(format!(" names no database; {FORM}")) } else { Ok(lines) }
 }
 
+/// The first line that begins with this name.
+fn of_name(text: &str, name: &str) -> Option<Result<Line, String>> {
+    let is_it = |text: &&str| text.strip_prefix(name).is_some_and(|rest| rest.starts_with([';', ' ', '\t']));
+    text.lines().map(str::trim).find(is_it).map(line)
+}
+
+/// Whether a database may have this name.
+pub(in crate::config) fn is_name(text: &str) -> bool {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    !text.is_empty() && text.len() <= MOST_CHARACTERS && text.chars().all(is_allowed)
+}
+
 fn line(text: &str) -> Result<Line, String> {
     let (head, string) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
     let (name, options) = head.split_once(';').map_or((head, None), |(name, options)| (name, Some(options)));
-    let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    if !name.chars().all(is_allowed) || name.is_empty() || name.len() > MOST_CHARACTERS {
+    if !is_name(name) {
         return Err(format!(
             "the name (not shown) is not 1 to {MOST_CHARACTERS} of the characters A-Z a-z 0-9 _ -; {FORM}"
         ));
@@ -91,7 +107,9 @@ fn line(text: &str) -> Result<Line, String> {
     let schema = match options.map(|option| option.split_once('=')) {
         None => None,
         Some(Some(("schema", schema))) => {
-            Some(Schema::parse(schema).map_err(|problem| format!("schema={schema:?} of {name} is not {problem}"))?)
+            let is_plain = schema.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            let shown = if is_plain { format!("{schema:?}") } else { "(not shown)".to_owned() };
+            Some(Schema::parse(schema).map_err(|problem| format!("schema={shown} of {name} is not {problem}"))?)
         }
         Some(_) => return Err(format!("{name} has an option that is not known; the only one is ;schema=SCHEMA")),
     };
@@ -124,6 +142,13 @@ mod tests {
     }
 
     #[test]
+    fn a_chosen_line_is_found_whatever_the_others_are() {
+        let text = "orders-2 postgres://h/x\nbilling nonsense\norders postgres://h/d\n";
+        assert_eq!(of_name(text, "orders").unwrap().unwrap().parameters["dbname"], "d");
+        assert!(of_name(text, "billing").unwrap().is_err() && of_name(text, "stock").is_none());
+    }
+
+    #[test]
     fn a_mistake_has_the_number_of_its_line_and_no_secret() {
         let table = [
             ("", "names no database"),
@@ -134,6 +159,7 @@ mod tests {
             ("a", "a has no connection string"),
             ("a;role=x postgres://app:hunter2@h/d", "the only one is ;schema="),
             ("a;schema=My postgres://app:hunter2@h/d", "schema=\"My\" of a is not "),
+            ("a;schema=b;postgres://app:hunter2@h/d", "schema=(not shown) of a is not "),
             ("a postgres://app:hunter2@[h/d", ", line 1: the connection string of a "),
         ];
         for (text, expected) in table {

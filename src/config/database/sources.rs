@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::keywords::{self, Parameters};
+use super::secret_file::from_file;
 use super::{DatabaseAuth, conninfo, options, several};
 use crate::config::setting::present;
 use crate::schema::Schema;
@@ -82,6 +83,9 @@ impl Gathered {
     fn add_string(&mut self, given: &Given) -> Result<bool, String> {
         let (url, file) = (present(given.url.as_deref()), present(given.file.as_deref()));
         let (urls_file, chosen) = (present(given.urls_file.as_deref()), present(given.chosen.as_deref()));
+        if chosen.is_some_and(|chosen| !several::is_name(chosen)) {
+            return Err("OUTBOX_RELAY_DATABASE (not shown) is not a name; use one of DATABASE_URLS_FILE, or DATABASE_URL for a URL".to_owned());
+        }
         if let (Some(chosen), None) = (chosen, urls_file) {
             return Err(format!(
                 "OUTBOX_RELAY_DATABASE={chosen:?} names a line of DATABASE_URLS_FILE, which is not set; set it, or leave the name out"
@@ -172,19 +176,6 @@ pub(super) fn gather(given: &Given) -> Result<Gathered, String> {
         return Err("DATABASE_URL is not set (nor DATABASE_URL_FILE, PGHOST or PGSERVICE); set it to postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned());
     }
     Ok(gathered)
-}
-
-/// The text of the file that a variable names.
-pub(super) fn from_file(variable: &str, path: &str) -> Result<String, String> {
-    if path.contains("://") {
-        return Err(format!("{variable} holds a URL (not shown); name a file, or give the URL as DATABASE_URL"));
-    }
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| format!("{variable}={path:?} cannot be read: {error}; check the path and its permissions"))?;
-    match text.trim() {
-        "" => Err(format!("{variable}={path:?} is empty; {}", conninfo::USE)),
-        url => Ok(url.to_owned()),
-    }
 }
 
 /// The values of a service: in the user's service file, else in the system's.

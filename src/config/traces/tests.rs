@@ -133,10 +133,10 @@ fn spans_take_their_memory_from_the_messages() {
         .with("memory", "160MiB");
     let mut config = flags.relay().unwrap();
     config.traces = None;
-    let without = config.memory_for_messages();
+    let without = config.memory_for_messages(1);
     config.traces = Some(good(&[ENDPOINT]));
     // Six tenths of 12 MiB.
-    assert_eq!((without - config.memory_for_messages()) >> 20, 7);
+    assert_eq!((without - config.memory_for_messages(1)) >> 20, 7);
 }
 
 /// Variables with values that they must refuse.
