@@ -14,7 +14,7 @@ use outbox_relay::reading::{Range, Rescan};
 
 use support::postgres::{Cluster, Options};
 use support::test_bed::{TestBed, enqueue, enqueue_range, ensure_each_once, numbers};
-use support::{chosen_major, eventually};
+use support::{chosen_major, eventually, eventually_within_minutes};
 
 const READ: &str = include_str!("../../sql/queries/read.sql");
 const READ_GROUPS: &str = include_str!("../../sql/queries/read_groups.sql");
