@@ -207,3 +207,33 @@ async fn a_file_that_cannot_be_used_is_refused_without_a_secret() -> Result<()> 
     );
     Ok(())
 }
+
+/// A line for a database that is there, after one for a role that the server does not know.
+fn with_a_bad_one(folder: &Path, good: &TestBed) -> Result<Command> {
+    let path = folder.join("databases");
+    let (server, _) = good.relay_url().rsplit_once('/').context("no database")?;
+    let bad = format!("{}/elsewhere", server.replacen("//postgres:", "//nobody_of_this_name:", 1));
+    std::fs::write(&path, format!("bad {bad}\ngood {}\n", good.relay_url()))?;
+    Ok(good.relay().without("DATABASE_URL").env(FILE, path.to_string_lossy()))
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_emptied_does_not_keep_the_others_from_it() -> Result<()> {
+    let bed = TestBed::new().await?;
+    let queue = bed.standard("audit").await?;
+    bed.enqueue_many("audit", 2000, 0).await?;
+    let folder = tempfile::tempdir()?;
+    let ended = with_a_bad_one(folder.path(), &bed)?.until_empty().await?;
+    ensure!(ended.code == Some(1) && ended.stderr.contains("nobody_of_this_name"), "{:?} {}", ended.code, ended.stderr);
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 2000)
+}
+
+#[tokio::test]
+async fn migrate_goes_on_after_a_database_that_fails() -> Result<()> {
+    let bed = TestBed::empty().await?;
+    let folder = tempfile::tempdir()?;
+    let ended = with_a_bad_one(folder.path(), &bed)?.output(&["migrate"]).await?;
+    ensure!(ended.code == Some(1) && ended.stderr.contains("nobody_of_this_name"), "{:?} {}", ended.code, ended.stderr);
+    ensure!(ended.stdout.contains("applied migration 1 "), "{}", ended.stdout);
+    Ok(())
+}

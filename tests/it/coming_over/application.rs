@@ -93,7 +93,7 @@ impl OldWay {
         work.spawn(async move {
             while !stop.load(Ordering::Relaxed) {
                 step().await?;
-                // The pace of the old way; there is no state to wait for.
+                // Time is the subject: this is the pace of the old way.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             Ok(())
