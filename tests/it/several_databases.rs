@@ -2,12 +2,14 @@
 //! about it names it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use support::chosen_major;
 use support::postgres::{Cluster, Options, StopMode};
+use support::proxy::{Fault, Rule};
 use support::relay::Command;
 use support::test_bed::{TestBed, enqueue_range, ensure_each_once, numbers};
 
@@ -220,12 +222,16 @@ fn with_a_bad_one(folder: &Path, good: &TestBed) -> Result<Command> {
 #[tokio::test]
 async fn a_database_that_cannot_be_emptied_does_not_keep_the_others_from_it() -> Result<()> {
     let bed = TestBed::new().await?;
+    let proxy = bed.proxy().await?;
+    // Long after the other one has failed, messages are left.
+    proxy.script([Rule::new(Fault::Delay(Duration::from_millis(200)))]);
     let queue = bed.standard("audit").await?;
-    bed.enqueue_many("audit", 2000, 0).await?;
+    bed.enqueue_many("audit", 200, 0).await?;
     let folder = tempfile::tempdir()?;
-    let ended = with_a_bad_one(folder.path(), &bed)?.until_empty().await?;
+    let slow = with_a_bad_one(folder.path(), &bed)?.env("OUTBOX_RELAY_MAX_IN_FLIGHT", "1");
+    let ended = slow.until_empty().await?;
     ensure!(ended.code == Some(1) && ended.stderr.contains("nobody_of_this_name"), "{:?} {}", ended.code, ended.stderr);
-    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 2000)
+    ensure_each_once(numbers(&bed.queues.contents(&queue).await?)?, 200)
 }
 
 #[tokio::test]
