@@ -8,35 +8,18 @@ here=$(cd "$(dirname "$0")" && pwd)
 [ $# -gt 0 ] || set -- 1 2 4 8
 relay=${RELAY:-$here/../../target/release/outbox-relay}
 [ -x "$relay" ] || { echo "$(basename "$0"): there is no $relay: run make build, or set RELAY" >&2; exit 1; }
-bin=$(sh "$here/postgres.sh")
+. "$here/private-postgres.sh"
 data=$(mktemp -d)
 chmod 755 "$data"
 finish() {
-    [ ! -f "$data/pg/postmaster.pid" ] || kill -INT "$(head -n 1 "$data/pg/postmaster.pid")"
+    stop_postgres "$data"
     wait
     rm -rf "$data"
 }
 trap finish EXIT
 trap 'exit 1' HUP INT TERM
-
-# PostgreSQL refuses to run as root.
-as=
-if [ "$(id -u)" = 0 ]; then
-    account=nobody
-    ! id postgres >/dev/null 2>&1 || account=postgres
-    as="setpriv --reuid=$account --regid=$account --clear-groups"
-    install -d -o "$account" "$data/pg"
-fi
-port=$(node -e 's=require("net").createServer().listen(0,"127.0.0.1",()=>{console.log(s.address().port);s.close()})')
-$as "$bin/initdb" -D "$data/pg" -A trust -U relay -E UTF8 >"$data/log" 2>&1
-$as "$bin/postgres" -D "$data/pg" -p "$port" -k "$data/pg" -c listen_addresses=127.0.0.1 -c fsync=off >>"$data/log" 2>&1 &
+start_postgres "$data"
 sql() { psql -XqAt "postgres://relay@127.0.0.1:$port/postgres" -c "$1"; }
-tries=0
-until sql '' 2>/dev/null; do
-    tries=$((tries + 1))
-    [ "$tries" -lt 300 ] || { cat "$data/log" >&2; exit 1; }
-    sleep 0.1
-done
 
 export OUTBOX_RELAY_DESTINATIONS=audit=https://sqs.us-east-1.amazonaws.com/111122223333/audit AWS_REGION=us-east-1 \
     AWS_ACCESS_KEY_ID=demo AWS_SECRET_ACCESS_KEY=demo OUTBOX_RELAY_HTTP_LISTEN=127.0.0.1:0 RUST_LOG=warn \

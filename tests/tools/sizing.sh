@@ -9,7 +9,7 @@ messages=${1:-20000}
 bytes=${2:-450}
 relay=${RELAY:-$here/../../target/release/outbox-relay}
 [ -x "$relay" ] || { echo "$(basename "$0"): there is no $relay: run make build, or set RELAY" >&2; exit 1; }
-bin=$(sh "$here/postgres.sh")
+. "$here/private-postgres.sh"
 cli=$(sh "$here/emulator.sh")
 
 data=$(mktemp -d)
@@ -17,32 +17,20 @@ chmod 755 "$data"
 mkfifo "$data/leash"
 finish() {
     exec 3>&- # The emulator ends with its standard input.
-    [ ! -f "$data/pg/postmaster.pid" ] || kill -INT "$(head -n 1 "$data/pg/postmaster.pid")"
+    stop_postgres "$data"
     wait
     rm -rf "$data"
 }
 trap finish EXIT
 trap 'exit 1' HUP INT TERM
 
-# PostgreSQL refuses to run as root.
-as=
-if [ "$(id -u)" = 0 ]; then
-    account=nobody
-    ! id postgres >/dev/null 2>&1 || account=postgres
-    as="setpriv --reuid=$account --regid=$account --clear-groups"
-    install -d -o "$account" "$data/pg"
-fi
-free_port() { node -e 's=require("net").createServer().listen(0,"127.0.0.1",()=>{console.log(s.address().port);s.close()})'; }
-port=$(free_port)
-$as "$bin/initdb" -D "$data/pg" -A trust -U relay -E UTF8 >"$data/log" 2>&1
-$as "$bin/postgres" -D "$data/pg" -p "$port" -k "$data/pg" -c listen_addresses=127.0.0.1 -c fsync=off \
-    -c full_page_writes=off -c autovacuum=off >>"$data/log" 2>&1 &
+start_postgres "$data" -c full_page_writes=off -c autovacuum=off
 node "$here/emulator/serve.mjs" "$cli" <"$data/leash" >"$data/sqs" &
 exec 3>"$data/leash"
 tries=0
-until psql -XqAt "postgres://relay@127.0.0.1:$port/postgres" -c '' 2>/dev/null && [ -s "$data/sqs" ]; do
+until [ -s "$data/sqs" ]; do
     tries=$((tries + 1))
-    [ "$tries" -lt 300 ] || { cat "$data/log" >&2; exit 1; }
+    [ "$tries" -lt 300 ] || { echo "$(basename "$0"): the emulator does not answer" >&2; exit 1; }
     sleep 0.1
 done
 
